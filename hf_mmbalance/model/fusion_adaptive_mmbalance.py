@@ -1,4 +1,4 @@
-"""The adaptive fusion head: calibrated log-probabilities under class-level weights that follow each modality's worth."""
+"""The adaptive fusion head: calibrated log-probabilities under class-level weights that follow capability."""
 
 import math
 
@@ -20,10 +20,10 @@ class AdaptiveFusion(FusionHead):
 
     With \\(\ell_m = \mathrm{logsoftmax}(z_m)\\):
 
-    - calibration: \\(\hat z_m = \mathrm{logsoftmax}(g_m(\ell_m) / T_m)\\), where g is the identity (`"temperature"`; Guo et
-      al., 2017), a scale and bias a class (`"vector"`) or a full map (`"dirichlet"`; Kull et al., 2019);
-    - share: softmax over the modalities present of \\(\alpha_{m,c} + (G s(x))_{m,c}\\), where s is detached evidence of
-      every modality (see [`evidence`]) and G is 0 with `gate="none"`;
+    - calibration: \\(\hat z_m = \mathrm{logsoftmax}(g_m(\ell_m) / T_m)\\), where g is the identity (`"temperature"`;
+      Guo et al., 2017), a scale and bias a class (`"vector"`) or a full map (`"dirichlet"`; Kull et al., 2019);
+    - share: softmax over the modalities present of \\(\alpha_{m,c} + (G s(x))_{m,c}\\), where s is detached evidence
+      of every modality (see [`evidence`]) and G is 0 with `gate="none"`;
     - weight: \\(w_{m,c} = \kappa_c \frac{|S|}{M} \mathrm{share}_{m,c}\\), S = modalities present;
     - fused: \\(\sum_m w_{m,c} \hat z_{m,c} + b_c\\). With one modality present kappa = 1 and b = 0: its own calibrated
       log-probabilities.

@@ -72,7 +72,8 @@ class FusionHead(nn.Module):
         """Fuse.
 
         Args:
-            modality_logits (`torch.FloatTensor` of shape `(B, M, C)`): Unimodal logits; any finite value where missing.
+            modality_logits (`torch.FloatTensor` of shape `(B, M, C)`):
+                Unimodal logits, any finite value where missing.
             modality_mask (`torch.BoolTensor` of shape `(B, M)`): True where a modality is present.
             features (`tuple` of `torch.FloatTensor` of shape `(B, D_m)`): Features of every tower.
         """
@@ -124,7 +125,7 @@ def shapley_contributions(
 ) -> torch.Tensor:
     """Shapley value of every modality for the fused logits of a head that is not additive.
 
-    phi_m = sum over S not containing m of |S|! (M - |S| - 1)! / M! (f(S + m) - f(S)), with f(empty) = 0 (Shapley, 1953).
+    phi_m = sum over S without m of |S|! (M - |S| - 1)! / M! (f(S + m) - f(S)), with f(empty) = 0 (Shapley, 1953).
     A missing modality gets 0, the rest sum to f(present).
 
     Args:

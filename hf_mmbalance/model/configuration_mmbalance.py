@@ -1,0 +1,127 @@
+"""Configuration of the audio-visual classifier: two backbone configs, a pooling of frames and a fusion head."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+FRAME_POOLINGS = ("mean", "temporal")
+UNIMODAL_HEADS = ("linear", "cosine")
+
+
+@strict
+class MMBalanceConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`MMBalanceForAudioVisualClassification`].
+
+    Args:
+        audio_config (`dict` or `PreTrainedConfig`, *optional*, defaults to an AST-base config):
+            Configuration of the audio tower; any audio model that `AutoModel` knows.
+        vision_config (`dict` or `PreTrainedConfig`, *optional*, defaults to a ViT-base config):
+            Configuration of the vision tower, run on every frame.
+        modalities (`list[str]`, *optional*, defaults to `["audio", "vision"]`):
+            Names of the modalities, in the order of every `(B, M, C)` tensor.
+        fusion (`str`, *optional*, defaults to `"adaptive"`):
+            Fusion head: `"sum"`, `"mean_prob"`, `"concat"`, `"gated"`, `"film"`, `"mmcosine"`, `"qmf"`, `"adaptive"`,
+            a registered name, or `"file:ClassName"` of a head whose file travels with the model.
+        fusion_options (`dict`, *optional*):
+            What the fusion head takes, e.g. `{"calibration": "vector", "gate": "modality"}` for `"adaptive"`.
+        unimodal_head (`str`, *optional*, defaults to `"linear"`):
+            Unimodal heads: `"linear"`, or `"cosine"` (scaled cosine between feature and class weight).
+        cosine_scale (`float`, *optional*, defaults to 10.0):
+            Scale of cosine heads.
+        classifier_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout on features before the unimodal heads.
+        frame_pooling (`str`, *optional*, defaults to `"mean"`):
+            `"mean"` over the frames present, or `"temporal"`: one small transformer layer with time positions first.
+        max_frames (`int`, *optional*, defaults to 64):
+            Most frames a clip may have with `frame_pooling="temporal"`.
+        temporal_heads (`int`, *optional*, defaults to 4):
+            Attention heads of the temporal layer.
+        modality_dropout (`list[float]`, *optional*, defaults to `[0.0, 0.0]`):
+            Probability, for each modality, that a training clip is shown without it; one modality always stays.
+        unimodal_loss_weight (`float`, *optional*):
+            Weight of the sum of unimodal cross-entropies; `None` takes the fusion head's own default.
+        balance_loss_weight (`float`, *optional*, defaults to 0.1):
+            Weight of the relative-balance term that pulls the adaptive head's mean share of each class towards the
+            capability share.
+        allocation_shrinkage (`float`, *optional*, defaults to 0.01):
+            Weight of the squared distance of the adaptive head's parameters from the plain sum.
+        label_smoothing (`float`, *optional*, defaults to 0.0):
+            Label smoothing of the towers' losses.
+        class_weights (`list[float]`, *optional*):
+            Weight of each class in all losses; their mean over the training clips should be 1.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of new linear weights.
+
+    Raises:
+        `StrictDataclassError`: a field of the wrong type, or a value that the field's description does not allow.
+
+    Example:
+
+    ```python
+    >>> from hf_mmbalance import MMBalanceConfig, MMBalanceForAudioVisualClassification
+
+    >>> config = MMBalanceConfig(id2label={0: "calm", 1: "angry"}, fusion="adaptive")
+    >>> model = MMBalanceForAudioVisualClassification(config)  # random weights
+    ```"""
+
+    model_type = "mmbalance"
+    sub_configs_defaults = {
+        "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="audio-spectrogram-transformer"),
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="vit"),
+    }
+
+    audio_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    modalities: list[str] | tuple[str, ...] = ("audio", "vision")
+    fusion: str = "adaptive"
+    fusion_options: dict | None = None
+    unimodal_head: str = "linear"
+    cosine_scale: float | int = 10.0
+    classifier_dropout: float | int = 0.0
+    frame_pooling: str = "mean"
+    max_frames: int = 64
+    temporal_heads: int = 4
+    modality_dropout: list[float | int] | tuple[float | int, ...] = (0.0, 0.0)
+    unimodal_loss_weight: float | int | None = None
+    balance_loss_weight: float | int = 0.1
+    allocation_shrinkage: float | int = 0.01
+    label_smoothing: float | int = 0.0
+    class_weights: list[float | int] | None = None
+    initializer_range: float | int = 0.02
+
+    def __post_init__(self, **kwargs):
+        self.modalities = list(self.modalities)
+        self.modality_dropout = list(self.modality_dropout)
+        super().__post_init__(**kwargs)
+
+    def validate_modalities(self):
+        """Names and rates must fit the two towers."""
+        if list(self.modalities) != ["audio", "vision"]:
+            raise ValueError(f"modalities={self.modalities!r}: this model has the towers ['audio', 'vision']")
+        if len(self.modality_dropout) != len(self.modalities) or not all(0 <= r < 1 for r in self.modality_dropout):
+            raise ValueError(
+                f"modality_dropout={self.modality_dropout!r}: give one rate in [0, 1) for each of {self.modalities}"
+            )
+
+    def validate_choices(self):
+        """Named choices must exist, rates and sizes must make sense."""
+        if self.frame_pooling not in FRAME_POOLINGS:
+            raise ValueError(f"frame_pooling={self.frame_pooling!r} is unknown: choose one of {FRAME_POOLINGS}")
+        if self.unimodal_head not in UNIMODAL_HEADS:
+            raise ValueError(f"unimodal_head={self.unimodal_head!r} is unknown: choose one of {UNIMODAL_HEADS}")
+        if self.max_frames < 1 or self.temporal_heads < 1:
+            raise ValueError("max_frames and temporal_heads must be at least 1")
+        for name in ("classifier_dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} must lie in [0, 1)")
+
+    def validate_class_weights(self):
+        """One positive weight a class."""
+        weights = self.class_weights
+        if weights is not None and (len(weights) != self.num_labels or min(weights) <= 0):
+            raise ValueError(f"class_weights: give {self.num_labels} positive numbers, one for each class")
+
+
+__all__ = ["MMBalanceConfig"]

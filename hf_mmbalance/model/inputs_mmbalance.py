@@ -1,0 +1,176 @@
+"""What users pass for sound and frames, brought to one form and checked: mono waveforms and lists of RGB frames."""
+
+import io
+import os
+from typing import Any
+
+import numpy as np
+
+from .media_mmbalance import read_audio
+
+
+try:  # optional for whoever loads a published model: only needed for waveforms at another rate than the model's
+    import torchaudio
+except (ImportError, OSError):
+    torchaudio = None
+try:
+    from PIL import Image
+except ImportError:
+    Image = None
+
+FileLike = (str, os.PathLike, bytes)
+LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
+
+
+def as_waveforms(audio: Any, sampling_rate: int | None, target_rate: int) -> list[np.ndarray | None]:
+    """One mono float32 waveform `(S,)` a clip at `target_rate`; None where a clip has no sound.
+
+    Args:
+        audio: One clip or a list of clips. A clip is a path, bytes, an array or tensor `(S,)`, `(channels, S)` or
+            `(S, channels)`, a list of floats, or None.
+        sampling_rate: Samples a second of arrays; files know their own.
+        target_rate: Samples a second of the result.
+
+    Raises:
+        ValueError: for arrays without (or with a senseless) `sampling_rate`, an empty or not finite waveform.
+    """
+    batch = list(audio) if _is_batch_of_audio(audio) else [audio]
+    return [
+        None if clip is None else _waveform(clip, sampling_rate, target_rate, f"audio of clip {index}")
+        for index, clip in enumerate(batch)
+    ]
+
+
+def _is_batch_of_audio(audio: Any) -> bool:
+    if isinstance(audio, (list, tuple)):
+        return not (len(audio) > 0 and all(isinstance(value, (int, float)) for value in audio))
+    return hasattr(audio, "ndim") and audio.ndim == 3
+
+
+def _waveform(clip: Any, sampling_rate: int | None, target_rate: int, name: str) -> np.ndarray:
+    if isinstance(clip, FileLike):
+        wave, sampling_rate = read_audio(clip)
+        name = str(clip) if not isinstance(clip, bytes) else name
+    else:
+        wave = _mono(_to_numpy(clip), name)
+        _check_rate(sampling_rate, name)
+    if len(wave) == 0:
+        raise ValueError(f"{name} is empty: leave the sound out (None) if the clip has none")
+    if not np.isfinite(wave).all():
+        raise ValueError(f"{name} has NaN or infinite samples: repair it, or leave the sound out (None)")
+    return resample(wave, sampling_rate, target_rate)
+
+
+def _to_numpy(values: Any) -> np.ndarray:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    return np.asarray(values)
+
+
+def _mono(wave: np.ndarray, name: str) -> np.ndarray:
+    if np.issubdtype(wave.dtype, np.integer):
+        wave = wave.astype(np.float32) / np.iinfo(wave.dtype).max
+    wave = wave.astype(np.float32, copy=False)
+    if wave.ndim == 2:
+        wave = wave.mean(axis=0 if wave.shape[0] <= wave.shape[1] else 1)
+    if wave.ndim != 1:
+        raise ValueError(f"{name} has shape {wave.shape}: expected (samples,) or (channels, samples)")
+    return wave
+
+
+def _check_rate(sampling_rate: int | None, name: str) -> None:
+    if sampling_rate is None:
+        raise ValueError(f"{name} is an array: pass its sampling_rate in Hz, it cannot be read off an array")
+    if isinstance(sampling_rate, bool) or not LOWEST_RATE <= sampling_rate <= HIGHEST_RATE:
+        raise ValueError(
+            f"sampling_rate={sampling_rate!r} makes no sense for {name}: give Hz from {LOWEST_RATE} to {HIGHEST_RATE}"
+        )
+
+
+def resample(wave: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
+    """Resample `(S,)` with torchaudio's windowed sinc.
+
+    Raises:
+        ImportError: if the rates differ and torchaudio does not work.
+    """
+    rate = int(rate)
+    if rate == target_rate:
+        return np.ascontiguousarray(wave)
+    if torchaudio is None:
+        raise ImportError(
+            f"resampling from {rate} to {target_rate} Hz needs torchaudio:"
+            ' pip install "torch>=2.11,<2.15" "torchaudio==2.11.*"'
+        )
+    import torch
+
+    tensor = torch.from_numpy(np.ascontiguousarray(wave))
+    return torchaudio.functional.resample(tensor, rate, target_rate).numpy()
+
+
+def as_frames(frames: Any) -> list[list[np.ndarray]]:
+    """One list of RGB frames `(H, W, 3)` a clip, uint8; an empty list where a clip has no frames (None).
+
+    Args:
+        frames: One clip or a list of clips. A clip is an array or tensor `(T, H, W, 3)` or `(T, 3, H, W)`, a list of
+            frames, or None. A frame is an array `(H, W, 3)`, `(3, H, W)` or `(H, W)`, a PIL image, a path or bytes.
+
+    Raises:
+        ValueError: for a clip with zero frames, or something that is no frame.
+    """
+    clips = list(frames) if _is_batch_of_frames(frames) else [frames]
+    out = []
+    for index, clip in enumerate(clips):
+        if clip is None:
+            out.append([])
+            continue
+        name = f"frames of clip {index}"
+        if not isinstance(clip, (list, tuple)):
+            clip = _to_numpy(clip)
+        if len(clip) == 0:
+            raise ValueError(f"{name}: zero frames; leave the frames out (None) if the clip has none")
+        out.append([_frame(frame, f"frame {number} of clip {index}") for number, frame in enumerate(clip)])
+    return out
+
+
+def _is_batch_of_frames(frames: Any) -> bool:
+    if not isinstance(frames, (list, tuple)):
+        return hasattr(frames, "ndim") and frames.ndim == 5
+    first = next((clip for clip in frames if clip is not None), None)
+    return first is None or isinstance(first, (list, tuple)) or getattr(first, "ndim", 0) == 4
+
+
+def _frame(frame: Any, name: str) -> np.ndarray:
+    if isinstance(frame, FileLike):
+        frame = _open_image(frame, name)
+    if Image is not None and isinstance(frame, Image.Image):
+        frame = np.asarray(frame.convert("RGB"))
+    frame = _to_numpy(frame)
+    if frame.ndim == 2:
+        frame = np.repeat(frame[..., None], 3, axis=-1)
+    if frame.ndim == 3 and frame.shape[0] == 3 and frame.shape[-1] != 3:
+        frame = frame.transpose(1, 2, 0)
+    if frame.ndim != 3 or frame.shape[-1] != 3 or frame.size == 0:
+        raise ValueError(f"{name} has shape {frame.shape}: expected (H, W, 3) or (3, H, W), colour or (H, W), grey")
+    if frame.dtype == np.uint8:
+        return frame
+    if not np.isfinite(frame).all():
+        raise ValueError(f"{name} has NaN or infinite pixels")
+    top = 1.0 if frame.max() <= 1.0 else 255.0
+    if frame.min() < 0 or frame.max() > 255:
+        raise ValueError(f"{name} has pixels outside [0, 255]: pass uint8, or floats in [0, 1]")
+    return np.round(frame.astype(np.float32) * (255.0 / top)).astype(np.uint8)
+
+
+def _open_image(source: str | os.PathLike | bytes, name: str) -> Any:
+    if Image is None:
+        raise ImportError("reading image files needs Pillow: pip install pillow")
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        image.load()
+        return image
+    except (OSError, SyntaxError) as error:
+        label = name if isinstance(source, bytes) else str(source)
+        raise ValueError(f"{label} cannot be read as an image: {error}") from error
+
+
+__all__ = ["as_frames", "as_waveforms", "resample"]

@@ -1,0 +1,342 @@
+"""Audio-visual classifier: two pretrained towers, one unimodal head each, and a fusion head at the decision layer."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+
+from .backbones_mmbalance import compose_from_backbones
+from .configuration_mmbalance import MMBalanceConfig
+from .custom_fusion_mmbalance import copy_fusion_file, fusion_class, prepare_fusion_class
+from .fusion_mmbalance import FUSION_HEADS, FusionHead, FusionOutput
+from .losses_mmbalance import LossParts, clip_cross_entropy, mean_over, tower_losses
+from .towers_mmbalance import (
+    CosineClassifier,
+    FramePooling,
+    build_tower,
+    freeze_tower,
+    pool_tokens,
+    tower_options,
+    tower_width,
+)
+
+
+@dataclass
+class MMBalanceOutput(ModelOutput):
+    """
+    Output of [`MMBalanceForAudioVisualClassification`] for `B` clips, `M` modalities and `C` classes.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*): Total loss, when `labels` are given.
+        logits (`torch.FloatTensor` of shape `(B, C)`): Fused logits.
+        modality_logits (`torch.FloatTensor` of shape `(B, M, C)`): Unimodal logits; 0 where a modality is missing.
+        modality_weights (`torch.FloatTensor` of shape `(B, M, C)`, *optional*):
+            What the decision layer gave each modality for each class; `None` where the head has no weights.
+        modality_contributions (`torch.FloatTensor` of shape `(B, M, C)`):
+            Exact terms that sum over modalities to `logits` minus the head's bias.
+        modality_mask (`torch.BoolTensor` of shape `(B, M)`): Modalities that the decision was made from.
+        modality_features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`): Feature of every tower.
+        fused_loss, unimodal_loss, allocation_loss, balance_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            Parts of the loss before weighting; the last two only of heads that learn from calibration clips.
+        audio_model_output, vision_model_output (`ModelOutput`, *optional*): Outputs of the towers.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    modality_logits: torch.FloatTensor | None = None
+    modality_weights: torch.FloatTensor | None = None
+    modality_contributions: torch.FloatTensor | None = None
+    modality_mask: torch.BoolTensor | None = None
+    modality_features: tuple[torch.FloatTensor, ...] | None = None
+    fused_loss: torch.FloatTensor | None = None
+    unimodal_loss: torch.FloatTensor | None = None
+    allocation_loss: torch.FloatTensor | None = None
+    balance_loss: torch.FloatTensor | None = None
+    audio_model_output: ModelOutput | None = None
+    vision_model_output: ModelOutput | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(self[key].to_tuple() if key.endswith("model_output") else self[key] for key in self.keys())
+
+
+class MMBalancePreTrainedModel(PreTrainedModel):
+    """What transformers needs to know of the model: its config, its inputs and what it supports."""
+
+    config: MMBalanceConfig
+    config_class = MMBalanceConfig
+    base_model_prefix = "mmbalance"
+    main_input_name = "input_values"
+    input_modalities = ("audio", "image")
+    supports_gradient_checkpointing = True
+    # The loss is a mean over the clips of one batch: Trainer must divide by the accumulation steps itself.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["ASTLayer", "ViTLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, FramePooling):
+            module.init_weights(self.config.initializer_range)
+        elif hasattr(module, "init_weights") and type(module) in FUSION_HEADS.values():
+            module.init_weights()
+
+
+class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
+    """
+    Classifier of clips with sound and frames, with an adaptive decision layer.
+
+    Each tower gives one feature a clip, each feature its unimodal logits, and the fusion head turns the unimodal
+    logits of the modalities that are there into one decision.
+
+    Args:
+        config ([`MMBalanceConfig`]): The model is built from it with random weights; see [`from_backbones`] for
+            pretrained towers and [`~PreTrainedModel.from_pretrained`] for a trained model.
+    """
+
+    def __init__(self, config: MMBalanceConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.audio_model = build_tower(config.audio_config)
+        self.vision_model = build_tower(config.vision_config)
+        widths = (tower_width(config.audio_config), tower_width(config.vision_config))
+        self.frame_pooling = FramePooling(
+            widths[1], config.frame_pooling, config.max_frames, config.temporal_heads, config.classifier_dropout
+        )
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        head_class = fusion_class(config.fusion)
+        self.fusion = _build_fusion(head_class, config, widths)
+        if not self.fusion.owns_unimodal_logits:
+            self.unimodal_heads = nn.ModuleList(_build_unimodal_head(config, head_class, width) for width in widths)
+        self.post_init()
+
+    @classmethod
+    def from_backbones(cls, audio=None, vision=None, **kwargs) -> "MMBalanceForAudioVisualClassification":
+        """Compose a model from two backbones; see [`compose_from_backbones`] for the arguments and errors."""
+        return compose_from_backbones(cls, audio, vision, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As [`PreTrainedModel.from_pretrained`]; a fusion head of the user's own is loaded from the same place.
+
+        Raises:
+            ValueError: if the model's fusion head is not registered and its file may not be run
+                (`trust_remote_code=True` is missing) or is not there.
+        """
+        prepare_fusion_class(cls, pretrained_model_name_or_path, kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """As [`PreTrainedModel.save_pretrained`]; the file of a fusion head of the user's own is copied along."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        copy_fusion_file(self.config.fusion, save_directory)
+
+    def freeze_towers(self, trainable_layers: int | str) -> None:
+        """Let the towers learn wholly (`"all"`), not at all (0), or only in their last k layers.
+
+        Raises:
+            ValueError: if `trainable_layers` is neither `"all"` nor a number up to the number of layers.
+        """
+        for tower in (self.audio_model, self.vision_model):
+            freeze_tower(tower, trainable_layers)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_model.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        frame_mask: torch.BoolTensor | None = None,
+        modality_mask: torch.BoolTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        calibration_mask: torch.BoolTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | MMBalanceOutput:
+        r"""
+        input_values (`torch.FloatTensor` of shape `(B, frames, mel_bins)` for AST, *optional*):
+            What the audio tower takes. Leave out if no clip has sound.
+        pixel_values (`torch.FloatTensor` of shape `(B, T, 3, H, W)` or `(B, 3, H, W)`, *optional*):
+            Frames. Leave out if no clip has any.
+        frame_mask (`torch.BoolTensor` of shape `(B, T)`, *optional*):
+            True where a frame is there; all by default.
+        modality_mask (`torch.BoolTensor` of shape `(B, M)`, *optional*):
+            True where a clip has a modality; by default all those passed.
+        labels (`torch.LongTensor` of shape `(B,)`, *optional*):
+            Class indices in `[0, C)`.
+        calibration_mask (`torch.BoolTensor` of shape `(B,)`, *optional*):
+            True for the clips that only the allocation learns from, False for those that only the towers learn from.
+            Without it every clip serves both, which tends to trust an over-fitted tower too much.
+
+        Raises:
+            ValueError: if a clip has no modality at all, shapes disagree, or a label lies outside `[0, C)`.
+        """
+        modality_mask = self._modality_mask(input_values, pixel_values, frame_mask, modality_mask)
+        if self.training:
+            modality_mask = self._drop_modalities(modality_mask, calibration_mask)
+        audio, audio_output = self._audio_features(input_values, modality_mask, kwargs)
+        vision, vision_output = self._vision_features(pixel_values, frame_mask, modality_mask, kwargs)
+        features = (audio, vision)
+        # Decisions are made in float32: a log-softmax over many classes does not survive bf16.
+        modality_logits = self._unimodal_logits(features).float()
+        fused = self.fusion(modality_logits, modality_mask, features)
+        parts = None
+        if labels is not None:
+            parts = self._losses(fused, modality_logits, modality_mask, features, labels, calibration_mask)
+        return MMBalanceOutput(
+            loss=parts and parts.loss,
+            logits=fused.logits,
+            modality_logits=modality_logits.masked_fill(~modality_mask.unsqueeze(-1), 0.0),
+            modality_weights=fused.modality_weights,
+            modality_contributions=fused.modality_contributions,
+            modality_mask=modality_mask,
+            modality_features=features,
+            fused_loss=parts and parts.fused,
+            unimodal_loss=parts and parts.unimodal,
+            allocation_loss=parts and parts.allocation,
+            balance_loss=parts and parts.balance,
+            audio_model_output=audio_output,
+            vision_model_output=vision_output,
+        )
+
+    def _modality_mask(self, input_values, pixel_values, frame_mask, modality_mask) -> torch.Tensor:
+        given = [values for values in (input_values, pixel_values) if values is not None]
+        if not given:
+            raise ValueError("no modality at all: pass input_values, pixel_values or both")
+        batch, device = given[0].shape[0], given[0].device
+        if any(values.shape[0] != batch for values in given):
+            raise ValueError(
+                f"input_values has {batch} clips, pixel_values {given[-1].shape[0]}: give as many of both"
+            )
+        passed = torch.tensor([input_values is not None, pixel_values is not None], device=device)
+        mask = passed.expand(batch, 2)
+        if modality_mask is not None:
+            if modality_mask.shape != mask.shape:
+                raise ValueError(f"modality_mask has shape {tuple(modality_mask.shape)}, expected {tuple(mask.shape)}")
+            mask = mask & modality_mask.to(device).bool()
+        if frame_mask is not None and pixel_values is not None:
+            with_frames = frame_mask.bool().any(1)
+            mask = mask & torch.stack([torch.ones_like(with_frames), with_frames], dim=1)
+        if not torch.compiler.is_compiling() and not mask.any(1).all():
+            empty = (~mask.any(1)).nonzero().flatten().tolist()
+            raise ValueError(f"no modality at all in clip(s) {empty} of the batch: every clip needs sound or frames")
+        return mask
+
+    def _drop_modalities(self, modality_mask, calibration_mask) -> torch.Tensor:
+        if not any(self.config.modality_dropout):
+            return modality_mask
+        rates = torch.tensor(self.config.modality_dropout, device=modality_mask.device)
+        kept = modality_mask & (torch.rand(modality_mask.shape, device=modality_mask.device) >= rates)
+        # A clip that would lose everything, or that the allocation learns from, keeps what it has.
+        keep_all = ~kept.any(1, keepdim=True)
+        if calibration_mask is not None:
+            keep_all = keep_all | calibration_mask.bool().unsqueeze(1)
+        return torch.where(keep_all, modality_mask, kept)
+
+    def _audio_features(self, input_values, modality_mask, kwargs) -> tuple[torch.Tensor, ModelOutput | None]:
+        if input_values is None:
+            return self._no_features(self.config.audio_config, modality_mask), None
+        # Whatever stands where sound is missing (NaN, say) must not reach the tower.
+        present = modality_mask[:, 0].view(-1, *[1] * (input_values.dim() - 1))
+        values = input_values.masked_fill(~present, 0.0).to(self._input_dtype(self.audio_model))
+        outputs = self.audio_model(values, **kwargs)
+        return pool_tokens(outputs, "add_pooling_layer" in tower_options(self.config.audio_config)), outputs
+
+    def _vision_features(
+        self, pixel_values, frame_mask, modality_mask, kwargs
+    ) -> tuple[torch.Tensor, ModelOutput | None]:
+        if pixel_values is None:
+            return self._no_features(self.config.vision_config, modality_mask), None
+        if pixel_values.dim() == 4:
+            pixel_values = pixel_values.unsqueeze(1)
+        if pixel_values.dim() != 5:
+            raise ValueError(f"pixel_values has {pixel_values.dim()} axes: expected (B, T, 3, H, W) or (B, 3, H, W)")
+        batch, time = pixel_values.shape[:2]
+        frame_mask = torch.ones(batch, time, device=pixel_values.device) if frame_mask is None else frame_mask
+        if frame_mask.shape != (batch, time):
+            raise ValueError(f"frame_mask has shape {tuple(frame_mask.shape)}, expected {(batch, time)}")
+        frame_mask = frame_mask.bool() & modality_mask[:, 1:]
+        values = pixel_values.masked_fill(~frame_mask[:, :, None, None, None], 0.0).flatten(0, 1)
+        outputs = self.vision_model(values.to(self._input_dtype(self.vision_model)), **kwargs)
+        frames = pool_tokens(outputs, "add_pooling_layer" in tower_options(self.config.vision_config))
+        return self.frame_pooling(frames.view(batch, time, -1), frame_mask), outputs
+
+    def _no_features(self, config, modality_mask) -> torch.Tensor:
+        return torch.zeros(modality_mask.shape[0], tower_width(config), device=modality_mask.device, dtype=self.dtype)
+
+    @staticmethod
+    def _input_dtype(tower: nn.Module) -> torch.dtype:
+        return next(tower.parameters()).dtype
+
+    def _unimodal_logits(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        features = tuple(self.dropout(feature) for feature in features)
+        if self.fusion.owns_unimodal_logits:
+            return self.fusion.unimodal_logits(features)
+        if self.fusion.unimodal_for_diagnosis:
+            features = tuple(feature.detach() for feature in features)
+        return torch.stack([head(feature) for head, feature in zip(self.unimodal_heads, features, strict=True)], dim=1)
+
+    def _losses(self, fused, modality_logits, modality_mask, features, labels, calibration_mask) -> LossParts:
+        self._check_labels(labels)
+        config, head = self.config, self.fusion
+        every_clip = torch.ones_like(labels, dtype=torch.bool)
+        tower_clips = every_clip if calibration_mask is None else ~calibration_mask.bool()
+        class_weights = config.class_weights
+        if class_weights is not None:
+            class_weights = torch.tensor(class_weights, device=labels.device, dtype=modality_logits.dtype)
+        for_towers = fused
+        if head.learns_from_calibration:
+            for_towers = head(modality_logits, modality_mask, features, freeze_allocation=True)
+        fused_loss, unimodal_loss = tower_losses(
+            for_towers, modality_logits, modality_mask, labels, tower_clips, class_weights, config.label_smoothing
+        )
+        weight = config.unimodal_loss_weight
+        weight = head.default_unimodal_loss_weight if weight is None else weight
+        parts = LossParts(head.fused_loss_weight * fused_loss + weight * unimodal_loss, fused_loss, unimodal_loss)
+        if head.learns_from_calibration:
+            clips = every_clip if calibration_mask is None else calibration_mask.bool()
+            self._add_allocation_losses(parts, modality_logits, modality_mask, labels, clips, class_weights)
+        return parts
+
+    def _add_allocation_losses(self, parts, modality_logits, modality_mask, labels, clips, class_weights) -> None:
+        config, head = self.config, self.fusion
+        own: FusionOutput = head(modality_logits.detach(), modality_mask)
+        parts.allocation = mean_over(clip_cross_entropy(own.logits, labels, class_weights), clips)
+        parts.balance = head.balance_loss(own.shares, clips & modality_mask.all(1))
+        parts.loss = parts.loss + parts.allocation + config.balance_loss_weight * parts.balance
+        if config.allocation_shrinkage:
+            parts.loss = parts.loss + config.allocation_shrinkage * head.shrinkage()
+
+    def _check_labels(self, labels: torch.Tensor) -> None:
+        # Only where looking costs no synchronisation; a CUDA kernel asserts by itself.
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            wrong = labels[(labels < 0) | (labels >= self.num_labels)]
+            if len(wrong):
+                raise ValueError(
+                    f"label {int(wrong[0])} is outside the model's {self.num_labels} classes"
+                    f" (0 to {self.num_labels - 1}): check id2label"
+                )
+
+
+def _build_fusion(head_class: type[FusionHead], config: MMBalanceConfig, widths: tuple[int, ...]) -> FusionHead:
+    options = config.fusion_options or {}
+    try:
+        return head_class(len(widths), config.num_labels, widths, **options)
+    except TypeError as error:
+        raise ValueError(f"fusion={config.fusion!r} does not take fusion_options={options!r}: {error}") from error
+
+
+def _build_unimodal_head(config: MMBalanceConfig, head_class: type[FusionHead], width: int) -> nn.Module:
+    if (head_class.required_unimodal_head or config.unimodal_head) == "cosine":
+        return CosineClassifier(width, config.num_labels, config.cosine_scale)
+    return nn.Linear(width, config.num_labels)
+
+
+__all__ = ["MMBalanceForAudioVisualClassification", "MMBalanceOutput", "MMBalancePreTrainedModel"]

@@ -1,0 +1,259 @@
+"""From clips as people have them (files, arrays, images) to what the model takes."""
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, PreTrainedConfig, ProcessorMixin
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.models.audio_spectrogram_transformer import ASTFeatureExtractor
+from transformers.models.vit import ViTImageProcessorPil
+from transformers.processing_utils import ProcessingKwargs
+
+from .inputs_mmbalance import as_frames, as_waveforms
+from .logmel_mmbalance import log_mel
+from .media_mmbalance import read_media
+
+
+class MMBalanceProcessorKwargs(ProcessingKwargs, total=False):
+    _defaults = {"images_kwargs": {}, "audio_kwargs": {}, "common_kwargs": {"return_tensors": "pt"}}
+
+
+class MMBalanceProcessor(ProcessorMixin):
+    """
+    Processor of clips: sound to `input_values`, frames to `pixel_values`, and masks of what is there.
+
+    Args:
+        feature_extractor: Feature extractor of the audio tower. Log-mel spectrograms of an `ASTFeatureExtractor` are
+            computed for the whole batch at once, equal to its own within 1e-3.
+        image_processor: Image processor of the vision tower.
+        frames_per_clip (`int`, *optional*, defaults to 8):
+            Evenly spaced frames taken from a video file.
+    """
+
+    valid_processor_kwargs = MMBalanceProcessorKwargs
+
+    def __init__(self, feature_extractor=None, image_processor=None, frames_per_clip: int = 8, **kwargs):
+        self.frames_per_clip = frames_per_clip
+        super().__init__(feature_extractor, image_processor, **kwargs)
+
+    @classmethod
+    def from_backbones(
+        cls,
+        audio: str | os.PathLike | PreTrainedConfig,
+        vision: str | os.PathLike | PreTrainedConfig,
+        *,
+        audio_max_length: int | None = None,
+        frames_per_clip: int = 8,
+        audio_revision: str | None = None,
+        vision_revision: str | None = None,
+        trust_remote_code: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | None = None,
+    ) -> "MMBalanceProcessor":
+        """The processor that fits two backbones.
+
+        Args:
+            audio, vision: Hub name, folder or config of the backbones. Where an AST or ViT backbone has no processor
+                file (or is a config), one is made from its config: AST's AudioSet statistics, mean and std 0.5.
+            audio_max_length: Spectrogram frames (10 ms each) of AST, as given to the model.
+            frames_per_clip: Frames taken from a video file.
+            audio_revision, vision_revision, trust_remote_code, token, cache_dir: As in `from_pretrained`.
+
+        Raises:
+            ValueError: if a backbone has no processor and none can be made.
+        """
+        hub = {"trust_remote_code": trust_remote_code, "token": token, "cache_dir": cache_dir}
+        extractor = _load_part(AutoFeatureExtractor, audio, audio_revision, _new_feature_extractor, hub)
+        image_processor = _load_part(AutoImageProcessor, vision, vision_revision, _new_image_processor, hub)
+        if audio_max_length is not None:
+            extractor.max_length = audio_max_length
+        return cls(extractor, image_processor, frames_per_clip=frames_per_clip)
+
+    def __call__(
+        self,
+        audio: Any = None,
+        frames: Any = None,
+        images: Any = None,
+        video: Any = None,
+        sampling_rate: int | None = None,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepare one clip or a list of clips.
+
+        Args:
+            audio: Waveform, path or bytes of one clip, or a list of them; None in a list where a clip has no sound.
+                Waveforms `(S,)`, `(channels, S)` or `(S, channels)` at any rate.
+            frames: Frames of one clip (a list, or an array `(T, H, W, 3)`), or a list of those; clips may have
+                different numbers of frames; None in a list where a clip has none.
+            images: Alias of `frames` when nested; a flat list is one image a clip, and `pixel_values` stay
+                `(B, 3, H, W)`.
+            video: File(s) whose own sound and evenly spaced frames are taken; `audio` or `frames` passed beside it
+                stand in for the file's own.
+            sampling_rate: Hz of waveforms passed as arrays; required for them.
+            return_tensors: `"pt"` or `"np"`.
+            **kwargs: Options of the feature extractor and image processor, flat or as `audio_kwargs={...}` and
+                `images_kwargs={...}`.
+
+        Returns:
+            `BatchFeature` with `input_values` `(B, ...)` and `pixel_values` `(B, T, 3, H, W)` with `frame_mask`
+            `(B, T)`, each only if some clip was given it, and always `modality_mask` `(B, M)`.
+
+        Raises:
+            ValueError: for input that makes no sense; the message names the clip, the trouble and the remedy.
+            MediaError: (a ValueError) for a file that cannot be used.
+        """
+        merged = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)
+        audio_options, image_options = merged["audio_kwargs"], merged["images_kwargs"]
+        if "audio_kwargs" in kwargs and sampling_rate is None:
+            sampling_rate = kwargs["audio_kwargs"].get("sampling_rate")
+        for options in (audio_options, image_options):
+            options.pop("return_tensors", None)
+        audio_options.pop("sampling_rate", None)
+        flat_images = None
+        if images is not None:
+            if frames is not None:
+                raise ValueError("frames and images are two names of one input: pass one of them")
+            frames, flat_images = (images, None) if _is_nested(images) else (None, images)
+        waveforms, clips = self._gather(audio, frames, video, sampling_rate)
+        data: dict[str, Any] = {}
+        if waveforms is not None and any(wave is not None for wave in waveforms):
+            data["input_values"] = self._audio_features(waveforms, audio_options)
+        if clips is not None and any(clips):
+            data["pixel_values"], data["frame_mask"] = self._frame_features(clips, image_options)
+        if flat_images is not None:
+            data["pixel_values"] = self.image_processor(flat_images, return_tensors="pt", **image_options).pixel_values
+        data["modality_mask"] = _modality_mask(waveforms, clips, data)
+        if return_tensors in ("np", None):
+            data = {name: values.numpy() for name, values in data.items()}
+        return BatchFeature(data)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_values", "pixel_values", "frame_mask", "modality_mask"]
+
+    @property
+    def sampling_rate(self) -> int:
+        """Hz that the audio tower takes."""
+        return self.feature_extractor.sampling_rate
+
+    def _gather(
+        self, audio: Any, frames: Any, video: Any, sampling_rate: int | None
+    ) -> tuple[list[np.ndarray | None] | None, list[list[np.ndarray]] | None]:
+        waveforms = None if audio is None else as_waveforms(audio, sampling_rate, self.sampling_rate)
+        clips = None if frames is None else as_frames(frames)
+        if video is None:
+            return waveforms, clips
+        videos = list(video) if isinstance(video, (list, tuple)) else [video]
+        media = [
+            read_media(
+                source, num_frames=self.frames_per_clip, want_audio=waveforms is None, want_frames=clips is None
+            )
+            for source in videos
+            if waveforms is None or clips is None
+        ]
+        if waveforms is None:
+            waveforms = [
+                None if clip.audio is None else as_waveforms(clip.audio, clip.sampling_rate, self.sampling_rate)[0]
+                for clip in media
+            ]
+        if clips is None:
+            clips = [[] if clip.frames is None else list(clip.frames) for clip in media]
+        return waveforms, clips
+
+    def _audio_features(self, waveforms: list[np.ndarray | None], options: dict) -> torch.Tensor:
+        extractor = self.feature_extractor
+        present = [wave for wave in waveforms if wave is not None]
+        if isinstance(extractor, ASTFeatureExtractor):
+            features, _ = log_mel(
+                present,
+                sampling_rate=extractor.sampling_rate,
+                num_mel_bins=extractor.num_mel_bins,
+                max_length=options.get("max_length") or extractor.max_length,
+            )
+            if extractor.do_normalize:
+                features = (features - extractor.mean) / (2 * extractor.std)
+        else:
+            options = {"padding": True, **options}
+            outputs = extractor(present, sampling_rate=self.sampling_rate, return_tensors="pt", **options)
+            features = outputs[extractor.model_input_names[0]]
+        out = features.new_zeros(len(waveforms), *features.shape[1:])
+        out[[index for index, wave in enumerate(waveforms) if wave is not None]] = features
+        return out
+
+    def _frame_features(self, clips: list[list[np.ndarray]], options: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        counts = torch.tensor([len(clip) for clip in clips])
+        pixels = self._pixels([frame for clip in clips for frame in clip], options)
+        frame_mask = torch.arange(int(counts.max()))[None, :] < counts[:, None]
+        out = pixels.new_zeros(*frame_mask.shape, *pixels.shape[1:])
+        out[frame_mask] = pixels
+        return out, frame_mask
+
+    def _pixels(self, frames: list[np.ndarray], options: dict) -> torch.Tensor:
+        processor = self.image_processor
+        if not options and _only_normalises(processor, frames):
+            # The image processor's own arithmetic for all frames at once; it would go frame by frame.
+            pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
+            mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
+            return (pixels * processor.rescale_factor - mean) / std
+        return processor(frames, return_tensors="pt", **options).pixel_values
+
+
+def _only_normalises(processor: Any, frames: list[np.ndarray]) -> bool:
+    if not isinstance(processor, ViTImageProcessorPil) or not (processor.do_rescale and processor.do_normalize):
+        return False
+    size = (processor.size["height"], processor.size["width"])
+    return all(frame.shape[:2] == size for frame in frames)
+
+
+def _is_nested(images: Any) -> bool:
+    if isinstance(images, (list, tuple)):
+        return any(
+            isinstance(image, (list, tuple)) or image is None or getattr(image, "ndim", 0) == 4 for image in images
+        )
+    return getattr(images, "ndim", 0) >= 4
+
+
+def _modality_mask(waveforms: list | None, clips: list | None, data: dict) -> torch.Tensor:
+    flat = len(data["pixel_values"]) if "pixel_values" in data and clips is None else None
+    lengths = {len(part) for part in (waveforms, clips) if part is not None} | ({flat} if flat is not None else set())
+    if not lengths:
+        raise ValueError("no modality at all: pass audio, frames or video")
+    if len(lengths) > 1:
+        raise ValueError(f"audio and frames are of different numbers of clips: {sorted(lengths)}")
+    batch = lengths.pop()
+    audio = [False] * batch if waveforms is None else [wave is not None for wave in waveforms]
+    vision = [flat is not None] * batch if clips is None else [bool(clip) for clip in clips]
+    empty = [index for index in range(batch) if not (audio[index] or vision[index])]
+    if empty:
+        raise ValueError(f"no modality at all in clip(s) {empty}: every clip needs sound or frames")
+    return torch.tensor([audio, vision]).T
+
+
+def _load_part(auto_class: type, backbone: Any, revision: str | None, make_new: Any, hub: dict) -> Any:
+    if isinstance(backbone, PreTrainedConfig):
+        return make_new(backbone)
+    hub = {**hub, "revision": revision or "main"}
+    try:
+        return auto_class.from_pretrained(backbone, **hub)
+    except (OSError, ValueError):
+        return make_new(AutoConfig.from_pretrained(backbone, **hub))
+
+
+def _new_feature_extractor(config: PreTrainedConfig) -> ASTFeatureExtractor:
+    if config.model_type != "audio-spectrogram-transformer":
+        raise ValueError(f"audio backbone {config.model_type!r} has no feature extractor: save one beside its weights")
+    return ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
+
+
+def _new_image_processor(config: PreTrainedConfig) -> ViTImageProcessorPil:
+    size = getattr(config, "image_size", None)
+    if size is None:
+        raise ValueError(f"vision backbone {config.model_type!r} has no image processor: save one beside its weights")
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return ViTImageProcessorPil(size={"height": height, "width": width})
+
+
+__all__ = ["MMBalanceProcessor"]

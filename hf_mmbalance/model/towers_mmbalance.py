@@ -1,0 +1,164 @@
+"""From backbone outputs to one feature a clip: building towers, pooling tokens, pooling frames, fitting positions."""
+
+import inspect
+
+import torch
+from torch import nn
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+
+
+def tower_options(config: PreTrainedConfig) -> dict:
+    """Constructor options of a backbone: no pooling layer where it can be left out, the CLS token is taken instead."""
+    model_class = MODEL_MAPPING.get(type(config), None)
+    model_class = model_class[0] if isinstance(model_class, (list, tuple)) else model_class
+    if model_class is not None and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
+        return {"add_pooling_layer": False}
+    return {}
+
+
+def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
+    """A backbone with random weights, from its config."""
+    return AutoModel.from_config(config, **tower_options(config))
+
+
+def tower_width(config: PreTrainedConfig) -> int:
+    """Width of a backbone's features.
+
+    Raises:
+        ValueError: if the config names none.
+    """
+    width = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
+    if not isinstance(width, int):
+        raise ValueError(
+            f"backbone {config.model_type!r} has neither hidden_size nor hidden_sizes: it is not supported"
+        )
+    return width
+
+
+def pool_tokens(outputs, without_pooler: bool) -> torch.Tensor:
+    """One vector an input `(B, D)`: the CLS token of a tower without pooler, the pooler's output, or the mean."""
+    hidden = outputs.last_hidden_state
+    if without_pooler:
+        return hidden[:, 0]
+    pooled = getattr(outputs, "pooler_output", None)
+    if pooled is not None:
+        return pooled.flatten(1)
+    return hidden.mean(dim=1) if hidden.dim() == 3 else hidden.flatten(2).mean(dim=2)
+
+
+class FramePooling(nn.Module):
+    """Mean over the frames that are there; with `"temporal"`, one pre-norm transformer layer with positions first.
+
+    Args:
+        hidden_size (`int`): Width of the frame features.
+        pooling (`str`): `"mean"` or `"temporal"`.
+        max_frames (`int`): Number of time positions.
+        num_heads (`int`): Attention heads.
+        dropout (`float`): Dropout on both residual branches.
+    """
+
+    def __init__(self, hidden_size: int, pooling: str, max_frames: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.pooling, self.max_frames, self.num_heads = pooling, max_frames, num_heads
+        if pooling == "temporal":
+            if hidden_size % num_heads:
+                raise ValueError(f"temporal_heads={num_heads} must divide the vision tower's width {hidden_size}")
+            self.positions = nn.Parameter(torch.zeros(max_frames, hidden_size))
+            self.norm_before = nn.LayerNorm(hidden_size)
+            self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+            self.out = nn.Linear(hidden_size, hidden_size)
+            self.norm_after = nn.LayerNorm(hidden_size)
+            self.expand = nn.Linear(hidden_size, 2 * hidden_size)
+            self.contract = nn.Linear(2 * hidden_size, hidden_size)
+            self.dropout = nn.Dropout(dropout)
+
+    def init_weights(self, std: float) -> None:
+        if self.pooling == "temporal":
+            init.normal_(self.positions, std=std)
+
+    def forward(self, frames: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+        """Pool `(B, T, D)` frame features under a boolean mask `(B, T)` to `(B, D)`; zeros for a clip without frames.
+
+        Raises:
+            ValueError: with `"temporal"`, if T exceeds `max_frames`.
+        """
+        if self.pooling == "temporal":
+            frames = self._mix(frames, frame_mask)
+        keep = frame_mask.unsqueeze(-1).to(frames.dtype)
+        return (frames * keep).sum(1) / keep.sum(1).clamp(min=1.0)
+
+    def _mix(self, frames: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+        batch, time, width = frames.shape
+        if time > self.max_frames:
+            raise ValueError(f"{time} frames a clip, but config.max_frames is {self.max_frames}: pass fewer frames")
+        # A clip without frames attends everywhere: its result is dropped, and an empty softmax would give NaN.
+        attend = (frame_mask | ~frame_mask.any(1, keepdim=True))[:, None, None, :]
+        frames = frames + self.positions[:time]
+        heads = self.qkv(self.norm_before(frames)).view(batch, time, 3, self.num_heads, width // self.num_heads)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=attend)
+        frames = frames + self.dropout(self.out(mixed.transpose(1, 2).reshape(batch, time, width)))
+        hidden = nn.functional.gelu(self.expand(self.norm_after(frames)))
+        return frames + self.dropout(self.contract(hidden))
+
+
+class CosineClassifier(nn.Module):
+    """Logits s cos(w_c, f): neither the norm of a feature nor that of a class weight counts."""
+
+    def __init__(self, hidden_size: int, num_labels: int, scale: float):
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, num_labels, bias=False)
+        self.scale = scale
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        normal = nn.functional.normalize
+        return self.scale * nn.functional.linear(normal(features, dim=-1), normal(self.linear.weight, dim=-1))
+
+
+def freeze_tower(tower: nn.Module, trainable_layers: int | str) -> None:
+    """Let a tower learn wholly (`"all"`), not at all (0), or in its last k layers and what comes after them.
+
+    Raises:
+        ValueError: if `trainable_layers` is neither `"all"` nor a number from 0 to the tower's number of layers.
+    """
+    layers = max(
+        (module for module in tower.modules() if isinstance(module, nn.ModuleList)), key=len, default=nn.ModuleList()
+    )
+    if trainable_layers == "all":
+        tower.requires_grad_(True)
+        return
+    if not isinstance(trainable_layers, int) or not 0 <= trainable_layers <= len(layers):
+        raise ValueError(f"trainable_layers={trainable_layers!r}: give 'all' or a number from 0 to {len(layers)}")
+    tower.requires_grad_(False)
+    if trainable_layers:
+        layers[-trainable_layers:].requires_grad_(True)
+        final_norm = getattr(tower, "layernorm", None)
+        if final_norm is not None:
+            final_norm.requires_grad_(True)
+
+
+def fit_ast_positions(positions: torch.Tensor, old: PreTrainedConfig, new: PreTrainedConfig) -> torch.Tensor:
+    """Interpolate AST position embeddings to another number of frames (bilinear over time, as Gong et al., 2021).
+
+    Args:
+        positions (`torch.FloatTensor` of shape `(1, 2 + F * T, D)`): Two special tokens, then patches, time fastest.
+        old, new: AST configs before and after; they differ in `max_length`.
+
+    Returns:
+        `torch.FloatTensor` of shape `(1, 2 + F * T_new, D)`.
+    """
+    rows, old_steps = _ast_grid(old)
+    _, new_steps = _ast_grid(new)
+    special, patches = positions[:, :2], positions[:, 2:]
+    grid = patches.reshape(1, rows, old_steps, -1).permute(0, 3, 1, 2)
+    grid = nn.functional.interpolate(grid.float(), size=(rows, new_steps), mode="bilinear", align_corners=False)
+    return torch.cat([special, grid.to(patches.dtype).permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def _ast_grid(config: PreTrainedConfig) -> tuple[int, int]:
+    rows = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
+    return rows, (config.max_length - config.patch_size) // config.time_stride + 1
+
+
+__all__ = ["CosineClassifier", "FramePooling"]
