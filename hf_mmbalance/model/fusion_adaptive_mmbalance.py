@@ -93,7 +93,10 @@ class AdaptiveFusion(FusionHead):
         freeze_allocation: bool = False,
     ) -> FusionOutput:
         """See [`FusionHead.forward`]; `freeze_allocation` stops gradients from reaching the head's own parameters."""
-        own = {name: value.detach() if freeze_allocation else value for name, value in self.named_parameters()}
+        # Decisions are float32 also where the head's parameters are stored in half precision.
+        own = {name: value.float() for name, value in self.named_parameters()}
+        if freeze_allocation:
+            own = {name: value.detach() for name, value in own.items()}
         log_probs = self.calibrate(modality_logits, modality_mask, own)
         shares = self.allocate(log_probs, modality_mask, own)
         several = modality_mask.sum(1, keepdim=True) > 1  # (B, 1)

@@ -269,7 +269,7 @@ class FrameReader:
         centres = low + (np.arange(request.num_frames) + 0.5) * (high - low) / request.num_frames
         return shown[np.maximum(np.searchsorted(shown, centres + 1e-6, side="right") - 1, 0)]
 
-    def _decode(self, replay: Replay, wanted: np.ndarray, notes: list[str]) -> list[tuple[float, np.ndarray]]:
+    def _decode(self, replay: Replay, wanted: np.ndarray) -> list[tuple[float, np.ndarray]]:
         taken: list[tuple[float, np.ndarray]] = []
         held = None  # the latest frame, for a wanted one that does not decode
         for time, frame in self._shown_frames(replay, wanted, taken):
@@ -293,7 +293,7 @@ class FrameReader:
             raise MediaError("too_large", f"{self.request.name}: {text}; ask for fewer or smaller frames, or raise it")
         taken.append((shown[0], picture))
 
-    def _shown_frames(self, replay: Replay, wanted: np.ndarray, taken: list, notes: list[str]) -> Iterator:
+    def _shown_frames(self, replay: Replay, wanted: np.ndarray, taken: list) -> Iterator:
         """Frames in order of showing; stretches between key frames that hold no wanted frame are not decoded."""
         codec = self.stream.codec_context
         key_places = [i for i, key in enumerate(self.keys) if key]

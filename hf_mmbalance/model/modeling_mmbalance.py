@@ -37,7 +37,7 @@ class MMBalanceOutput(ModelOutput):
             What the decision layer gave each modality for each class; `None` where the head has no weights.
         modality_contributions (`torch.FloatTensor` of shape `(B, M, C)`):
             Exact terms that sum over modalities to `logits` minus the head's bias.
-        modality_mask (`torch.BoolTensor` of shape `(B, M)`): Modalities that the decision was made from.
+        modality_mask (`torch.LongTensor` of shape `(B, M)`): 1 for the modalities that the decision was made from.
         modality_features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`): Feature of every tower.
         fused_loss, unimodal_loss, allocation_loss, balance_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Parts of the loss before weighting; the last two only of heads that learn from calibration clips.
@@ -49,7 +49,7 @@ class MMBalanceOutput(ModelOutput):
     modality_logits: torch.FloatTensor | None = None
     modality_weights: torch.FloatTensor | None = None
     modality_contributions: torch.FloatTensor | None = None
-    modality_mask: torch.BoolTensor | None = None
+    modality_mask: torch.LongTensor | None = None
     modality_features: tuple[torch.FloatTensor, ...] | None = None
     fused_loss: torch.FloatTensor | None = None
     unimodal_loss: torch.FloatTensor | None = None
@@ -196,7 +196,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             modality_logits=modality_logits.masked_fill(~modality_mask.unsqueeze(-1), 0.0),
             modality_weights=fused.modality_weights,
             modality_contributions=fused.modality_contributions,
-            modality_mask=modality_mask,
+            modality_mask=modality_mask.long(),
             modality_features=features,
             fused_loss=parts and parts.fused,
             unimodal_loss=parts and parts.unimodal,

@@ -9,15 +9,11 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, P
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.audio_spectrogram_transformer import ASTFeatureExtractor
 from transformers.models.vit import ViTImageProcessorPil
-from transformers.processing_utils import ProcessingKwargs
+from transformers.processing_utils import ProcessingKwargs, Unpack
 
 from .inputs_mmbalance import as_frames, as_waveforms
 from .logmel_mmbalance import log_mel
 from .media_mmbalance import read_media
-
-
-class MMBalanceProcessorKwargs(ProcessingKwargs, total=False):
-    _defaults = {"images_kwargs": {}, "audio_kwargs": {}, "common_kwargs": {"return_tensors": "pt"}}
 
 
 class MMBalanceProcessor(ProcessorMixin):
@@ -32,7 +28,8 @@ class MMBalanceProcessor(ProcessorMixin):
             Evenly spaced frames taken from a video file.
     """
 
-    valid_processor_kwargs = MMBalanceProcessorKwargs
+    audio_kwargs = {"return_tensors": "pt"}
+    images_kwargs = {"return_tensors": "pt"}
 
     def __init__(self, feature_extractor=None, image_processor=None, frames_per_clip: int = 8, **kwargs):
         self.frames_per_clip = frames_per_clip
@@ -77,9 +74,7 @@ class MMBalanceProcessor(ProcessorMixin):
         frames: Any = None,
         images: Any = None,
         video: Any = None,
-        sampling_rate: int | None = None,
-        return_tensors: str | None = "pt",
-        **kwargs: Any,
+        **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
         """Prepare one clip or a list of clips.
 
@@ -92,10 +87,9 @@ class MMBalanceProcessor(ProcessorMixin):
                 `(B, 3, H, W)`.
             video: File(s) whose own sound and evenly spaced frames are taken; `audio` or `frames` passed beside it
                 stand in for the file's own.
-            sampling_rate: Hz of waveforms passed as arrays; required for them.
-            return_tensors: `"pt"` or `"np"`.
-            **kwargs: Options of the feature extractor and image processor, flat or as `audio_kwargs={...}` and
-                `images_kwargs={...}`.
+            **kwargs: `sampling_rate`, Hz of waveforms passed as arrays, required for them; `return_tensors`, `"pt"`
+                (default) or `"np"`; options of the feature extractor and image processor, flat or as
+                `audio_kwargs={...}` and `images_kwargs={...}`.
 
         Returns:
             `BatchFeature` with `input_values` `(B, ...)` and `pixel_values` `(B, T, 3, H, W)` with `frame_mask`
@@ -105,13 +99,10 @@ class MMBalanceProcessor(ProcessorMixin):
             ValueError: for input that makes no sense; the message names the clip, the trouble and the remedy.
             MediaError: (a ValueError) for a file that cannot be used.
         """
-        merged = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)
+        merged = self._merge_kwargs(ProcessingKwargs, **kwargs)
         audio_options, image_options = merged["audio_kwargs"], merged["images_kwargs"]
-        if "audio_kwargs" in kwargs and sampling_rate is None:
-            sampling_rate = kwargs["audio_kwargs"].get("sampling_rate")
-        for options in (audio_options, image_options):
-            options.pop("return_tensors", None)
-        audio_options.pop("sampling_rate", None)
+        sampling_rate = audio_options.pop("sampling_rate", None)
+        tensor_types = {options.pop("return_tensors", None) for options in (audio_options, image_options)}
         flat_images = None
         if images is not None:
             if frames is not None:
@@ -125,8 +116,9 @@ class MMBalanceProcessor(ProcessorMixin):
             data["pixel_values"], data["frame_mask"] = self._frame_features(clips, image_options)
         if flat_images is not None:
             data["pixel_values"] = self.image_processor(flat_images, return_tensors="pt", **image_options).pixel_values
+            data["frame_mask"] = torch.ones(len(data["pixel_values"]), 1, dtype=torch.bool)
         data["modality_mask"] = _modality_mask(waveforms, clips, data)
-        if return_tensors in ("np", None):
+        if "np" in tensor_types:
             data = {name: values.numpy() for name, values in data.items()}
         return BatchFeature(data)
 
@@ -135,14 +127,14 @@ class MMBalanceProcessor(ProcessorMixin):
         return ["input_values", "pixel_values", "frame_mask", "modality_mask"]
 
     @property
-    def sampling_rate(self) -> int:
+    def audio_sampling_rate(self) -> int:
         """Hz that the audio tower takes."""
         return self.feature_extractor.sampling_rate
 
     def _gather(
         self, audio: Any, frames: Any, video: Any, sampling_rate: int | None
     ) -> tuple[list[np.ndarray | None] | None, list[list[np.ndarray]] | None]:
-        waveforms = None if audio is None else as_waveforms(audio, sampling_rate, self.sampling_rate)
+        waveforms = None if audio is None else as_waveforms(audio, sampling_rate, self.audio_sampling_rate)
         clips = None if frames is None else as_frames(frames)
         if video is None:
             return waveforms, clips
@@ -156,7 +148,9 @@ class MMBalanceProcessor(ProcessorMixin):
         ]
         if waveforms is None:
             waveforms = [
-                None if clip.audio is None else as_waveforms(clip.audio, clip.sampling_rate, self.sampling_rate)[0]
+                None
+                if clip.audio is None
+                else as_waveforms(clip.audio, clip.sampling_rate, self.audio_sampling_rate)[0]
                 for clip in media
             ]
         if clips is None:
@@ -177,7 +171,7 @@ class MMBalanceProcessor(ProcessorMixin):
                 features = (features - extractor.mean) / (2 * extractor.std)
         else:
             options = {"padding": True, **options}
-            outputs = extractor(present, sampling_rate=self.sampling_rate, return_tensors="pt", **options)
+            outputs = extractor(present, sampling_rate=self.audio_sampling_rate, return_tensors="pt", **options)
             features = outputs[extractor.model_input_names[0]]
         out = features.new_zeros(len(waveforms), *features.shape[1:])
         out[[index for index, wave in enumerate(waveforms) if wave is not None]] = features
