@@ -1,0 +1,387 @@
+"""The decision table: the neutral file between any model and the decision layer (Parquet or .npz)."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_mmbalance.metrics.measures import log_softmax
+
+
+KINDS = ("logits", "log_probs")
+SPLIT_ALIASES = {
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "calib": "calibration",
+    "testing": "test",
+    "eval": "test",
+}
+
+
+class TableError(ValueError):
+    """A decision table that cannot be used; the message names the file, the field and the remedy."""
+
+
+@dataclass
+class DecisionTable:
+    """Unimodal logits of N clips from M modalities over C classes.
+
+    Args:
+        ids: N different names of clips.
+        groups: N names of groups (actor, speaker, source video: what must not be on both sides of a split).
+        splits: N split names; usual other spellings (`val`, `dev`, ...) become train, calibration, validation, test.
+        labels: `(N,)` class indices.
+        logits: `(N, M, C)` float64, a NaN row where the modality is missing.
+        classes: C names.
+        modalities: M names.
+        features: modality -> `(N, D)`, optional; NaN rows where missing.
+        references: name -> `(N, C)` logits to compare with, never fused.
+        kind: "logits" or "log_probs" (rows of log-probabilities).
+
+    Raises:
+        TableError: for anything the decision layer could not work with (see docs/decision.md, "Bad input").
+    """
+
+    ids: list[str]
+    groups: list[str]
+    splits: list[str]
+    labels: np.ndarray
+    logits: np.ndarray
+    classes: list[str]
+    modalities: list[str]
+    features: dict[str, np.ndarray] = field(default_factory=dict)
+    references: dict[str, np.ndarray] = field(default_factory=dict)
+    kind: str = "logits"
+
+    def __post_init__(self) -> None:
+        self.ids, self.groups = [str(i) for i in self.ids], [str(g) for g in self.groups]
+        self.splits = [SPLIT_ALIASES.get(str(s), str(s)) for s in self.splits]
+        self.classes, self.modalities = [str(c) for c in self.classes], [str(m) for m in self.modalities]
+        labels = np.asarray(self.labels)
+        if labels.dtype.kind not in "iu":
+            raise TableError(f"column 'label' is {labels.dtype}; store class indices as integers.")
+        self.labels = labels.astype(np.int64)
+        self.logits = np.asarray(self.logits, dtype=np.float64)
+        self.features = {name: np.asarray(value) for name, value in self.features.items()}
+        self.references = {name: np.asarray(value, dtype=np.float64) for name, value in self.references.items()}
+        _check_shapes(self)
+        _check_values(self)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """`(N, M)` bool, True where the modality is present."""
+        return ~np.isnan(self.logits).any(axis=2)
+
+    @property
+    def log_probs(self) -> np.ndarray:
+        """`(N, M, C)` log-softmaxed rows, NaN where missing: what the decision layer works on."""
+        return log_softmax(self.logits)
+
+    def take(self, index: np.ndarray | Sequence[int]) -> DecisionTable:
+        """Rows by integer or boolean index."""
+        rows = np.asarray(index)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        return DecisionTable(
+            ids=[self.ids[i] for i in rows],
+            groups=[self.groups[i] for i in rows],
+            splits=[self.splits[i] for i in rows],
+            labels=self.labels[rows],
+            logits=self.logits[rows],
+            classes=self.classes,
+            modalities=self.modalities,
+            features={name: value[rows] for name, value in self.features.items()},
+            references={name: value[rows] for name, value in self.references.items()},
+            kind=self.kind,
+        )
+
+    def select(self, split: str) -> DecisionTable:
+        """Rows of one split.
+
+        Raises:
+            TableError: if no clip has that split; the message lists the splits there are.
+        """
+        split = SPLIT_ALIASES.get(split, split)
+        rows = np.flatnonzero(np.asarray(self.splits) == split)
+        if not len(rows):
+            found = ", ".join(f"{name} ({self.splits.count(name)})" for name in sorted(set(self.splits)))
+            raise TableError(f"no clip has split {split!r}; this table has: {found}.")
+        return self.take(rows)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str], classes: Sequence[str] | None = None) -> DecisionTable:
+        """Read a `.parquet` or `.npz` table.
+
+        Args:
+            path: the file.
+            classes: C class names; needed only where the file carries none (pandas drops them) and names are wanted.
+
+        Raises:
+            TableError: if the file is no decision table or holds what cannot be used.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise TableError(f"{path}: no such file; give a decision table (.parquet or .npz).")
+        reader = {".parquet": _read_parquet, ".npz": _read_npz}.get(path.suffix)
+        if reader is None:
+            raise TableError(f"{path}: unknown suffix {path.suffix!r}; a decision table is .parquet or .npz.")
+        try:
+            columns, meta = reader(path)
+            return _assemble(columns, meta, classes)
+        except TableError as error:
+            raise TableError(f"{path}: {error}") from None
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the table; the suffix (`.parquet` or `.npz`) chooses the format. Numbers are stored as float32."""
+        path = Path(path)
+        columns: dict[str, np.ndarray] = {
+            "id": np.array(self.ids, dtype=str),
+            "group": np.array(self.groups, dtype=str),
+            "split": np.array(self.splits, dtype=str),
+            "label": self.labels,
+        }
+        for m, name in enumerate(self.modalities):
+            columns[f"logits.{name}"] = self.logits[:, m].astype(np.float32)
+        columns |= {f"features.{name}": value.astype(np.float32) for name, value in self.features.items()}
+        columns |= {f"reference.{name}": value.astype(np.float32) for name, value in self.references.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".npz":
+            named: dict[str, Any] = {
+                **columns,
+                "classes": np.array(self.classes, dtype=str),
+                "modalities": np.array(self.modalities, dtype=str),
+                "kind": np.array(self.kind),
+            }
+            np.savez_compressed(path, **named)
+        elif path.suffix == ".parquet":
+            _write_parquet(path, columns, {"classes": self.classes, "modalities": self.modalities, "kind": self.kind})
+        else:
+            raise TableError(f"{path}: unknown suffix {path.suffix!r}; write .parquet or .npz.")
+
+
+def _check_shapes(table: DecisionTable) -> None:
+    n = len(table.ids)
+    if not n:
+        raise TableError("the table has no rows.")
+    for name, length in (("group", len(table.groups)), ("split", len(table.splits)), ("label", len(table.labels))):
+        if length != n:
+            raise TableError(f"column {name!r} has {length} entries for {n} ids.")
+    modalities, classes = len(table.modalities), len(table.classes)
+    if table.logits.shape != (n, modalities, classes):
+        raise TableError(
+            f"logits have shape {table.logits.shape}; {n} clips, {modalities} modalities and {classes} classes need"
+            f" {(n, modalities, classes)}."
+        )
+    if modalities < 2:
+        raise TableError(
+            f"only {modalities} modality ({', '.join(table.modalities)}); fusion needs at least two"
+            " 'logits.<modality>' columns."
+        )
+    if classes < 2:
+        raise TableError("one class only; there is nothing to decide.")
+    for kind, names in (("class", table.classes), ("modality", table.modalities)):
+        if len(set(names)) < len(names):
+            raise TableError(f"a {kind} name occurs twice: {names}.")
+    for name, value in table.features.items():
+        if name not in table.modalities:
+            raise TableError(f"'features.{name}' names no modality; modalities are {', '.join(table.modalities)}.")
+        if value.ndim != 2 or len(value) != n:
+            raise TableError(f"'features.{name}' has shape {value.shape}; expected ({n}, D).")
+    for name, value in table.references.items():
+        if value.shape != (n, classes):
+            raise TableError(f"'reference.{name}' has shape {value.shape}; expected ({n}, {classes}).")
+    if table.kind not in KINDS:
+        raise TableError(f"kind is {table.kind!r}; expected 'logits' or 'log_probs'.")
+
+
+def _check_values(table: DecisionTable) -> None:
+    seen: set[str] = set()
+    for name in table.ids:
+        if name in seen:
+            raise TableError(f"id {name!r} occurs twice; every clip needs its own id.")
+        seen.add(name)
+    wrong = np.flatnonzero((table.labels < 0) | (table.labels >= len(table.classes)))
+    if len(wrong):
+        raise TableError(
+            f"label {table.labels[wrong[0]]} of clip {table.ids[wrong[0]]!r} is outside"
+            f" 0..{len(table.classes) - 1} ({len(wrong)} such clips)."
+        )
+    for m, name in enumerate(table.modalities):
+        _check_rows(table, table.logits[:, m], f"logits.{name}")
+    for name, value in table.references.items():
+        _check_rows(table, value, f"reference.{name}")
+    nothing = np.flatnonzero(~table.mask.any(axis=1))
+    if len(nothing):
+        raise TableError(
+            f"clip {table.ids[nothing[0]]!r} has no modality at all ({len(nothing)} such clips): leave"
+            " such rows out of the table."
+        )
+
+
+def _check_rows(table: DecisionTable, rows: np.ndarray, name: str) -> None:
+    missing = np.isnan(rows).all(axis=1)
+    bad = np.flatnonzero(~missing & ~np.isfinite(rows).all(axis=1))
+    if len(bad):
+        raise TableError(
+            f"{name!r} of clip {table.ids[bad[0]]!r} holds NaN or inf ({len(bad)} such clips); a missing"
+            " modality is a null (all-NaN) row, log(0) should be clipped, e.g. log(p + 1e-12)."
+        )
+    present = rows[~missing]
+    if not len(present):
+        return
+    if table.kind == "log_probs":
+        if present.max() > 1e-4:
+            raise TableError(
+                f"{name!r} holds positive values, but kind is 'log_probs'; store log(p) or kind 'logits'."
+            )
+    elif present.min() >= 0 and np.allclose(present.sum(axis=1), 1, atol=1e-3):
+        raise TableError(
+            f"{name!r} holds probabilities (rows are >= 0 and sum to 1), but kind is 'logits'; store"
+            " log(p + 1e-12) with kind 'log_probs'."
+        )
+
+
+def _assemble(columns: dict[str, Any], meta: dict[str, Any], classes: Sequence[str] | None) -> DecisionTable:
+    found = [name.removeprefix("logits.") for name in columns if name.startswith("logits.")]
+    modalities = list(meta.get("modalities") or found)
+    missing = [name for name in ("id", "label", *(f"logits.{m}" for m in modalities)) if name not in columns]
+    if missing or not modalities:
+        raise TableError(
+            f"column(s) missing: {', '.join(missing) or 'logits.<modality>'}; a decision table has id,"
+            f" group, split, label and logits.<modality>, this file has {', '.join(columns)}."
+        )
+    extra = sorted(set(found) - set(modalities))
+    if extra:
+        raise TableError(
+            f"column(s) logits.{', logits.'.join(extra)} are not among the declared modalities {modalities}."
+        )
+    n = len(columns["id"])
+    if "group" not in columns:
+        warnings.warn(
+            "no 'group' column: every clip counts as its own group, so clips of one speaker or source can"
+            " be on both sides of a fold.",
+            stacklevel=3,
+        )
+    if "split" not in columns:
+        warnings.warn("no 'split' column: all clips are taken as split 'test'.", stacklevel=3)
+    blocks = [np.asarray(columns[f"logits.{m}"], dtype=np.float64) for m in modalities]
+    widths = {block.shape[1] for block in blocks if block.ndim == 2 and block.shape[1]}
+    if len(widths) != 1:
+        raise TableError(f"the logits columns have different widths: {[b.shape for b in blocks]}.")
+    width = widths.pop()
+    blocks = [block if block.shape[1] else np.full((n, width), np.nan) for block in blocks]
+    names = list(classes) if classes is not None else list(meta.get("classes") or map(str, range(width)))
+    if len(names) != width:
+        raise TableError(f"{len(names)} class names for logits of {width} classes.")
+    return DecisionTable(
+        ids=list(columns["id"]),
+        groups=list(columns.get("group", columns["id"])),
+        splits=list(columns.get("split", ["test"] * n)),
+        labels=np.asarray(columns["label"]),
+        logits=np.stack(blocks, axis=1),
+        classes=names,
+        modalities=modalities,
+        features=_prefixed(columns, "features."),
+        references=_prefixed(columns, "reference."),
+        kind=str(meta.get("kind", "logits")),
+    )
+
+
+def _prefixed(columns: dict[str, Any], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): value for name, value in columns.items() if name.startswith(prefix)}
+
+
+def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            columns: dict[str, Any] = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError) as error:
+        raise TableError(f"not a readable .npz of plain arrays ({error}).") from error
+    meta: dict[str, Any] = {}
+    for name in ("classes", "modalities"):
+        if name in columns:
+            meta[name] = [str(value) for value in columns.pop(name)]
+    if "kind" in columns:
+        meta["kind"] = str(columns.pop("kind"))
+    return columns, meta
+
+
+def _read_parquet(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise TableError(f"not a readable Parquet file ({error}).") from error
+    raw = table.schema.metadata or {}
+    meta: dict[str, Any] = {}
+    for name in ("classes", "modalities"):
+        if name.encode() in raw:
+            meta[name] = json.loads(raw[name.encode()])
+    if b"kind" in raw:
+        meta["kind"] = raw[b"kind"].decode().strip('"')
+    columns: dict[str, Any] = {}
+    for name in table.column_names:
+        column = table[name]
+        if name.startswith(("logits.", "features.", "reference.")):
+            columns[name] = _matrix(column, name)
+            continue
+        if name in ("id", "label") and column.null_count:
+            raise TableError(f"column {name!r} has {column.null_count} empty entries.")
+        columns[name] = np.asarray(column.to_pylist()) if name == "label" else column.to_pylist()
+    return columns, meta
+
+
+def _matrix(column: Any, name: str) -> np.ndarray:
+    """A column of lists as a float array `(N, width)`; null rows become NaN."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    if pa.types.is_null(array.type):
+        return np.full((len(array), 0), np.nan)
+    if not (
+        pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type)
+    ):
+        raise TableError(f"column {name!r} is {array.type}; expected a list of floats a row.")
+    present = np.asarray(array.is_valid())
+    kept = array.drop_null()
+    sizes = np.unique(np.asarray(pc.list_value_length(kept)))
+    if len(sizes) > 1:
+        raise TableError(f"column {name!r} has rows of different lengths: {sizes.tolist()}.")
+    width = int(sizes[0]) if len(sizes) else 0
+    flat = kept.flatten()
+    matrix = np.full((len(array), width), np.nan)
+    values = np.asarray(flat.to_numpy(zero_copy_only=False), dtype=np.float64)
+    matrix[present] = values.reshape(-1, width) if width else values.reshape(0, 0)
+    return matrix
+
+
+def _write_parquet(path: Path, columns: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrays: dict[str, Any] = {}
+    for name, value in columns.items():
+        if value.ndim == 1:
+            arrays[name] = pa.array(value.tolist() if value.dtype.kind == "U" else value)
+            continue
+        present = ~np.isnan(value).all(axis=1)
+        offsets = np.concatenate([[0], np.cumsum(present * value.shape[1])]).astype(np.int32)
+        flat = pa.array(value[present].reshape(-1), type=pa.float32())
+        arrays[name] = pa.ListArray.from_arrays(pa.array(offsets), flat, mask=pa.array(~present))
+    kind = meta.pop("kind")
+    encoded = {key: json.dumps(value, ensure_ascii=False) for key, value in meta.items()} | {"kind": kind}
+    pq.write_table(pa.table(arrays).replace_schema_metadata(encoded), path)

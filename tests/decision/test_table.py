@@ -1,0 +1,194 @@
+"""The decision table: round trips, foreign writers, and every kind of bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hf_mmbalance.decision.table import DecisionTable, TableError
+
+
+def fields(n: int = 6) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(n, 2, 3))
+    logits[1, 0] = np.nan
+    return {
+        "ids": [f"clip{i}" for i in range(n)],
+        "groups": [f"actor{i % 3}" for i in range(n)],
+        "splits": ["calibration", "test"] * (n // 2),
+        "labels": np.arange(n) % 3,
+        "logits": logits,
+        "classes": ["ja", "nein", "naïve"],
+        "modalities": ["audio", "vision"],
+    }
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".npz"])
+def test_round_trip(tmp_path: Path, suffix: str) -> None:
+    features = {"vision": np.arange(12.0).reshape(6, 2)}
+    table = DecisionTable(**fields(), features=features, references={"concat": np.ones((6, 3))}, kind="logits")
+    path = tmp_path / "folder" / f"table{suffix}"
+    table.write(path)
+    back = DecisionTable.read(path)
+    assert (back.ids, back.groups, back.splits) == (table.ids, table.groups, table.splits)
+    assert (back.classes, back.modalities, back.kind) == (table.classes, table.modalities, "logits")
+    np.testing.assert_array_equal(back.labels, table.labels)
+    np.testing.assert_allclose(back.logits, table.logits, rtol=1e-6)
+    np.testing.assert_array_equal(back.mask, table.mask)
+    assert not back.mask[1, 0] and back.mask.sum() == 11
+    np.testing.assert_array_equal(back.features["vision"], features["vision"])
+    np.testing.assert_array_equal(back.references["concat"], np.ones((6, 3)))
+
+
+def test_tables_of_pandas_and_datasets_are_read(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    pandas = pytest.importorskip("pandas")
+    rows = [
+        {
+            "id": f"c{i}",
+            "group": f"g{i}",
+            "split": "val",
+            "label": i % 2,
+            "logits.a": None if i == 2 else [0.5, 1.0 + i],
+        }
+        | {"logits.b": [2.0, -1.0]}
+        for i in range(4)
+    ]
+    pandas.DataFrame(rows).to_parquet(tmp_path / "pandas.parquet")
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "datasets.parquet")
+    for name in ("pandas", "datasets"):
+        table = DecisionTable.read(tmp_path / f"{name}.parquet", classes=["no", "yes"])
+        assert table.modalities == ["a", "b"] and table.classes == ["no", "yes"]
+        assert table.splits == ["validation"] * 4
+        assert table.mask[:, 0].tolist() == [True, True, False, True]
+        np.testing.assert_allclose(table.logits[3, 0], [0.5, 4.0])
+        assert DecisionTable.read(tmp_path / f"{name}.parquet").classes == ["0", "1"]
+
+
+def test_fixed_size_lists_and_a_modality_missing_everywhere(tmp_path: Path) -> None:
+    fixed = pa.array([[1.0, 2.0], None, [3.0, 4.0]], type=pa.list_(pa.float32(), 2))
+    pq.write_table(
+        pa.table({"id": ["a", "b", "c"], "group": ["x", "y", "z"], "split": ["test"] * 3, "label": [0, 1, 1],
+                  "logits.b": pa.array([[0.0, 2.0]] * 3), "logits.a": fixed, "logits.gone": pa.nulls(3)}),
+        tmp_path / "t.parquet",
+    )  # fmt: skip
+    table = DecisionTable.read(tmp_path / "t.parquet")
+    assert table.modalities == ["b", "a", "gone"]
+    np.testing.assert_allclose(table.logits[2, 1], [3.0, 4.0])
+    assert not table.mask[1, 1] and not table.mask[:, 2].any()
+
+
+def test_select_and_take() -> None:
+    table = DecisionTable(**fields())
+    assert table.select("test").ids == ["clip1", "clip3", "clip5"]
+    assert table.take(np.array([4, 0])).ids == ["clip4", "clip0"]
+    assert len(table.take(table.mask[:, 0])) == 5
+    with pytest.raises(TableError, match=r"no clip has split 'train'.*calibration \(3\), test \(3\)"):
+        table.select("train")
+
+
+def test_log_probs_are_normalised() -> None:
+    table = DecisionTable(**fields())
+    present = np.exp(table.log_probs[table.mask]).sum(axis=1)
+    np.testing.assert_allclose(present, 1)
+
+
+def change(**update: Any) -> dict[str, Any]:
+    return fields() | update
+
+
+def poisoned(value: float) -> np.ndarray:
+    logits = fields()["logits"].copy()
+    logits[3, 1, 2] = value
+    return logits
+
+
+BAD = [
+    (change(labels=np.array([0, 1, 2, 0, 1])), "'label' has 5 entries for 6 ids"),
+    (change(groups=["a"]), "'group' has 1 entries"),
+    (change(labels=np.array([0, 1, 2, 0, 1, 3])), r"label 3 of clip 'clip5' is outside 0\.\.2"),
+    (change(labels=np.array([0, 1, 2, 0, 1, -1])), "label -1"),
+    (change(labels=np.zeros(6)), "store class indices as integers"),
+    (change(logits=poisoned(np.nan)), "'logits.vision' of clip 'clip3' holds NaN or inf"),
+    (change(logits=poisoned(-np.inf)), "holds NaN or inf"),
+    (change(ids=["a", "b", "c", "d", "e", "a"]), "id 'a' occurs twice"),
+    (change(logits=np.full((6, 2, 3), 1 / 3)), "holds probabilities"),
+    (change(logits=np.full((6, 2, 3), 1 / 3), kind="log_probs"), "positive values"),
+    (change(kind="odds"), "kind is 'odds'"),
+    (change(logits=np.zeros((6, 1, 3)), modalities=["audio"]), "at least two"),
+    (change(logits=np.zeros((6, 2, 1)), classes=["one"], labels=np.zeros(6, dtype=int)), "nothing to decide"),
+    (change(logits=np.full((6, 2, 3), np.nan)), "no modality at all"),
+    (change(modalities=["audio", "audio"]), "occurs twice"),
+    (change(features={"smell": np.zeros((6, 2))}), "names no modality"),
+    (change(references={"concat": np.zeros((6, 4))}), "'reference.concat' has shape"),
+    (change(logits=np.zeros((6, 2, 4))), "logits have shape"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[message[:24] for _, message in BAD])
+def test_bad_tables_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TableError, match=message):
+        DecisionTable(**arguments)
+
+
+def test_no_rows() -> None:
+    with pytest.raises(TableError, match="no rows"):
+        DecisionTable([], [], [], np.zeros(0, dtype=int), np.zeros((0, 2, 2)), ["a", "b"], ["x", "y"])
+
+
+def test_files_that_are_no_table(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="no such file"):
+        DecisionTable.read(tmp_path / "gone.parquet")
+    (tmp_path / "table.csv").write_text("id")
+    with pytest.raises(TableError, match="unknown suffix '.csv'"):
+        DecisionTable.read(tmp_path / "table.csv")
+    for name in ("broken.parquet", "broken.npz"):
+        (tmp_path / name).write_bytes(b"not a table")
+        with pytest.raises(TableError, match=f"{name}.*readable"):
+            DecisionTable.read(tmp_path / name)
+
+
+def write(path: Path, **columns: Any) -> Path:
+    base = {"id": ["a", "b"], "group": ["x", "y"], "split": ["test", "test"], "label": [0, 1],
+            "logits.p": [[0.0, 2.0], [1.0, 0.0]], "logits.q": [[0.0, 1.0], [2.0, 0.0]]}  # fmt: skip
+    merged = {key: value for key, value in (base | columns).items() if value is not None}
+    pq.write_table(pa.table(merged), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"label": None}, r"column\(s\) missing: label"),
+        ({"id": None}, r"column\(s\) missing: id"),
+        ({"logits.p": None, "logits.q": None}, r"missing: logits.<modality>"),
+        ({"logits.p": [[0.0, 1.0], [1.0]]}, "rows of different lengths"),
+        ({"logits.p": [[0.0, 1.0, 2.0], [1.0, 0.0, 2.0]]}, "different widths"),
+        ({"logits.p": [0.5, 0.5]}, "expected a list of floats"),
+        ({"logits.p": [[0.0, None], [1.0, 0.0]]}, "holds NaN or inf"),
+        ({"label": [0, None]}, "1 empty entries"),
+        ({"label": [0.5, 1.0]}, "integers"),
+    ],
+)
+def test_files_with_bad_columns(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    path = write(tmp_path / "t.parquet", **columns)
+    with pytest.raises(TableError, match=f"t.parquet: .*{message}"):
+        DecisionTable.read(path)
+
+
+def test_missing_group_and_split_are_warned_fallbacks(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.parquet", group=None, split=None)
+    with pytest.warns(UserWarning) as caught:
+        table = DecisionTable.read(path)
+    assert {"group" in str(w.message) or "split" in str(w.message) for w in caught} == {True} and len(caught) == 2
+    assert table.groups == ["a", "b"] and table.splits == ["test", "test"]
+
+
+def test_wrong_number_of_class_names(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="3 class names for logits of 2 classes"):
+        DecisionTable.read(write(tmp_path / "t.parquet"), classes=["a", "b", "c"])
