@@ -1,0 +1,23 @@
+"""What goes in: sources of clips, their splits, decoding, augmentation. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+_NAMES = {
+    "ClipDataset": "clips",
+    "ClipSplits": "clips",
+    "DataError": "clips",
+    "BayesOptimum": "bayes",
+    "SyntheticOptions": "synthetic",
+}
+
+__all__ = list(_NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"hf_mmbalance.data.{_NAMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

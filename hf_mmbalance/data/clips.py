@@ -1,0 +1,146 @@
+"""What every source of clips gives: clips read one by one, augmented by a key and never by chance."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hf_mmbalance.data.bayes import BayesOptimum
+
+
+SPLITS = ("train", "calibration", "validation", "test")
+SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "validation"}
+SPLIT_ALIASES |= {"training": "train", "testing": "test", "calib": "calibration"}
+
+Clip = dict[str, Any]
+
+
+class DataError(ValueError):
+    """Data that cannot be used as it is; the message names the file or clip and the remedy."""
+
+
+def split_name(name: str) -> str:
+    """One of `SPLITS` for a split's customary name.
+
+    Raises:
+        DataError: the name is not known.
+    """
+    known = SPLIT_ALIASES.get(name.strip().lower(), name.strip().lower())
+    if known not in SPLITS:
+        raise DataError(f"unknown split {name!r}; known are {', '.join(SPLITS)} (and {', '.join(SPLIT_ALIASES)})")
+    return known
+
+
+class ClipDataset(ABC):
+    """The clips of one split; map-style, free of torch, picklable.
+
+    `dataset[3]` reads the fourth clip as it is; `dataset[3, 7]` reads it augmented for epoch 7, keyed by seed, epoch
+    and clip id. An example is `{"id": str, "group": str, "label": int, "audio": float32 (S,) or None,
+    "sampling_rate": int, "frames": uint8 (T, H, W, 3) or None}`.
+
+    Attributes:
+        ids, groups, labels: one entry a clip; a group (actor, speaker, source video) stays on one side of a split.
+        classes: names of the labels, in order.
+        sampling_rate: Hz of every clip's audio.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        groups: Sequence[str],
+        labels: Sequence[int],
+        classes: Sequence[str],
+        *,
+        sampling_rate: int,
+    ):
+        self.ids, self.groups, self.classes = list(ids), list(groups), list(classes)
+        self.labels = [int(label) for label in labels]
+        self.sampling_rate = sampling_rate
+        if not len(self.ids) == len(self.groups) == len(self.labels):
+            raise DataError("ids, groups and labels must be equally many")
+        doubled = [name for name, count in Counter(self.ids).items() if count > 1]
+        if doubled:
+            raise DataError(f"clip ids must be unique in a split; {len(doubled)} are not, e.g. {doubled[0]!r}")
+        outside = [i for i, label in enumerate(self.labels) if not 0 <= label < len(self.classes)]
+        if outside:
+            first = outside[0]
+            text = f"clip {self.ids[first]!r} has label {self.labels[first]}, outside the {len(self.classes)} classes"
+            raise DataError(f"{text} ({len(outside)} such clips)")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> Clip:
+        place, epoch = index if isinstance(index, tuple) else (index, None)
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"clip {place} of {len(self)}")
+        place = int(place) % len(self)
+        audio, frames = self.media(place, None if epoch is None else int(epoch))
+        return {
+            "id": self.ids[place],
+            "group": self.groups[place],
+            "label": self.labels[place],
+            "audio": audio,
+            "sampling_rate": self.sampling_rate,
+            "frames": frames,
+        }
+
+    def __iter__(self) -> Iterator[Clip]:
+        return (self[i] for i in range(len(self)))
+
+    @abstractmethod
+    def media(self, place: int, epoch: int | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Audio `(S,)` and frames `(T, H, W, 3)` of one clip; augmented where `epoch` is given."""
+
+    def class_counts(self) -> dict[str, int]:
+        """Number of clips of every class, zeros included."""
+        counts = Counter(self.labels)
+        return {name: counts[i] for i, name in enumerate(self.classes)}
+
+
+@dataclass
+class ClipSplits:
+    """A data set as training sees it.
+
+    Attributes:
+        name: what was asked for, e.g. `grid`.
+        classes: names of the labels, in order.
+        splits: data sets under some of `SPLITS`, in that order.
+        sampling_rate: Hz.
+        notes: what a person should know about how the splits came about.
+        bayes: the optimum in closed form, for synthetic data only.
+    """
+
+    name: str
+    classes: list[str]
+    splits: dict[str, ClipDataset]
+    sampling_rate: int
+    notes: list[str] = field(default_factory=list)
+    bayes: BayesOptimum | None = None
+
+    def __post_init__(self) -> None:
+        self.splits = {name: self.splits[name] for name in SPLITS if name in self.splits}
+
+    def __getitem__(self, split: str) -> ClipDataset:
+        if split not in self.splits:
+            raise KeyError(f"{self.name} has no split {split!r}; it has {', '.join(self.splits)}")
+        return self.splits[split]
+
+    def shared_groups(self) -> dict[tuple[str, str], list[str]]:
+        """Groups on both sides of a pair of splits (empty when the splits are group-disjoint)."""
+        groups = {name: set(dataset.groups) for name, dataset in self.splits.items()}
+        pairs = [(a, b) for i, a in enumerate(groups) for b in list(groups)[i + 1 :]]
+        return {(a, b): sorted(groups[a] & groups[b]) for a, b in pairs if groups[a] & groups[b]}
+
+    def summary(self) -> str:
+        """Lines for a person: clips and groups of every split, then the notes."""
+        names = ", ".join(self.classes[:12]) + (", ..." if len(self.classes) > 12 else "")
+        lines = [f"{self.name}: {len(self.classes)} classes ({names})"]
+        for name, dataset in self.splits.items():
+            lines.append(f"  {name:<12} {len(dataset):>6} clips  {len(set(dataset.groups)):>4} groups")
+        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
