@@ -67,6 +67,18 @@ class MMBalanceConfig(PreTrainedConfig):
     ```"""
 
     model_type = "mmbalance"
+    _auto_class = "AutoConfig"
+    # What `Trainer.predict` need not gather: features and whole tower outputs.
+    keys_to_ignore_at_inference = [
+        "modality_contributions",
+        "modality_features",
+        "fused_loss",
+        "unimodal_loss",
+        "allocation_loss",
+        "balance_loss",
+        "audio_model_output",
+        "vision_model_output",
+    ]
     sub_configs_defaults = {
         "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="audio-spectrogram-transformer"),
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="vit"),

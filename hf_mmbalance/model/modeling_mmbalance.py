@@ -62,6 +62,9 @@ class MMBalanceOutput(ModelOutput):
         return tuple(self[key].to_tuple() if key.endswith("model_output") else self[key] for key in self.keys())
 
 
+AUTO_CLASSES = ("AutoModel", "AutoModelForAudioClassification", "AutoModelForVideoClassification")
+
+
 class MMBalancePreTrainedModel(PreTrainedModel):
     """What transformers needs to know of the model: its config, its inputs and what it supports."""
 
@@ -100,6 +103,9 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             pretrained towers and [`~PreTrainedModel.from_pretrained`] for a trained model.
     """
 
+    # Saved models carry their code: these files are copied beside the weights.
+    _auto_class = "AutoModel"
+
     def __init__(self, config: MMBalanceConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -132,10 +138,16 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         prepare_fusion_class(cls, pretrained_model_name_or_path, kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
-    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
-        """As [`PreTrainedModel.save_pretrained`]; the file of a fusion head of the user's own is copied along."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        copy_fusion_file(self.config.fusion, save_directory)
+    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs) -> None:
+        """As [`PreTrainedModel.save_pretrained`], with the code that `trust_remote_code=True` loads it by.
+
+        The file of a fusion head of the user's own is copied along.
+        """
+        own = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(AUTO_CLASSES, own)}
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            copy_fusion_file(self.config.fusion, save_directory)
 
     def freeze_towers(self, trainable_layers: int | str) -> None:
         """Let the towers learn wholly (`"all"`), not at all (0), or only in their last k layers.

@@ -28,6 +28,7 @@ class MMBalanceProcessor(ProcessorMixin):
             Evenly spaced frames taken from a video file.
     """
 
+    _auto_class = "AutoProcessor"
     audio_kwargs = {"return_tensors": "pt"}
     images_kwargs = {"return_tensors": "pt"}
 

@@ -1,0 +1,1 @@
+"""Training with Accelerate: arguments, batches, trainer, results."""

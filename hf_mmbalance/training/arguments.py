@@ -1,0 +1,195 @@
+"""What a training run can be told, from the command line and a YAML file; every field says what it is for."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from hf_mmbalance.data import source_options
+from hf_mmbalance.training.recipes import SYNTHETIC
+
+
+def _help(text: str, default: Any = None) -> Any:
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: default, metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class DataArguments:
+    """Which clips."""
+
+    dataset: str = _help(
+        "'synthetic', 'grid', a folder of class folders, a CSV or Parquet file of path,label[,group][,split], or the name"
+        " of a Hub or local dataset with audio and frames or video columns.",
+        "synthetic",
+    )
+    data_dir: str | None = _help("Folder with the clips, for datasets that need one (grid: the corpus' folder).")
+    max_clips_per_split: int | None = _help("Use at most that many clips of each split, to try things out.")
+
+
+@dataclass
+class ModelArguments:
+    """Which towers, and how the decision is made."""
+
+    audio_model: str | None = _help("Hub name or folder of the audio backbone. Default: AST-base trained on AudioSet.")
+    vision_model: str | None = _help("Hub name or folder of the vision backbone. Default: ViT-base, ImageNet-21k.")
+    audio_config: dict | str | None = _help(
+        "Config (JSON) of an audio tower with random weights, instead of a backbone."
+    )
+    vision_config: dict | str | None = _help("Config (JSON) of a vision tower with random weights.")
+    audio_revision: str | None = _help("Branch, tag or commit of the audio backbone.")
+    vision_revision: str | None = _help("Branch, tag or commit of the vision backbone.")
+    model_name_or_path: str | None = _help("Start from a trained model of this package instead of two backbones.")
+    audio_max_length: int | None = _help("Spectrogram frames (10 ms each) of AST. Default: fitted to the train clips.")
+    trainable_layers: str = _help("'all', 0 to freeze the towers, or k to train only their last k layers.", "all")
+    fusion: str = _help("Fusion head: a registered name, or 'path/to/my_head.py:MyHead'.", "adaptive")
+    fusion_options: dict | str | None = _help('Options (JSON) of the fusion head, e.g. \'{"gate": "modality"}\'.')
+    unimodal_head: str = _help("Unimodal heads: 'linear' or 'cosine'.", "linear")
+    frame_pooling: str = _help("Pooling over frames: 'mean' or 'temporal' (a small transformer layer first).", "mean")
+    classifier_dropout: float = _help("Dropout on tower features and in the temporal layer.", 0.0)
+    modality_dropout: list[float] = _help("Rate, for each modality, at which training clips lose it.", [0.0, 0.0])
+    unimodal_loss_weight: float | None = _help("Weight of the unimodal losses. Default: the fusion head's own.")
+    balance_loss_weight: float = _help("Weight of the relative-balance term of the adaptive head.", 0.1)
+    allocation_shrinkage: float = _help("Pull of the adaptive head's parameters towards the plain sum.", 0.01)
+    label_smoothing: float = _help("Label smoothing of the towers' losses.", 0.0)
+    class_weighted_loss: bool = _help("Weight classes by the inverse of their frequency in the train split.", False)
+    attn_implementation: str | None = _help("Attention of both towers: 'sdpa', 'eager', 'flash_attention_2', ...")
+    trust_remote_code: bool = _help("Run code that comes with backbones or models from the Hub.", False)
+
+    def __post_init__(self) -> None:
+        for name in ("audio_config", "vision_config", "fusion_options"):
+            setattr(self, name, _as_mapping(name, getattr(self, name)))
+
+
+@dataclass
+class MMBalanceTrainingArguments(TrainingArguments):
+    """How long, how fast and where to; all of transformers' TrainingArguments, with defaults of our own."""
+
+    output_dir: str | None = _help("Folder of the run. Default: outputs/<dataset>-<time>.")
+    per_device_train_batch_size: int = _help("Clips a process and accumulation step.", 16)
+    per_device_eval_batch_size: int = _help("Clips a process in evaluation.", 32)
+    learning_rate: float = _help("Learning rate of towers and heads.", 1e-4)
+    allocation_learning_rate: float = _help("Learning rate of what learns from calibration clips.", 0.01)
+    calibration_per_step: int | None = _help("Calibration clips a global batch. Default: their share of the clips.")
+    early_stopping_patience: int | None = _help("Stop after that many validations without improvement.")
+    eval_strategy: str = _help("When to read the validation split.", "epoch")
+    save_strategy: str = _help("When to save a checkpoint.", "epoch")
+    save_total_limit: int | None = _help("Checkpoints kept.", 2)
+    load_best_model_at_end: bool = _help("Take the weights that were best on validation.", True)
+    metric_for_best_model: str | None = _help("Validation measure that selects the model.", "nll")
+    greater_is_better: bool | None = _help("Whether more of it is better.", False)
+    logging_steps: float = _help("Steps between lines of the log.", 20)
+    report_to: str | list[str] | None = _help("Trackers to report to.", "none")
+    remove_unused_columns: bool = _help("Kept off: clips are dictionaries, not table columns.", False)
+    label_names: list[str] | None = _help("Name of the labels in a batch.", ["labels"])
+    seed: int = _help("Seed of weights, order, dropout and augmentation.", 0)
+
+
+@dataclass
+class RunArguments:
+    """Everything a run was told."""
+
+    data: DataArguments
+    source: Any
+    model: ModelArguments
+    training: MMBalanceTrainingArguments
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, with what `results.json` keeps of a run's configuration."""
+        training = self.training.to_dict()
+        ours = {f.name for f in dataclasses.fields(MMBalanceTrainingArguments)} - {"hub_token"}
+        return {
+            **dataclasses.asdict(self.data),
+            **dataclasses.asdict(self.source),
+            **dataclasses.asdict(self.model),
+            **{name: value for name, value in training.items() if name in ours},
+        }
+
+
+def parse_arguments(argv: list[str] | None = None) -> RunArguments:
+    """Read `--config file.yaml` (its keys are the options' names), then options of the command line over it.
+
+    Without `--config` and with the synthetic dataset, the built-in recipe of tiny towers holds.
+
+    Raises:
+        ValueError: for a config file that is missing or holds a key that no option has.
+        SystemExit: for an unknown option or `--help`, by argparse.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    config_file, argv = _take(argv, "--config")
+    settings = {} if config_file is None else read_config(config_file)
+    dataset = _peek(argv, "--dataset") or settings.get("dataset") or "synthetic"
+    if dataset == "synthetic" and config_file is None:
+        settings = dict(SYNTHETIC)
+    parts = (DataArguments, source_options(dataset), ModelArguments, MMBalanceTrainingArguments)
+    parser = HfArgumentParser(parts, description=f"Train on clips of {dataset!r}.", allow_abbrev=False)
+    known = {f.name for part in parts for f in dataclasses.fields(part) if f.init}
+    for key in settings:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{config_file}: unknown key {key!r}{hint}")
+    parser.set_defaults(**settings)
+    for action in parser._actions:
+        action.required = action.required and action.dest not in settings
+    return RunArguments(*parser.parse_args_into_dataclasses(argv))
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ValueError: if the file is not there, is no YAML or holds no mapping.
+    """
+    try:
+        settings = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ValueError(f"--config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path} is no YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"--config {path}: expected `name: value` lines")
+    return settings
+
+
+def _as_mapping(name: str, value: Any) -> dict[str, Any] | None:
+    if value is None or isinstance(value, dict):
+        return value
+    try:
+        mapping = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--{name} {value!r} is no JSON: {error}") from error
+    if not isinstance(mapping, dict):
+        raise ValueError(f"--{name} {value!r}: expected a JSON object")
+    return mapping
+
+
+def _peek(argv: list[str], option: str) -> str | None:
+    for index, word in enumerate(argv):
+        if word == option and index + 1 < len(argv):
+            return argv[index + 1]
+        if word.startswith(option + "="):
+            return word.split("=", 1)[1]
+    return None
+
+
+def _take(argv: list[str], option: str) -> tuple[str | None, list[str]]:
+    value = _peek(argv, option)
+    rest, skip = [], False
+    for word in argv:
+        if skip:
+            skip = False
+        elif word == option:
+            skip = True
+        elif not word.startswith(option + "="):
+            rest.append(word)
+    return value, rest

@@ -1,0 +1,158 @@
+"""Batches in which a fixed part of the clips are calibration clips, the same whatever the number of processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from hf_mmbalance.data.clips import ClipDataset
+from hf_mmbalance.model.inputs_mmbalance import resample
+from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
+
+
+class TrainingClips(Dataset):
+    """Train clips, then calibration clips, in one index; each example says which kind it is.
+
+    Args:
+        train: Clips the towers learn from.
+        calibration: Clips only the allocation learns from; None if the fusion head needs none.
+    """
+
+    def __init__(self, train: ClipDataset, calibration: ClipDataset | None):
+        self.train, self.calibration = train, calibration
+
+    def __len__(self) -> int:
+        return len(self.train) + (len(self.calibration) if self.calibration is not None else 0)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """The clip at `(index, epoch)`; calibration clips are never augmented, they stand for clips in use."""
+        index, epoch = key if isinstance(key, tuple) else (key, None)
+        if index < len(self.train):
+            return {**self.train[index if epoch is None else (index, epoch)], "calibration": False}
+        assert self.calibration is not None
+        return {**self.calibration[index - len(self.train)], "calibration": True}
+
+
+class MixedBatches:
+    """Batch sampler: every batch holds as many train and as many calibration clips as every other.
+
+    The clips of one optimiser step depend on `seed`, epoch and step alone: splitting the global batch over processes
+    or accumulation steps deals the same clips to more hands. So losses that are means over each kind of clip agree
+    between one process and several. The last step of an epoch is filled up with clips from the epoch's beginning.
+
+    Args:
+        num_train, num_calibration: Clips of each kind; calibration clips come after train clips in the index.
+        batch_size: Clips a process and accumulation step.
+        parts: Processes times accumulation steps, into which a global batch is split.
+        calibration_per_step: Calibration clips a global batch. By default their proportion among all clips, rounded to
+            a multiple of `parts`; it must be such a multiple.
+        seed: Seed of the order.
+
+    Raises:
+        ValueError: if `calibration_per_step` is no multiple of `parts` or leaves no room for train clips.
+    """
+
+    drop_last = False
+
+    def __init__(
+        self,
+        num_train: int,
+        num_calibration: int,
+        batch_size: int,
+        parts: int = 1,
+        calibration_per_step: int | None = None,
+        seed: int = 0,
+    ):
+        if calibration_per_step is None:
+            share = num_calibration / (num_train + num_calibration)
+            calibration_per_step = max(1, round(batch_size * share)) * parts if num_calibration else 0
+        if calibration_per_step % parts:
+            raise ValueError(
+                f"calibration_per_step={calibration_per_step} must be a multiple of {parts}, the number of processes"
+                " times accumulation steps"
+            )
+        if not 0 <= calibration_per_step < batch_size * parts or (calibration_per_step and not num_calibration):
+            raise ValueError(
+                f"calibration_per_step={calibration_per_step} does not fit a global batch of {batch_size * parts} clips"
+                f" and {num_calibration} calibration clips"
+            )
+        self.num_train, self.num_calibration = num_train, num_calibration
+        self.batch_size, self.parts, self.seed = batch_size, parts, seed
+        self.calibration_per_step = calibration_per_step
+        self.epoch = 0
+        # accelerate passes set_epoch on to the `sampler` of a batch sampler that it has wrapped.
+        self.sampler = self
+
+    @property
+    def train_per_step(self) -> int:
+        """Train clips a global batch."""
+        return self.batch_size * self.parts - self.calibration_per_step
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps an epoch: every train clip is seen once."""
+        return math.ceil(self.num_train / self.train_per_step)
+
+    def __len__(self) -> int:
+        return self.steps * self.parts
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        train = _endless(rng, self.num_train, self.steps * self.train_per_step)
+        calibration = _endless(rng, self.num_calibration, self.steps * self.calibration_per_step) + self.num_train
+        for part in range(len(self)):
+            kinds = (
+                chunk[part * size : (part + 1) * size]
+                for chunk, size in (
+                    (train, self.train_per_step // self.parts),
+                    (calibration, self.calibration_per_step // self.parts),
+                )
+            )
+            yield [(int(index), self.epoch) for kind in kinds for index in kind]
+
+
+def _endless(rng: np.random.Generator, count: int, length: int) -> np.ndarray:
+    """`length` indices: one permutation of `count` after another."""
+    if length == 0:
+        return np.zeros(0, dtype=np.int64)
+    return np.concatenate([rng.permutation(count) for _ in range(math.ceil(length / count))])[:length]
+
+
+class ClipCollator:
+    """Examples to what the model takes, through the processor.
+
+    Args:
+        processor: The model's processor.
+    """
+
+    def __init__(self, processor: MMBalanceProcessor):
+        self.processor = processor
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Tensors of the processor, `labels` `(B,)` and, where examples say what kind they are, `calibration_mask`."""
+        rate = self.processor.audio_sampling_rate
+        audio = [
+            None if example["audio"] is None else resample(example["audio"], example["sampling_rate"], rate)
+            for example in examples
+        ]
+        frames = [example["frames"] for example in examples]
+        with_sound = any(wave is not None for wave in audio)
+        with_frames = any(clip is not None for clip in frames)
+        batch = self.processor(
+            audio=audio if with_sound else None,
+            frames=[None if clip is None else list(clip) for clip in frames] if with_frames else None,
+            sampling_rate=rate,
+        )
+        batch["labels"] = torch.tensor([example["label"] for example in examples])
+        if "calibration" in examples[0]:
+            batch["calibration_mask"] = torch.tensor([example["calibration"] for example in examples])
+        return dict(batch)

@@ -1,0 +1,207 @@
+"""One training run, from arguments to saved model, table and results."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import EarlyStoppingCallback, set_seed
+from transformers.utils import logging
+
+import hf_mmbalance
+from hf_mmbalance.data import load_clips
+from hf_mmbalance.data.clips import ClipSplits
+from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.metrics import measures
+from hf_mmbalance.training.arguments import RunArguments, parse_arguments
+from hf_mmbalance.training.build import build_model_and_processor
+from hf_mmbalance.training.results import mean_weights, render_rows, render_weights, rows_of
+from hf_mmbalance.training.trainer import MMBalanceTrainer, check_classes, uniform_sum
+
+
+logger = logging.get_logger(__name__)
+
+REPORTED_SPLITS = ("validation", "test")
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Train as the arguments say; see `python train.py --help`.
+
+    Returns:
+        What is written to `results.json`.
+
+    Raises:
+        ValueError: for arguments or data that make no sense; nothing is written then.
+    """
+    return run(parse_arguments(argv))
+
+
+def run(arguments: RunArguments) -> dict[str, Any]:
+    """Load clips, build, train, read validation and test once, write everything into the output folder."""
+    training = arguments.training
+    checkpoint = settle_output_dir(arguments)
+    set_seed(training.seed)
+    with PartialState().local_main_process_first():
+        clips = load_clips(
+            arguments.data.dataset,
+            data_dir=arguments.data.data_dir,
+            max_clips_per_split=arguments.data.max_clips_per_split,
+            options=arguments.source,
+        )
+    if checkpoint is not None:
+        _check_checkpoint(checkpoint, clips)
+    model, processor = build_model_and_processor(arguments.model, clips, seed=training.seed)
+    _announce(clips, model)
+    callbacks = []
+    if training.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(early_stopping_patience=training.early_stopping_patience))
+    trainer = MMBalanceTrainer(model, training, clips, processor, callbacks=callbacks)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    results, table = conclude(trainer, clips, arguments)
+    if trainer.is_world_process_zero():
+        write_outputs(Path(training.output_dir), results, table)
+        logger.warning("%s", render(results, clips))
+        logger.warning("everything is in %s", training.output_dir)
+    return results
+
+
+def settle_output_dir(arguments: RunArguments) -> str | None:
+    """Choose the run's folder, the same in every process, and the checkpoint to resume from.
+
+    Raises:
+        ValueError: if the folder holds another run, or there is nothing to resume from.
+    """
+    training, state = arguments.training, PartialState()
+    if training.output_dir is None:
+        name = Path(arguments.data.dataset.rstrip("/")).stem or "clips"
+        chosen = [f"outputs/{name}-{time.strftime('%Y%m%d-%H%M%S')}-s{training.seed}"]
+        training.output_dir = broadcast_object_list(chosen)[0] if state.num_processes > 1 else chosen[0]
+    folder = Path(training.output_dir)
+    resume = training.resume_from_checkpoint
+    if resume in (None, False, "false", "False"):
+        state.wait_for_everyone()
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ValueError(
+                f"output folder {folder} holds another run: choose a new --output_dir, or go on with that run by"
+                " --resume_from_checkpoint true"
+            )
+        return None
+    if resume not in (True, "true", "True"):
+        folder = Path(str(resume))
+        if not is_complete(folder):
+            raise ValueError(f"{folder} is no complete checkpoint of a run: it lacks a readable trainer_state.json")
+        return str(folder)
+    checkpoint = last_complete_checkpoint(folder)
+    if checkpoint is None:
+        raise ValueError(f"nothing to resume from: {folder} has no complete checkpoint; leave the option out to start")
+    return str(checkpoint)
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """The newest `checkpoint-N` that was written to its end; a killed run may leave a half-written one behind."""
+    numbered = [(int(path.name.split("-")[1]), path) for path in folder.glob("checkpoint-*") if is_complete(path)]
+    return max(numbered)[1] if numbered else None
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether the file that is written last is there and whole."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return False
+    return True
+
+
+def _check_checkpoint(checkpoint: str, clips: ClipSplits) -> None:
+    from hf_mmbalance import MMBalanceConfig
+
+    check_classes(MMBalanceConfig.from_pretrained(checkpoint), clips.classes)
+
+
+def _announce(clips: ClipSplits, model: Any) -> None:
+    sizes = ", ".join(f"{split} {len(part)}" for split, part in clips.splits.items())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    logger.warning("%s: %d classes; clips: %s", clips.name, len(clips.classes), sizes)
+    for note in clips.notes:
+        logger.warning("note: %s", note)
+    logger.warning("model: %.2f M parameters, fusion head %r", parameters / 1e6, model.config.fusion)
+
+
+def conclude(
+    trainer: MMBalanceTrainer, clips: ClipSplits, arguments: RunArguments
+) -> tuple[dict[str, Any], DecisionTable]:
+    """Run the final model over every split (test for the first time) and measure."""
+    rows, tables, weights = [], [], None
+    for split, part in clips.splits.items():
+        if not len(part):
+            continue
+        outputs, table = trainer.decide(part, split)
+        tables.append(table)
+        if split in REPORTED_SPLITS:
+            rows += rows_of(table, split, uniform_sum(table))
+            weights = mean_weights(outputs, table.modalities)
+    last = tables[-1]
+    results = {
+        "dataset": clips.name,
+        "n": len(last.labels),
+        "classes": list(clips.classes),
+        "modalities": list(last.modalities),
+        "bayes_accuracy": None if clips.bayes is None else float(clips.bayes.accuracy),
+        "ci_unit": measures.ci_unit(last.groups),
+        "rows": rows,
+        "weights": weights,
+        "n_per_split": {split: len(part) for split, part in clips.splits.items()},
+        "fusion": trainer.model.config.fusion,
+        "best_checkpoint": trainer.state.best_model_checkpoint,
+        "arguments": arguments.to_dict(),
+        "versions": _versions(),
+    }
+    return results, DecisionTable.concatenate(tables)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "torchaudio", "transformers", "datasets", "accelerate", "numpy")
+    found = {package: version(package) for package in packages}
+    return {"hf_mmbalance": hf_mmbalance.__version__, "python": platform.python_version(), **found}
+
+
+def write_outputs(folder: Path, results: dict[str, Any], table: DecisionTable) -> None:
+    """Write `results.json` and `decisions.parquet`, each whole or not at all."""
+    table.write(folder / "decisions.parquet")
+    partial = folder / "results.json.part"
+    partial.write_text(json.dumps(results, indent=2, default=_plain) + "\n")
+    os.replace(partial, folder / "results.json")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return str(value)
+
+
+def render(results: dict[str, Any], clips: ClipSplits) -> str:
+    """What is printed at the end: rows of the last split, how close to the optimum, weights by class."""
+    split = results["rows"][-1]["split"]
+    rows = [row for row in results["rows"] if row["split"] == split]
+    parts = [f"\n{results['dataset']}, {split} split", render_rows(rows, results["ci_unit"])]
+    if clips.bayes is not None:
+        fused, bayes = rows[-1]["accuracy"], results["bayes_accuracy"]
+        parts.append(f"best possible (Bayes) accuracy {100 * bayes:.1f}: the fusion reaches {fused / bayes:.3f} of it")
+    if results["weights"] is not None:
+        optimum = None if clips.bayes is None else np.asarray(clips.bayes.weights)
+        parts += [
+            "mean weight of each modality by class",
+            render_weights(results["weights"], results["classes"], optimum),
+        ]
+    return "\n".join(parts)

@@ -1,0 +1,255 @@
+"""The Trainer: mixed batches, an own rate for the allocation, capability measured on the calibration split."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+
+from hf_mmbalance.data.clips import ClipDataset, ClipSplits
+from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.metrics import measures
+from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
+from hf_mmbalance.training.arguments import MMBalanceTrainingArguments
+from hf_mmbalance.training.batches import ClipCollator, MixedBatches, TrainingClips
+
+
+class MeasureCapability(TrainerCallback):
+    """After every epoch, measure each modality's capability on the calibration split and tell the adaptive head."""
+
+    def __init__(self, trainer: MMBalanceTrainer):
+        self.trainer = trainer
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.measure_capability()
+
+
+class MMBalanceTrainer(Trainer):
+    """Trains an [`MMBalanceForAudioVisualClassification`] on clips.
+
+    Towers learn from the train split; the parameters of a head that learns from calibration clips learn from the
+    calibration split only, in the same batches. `evaluate` reads the validation split.
+
+    Args:
+        model: The model.
+        args: Training arguments.
+        clips: The dataset; its `train` and `validation` splits are required, `calibration` by adaptive heads.
+        processor: Saved with every checkpoint.
+        **kwargs: As [`transformers.Trainer`].
+
+    Raises:
+        ValueError: if the model's classes are not those of the clips, or a split that is needed is missing.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        args: MMBalanceTrainingArguments,
+        clips: ClipSplits,
+        processor: MMBalanceProcessor,
+        **kwargs: Any,
+    ):
+        self.clips, self.processor = clips, processor
+        self.learns_from_calibration = bool(model.fusion.learns_from_calibration)
+        check_classes(model.config, clips.classes)
+        needed = ["train", "validation"] + ["calibration"] * self.learns_from_calibration
+        missing = [split for split in needed if not len(clips.splits.get(split, ()))]
+        if missing:
+            raise ValueError(f"dataset {clips.name!r} has no clips in split(s) {', '.join(missing)}")
+        calibration = clips.splits["calibration"] if self.learns_from_calibration else None
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=TrainingClips(clips.splits["train"], calibration),
+            eval_dataset=clips.splits["validation"],
+            data_collator=ClipCollator(processor),
+            **kwargs,
+        )
+        if self.learns_from_calibration:
+            self.add_callback(MeasureCapability(self))
+
+    def get_train_dataloader(self) -> DataLoader:
+        dataset = self.train_dataset
+        sampler = MixedBatches(
+            len(dataset.train),
+            len(dataset.calibration) if dataset.calibration is not None else 0,
+            self.args.per_device_train_batch_size,
+            parts=self.args.world_size * self.args.gradient_accumulation_steps,
+            calibration_per_step=self.args.calibration_per_step if self.learns_from_calibration else None,
+            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+        )
+        return self.accelerator.prepare_data_loader(self._loader(dataset, batch_sampler=sampler))
+
+    def get_eval_dataloader(self, eval_dataset: ClipDataset | None = None) -> DataLoader:
+        clips = self.eval_dataset if eval_dataset is None else eval_dataset
+        return self.accelerator.prepare_data_loader(
+            self._loader(_Indexed(clips), batch_size=self.args.per_device_eval_batch_size)
+        )
+
+    def _loader(self, dataset: Any, **options: Any) -> DataLoader:
+        args = self.args
+        return DataLoader(
+            dataset,
+            collate_fn=self.data_collator if isinstance(dataset, TrainingClips) else _IndexedCollator(self.processor),
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=args.dataloader_persistent_workers and args.dataloader_num_workers > 0,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=_init_worker,
+            # A generator of its own: a pass over a loader must not move the random state that dropout draws from.
+            generator=torch.Generator(),
+            **options,
+        )
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """As the Trainer's; what learns from calibration clips has its own learning rate and no weight decay."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(model))
+            groups: dict[str, list[torch.nn.Parameter]] = {"decayed": [], "plain": [], "allocation": []}
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    own = self.learns_from_calibration and "fusion." in name
+                    groups["allocation" if own else "decayed" if name in decayed else "plain"].append(parameter)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            settings = {
+                "decayed": {"weight_decay": self.args.weight_decay},
+                "plain": {"weight_decay": 0.0},
+                "allocation": {"weight_decay": 0.0, "lr": self.args.allocation_learning_rate},
+            }
+            self.optimizer = optimizer_class(
+                [{"params": params, **settings[name]} for name, params in groups.items() if params], **options
+            )
+        return self.optimizer
+
+    def evaluate(
+        self,
+        eval_dataset: ClipDataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Accuracy and negative log-likelihood of the fusion, of each modality and of their plain sum."""
+        _, table = self.decide(self.eval_dataset if eval_dataset is None else eval_dataset, "validation")
+        fused = table.references["fused"]
+        metrics = {
+            "loss": measures.nll(fused, table.labels),
+            "nll": measures.nll(fused, table.labels),
+            "accuracy": measures.accuracy(fused, table.labels),
+            "accuracy_sum": measures.accuracy(uniform_sum(table), table.labels),
+        }
+        for index, modality in enumerate(table.modalities):
+            present = table.mask[:, index]
+            if present.any():
+                metrics[f"accuracy_{modality}"] = measures.accuracy(
+                    table.logits[present, index], table.labels[present]
+                )
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def decide(self, clips: ClipDataset, split: str) -> tuple[dict[str, np.ndarray], DecisionTable]:
+        """Run the model over clips, in every process, and gather.
+
+        Returns:
+            The model's outputs `logits` `(N, C)`, `modality_logits` `(N, M, C)`, `modality_mask` `(N, M)` and, where the
+            head has weights, `modality_weights` `(N, M, C)`; and the decision table, whose `reference.fused` are the
+            fused logits. Rows are in the order of `clips`.
+        """
+        outputs = self._run(clips)
+        modality_logits = outputs["modality_logits"].astype(np.float64)
+        modality_logits[outputs["modality_mask"] == 0] = np.nan
+        table = DecisionTable(
+            ids=list(clips.ids),
+            groups=list(clips.groups),
+            splits=[split] * len(clips),
+            labels=np.asarray(clips.labels, dtype=np.int64),
+            logits=modality_logits,
+            classes=list(clips.classes),
+            modalities=list(self.model.config.modalities),
+            features={},
+            references={"fused": outputs["logits"].astype(np.float64)},
+            kind="logits",
+        )
+        return outputs, table
+
+    def measure_capability(self) -> None:
+        """Write recall above chance of every modality and class on the calibration split into the head's buffer."""
+        _, table = self.decide(self.clips.splits["calibration"], "calibration")
+        worth = measures.capability(table.logits, table.labels)
+        buffer = self.accelerator.unwrap_model(self.model).fusion.capability
+        buffer.copy_(torch.as_tensor(np.nan_to_num(worth), dtype=buffer.dtype))
+
+    def _run(self, clips: ClipDataset) -> dict[str, np.ndarray]:
+        model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
+        model.eval()
+        parts: dict[str, list[torch.Tensor]] = {}
+        for batch in self.get_eval_dataloader(clips):
+            batch = self._prepare_inputs(batch)
+            index = batch.pop("clip_index")
+            batch.pop("labels")
+            with torch.no_grad(), self.compute_loss_context_manager():
+                outputs = model(**batch)
+            kept = {name: outputs[name] for name in OUTPUTS if outputs.get(name) is not None}
+            for name, values in self.accelerator.gather({"clip_index": index, **kept}).items():
+                parts.setdefault(name, []).append(values.detach().float().cpu())
+        joined = {name: torch.cat(values).numpy() for name, values in parts.items()}
+        # Accelerate repeats clips so that every process has as many: one row for each clip, in order.
+        _, first = np.unique(joined.pop("clip_index"), return_index=True)
+        return {name: values[first] for name, values in joined.items()}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self.processor.save_pretrained(output_dir if output_dir is not None else self.args.output_dir)
+
+
+OUTPUTS = ("logits", "modality_logits", "modality_mask", "modality_weights")
+
+
+class _Indexed(torch.utils.data.Dataset):
+    """Clips with their place, so that gathered rows can be put in order."""
+
+    def __init__(self, clips: ClipDataset):
+        self.clips = clips
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.clips[index], "clip_index": index}
+
+
+class _IndexedCollator(ClipCollator):
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = super().__call__(examples)
+        batch["clip_index"] = torch.tensor([example["clip_index"] for example in examples])
+        return batch
+
+
+def _init_worker(worker_id: int) -> None:
+    torch.set_num_threads(1)
+
+
+def uniform_sum(table: DecisionTable) -> np.ndarray:
+    """Unweighted sum of log-probabilities over the modalities present `(N, C)`."""
+    return np.where(table.mask[..., None], measures.log_softmax(np.nan_to_num(table.logits)), 0.0).sum(1)
+
+
+def check_classes(config: Any, classes: list[str]) -> None:
+    """A model and a dataset must name the same classes in the same order.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    named = [config.id2label[index] for index in range(config.num_labels)]
+    if named != list(classes):
+        pairs = zip(named + ["(none)"] * len(classes), list(classes) + ["(none)"] * len(named), strict=False)
+        ours, theirs = next((a, b) for a, b in pairs if a != b)
+        raise ValueError(
+            f"the model has other classes than the dataset: {ours!r} where the dataset has {theirs!r}"
+            f" ({len(named)} and {len(classes)} classes); use a model trained on these classes, or start a new one"
+        )

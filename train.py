@@ -1,0 +1,15 @@
+"""Train an audio-visual classifier with an adaptive decision layer.
+
+accelerate launch train.py                                               # synthetic clips, tiny towers, on any machine
+accelerate launch train.py --config configs/grid_digits.yaml --data_dir GRID
+accelerate launch train.py --dataset my_clips/                           # a folder of class folders
+python train.py --dataset grid --help                                    # every option that holds for a dataset
+"""
+
+import sys
+
+from hf_mmbalance.training.cli import train
+
+
+if __name__ == "__main__":
+    sys.exit(train())
