@@ -7,11 +7,15 @@ from typing import Any
 
 
 _NAMES = {
+    "BayesOptimum": "bayes",
     "ClipDataset": "clips",
     "ClipSplits": "clips",
     "DataError": "clips",
-    "BayesOptimum": "bayes",
+    "GridOptions": "grid",
+    "MediaOptions": "options",
     "SyntheticOptions": "synthetic",
+    "load_clips": "load",
+    "options_class": "load",
 }
 
 __all__ = list(_NAMES)

@@ -1,0 +1,198 @@
+"""The GRID audio-visual sentence corpus in its official layout, with word times from the alignments."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError, split_name
+from hf_mmbalance.data.media_clips import ClipRecord, MediaClips, decode_all
+from hf_mmbalance.data.options import MediaOptions, option
+from hf_mmbalance.data.splitting import MIN_GROUPS, fill_splits
+
+
+WORDS = ("command", "colour", "preposition", "letter", "digit", "adverb")
+# Cooke et al., An audio-visual corpus for speech perception and automatic speech recognition, JASA 120(5), 2006,
+# table I: a sentence is one word of each kind, and the file name spells it with one letter a word.
+VOCABULARY: dict[str, dict[str, str]] = {
+    "command": {"b": "bin", "l": "lay", "p": "place", "s": "set"},
+    "colour": {"b": "blue", "g": "green", "r": "red", "w": "white"},
+    "preposition": {"a": "at", "b": "by", "i": "in", "w": "with"},
+    "letter": {c: c for c in "abcdefghijklmnopqrstuvxyz"},  # no w: it has three syllables
+    "digit": dict(zip("z123456789", "zero one two three four five six seven eight nine".split(), strict=True)),
+    "adverb": {"a": "again", "n": "now", "p": "please", "s": "soon"},
+}
+TICKS = 25_000  # units of a second in .align files
+MEDIA_SUFFIXES = (".mpg", ".mp4", ".mpeg", ".avi", ".mov")
+
+
+@dataclass
+class GridOptions(MediaOptions):
+    """Options of the `grid` data."""
+
+    data_dir: str | None = option(None, "Folder with s1/*.mpg or .mp4 and the alignments.")
+    label: str = option("digit", "What to recognise: digit, letter, colour, command, preposition or adverb.")
+    window: str = option("clip", "clip: the whole sentence; word: the labelled word's time with its margin.")
+    margin: float = option(0.1, "Seconds kept before and after the word.")
+    speakers: list[str] | None = option(None, "Speakers to use, e.g. s1 s2; all by default.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label not in WORDS:
+            raise DataError(f"label must be one of {', '.join(WORDS)}, got {self.label!r}")
+        if self.window not in ("clip", "word"):
+            raise DataError(f"window must be clip or word, got {self.window!r}")
+
+
+@dataclass(frozen=True)
+class GridClip:
+    """One sentence: six words, and when each is said (seconds; None without an alignment file)."""
+
+    id: str
+    speaker: str
+    path: Path
+    words: dict[str, str]
+    times: dict[str, tuple[float, float]] | None
+    split: str | None = None
+
+
+def parse_name(stem: str) -> dict[str, str]:
+    """The six words of a file name: `bbaf2n` is bin blue at f two now.
+
+    Raises:
+        DataError: the name is not GRID's.
+    """
+    if len(stem) != len(WORDS):
+        raise DataError(f"{stem!r} is no GRID file name (six letters, e.g. bbaf2n)")
+    try:
+        return {word: VOCABULARY[word][code] for word, code in zip(WORDS, stem.lower(), strict=True)}
+    except KeyError as error:
+        raise DataError(f"{stem!r} is no GRID file name: {error} is not in the grammar") from None
+
+
+def read_alignment(path: Path) -> dict[str, tuple[float, float]]:
+    """Start and end of each of the six words in seconds.
+
+    Raises:
+        DataError: the file does not hold six words with times.
+    """
+    rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    spoken = [row for row in rows if len(row) == 3 and row[2] not in ("sil", "sp")]
+    if len(spoken) != len(WORDS):
+        raise DataError(f"{path}: {len(spoken)} words where a GRID sentence has {len(WORDS)}")
+    return {word: (int(row[0]) / TICKS, int(row[1]) / TICKS) for word, row in zip(WORDS, spoken, strict=True)}
+
+
+def scan_grid(root: Path, speakers: list[str] | None = None) -> list[GridClip]:
+    """All sentences under a folder in the official layout, in a fixed order.
+
+    Alignments are looked for in `<speaker>/align/`, `align/<speaker>/` and `align/`. A `labels.csv` (`id`, `split`)
+    gives the splits.
+
+    Raises:
+        DataError: the folder is missing, empty or not GRID's.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; give data_dir= the GRID folder (the one that holds s1/)")
+    files = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in MEDIA_SUFFIXES]
+    found: dict[tuple[str, str], Path] = {}
+    for path in files:
+        speaker = path.relative_to(root).parts[0] if path.parent != root else root.name
+        if speakers is None or speaker in speakers:
+            other = found.setdefault((speaker, path.stem), path)
+            if other != path:
+                raise DataError(f"clip {path.stem} of {speaker} is there twice: {other} and {path}; remove one")
+    missing = sorted(set(speakers or ()) - {speaker for speaker, _ in found})
+    if missing or not found:
+        what = f"no clips of {', '.join(missing)}" if missing else f"no {'/'.join(MEDIA_SUFFIXES)} files"
+        raise DataError(f"{root}: {what}; the GRID layout is s1/*.mpg with align/*.align")
+    splits, several = _read_splits(root), len({speaker for speaker, _ in found}) > 1
+    clips = []
+    for (speaker, stem), path in found.items():
+        align = _alignment_of(root, speaker, stem)
+        times = read_alignment(align) if align else None
+        name = f"{speaker}_{stem}" if several else stem
+        split = splits.get(name, splits.get(stem) if not several else None)
+        clips.append(GridClip(name, speaker, path, parse_name(stem), times, split))
+    if splits:
+        _check_split_ids(root, splits, {clip.id for clip in clips}, partial=speakers is not None)
+    return clips
+
+
+def _alignment_of(root: Path, speaker: str, stem: str) -> Path | None:
+    places = (root / speaker / "align", root / "align" / speaker, root / "align")
+    return next((place / f"{stem}.align" for place in places if (place / f"{stem}.align").exists()), None)
+
+
+def _read_splits(root: Path) -> dict[str, str]:
+    path = root / "labels.csv"
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "id" not in rows[0] or "split" not in rows[0]:
+        return {}
+    return {row["id"]: split_name(row["split"]) for row in rows}
+
+
+def _check_split_ids(root: Path, splits: dict[str, str], there: set[str], partial: bool) -> None:
+    gone, extra = sorted(set(splits) - there), sorted(there - set(splits))
+    if gone and not partial:
+        text = f"{len(gone)} clips of {root / 'labels.csv'} have no media file, e.g. {', '.join(gone[:3])}"
+        raise DataError(f"{text}; fetch them, or take their rows out of labels.csv")
+    if extra:
+        text = f"{len(extra)} media files are not in {root / 'labels.csv'}, e.g. {', '.join(extra[:3])}"
+        raise DataError(f"{text}; add them, or remove labels.csv to have the splits made")
+
+
+def assign_splits(clips: list[GridClip], options: GridOptions) -> tuple[list[str], list[str]]:
+    """A split for every clip: from `labels.csv`, else speaker-disjoint where there are at least five speakers."""
+    label = sorted({clip.words[options.label] for clip in clips})
+    fractions = {
+        "test": options.test_fraction,
+        "validation": options.validation_fraction,
+        "calibration": options.calibration_fraction,
+    }
+    return fill_splits(
+        [clip.id for clip in clips],
+        [label.index(clip.words[options.label]) for clip in clips],
+        [clip.speaker for clip in clips],
+        [clip.split for clip in clips],
+        fractions=fractions,
+        seed=options.seed,
+    )
+
+
+def grid_clips(options: GridOptions) -> ClipSplits:
+    """Load GRID for recognising one word of the sentence.
+
+    Raises:
+        DataError: a missing or empty folder, clips that do not decode, word windows without alignments.
+    """
+    if options.data_dir is None:
+        raise DataError("grid needs data_dir: the folder that holds s1/ and its alignments")
+    clips = scan_grid(Path(options.data_dir), options.speakers)
+    names, notes = assign_splits(clips, options)
+    classes = list(VOCABULARY[options.label].values())
+    records: dict[str, list[ClipRecord]] = {}
+    for clip, name in zip(clips, names, strict=True):
+        label = classes.index(clip.words[options.label])
+        record = ClipRecord(clip.id, clip.speaker, label, str(clip.path), _window(clip, options))
+        records.setdefault(name, []).append(record)
+    speakers = {clip.speaker for clip in clips}
+    if len(speakers) < MIN_GROUPS:
+        notes.append(f"{len(speakers)} speaker(s): splits are by clip, so new speakers are not tested")
+    splits = {name: MediaClips(part, classes, options, name) for name, part in records.items()}
+    splits, more = decode_all(splits, options)
+    datasets: dict[str, ClipDataset] = dict(splits)
+    return ClipSplits("grid", classes, datasets, options.sampling_rate, notes + more)
+
+
+def _window(clip: GridClip, options: GridOptions) -> tuple[float, float] | None:
+    if options.window == "clip":
+        return None
+    if clip.times is None:
+        raise DataError(f"{clip.path}: no {clip.path.stem}.align found; window=word needs the alignments")
+    start, end = clip.times[options.label]
+    return max(start - options.margin, 0.0), end + options.margin

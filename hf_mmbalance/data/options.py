@@ -1,0 +1,62 @@
+"""Options that every source of media files shares; each field carries its help text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_mmbalance.data.clips import DataError
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field with a help text."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class MediaOptions:
+    """What every source of media files has in common."""
+
+    sampling_rate: int = option(16_000, "Rate the sound is resampled to, in Hz.")
+    frames: int = option(8, "Frames a clip, spread evenly over its window.")
+    frame_size: list[int] | None = option([224, 224], "Height and width of a frame.")
+    crop: list[float] | None = option(
+        None, "Box to cut from every frame: left, top, right, bottom as parts of the frame, e.g. [0.3,0.7,0.7,1.0]."
+    )
+    noise: str = option("none", "Noise on the sound: none, white, or babble (other clips of the split).")
+    snr_db: float = option(0.0, "Signal-to-noise ratio in dB over the window.")
+    train_snr_db: list[float] | None = option(
+        None, "Range [low, high] the ratio of training clips is drawn from, every epoch anew."
+    )
+    redraw_noise: bool = option(True, "Give training and calibration clips new noise every epoch.")
+    shift: float = option(0.0, "Training: move the window by up to so many seconds.")
+    crop_jitter: float = option(0.0, "Training: move the frames by up to this part of their size.")
+    flip: bool = option(False, "Training: mirror half of the clips.")
+    brightness: float = option(0.0, "Training: change the brightness by up to this part.")
+    calibration_fraction: float = option(0.1, "Part of train that becomes calibration where there is none.")
+    validation_fraction: float = option(0.1, "Part of train that becomes validation where there is none.")
+    test_fraction: float = option(0.2, "Part of train that becomes test where there is none.")
+    on_error: str = option("raise", "A clip that cannot be decoded: raise, or skip (and name it).")
+    cache: str = option("auto", "Keep decoded clips in memory: auto (if they fit in cache_gib), memory, none.")
+    cache_gib: float = option(2.0, "Memory that `auto` may use, in GiB.")
+    cache_dir: str | None = option(None, "Also keep decoded clips in this folder, for the next run.")
+    workers: int = option(0, "Threads that decode; 0 is one a processor.")
+    max_seconds: float = option(600.0, "Longest clip that is read.")
+    seed: int = option(0, "Seed of splits, noise and augmentation.")
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("noise", ("none", "white", "babble")),
+            ("on_error", ("raise", "skip")),
+            ("cache", ("auto", "memory", "none")),
+        ):
+            if getattr(self, name) not in known:
+                raise DataError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for name, length in (("frame_size", 2), ("crop", 4), ("train_snr_db", 2)):
+            value = getattr(self, name)
+            if value is not None and len(value) != length:
+                raise DataError(f"{name} needs {length} numbers, got {value}")
+        if self.frames < 1:
+            raise DataError(f"frames must be at least 1, got {self.frames}")

@@ -1,0 +1,114 @@
+"""Parts of a data set: taken by group where there are enough groups, else by clip; the same on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hf_mmbalance.data.clips import DataError
+from hf_mmbalance.data.seeding import rng_for
+
+
+MIN_GROUPS = 5  # with fewer, holding one out would change the task
+
+
+def carve(
+    ids: Sequence[str], labels: Sequence[int], groups: Sequence[str], fraction: float, *, seed: int, name: str
+) -> tuple[np.ndarray, str]:
+    """Choose a part of the clips, balanced by class, whole groups at a time where there are at least five.
+
+    Whole groups are added one by one, each time the one that brings the part's class counts nearest (L1) to
+    `fraction` of all; ties go by a seeded order. With fewer groups each class gives its own share of clips.
+
+    Args:
+        ids, labels, groups: one entry a clip.
+        fraction: of the clips, in (0, 1).
+        seed: seeds the order.
+        name: of the part, e.g. `calibration`; part of the seed.
+
+    Returns:
+        Boolean mask of the chosen clips, and how they were chosen in words.
+
+    Raises:
+        DataError: a senseless fraction, or too few clips to leave both parts some.
+    """
+    if not 0 < fraction < 1:
+        raise DataError(f"the {name} fraction must be between 0 and 1, got {fraction}")
+    if len(ids) < 2:
+        raise DataError(f"{len(ids)} clips cannot be divided to make a {name} split; give the splits yourself")
+    names, group_of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    if MIN_GROUPS <= len(names) < len(ids):
+        return _by_group(names, group_of, np.asarray(labels), fraction, seed, name)
+    mask = _by_clip(ids, np.asarray(labels), fraction, seed, name)
+    return mask, "by clip, balanced by class" + ("" if len(names) == len(ids) else f" (only {len(names)} groups)")
+
+
+def _by_clip(ids: Sequence[str], labels: np.ndarray, fraction: float, seed: int, name: str) -> np.ndarray:
+    draws = np.array([rng_for(seed, name, clip).random() for clip in ids])
+    mask = np.zeros(len(ids), dtype=bool)
+    for label in np.unique(labels):
+        places = np.flatnonzero(labels == label)
+        count = min(max(round(fraction * len(places)), 1), len(places) - 1)
+        mask[places[np.argsort(draws[places], kind="stable")[:count]]] = True
+    return mask
+
+
+def _by_group(
+    names: np.ndarray, group_of: np.ndarray, labels: np.ndarray, fraction: float, seed: int, name: str
+) -> tuple[np.ndarray, str]:
+    counts = np.zeros((len(names), labels.max() + 1))
+    np.add.at(counts, (group_of, labels), 1)
+    counts = counts[:, counts.sum(0) > 0]
+    target, have = fraction * counts.sum(0), np.zeros(counts.shape[1])
+    order = np.argsort([rng_for(seed, name, "group", group).random() for group in names], kind="stable")
+    at_least = min(3, max(len(names) // 3, 1))  # fewer than three groups cannot be cross-validated by group
+    free = list(order)
+    chosen: list[int] = []
+    while len(free) > 1:
+        distances = np.abs(have + counts[free] - target).sum(1)
+        best = int(np.argmin(distances))
+        if len(chosen) >= at_least and distances[best] >= np.abs(have - target).sum():
+            break
+        have = have + counts[free[best]]
+        chosen.append(free.pop(best))
+    return np.isin(group_of, chosen), f"whole groups ({len(chosen)} of {len(names)})"
+
+
+def fill_splits(
+    ids: Sequence[str],
+    labels: Sequence[int],
+    groups: Sequence[str],
+    splits: Sequence[str | None],
+    *,
+    fractions: dict[str, float],
+    seed: int,
+) -> tuple[list[str], list[str]]:
+    """Give every clip a split; splits that are absent are taken out of train.
+
+    Args:
+        splits: a name among train, calibration, validation, test, or None (counted as train) for every clip.
+        fractions: of the train clips, for `test`, `validation` and `calibration`; 0 leaves an absent split out.
+
+    Returns:
+        A split for every clip, and notes that say what was done.
+    """
+    out = np.array([split or "train" for split in splits], dtype=object)
+    notes = []
+    for name in ("test", "validation", "calibration"):
+        if (out == name).any() or not fractions.get(name):
+            continue
+        train = np.flatnonzero(out == "train").tolist()
+        if len(train) == 0:
+            raise DataError(f"there is no train split to take {name} from")
+        mask, how = carve(
+            [ids[i] for i in train],
+            [labels[i] for i in train],
+            [groups[i] for i in train],
+            fractions[name],
+            seed=seed,
+            name=name,
+        )
+        out[train[mask]] = name
+        notes.append(f"the source has no {name} split: {mask.sum()} of {len(train)} train clips were taken, {how}")
+    return list(out), notes
