@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 
 F = TypeVar("F", bound="Fault")
@@ -153,16 +153,17 @@ class RequestLog:
             and re.search(path, record.path)
         ]
 
-    def count(self, route: str | None = None, **which: object) -> int:
-        return len(self.select(route, **which))  # type: ignore[arg-type]
+    def count(self, route: str | None = None, **which: Any) -> int:
+        """How many there are; `which` as in `select`."""
+        return len(self.select(route, **which))
 
-    def received(self, route: str | None = None, **which: object) -> int:
+    def received(self, route: str | None = None, **which: Any) -> int:
         """Bytes of request bodies."""
-        return sum(record.received for record in self.select(route, **which))  # type: ignore[arg-type]
+        return sum(record.received for record in self.select(route, **which))
 
-    def sent(self, route: str | None = None, **which: object) -> int:
+    def sent(self, route: str | None = None, **which: Any) -> int:
         """Bytes of answer bodies."""
-        return sum(record.sent for record in self.select(route, **which))  # type: ignore[arg-type]
+        return sum(record.sent for record in self.select(route, **which))
 
     def by_route(self) -> dict[str, int]:
         """Requests per route; `"none"` counts those that no route answered."""

@@ -83,7 +83,8 @@ def _is_large(hub: HubServer, commit: Commit, path: str, size: int, sample: byte
     attributes = commit.files.get(".gitattributes")
     lines = hub.store.read(attributes).decode().splitlines() if attributes else []
     patterns = [line.split()[0] for line in lines if "filter=lfs" in line]
-    named = any(fnmatch.fnmatch(path, pattern) or fnmatch.fnmatch(path.split("/")[-1], pattern) for pattern in patterns)
+    name = path.split("/")[-1]
+    named = any(fnmatch.fnmatch(path, pattern) or fnmatch.fnmatch(name, pattern) for pattern in patterns)
     return named or size > LARGE or b"\0" in sample
 
 
@@ -183,7 +184,8 @@ def lfs_batch(hub: HubServer, request: Request, kind: str, repo_id: str) -> Answ
                 "verify": {"href": f"{hub.url}/lfs-verify/{ticket}", "header": {}},
             }
         rows.append(row)
-    return Answer.json({"transfer": "basic", "objects": rows}, headers={"Content-Type": "application/vnd.git-lfs+json"})
+    headers = {"Content-Type": "application/vnd.git-lfs+json"}
+    return Answer.json({"transfer": "basic", "objects": rows}, headers=headers)
 
 
 @route("PUT", "/lfs-upload/{name}")
@@ -231,7 +233,7 @@ def resolve(hub: HubServer, request: Request, kind: str, repo_id: str, rev: str,
 
 
 def _window(header: str | None, size: int) -> tuple[int, int] | None:
-    """The half-open interval of a single-range header; None where there is none to honour, empty where unsatisfiable."""
+    """The half-open interval a single-range header asks for: None to ignore it, empty where it cannot be satisfied."""
     match = re.fullmatch(r"\s*bytes\s*=\s*(\d*)\s*-\s*(\d*)\s*", header or "", re.IGNORECASE)
     if match is None or match.groups() == ("", ""):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -27,8 +28,8 @@ class Account:
     """A user (or organization) with a token that may write to its own namespace and one that may only read."""
 
     name: str
-    token: str
-    read_token: str
+    token: str = field(repr=False)
+    read_token: str = field(repr=False)
 
 
 @dataclass
@@ -135,7 +136,7 @@ def dispatch(hub: HubServer, request: Request) -> tuple[str | None, Callable[[],
             parts = {key: unquote(value) for key, value in match.groupdict().items()}
             if "prefix" in parts:
                 parts["kind"] = parts.pop("prefix").strip("/") or "models"
-            return name, lambda: handler(hub, request, **parts)
+            return name, functools.partial(handler, hub, request, **parts)
     if re.match(r"/api/(models|datasets|spaces)/[^/]+(/revision/.*|/tree/.*)?$|/.+/resolve/", request.path):
         # a name without a namespace ("gpt2"): the public Hub has some, this one none
         return "no_such_repo", lambda: refusal(missing_repo(request))

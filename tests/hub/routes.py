@@ -34,6 +34,12 @@ def whoami(hub: HubServer, request: Request) -> Answer:
     )
 
 
+@route("GET", "/api/agent-harnesses")
+def client_registry(hub: HubServer, request: Request) -> Answer:
+    """A registry that huggingface_hub fetches once per fresh cache; here it is empty."""
+    return Answer.json({"standardEnvVars": [], "harnesses": {}})
+
+
 @route("POST", "/api/validate-yaml")
 def validate_yaml(hub: HubServer, request: Request) -> Answer:
     """Finds a front matter that is missing, not closed or indented by tabs; it does not parse YAML."""
@@ -51,6 +57,9 @@ def validate_yaml(hub: HubServer, request: Request) -> Answer:
 
 
 def _named(request: Request) -> tuple[str, str, dict[str, Any]]:
+    """Kind and id of the repository a request's body names, and the body; 401 for strangers."""
+    if request.user is None:
+        raise HubError(401, None, "Invalid username or password.")
     body = request.json()
     kind = (body.get("type") or "model") + "s"
     if kind not in KINDS or not isinstance(body.get("name"), str):

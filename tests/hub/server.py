@@ -71,7 +71,7 @@ class HubServer:
         return account
 
     def seed(self, kind: str, repo_id: str, files: dict[str, bytes], *, private: bool = False) -> Repo:
-        """A repository with these regular files, past all checks of their names (for tests of hostile repositories)."""
+        """A repository with these regular files; their names are not checked, so that it can be a hostile one."""
         author = repo_id.split("/")[0]
         repo = self.store.create_repo(kind, repo_id, author, private=private)
         entries = {path: self.store.regular_entry(data) for path, data in files.items()}

@@ -103,7 +103,7 @@ def git_oid(data: bytes) -> str:
 
 
 def check_path(path: str) -> str:
-    """The path, or 400 where it could leave the folder it is written to (absolute, `..`, `.git`, backslash, control)."""
+    """The path; 400 where it could leave the folder it is written to, or git's own (absolute, `..`, `.git`, ...)."""
     parts = path.split("/")
     bad = not path or "\\" in path or re.search(r"[\x00-\x1f]", path) or re.match(r"[A-Za-z]:", path)
     if bad or any(part in ("", ".", "..") or part.lower() == ".git" or len(part) > 255 for part in parts):
@@ -161,7 +161,8 @@ class Store:
             if (kind, repo_id) in self.repos:
                 raise HubError(409, None, "You already created this repo")
             repo = self.repos[kind, repo_id] = Repo(kind, repo_id, private=private, sdk=sdk)
-            self.commit(repo, "main", {".gitattributes": self.regular_entry(attributes.encode())}, author, "initial commit")
+            files = {".gitattributes": self.regular_entry(attributes.encode())}
+            self.commit(repo, "main", files, author, "initial commit")
             return repo
 
     def commit(
