@@ -138,14 +138,20 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         prepare_fusion_class(cls, pretrained_model_name_or_path, kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
-    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs) -> None:
+    def save_pretrained(
+        self, save_directory, is_main_process: bool = True, save_original_format: bool = False, **kwargs
+    ) -> None:
         """As [`PreTrainedModel.save_pretrained`], with the code that `trust_remote_code=True` loads it by.
 
-        The file of a fusion head of the user's own is copied along.
+        The file of a fusion head of the user's own is copied along. Weights keep the names they have in memory
+        (`save_original_format=False`): `Trainer` reads checkpoints back without renaming, and would leave out the
+        towers' legacy names with no more than a warning.
         """
         own = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(AUTO_CLASSES, own)}
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        super().save_pretrained(
+            save_directory, is_main_process=is_main_process, save_original_format=save_original_format, **kwargs
+        )
         if is_main_process:
             copy_fusion_file(self.config.fusion, save_directory)
 

@@ -28,8 +28,8 @@ class DataArguments:
     """Which clips."""
 
     dataset: str = _help(
-        "'synthetic', 'grid', a folder of class folders, a CSV or Parquet file of path,label[,group][,split], or the name"
-        " of a Hub or local dataset with audio and frames or video columns.",
+        "'synthetic', 'grid', a folder of class folders, a CSV or Parquet file of path,label[,group][,split], or the"
+        " name of a Hub or local dataset with audio and frames or video columns.",
         "synthetic",
     )
     data_dir: str | None = _help("Folder with the clips, for datasets that need one (grid: the corpus' folder).")
@@ -74,7 +74,7 @@ class ModelArguments:
 class MMBalanceTrainingArguments(TrainingArguments):
     """How long, how fast and where to; all of transformers' TrainingArguments, with defaults of our own."""
 
-    output_dir: str | None = _help("Folder of the run. Default: outputs/<dataset>-<time>.")
+    output_dir: str | None = _help("Folder of the run. Default: outputs/<dataset>-<time>.", "")
     per_device_train_batch_size: int = _help("Clips a process and accumulation step.", 16)
     per_device_eval_batch_size: int = _help("Clips a process in evaluation.", 32)
     learning_rate: float = _help("Learning rate of towers and heads.", 1e-4)
@@ -88,7 +88,7 @@ class MMBalanceTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = _help("Validation measure that selects the model.", "nll")
     greater_is_better: bool | None = _help("Whether more of it is better.", False)
     logging_steps: float = _help("Steps between lines of the log.", 20)
-    report_to: str | list[str] | None = _help("Trackers to report to.", "none")
+    report_to: None | str | list[str] = _help("Trackers to report to.", "none")
     remove_unused_columns: bool = _help("Kept off: clips are dictionaries, not table columns.", False)
     label_names: list[str] | None = _help("Name of the labels in a batch.", ["labels"])
     seed: int = _help("Seed of weights, order, dropout and augmentation.", 0)

@@ -78,8 +78,8 @@ class MixedBatches:
             )
         if not 0 <= calibration_per_step < batch_size * parts or (calibration_per_step and not num_calibration):
             raise ValueError(
-                f"calibration_per_step={calibration_per_step} does not fit a global batch of {batch_size * parts} clips"
-                f" and {num_calibration} calibration clips"
+                f"calibration_per_step={calibration_per_step} does not fit a global batch of {batch_size * parts}"
+                f" clips and {num_calibration} calibration clips"
             )
         self.num_train, self.num_calibration = num_train, num_calibration
         self.batch_size, self.parts, self.seed = batch_size, parts, seed

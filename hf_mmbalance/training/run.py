@@ -81,7 +81,7 @@ def settle_output_dir(arguments: RunArguments) -> str | None:
         ValueError: if the folder holds another run, or there is nothing to resume from.
     """
     training, state = arguments.training, PartialState()
-    if training.output_dir is None:
+    if not training.output_dir:
         name = Path(arguments.data.dataset.rstrip("/")).stem or "clips"
         chosen = [f"outputs/{name}-{time.strftime('%Y%m%d-%H%M%S')}-s{training.seed}"]
         training.output_dir = broadcast_object_list(chosen)[0] if state.num_processes > 1 else chosen[0]

@@ -155,7 +155,7 @@ class MMBalanceTrainer(Trainer):
         """Run the model over clips, in every process, and gather.
 
         Returns:
-            The model's outputs `logits` `(N, C)`, `modality_logits` `(N, M, C)`, `modality_mask` `(N, M)` and, where the
+            The outputs `logits` `(N, C)`, `modality_logits` `(N, M, C)`, `modality_mask` `(N, M)` and, where the
             head has weights, `modality_weights` `(N, M, C)`; and the decision table, whose `reference.fused` are the
             fused logits. Rows are in the order of `clips`.
         """
