@@ -47,9 +47,7 @@ class HubServer:
         self.errors: list[str] = []
         self._tokens: dict[str, tuple[str, bool]] = {}
         self._tickets: dict[str, tuple[Repo, str, int]] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (_Handler,), {"hub": self}))
-        self._server.daemon_threads = True
-        self._server.block_on_close = False
+        self._server = _Server(("127.0.0.1", 0), type("BoundHandler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
@@ -96,6 +94,12 @@ class HubServer:
         if name not in self._tickets:
             raise HubError(403, None, "Unknown upload address")
         return self._tickets[name]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128  # the default of 5 makes clients that connect at the same time wait a second
 
 
 class _Handler(BaseHTTPRequestHandler):
