@@ -11,9 +11,12 @@ _NAMES = {
     "ClipDataset": "clips",
     "ClipSplits": "clips",
     "DataError": "clips",
+    "FolderOptions": "own_clips",
     "GridOptions": "grid",
+    "HubOptions": "hub",
     "MediaOptions": "options",
     "SyntheticOptions": "synthetic",
+    "TableOptions": "own_clips",
     "load_clips": "load",
     "options_class": "load",
 }

@@ -5,31 +5,56 @@ from __future__ import annotations
 import difflib
 import importlib
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
-from hf_mmbalance.data.clips import ClipSplits, DataError
+from hf_mmbalance.data.clips import SPLIT_ALIASES, SPLITS, ClipSplits, DataError
 
 
-# name -> module, options, loader
+# source -> module, options, loader
 SOURCES = {
     "synthetic": ("synthetic", "SyntheticOptions", "synthetic_clips"),
     "grid": ("grid", "GridOptions", "grid_clips"),
+    "folder": ("own_clips", "FolderOptions", "folder_clips"),
+    "table": ("own_clips", "TableOptions", "table_clips"),
+    "hub": ("hub", "HubOptions", "hub_clips"),
 }
+NAMED = ("synthetic", "grid")
+BUILT_SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".tar"}
+TABLE_SUFFIXES = {".csv", ".tsv", ".parquet"}
 
 
 def source_of(dataset: str) -> str:
-    """Which source reads a data set of this name: `synthetic`, `grid`.
+    """Which source reads a data set: its own name, else told by what is there under that path.
 
-    Raises:
-        DataError: nothing is there under that name.
+    A folder with Parquet, Arrow or tar files (or a `README.md` with `configs:`) is a built data set (`hub`), one with
+    class folders is `folder`, a CSV, TSV or Parquet file is `table`, and any other name is looked for on the Hub.
     """
-    if dataset in SOURCES:
+    if dataset in NAMED:
         return dataset
-    raise DataError(f"unknown data set {dataset!r}; known are {', '.join(SOURCES)}")
+    path = Path(dataset)
+    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
+        return "table"
+    if path.is_dir():
+        return "hub" if _is_built(path) else "folder"
+    if path.suffix.lower() in TABLE_SUFFIXES or path.is_absolute() or dataset.startswith((".", "~")):
+        raise DataError(f"{dataset}: no such file or folder")
+    if dataset.count("/") > 1 or path.is_file():
+        raise DataError(f"{dataset}: neither a folder, a CSV/TSV/Parquet table, nor a data set's name on the Hub")
+    return "hub"
+
+
+def _is_built(path: Path) -> bool:
+    for file in path.rglob("*"):
+        if file.suffix.lower() in BUILT_SUFFIXES and not file.name.startswith("."):
+            return True
+        if file.is_file() and file.parent != path and file.parent.name.lower() not in {*SPLITS, *SPLIT_ALIASES}:
+            return False  # the first media file inside a class folder settles it, however large the folder
+    return False
 
 
 def options_class(dataset: str) -> type:
-    """The options dataclass of a data set, each field with a help text."""
+    """The options dataclass of a data set, each field with a help text in its metadata."""
     module, name, _ = SOURCES[source_of(dataset)]
     return getattr(importlib.import_module(f"hf_mmbalance.data.{module}"), name)
 
@@ -38,16 +63,18 @@ def load_clips(dataset: str, **options: Any) -> ClipSplits:
     """Load a data set in splits.
 
     Args:
-        dataset: `synthetic`, `grid`.
+        dataset: `synthetic`, `grid`, a folder of class folders, a CSV/TSV/Parquet table of clips, a folder built for
+            the `datasets` library, or a data set's name on the Hub.
         **options: fields of `options_class(dataset)`.
 
     Returns:
-        `ClipSplits` with at least a train split; calibration and validation are taken from train where the source
-        has none, and `notes` says so.
+        `ClipSplits`; calibration, validation and test are taken from train where the source has none, and `notes`
+        says so.
 
     Raises:
         DataError: an unknown data set or option, or data that cannot be used; says which and what to do.
     """
+    source = source_of(dataset)
     kind = options_class(dataset)
     known = [entry.name for entry in fields(kind)]
     for name in options:
@@ -55,5 +82,6 @@ def load_clips(dataset: str, **options: Any) -> ClipSplits:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise DataError(f"{dataset} has no option {name!r}{hint} (it has {', '.join(known)})")
-    module, _, loader = SOURCES[source_of(dataset)]
-    return getattr(importlib.import_module(f"hf_mmbalance.data.{module}"), loader)(kind(**options))
+    module, _, loader = SOURCES[source]
+    load = getattr(importlib.import_module(f"hf_mmbalance.data.{module}"), loader)
+    return load(kind(**options)) if source in NAMED else load(dataset, kind(**options))

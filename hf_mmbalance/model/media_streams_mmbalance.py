@@ -255,7 +255,7 @@ class FrameReader:
             notes.append("no_video: the video stream does not decode")
             return None, None
         order = np.searchsorted(np.unique(targets), targets)
-        return np.stack([taken[i][1] for i in order]), np.array([taken[i][0] for i in order])
+        return np.stack([taken[i][1] for i in order]), np.maximum.accumulate([taken[i][0] for i in order])
 
     def _targets(self, shown: np.ndarray) -> np.ndarray:
         """Times of the frames to take: those on show at the centres of equal parts of the window."""
