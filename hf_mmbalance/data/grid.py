@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError, split_name
+from hf_mmbalance.data.files import walk_files
 from hf_mmbalance.data.media_clips import ClipRecord, MediaClips, decode_all
 from hf_mmbalance.data.options import MediaOptions, option
 from hf_mmbalance.data.splitting import MIN_GROUPS, fill_splits
@@ -95,7 +96,7 @@ def scan_grid(root: Path, speakers: list[str] | None = None) -> list[GridClip]:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give data_dir= the GRID folder (the one that holds s1/)")
-    files = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in MEDIA_SUFFIXES]
+    files = [path for path in walk_files(root) if path.suffix.lower() in MEDIA_SUFFIXES]
     found: dict[tuple[str, str], Path] = {}
     for path in files:
         speaker = path.relative_to(root).parts[0] if path.parent != root else root.name

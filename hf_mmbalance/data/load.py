@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_mmbalance.data.clips import SPLIT_ALIASES, SPLITS, ClipSplits, DataError
+from hf_mmbalance.data.files import walk_files
 
 
 # source -> module, options, loader
@@ -45,10 +46,10 @@ def source_of(dataset: str) -> str:
 
 
 def _is_built(path: Path) -> bool:
-    for file in path.rglob("*"):
-        if file.suffix.lower() in BUILT_SUFFIXES and not file.name.startswith("."):
+    for file in walk_files(path):
+        if file.suffix.lower() in BUILT_SUFFIXES:
             return True
-        if file.is_file() and file.parent != path and file.parent.name.lower() not in {*SPLITS, *SPLIT_ALIASES}:
+        if file.parent != path and file.parent.name.lower() not in {*SPLITS, *SPLIT_ALIASES}:
             return False  # the first media file inside a class folder settles it, however large the folder
     return False
 

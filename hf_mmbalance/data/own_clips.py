@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_mmbalance.data.clips import SPLIT_ALIASES, SPLITS, ClipDataset, ClipSplits, DataError, split_name
+from hf_mmbalance.data.files import walk_files
 from hf_mmbalance.data.media_clips import ClipRecord, Decoder, MediaClips, decode_all, decode_file
 from hf_mmbalance.data.options import MediaOptions, option
 from hf_mmbalance.data.splitting import fill_splits
@@ -89,9 +90,7 @@ def folder_clips(path: str, options: FolderOptions) -> ClipSplits:
 def _folder_rows(root: Path, split: str | None, pattern: re.Pattern[str] | None, ignored: list[str]) -> list[Row]:
     rows = []
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
-        for path in sorted(folder.rglob("*")):
-            if path.is_dir() or path.name.startswith("."):
-                continue
+        for path in walk_files(folder):
             if path.suffix.lower() not in MEDIA_SUFFIXES:
                 ignored.append(str(path.relative_to(root)))
                 continue

@@ -14,7 +14,15 @@ MIN_GROUPS = 5  # with fewer, holding one out would change the task
 
 
 def carve(
-    ids: Sequence[str], labels: Sequence[int], groups: Sequence[str], fraction: float, *, seed: int, name: str
+    ids: Sequence[str],
+    labels: Sequence[int],
+    groups: Sequence[str],
+    fraction: float,
+    *,
+    seed: int,
+    name: str,
+    by_group: bool | None = None,
+    at_least: int = 1,
 ) -> tuple[np.ndarray, str]:
     """Choose a part of the clips, balanced by class, whole groups at a time where there are at least five.
 
@@ -26,6 +34,8 @@ def carve(
         fraction: of the clips, in (0, 1).
         seed: seeds the order.
         name: of the part, e.g. `calibration`; part of the seed.
+        by_group: take whole groups; None decides by their number.
+        at_least: groups to take, where groups are taken.
 
     Returns:
         Boolean mask of the chosen clips, and how they were chosen in words.
@@ -38,8 +48,9 @@ def carve(
     if len(ids) < 2:
         raise DataError(f"{len(ids)} clips cannot be divided to make a {name} split; give the splits yourself")
     names, group_of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    if MIN_GROUPS <= len(names) < len(ids):
-        return _by_group(names, group_of, np.asarray(labels), fraction, seed, name)
+    whole = len(names) >= MIN_GROUPS if by_group is None else by_group
+    if whole and 1 < len(names) < len(ids):
+        return _by_group(names, group_of, np.asarray(labels), fraction, seed, name, at_least)
     mask = _by_clip(ids, np.asarray(labels), fraction, seed, name)
     return mask, "by clip, balanced by class" + ("" if len(names) == len(ids) else f" (only {len(names)} groups)")
 
@@ -55,14 +66,13 @@ def _by_clip(ids: Sequence[str], labels: np.ndarray, fraction: float, seed: int,
 
 
 def _by_group(
-    names: np.ndarray, group_of: np.ndarray, labels: np.ndarray, fraction: float, seed: int, name: str
+    names: np.ndarray, group_of: np.ndarray, labels: np.ndarray, fraction: float, seed: int, name: str, at_least: int
 ) -> tuple[np.ndarray, str]:
     counts = np.zeros((len(names), labels.max() + 1))
     np.add.at(counts, (group_of, labels), 1)
     counts = counts[:, counts.sum(0) > 0]
     target, have = fraction * counts.sum(0), np.zeros(counts.shape[1])
     order = np.argsort([rng_for(seed, name, "group", group).random() for group in names], kind="stable")
-    at_least = min(3, max(len(names) // 3, 1))  # fewer than three groups cannot be cross-validated by group
     free = list(order)
     chosen: list[int] = []
     while len(free) > 1:
@@ -95,9 +105,10 @@ def fill_splits(
     """
     out = np.array([split or "train" for split in splits], dtype=object)
     notes = []
-    for name in ("test", "validation", "calibration"):
-        if (out == name).any() or not fractions.get(name):
-            continue
+    absent = [name for name in ("test", "validation", "calibration") if fractions.get(name) and name not in out]
+    known = len({group for group, split in zip(groups, out, strict=True) if split == "train"})
+    at_least = min(3, max(known // (2 * len(absent) + 2), 1))  # three allow cross-validation by group
+    for name in absent:
         train = np.flatnonzero(out == "train").tolist()
         if len(train) == 0:
             raise DataError(f"there is no train split to take {name} from")
@@ -108,7 +119,9 @@ def fill_splits(
             fractions[name],
             seed=seed,
             name=name,
+            by_group=known >= MIN_GROUPS,
+            at_least=at_least,
         )
-        out[train[mask]] = name
+        out[np.array(train)[mask]] = name
         notes.append(f"the source has no {name} split: {mask.sum()} of {len(train)} train clips were taken, {how}")
     return list(out), notes

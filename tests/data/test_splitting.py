@@ -1,0 +1,83 @@
+"""Carved splits: group-disjoint where they can be, balanced, and the same every time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hf_mmbalance.data.clips import DataError, split_name
+from hf_mmbalance.data.splitting import carve, fill_splits
+
+
+def clips(groups: int, a_group: int, classes: int = 4):
+    ids = [f"c{i}" for i in range(groups * a_group)]
+    return ids, [i % classes for i in range(len(ids))], [f"g{i // a_group}" for i in range(len(ids))]
+
+
+def test_whole_groups_balanced_by_class():
+    ids, labels, groups = clips(20, 16)
+    mask, how = carve(ids, labels, groups, 0.2, seed=0, name="calibration")
+    inside = {g for g, m in zip(groups, mask, strict=True) if m}
+    assert inside.isdisjoint({g for g, m in zip(groups, mask, strict=True) if not m})
+    assert len(inside) == 4 and "4 of 20" in how
+    np.testing.assert_array_equal(np.bincount(np.array(labels)[mask]), [16] * 4)
+
+
+def test_uneven_groups_come_near_the_wanted_counts():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(5, 60, size=30)
+    groups = [f"g{i}" for i, size in enumerate(sizes) for _ in range(size)]
+    labels = rng.integers(0, 5, size=len(groups)).tolist()
+    mask, _ = carve([str(i) for i in range(len(groups))], labels, groups, 0.15, seed=3, name="validation")
+    wanted = 0.15 * np.bincount(labels)
+    assert np.abs(np.bincount(np.array(labels)[mask]) - wanted).max() < 0.35 * wanted.min()
+
+
+def test_few_groups_are_split_by_clip_and_it_is_said():
+    ids, labels, groups = clips(2, 40)
+    mask, how = carve(ids, labels, groups, 0.25, seed=0, name="calibration")
+    np.testing.assert_array_equal(np.bincount(np.array(labels)[mask]), [5] * 4)
+    assert "by clip" in how and "only 2 groups" in how
+
+
+def test_same_every_time_other_for_another_seed_and_whatever_the_order():
+    ids, labels, groups = clips(2, 40)
+    mask, _ = carve(ids, labels, groups, 0.25, seed=0, name="calibration")
+    turned, _ = carve(ids[::-1], labels[::-1], groups[::-1], 0.25, seed=0, name="calibration")
+    np.testing.assert_array_equal(mask, turned[::-1])
+    other, _ = carve(ids, labels, groups, 0.25, seed=1, name="calibration")
+    assert (mask != other).any()
+
+
+def test_few_groups_are_shared_out_among_all_parts():
+    ids, labels, groups = clips(6, 8)
+    fractions = {"test": 0.2, "validation": 0.1, "calibration": 0.1}
+    out, _ = fill_splits(ids, labels, groups, [None] * len(ids), fractions=fractions, seed=0)
+    sides = {name: {g for g, s in zip(groups, out, strict=True) if s == name} for name in fractions | {"train": 1}}
+    assert {name: len(side) for name, side in sides.items()} == {
+        "test": 1,
+        "validation": 1,
+        "calibration": 1,
+        "train": 3,
+    }
+
+
+def test_fill_splits_takes_what_is_absent_and_leaves_what_is_there():
+    ids, labels, groups = clips(100, 1)
+    given = ["test" if i < 20 else "train" for i in range(100)]
+    fractions = {"test": 0.5, "validation": 0.1, "calibration": 0.0}
+    out, notes = fill_splits(ids, labels, groups, given, fractions=fractions, seed=0)
+    assert out[:20] == ["test"] * 20 and out.count("validation") == 8 and "calibration" not in out
+    assert len(notes) == 1 and "no validation split" in notes[0]
+    with pytest.raises(DataError, match="no train split"):
+        fill_splits(ids, labels, groups, ["test"] * 100, fractions=fractions, seed=0)
+
+
+def test_bad_fractions_and_names():
+    with pytest.raises(DataError, match="fraction"):
+        carve(["a", "b"], [0, 1], ["a", "b"], 1.0, seed=0, name="test")
+    with pytest.raises(DataError, match="cannot be divided"):
+        carve(["a"], [0], ["a"], 0.5, seed=0, name="test")
+    assert split_name("VAL") == "validation"
+    with pytest.raises(DataError, match="unknown split"):
+        split_name("holdout")
