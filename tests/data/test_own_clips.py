@@ -1,0 +1,241 @@
+"""The first thing a practitioner tries: a folder, a table, a data set of the datasets library."""
+
+from __future__ import annotations
+
+import io
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from media_factory import write_clip
+from PIL import Image
+
+from hf_mmbalance.data import DataError, load_clips
+from hf_mmbalance.data.load import source_of
+
+
+SMALL = {"frames": 2, "frame_size": [16, 16]}
+COLOURS = {"blue": (0, 0, 200), "red": (200, 0, 0)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("own")
+    for name, colour in COLOURS.items():
+        for i in range(12):
+            write_clip(root / name / f"p{i % 6}_{i}.mp4", seconds=0.3, colour=colour)
+    return root
+
+
+def colour_of(clip) -> str:
+    return "red" if clip["frames"][..., 0].mean() > clip["frames"][..., 2].mean() else "blue"
+
+
+def test_folder_of_class_folders(folder):
+    assert source_of(str(folder)) == "folder"
+    splits = load_clips(str(folder), group_pattern="^(p[0-9])_", **SMALL)
+    assert splits.classes == ["blue", "red"]
+    assert {name: len(set(part.groups)) for name, part in splits.splits.items()} == {
+        "train": 3,
+        "calibration": 1,
+        "validation": 1,
+        "test": 1,
+    }
+    assert splits.shared_groups() == {}
+    for part in splits.splits.values():
+        for clip in part:
+            assert splits.classes[clip["label"]] == colour_of(clip)
+            assert clip["audio"] is not None and clip["sampling_rate"] == 16_000
+    assert sum("the source has no" in note for note in splits.notes) == 3
+    assert splits["train"].ids[0].startswith("blue/p")
+
+
+def test_folder_with_split_folders(folder, tmp_path):
+    for split in ("train", "val", "test"):
+        (tmp_path / split).symlink_to(folder)
+    with pytest.raises(DataError, match="stand twice"):
+        load_clips(str(tmp_path), **SMALL)
+    (tmp_path / "val").unlink()
+    (tmp_path / "test").unlink()
+    (tmp_path / "test").mkdir()
+    for name, colour in COLOURS.items():
+        write_clip(tmp_path / "test" / name / "new.mp4", seconds=0.3, colour=colour)
+    splits = load_clips(str(tmp_path), validation_fraction=0, **SMALL)
+    assert len(splits["test"]) == 2 and "validation" not in splits.splits
+    (tmp_path / "extra").mkdir()
+    with pytest.raises(DataError, match="extra are not"):
+        load_clips(str(tmp_path), **SMALL)
+
+
+def test_bad_folders(tmp_path):
+    with pytest.raises(DataError, match="no such"):
+        load_clips(str(tmp_path / "gone"))
+    with pytest.raises(DataError, match="no class folders"):
+        load_clips(str(tmp_path))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match="no media files"):
+        load_clips(str(tmp_path))
+    write_clip(tmp_path / "a" / "x.mp4", seconds=0.2)
+    with pytest.raises(DataError, match="only one class"):
+        load_clips(str(tmp_path))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "broken.mp4").write_bytes(b"nothing that decodes" * 9)
+    write_clip(tmp_path / "b" / "fine.mp4", seconds=0.2)
+    options = {"validation_fraction": 0, "calibration_fraction": 0, "test_fraction": 0.5} | SMALL
+    with pytest.raises(DataError, match=r"(?s)broken\.mp4.*\[undecodable\]"):
+        load_clips(str(tmp_path), **options)
+    with pytest.raises(DataError, match="no group in"):
+        load_clips(str(tmp_path), group_pattern="^(z)", **options)
+
+
+def test_clips_with_one_modality_only(tmp_path):
+    for i in range(6):
+        write_clip(tmp_path / "loud" / f"{i}.wav", seconds=0.3, video=None, audio="pcm_s16le")
+        write_clip(tmp_path / "seen" / f"{i}.mp4", seconds=0.3, tone=None)
+    splits = load_clips(str(tmp_path), **SMALL)
+    for clip in splits["train"]:
+        assert (clip["frames"] is None) == (clip["label"] == 0) and (clip["audio"] is None) == (clip["label"] == 1)
+    assert {note for note in splits.notes if "no_" in note} == {"6 clips: no_audio", "6 clips: no_video"}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+def test_tables(folder, tmp_path, suffix):
+    rows = []
+    for i, name in enumerate(COLOURS):
+        for j in range(12):
+            split = "test" if j > 8 else "valid" if j > 6 else "train"
+            path = folder / name / f"p{j % 6}_{j}.mp4"
+            rows.append({"path": str(path), "label": name, "group": f"g{i}{j}", "split": split})
+    path = tmp_path / f"clips{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        mark = "\t" if suffix == ".tsv" else ","
+        path.write_text("\n".join(mark.join(row) for row in [list(rows[0]), *(row.values() for row in rows)]))
+    assert source_of(str(path)) == "table"
+    splits = load_clips(str(path), calibration_fraction=0.2, **SMALL)
+    sizes = {name: len(part) for name, part in splits.splits.items()}
+    assert sizes == {"train": 12, "calibration": 2, "validation": 4, "test": 6}
+    assert all(splits.classes[clip["label"]] == colour_of(clip) for clip in splits["test"])
+
+
+def test_table_windows_classes_and_relative_paths(tmp_path):
+    write_clip(tmp_path / "media" / "long.mp4", seconds=2.0)
+    lines = [f"media/long.mp4,{i % 2},{i / 10},{i / 10 + 0.4}" for i in range(12)]
+    (tmp_path / "t.csv").write_text("file,y,start,end\n" + "\n".join(lines))
+    named = {"path_column": "file", "label_column": "y"} | SMALL
+    splits = load_clips(str(tmp_path / "t.csv"), classes=["no", "yes"], **named)
+    assert splits.classes == ["no", "yes"]
+    assert all(len(clip["audio"]) == 6400 for clip in splits["train"])
+    with pytest.raises(DataError, match="label .0. .* not among the classes no"):
+        load_clips(str(tmp_path / "t.csv"), classes=["no"], **named)
+    with pytest.raises(DataError, match="no column 'path'"):
+        load_clips(str(tmp_path / "t.csv"))
+
+
+def test_bad_tables(tmp_path):
+    table = tmp_path / "t.csv"
+    with pytest.raises(DataError, match="no such file"):
+        load_clips(str(table))
+    table.write_text("path,label\n")
+    with pytest.raises(DataError, match="no rows"):
+        load_clips(str(table))
+    table.write_text("path,label\na.mp4,x\na.mp4,y\n")
+    with pytest.raises(DataError, match="stand twice"):
+        load_clips(str(table))
+    table.write_text("path,label\na.mp4,x\nb.mp4,\n")
+    with pytest.raises(DataError, match="row 2.*'label' is empty"):
+        load_clips(str(table))
+    table.write_text("path,label\na.mp4,x\nb.mp4,y\n")
+    with pytest.raises(DataError, match=r"a\.mp4: no such file"):
+        load_clips(str(table), validation_fraction=0, calibration_fraction=0, test_fraction=0)
+    table.write_text("path,label,start,end\na.mp4,x,soon,later\n")
+    with pytest.raises(DataError, match="no pair of seconds"):
+        load_clips(str(table))
+
+
+def png(colour) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (20, 16), colour).save(out, "PNG")
+    return out.getvalue()
+
+
+def flac(frequency: float) -> bytes:
+    out = io.BytesIO()
+    wave = 0.3 * np.sin(2 * np.pi * frequency * np.arange(8000) / 16_000)
+    soundfile.write(out, wave, 16_000, format="FLAC")
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A folder as `datasets` publishes it, typed by the schema's metadata."""
+    from datasets import Audio, ClassLabel, Features, List, Value
+    from datasets import Image as ImageFeature
+
+    root = tmp_path_factory.mktemp("built")
+    features = Features(
+        {
+            "id": Value("string"),
+            "actor": Value("string"),
+            "audio": Audio(sampling_rate=16_000),
+            "frames": List(ImageFeature()),
+            "label": ClassLabel(names=list(COLOURS)),
+            "said_from": Value("float64"),
+            "said_to": Value("float64"),
+        }
+    )
+    for split, count in (("train", 20), ("test", 6)):
+        rows = [
+            {
+                "id": f"{split}{i}",
+                "actor": f"a{split}{i % 5}",
+                "audio": {"bytes": flac(300 + i), "path": None},
+                "frames": [{"bytes": png(list(COLOURS.values())[i % 2]), "path": None}] * 3,
+                "label": i % 2,
+                "said_from": 0.2,
+                "said_to": 0.4,
+            }
+            for i in range(count)
+        ]
+        table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
+        pq.write_table(table, root / f"{split}-00000-of-00001.parquet", row_group_size=4)
+    return root
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_built_data_set(built, streaming):
+    assert source_of(str(built)) == "hub"
+    splits = load_clips(str(built), streaming=streaming, **SMALL)
+    assert splits.classes == list(COLOURS) and len(splits["test"]) == 6
+    assert splits.shared_groups() == {}
+    clip = pickle.loads(pickle.dumps(splits["train"]))[0]
+    assert clip["frames"].shape == (2, 16, 16, 3) and clip["audio"].shape == (8000,)
+    assert clip["group"].startswith("atrain")
+    assert all(splits.classes[clip["label"]] == colour_of(clip) for part in splits.splits.values() for clip in part)
+    spectrum = np.abs(np.fft.rfft(splits["test"][0]["audio"]))
+    assert np.argmax(spectrum) * 2 == 300
+
+
+def test_windows_of_a_built_data_set(built):
+    splits = load_clips(str(built), start_column="said_from", end_column="said_to", margin=0.05, cache="none", **SMALL)
+    assert len(splits["test"][0]["audio"]) == 4800
+
+
+def test_bad_columns_and_names(built, tmp_path):
+    with pytest.raises(DataError, match="no column 'sound'"):
+        load_clips(str(built), audio_column="sound")
+    with pytest.raises(DataError, match="no column 'kind'"):
+        load_clips(str(built), label_column="kind")
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load_clips(str(built), config="fold7")
+    with pytest.raises(DataError, match="neither a folder"):
+        load_clips("a/b/c")
+    table = pa.Table.from_pylist([{"label": "a", "x": 1}, {"label": "b", "x": 2}])
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="no column of sound, images or video"):
+        load_clips(str(tmp_path))
