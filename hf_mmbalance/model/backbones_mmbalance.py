@@ -2,9 +2,10 @@
 
 import difflib
 import os
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .configuration_mmbalance import MMBalanceConfig
 from .custom_fusion_mmbalance import fusion_class, load_fusion_head
@@ -18,7 +19,7 @@ Backbone = str | os.PathLike | PreTrainedConfig | PreTrainedModel | None
 
 
 def compose_from_backbones(
-    model_class: type,
+    model_class: Any,
     audio: Backbone = None,
     vision: Backbone = None,
     *,
@@ -32,7 +33,7 @@ def compose_from_backbones(
     trust_remote_code: bool = False,
     token: str | bool | None = None,
     cache_dir: str | None = None,
-    **config_options,
+    **config_options: Any,
 ) -> PreTrainedModel:
     """Compose `model_class` from an audio and a vision backbone.
 
@@ -44,7 +45,7 @@ def compose_from_backbones(
         audio_max_length: Spectrogram frames (10 ms each) the audio tower is to take; AST's position embeddings are
             interpolated. By default as the backbone has it.
         trainable_layers: `"all"`, 0 to freeze both towers, or k to train only the last k layers of each.
-        dtype: Type of the towers' weights; checkpoints in half precision are widened by default.
+        dtype: Type of all weights; checkpoints in half precision are widened by default.
         audio_revision, vision_revision: Branch, tag or commit of the backbones.
         trust_remote_code: Run code that comes with the backbones. Never on by itself.
         token, cache_dir: As in `from_pretrained`.
@@ -95,23 +96,33 @@ def _load(
     hub: dict,
 ) -> tuple[PreTrainedModel | None, PreTrainedConfig]:
     if isinstance(backbone, PreTrainedConfig):
+        model_class = MODEL_MAPPING.get(type(backbone), None)
+        _check_input(model_class, modality, main_input)
         tower_width(backbone)
         return None, backbone
-    if not isinstance(backbone, PreTrainedModel):
+    model: PreTrainedModel
+    if isinstance(backbone, PreTrainedModel):
+        model = backbone.base_model  # type: ignore[assignment]  # without the head of, say, a classifier
+    else:
         name = str(backbone or default)
         hub = {**hub, "revision": revision or "main"}
         try:
             config = AutoConfig.from_pretrained(name, **hub)
-            backbone = AutoModel.from_pretrained(name, config=config, dtype=dtype, **tower_options(config), **hub)
+            model = AutoModel.from_pretrained(name, config=config, dtype=dtype, **tower_options(config), **hub)
         except (OSError, ValueError) as error:
             raise ValueError(f"{modality} backbone {name!r} cannot be loaded: {error}") from error
-    if backbone.main_input_name != main_input:
+    _check_input(type(model), modality, main_input)
+    tower_width(model.config)
+    return model, model.config
+
+
+def _check_input(model_class: Any, modality: str, main_input: str) -> None:
+    taken = getattr(model_class, "main_input_name", main_input)  # None: a class known to the Hub only
+    if taken != main_input:
         raise ValueError(
-            f"{modality} backbone {type(backbone).__name__} takes {backbone.main_input_name}, not {main_input}:"
-            f" it is no {modality} model that can be used here"
+            f"{modality} backbone {model_class.__name__} takes {taken}, not {main_input}: it is no {modality} model"
+            " that can be used here"
         )
-    tower_width(backbone.config)
-    return backbone, backbone.config
 
 
 def _fit_audio_length(
@@ -119,12 +130,13 @@ def _fit_audio_length(
 ) -> tuple[PreTrainedModel | None, PreTrainedConfig]:
     if config.model_type != "audio-spectrogram-transformer":
         raise ValueError(f"audio_max_length is for AST backbones, not for {config.model_type!r}: leave it out")
-    fitted = type(config).from_dict({**config.to_dict(), "max_length": max_length})
     if max_length < config.patch_size:
         raise ValueError(f"audio_max_length={max_length} is shorter than one patch of {config.patch_size} frames")
+    fitted = type(config).from_dict({**config.to_dict(), "max_length": max_length})
     if model is not None and max_length != config.max_length:
-        positions = model.embeddings.position_embeddings
-        resized = type(model)(fitted).to(positions.dtype)
+        positions: torch.Tensor = model.get_parameter("embeddings.position_embeddings")
+        resized = type(model)(fitted)
+        resized.to(positions.dtype)  # type: ignore[arg-type]
         weights = model.state_dict()
         weights["embeddings.position_embeddings"] = fit_ast_positions(positions.data, config, fitted)
         resized.load_state_dict(weights)

@@ -1,5 +1,7 @@
 """Configuration of the audio-visual classifier: two backbone configs, a pooling of frames and a fusion head."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -39,7 +41,8 @@ class MMBalanceConfig(PreTrainedConfig):
         temporal_heads (`int`, *optional*, defaults to 4):
             Attention heads of the temporal layer.
         modality_dropout (`list[float]`, *optional*, defaults to `[0.0, 0.0]`):
-            Probability, for each modality, that a training clip is shown without it; one modality always stays.
+            Probability, for each modality, that a training clip is shown without it, drawn independently; a clip that
+            would lose everything is shown whole.
         unimodal_loss_weight (`float`, *optional*):
             Weight of the sum of unimodal cross-entropies; `None` takes the fusion head's own default.
         balance_loss_weight (`float`, *optional*, defaults to 0.1):
@@ -103,12 +106,12 @@ class MMBalanceConfig(PreTrainedConfig):
     class_weights: list[float | int] | None = None
     initializer_range: float | int = 0.02
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self.modalities = list(self.modalities)
         self.modality_dropout = list(self.modality_dropout)
         super().__post_init__(**kwargs)
 
-    def validate_modalities(self):
+    def validate_modalities(self) -> None:
         """Names and rates must fit the two towers."""
         if list(self.modalities) != ["audio", "vision"]:
             raise ValueError(f"modalities={self.modalities!r}: this model has the towers ['audio', 'vision']")
@@ -117,7 +120,7 @@ class MMBalanceConfig(PreTrainedConfig):
                 f"modality_dropout={self.modality_dropout!r}: give one rate in [0, 1) for each of {self.modalities}"
             )
 
-    def validate_choices(self):
+    def validate_choices(self) -> None:
         """Named choices must exist, rates and sizes must make sense."""
         if self.frame_pooling not in FRAME_POOLINGS:
             raise ValueError(f"frame_pooling={self.frame_pooling!r} is unknown: choose one of {FRAME_POOLINGS}")
@@ -129,7 +132,7 @@ class MMBalanceConfig(PreTrainedConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must lie in [0, 1)")
 
-    def validate_class_weights(self):
+    def validate_class_weights(self) -> None:
         """One positive weight a class."""
         weights = self.class_weights
         if weights is not None and (len(weights) != self.num_labels or min(weights) <= 0):

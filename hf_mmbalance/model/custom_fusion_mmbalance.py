@@ -1,4 +1,21 @@
-"""Fusion heads of the user's own: named `"file:ClassName"`, registered when asked, copied with a saved model."""
+"""Fusion heads of the user's own: named `"file:ClassName"`, registered when asked, copied with a saved model.
+
+A head stands in one file, with nothing of the user's own imported. It finds the interface beside itself when it is
+loaded with a model, and in the package when the file is imported by itself:
+
+```python
+try:
+    from .fusion_mmbalance import FusionHead, FusionOutput
+except ImportError:
+    from hf_mmbalance.model.fusion_mmbalance import FusionHead, FusionOutput
+
+
+class MyHead(FusionHead):
+    def forward(self, modality_logits, modality_mask, features=None):
+        terms = modality_logits.log_softmax(-1) * modality_mask.unsqueeze(-1)
+        return FusionOutput(logits=terms.sum(1), modality_contributions=terms)
+```
+"""
 
 import importlib.util
 import inspect
@@ -6,11 +23,17 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.utils import logging
 
 from .fusion_mmbalance import FUSION_HEADS
+
+
+logger = logging.get_logger(__name__)
+HUB_KEYS = ("revision", "token", "cache_dir", "local_files_only")
 
 
 def fusion_class(name: str) -> type:
@@ -21,6 +44,9 @@ def fusion_class(name: str) -> type:
     """
     if name in FUSION_HEADS:
         return FUSION_HEADS[name]
+    for registered in FUSION_HEADS.values():
+        if _file_and_class(registered) == name:
+            return registered
     if ":" in name:
         module, class_name = name.split(":", 1)
         raise ValueError(
@@ -40,7 +66,7 @@ def load_fusion_head(name: str) -> str:
 
     Raises:
         FileNotFoundError: if the file is not there.
-        ValueError: if the file has no such class.
+        ValueError: if the file has no such class, or a name that cannot stand beside the model's own files.
     """
     path, _, class_name = name.rpartition(":")
     if not path.endswith(".py"):
@@ -48,35 +74,45 @@ def load_fusion_head(name: str) -> str:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"fusion head {name!r}: there is no file {file}")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if not file.stem.isidentifier() or file.stem.endswith("_mmbalance"):
+        raise ValueError(
+            f"fusion head {name!r}: rename {file.name} to letters, digits and underscores, not ending in _mmbalance"
+            " (the model's own files do)"
+        )
+    # As a sibling of this file, so that its relative imports work and its name meets no other module's.
+    module_name = f"{__name__.rpartition('.')[0]}.{file.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    assert spec is not None and spec.loader is not None  # a .py file has both
     module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module
+    sys.modules[module_name] = module
     spec.loader.exec_module(module)
-    head = getattr(module, class_name, None)
-    if not inspect.isclass(head):
+    head: Any = getattr(module, class_name, None)
+    if not isinstance(head, type):
         raise ValueError(f"fusion head {name!r}: {file} has no class {class_name!r}")
     registered = f"{file.stem}:{class_name}"
     FUSION_HEADS[registered] = head
     return registered
 
 
-def prepare_fusion_class(model_class: type, name_or_path: str | os.PathLike, kwargs: dict) -> None:
+def prepare_fusion_class(model_class: Any, name_or_path: str | os.PathLike, kwargs: dict[str, Any]) -> None:
     """Before a model is loaded: register the fusion head of its own that its config names, from the same place.
 
-    Code is run only if the caller trusts it: `trust_remote_code=True`, or `model_class` itself came from there.
+    Code is run only with `trust_remote_code=True` (which `AutoModel` passes on); then the place's own file is taken,
+    whatever head of that name is registered. Otherwise a registered head is used.
     """
     config = kwargs.get("config")
+    hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
     if not isinstance(config, PreTrainedConfig):
-        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in kwargs}
-        config = model_class.config_class.from_pretrained(name_or_path, **hub)
-    trusted = kwargs.pop("trust_remote_code", False) or model_class.__module__.startswith("transformers_modules")
+        folder = {"subfolder": kwargs["subfolder"]} if "subfolder" in kwargs else {}
+        config = model_class.config_class.from_pretrained(name_or_path, **hub, **folder)
+    trusted = kwargs.pop("trust_remote_code", False)
     name = kwargs.get("fusion", config.fusion)
-    if ":" not in name or name in FUSION_HEADS or not trusted:
+    if ":" not in name or not trusted:
         return
     module, class_name = name.split(":", 1)
-    hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
     try:
-        FUSION_HEADS[name] = get_class_from_dynamic_module(f"{module}.{class_name}", str(name_or_path), **hub)
+        head: Any = get_class_from_dynamic_module(f"{module}.{class_name}", str(name_or_path), **hub)
+        FUSION_HEADS[name] = head
     except (OSError, AttributeError) as error:
         raise ValueError(
             f"the model's fusion head {class_name!r} is missing: {module}.py was not found in {name_or_path}; put the"
@@ -84,14 +120,32 @@ def prepare_fusion_class(model_class: type, name_or_path: str | os.PathLike, kwa
         ) from error
 
 
-def copy_fusion_file(name: str, folder: str | os.PathLike) -> None:
+def portable_name(name: str, head: type) -> str:
+    """What a saved config calls a head: `"file:ClassName"` if its file has to travel with the model, else `name`."""
+    package, _, module = head.__module__.rpartition(".")
+    if ":" in name or package == __name__.rpartition(".")[0] and module.endswith("_mmbalance"):
+        return name
+    if head.__module__ == "__main__":
+        logger.warning(
+            f"fusion head {name!r} is defined in __main__, so its code is not saved with the model: to load the model"
+            " elsewhere, register the head there first, or move it to a file of its own"
+        )
+        return name
+    return _file_and_class(head)
+
+
+def copy_fusion_file(name: str, head: type, folder: str | os.PathLike) -> None:
     """Copy the file of a head named `"file:ClassName"` into the folder of a saved model."""
     if ":" not in name:
         return
-    source = Path(inspect.getfile(FUSION_HEADS[name]))
+    source = Path(inspect.getfile(head))
     target = Path(folder) / f"{name.split(':', 1)[0]}.py"
     if source.resolve() != target.resolve():
         shutil.copyfile(source, target)
 
 
-__all__ = ["copy_fusion_file", "fusion_class", "load_fusion_head", "prepare_fusion_class"]
+def _file_and_class(head: type) -> str:
+    return f"{head.__module__.rpartition('.')[2]}:{head.__qualname__}"
+
+
+__all__ = ["copy_fusion_file", "fusion_class", "load_fusion_head", "portable_name", "prepare_fusion_class"]

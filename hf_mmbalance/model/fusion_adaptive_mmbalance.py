@@ -71,6 +71,7 @@ class AdaptiveFusion(FusionHead):
             outputs = (num_modalities,) if gate == "modality" else per_class
             self.gate_weight = nn.Parameter(torch.zeros(*outputs, EVIDENCE_SIZE * num_modalities))
         #: Held-out recall above chance of every modality and class, measured on the calibration split.
+        self.capability: torch.Tensor
         self.register_buffer("capability", torch.zeros(per_class))
 
     def init_weights(self) -> None:
@@ -93,12 +94,13 @@ class AdaptiveFusion(FusionHead):
         freeze_allocation: bool = False,
     ) -> FusionOutput:
         """See [`FusionHead.forward`]; `freeze_allocation` stops gradients from reaching the head's own parameters."""
-        # Decisions are float32 also where the head's parameters are stored in half precision.
+        # Decisions are float32, also where the head's parameters are stored in half precision or under autocast.
         own = {name: value.float() for name, value in self.named_parameters()}
         if freeze_allocation:
             own = {name: value.detach() for name, value in own.items()}
-        log_probs = self.calibrate(modality_logits, modality_mask, own)
-        shares = self.allocate(log_probs, modality_mask, own)
+        with torch.autocast(modality_logits.device.type, enabled=False):
+            log_probs = self.calibrate(modality_logits, modality_mask, own)
+            shares = self.allocate(log_probs, modality_mask, own)
         several = modality_mask.sum(1, keepdim=True) > 1  # (B, 1)
         present = modality_mask.sum(1, keepdim=True) / self.num_modalities
         kappa = torch.where(several, own["log_kappa"].exp() * present, torch.ones_like(present))  # (B, C)
@@ -141,13 +143,14 @@ class AdaptiveFusion(FusionHead):
         uniform = torch.full_like(capability, 1.0 / self.num_modalities)
         return torch.where(total > 0, capability / total.clamp(min=torch.finfo(total.dtype).tiny), uniform)
 
-    def balance_loss(self, shares: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
+    def balance_loss(self, shares: torch.Tensor | None, clips: torch.Tensor) -> torch.Tensor:
         """Relative balance: mean over classes of KL(capability share || mean share of the clips), a scalar.
 
         Args:
             shares (`torch.FloatTensor` of shape `(B, M, C)`): Shares of clips with every modality present.
             clips (`torch.BoolTensor` of shape `(B,)`): Clips that count; without any the loss is 0.
         """
+        assert shares is not None  # this head always returns them
         keep = clips.to(shares.dtype).view(-1, 1, 1)
         mean_share = (shares * keep).sum(0) / keep.sum().clamp(min=1.0)
         target = self.capability_share().to(shares.dtype)

@@ -25,10 +25,10 @@ class FusionOutput(ModelOutput):
             Weights normalised over the modalities present, where the head learns them.
     """
 
-    logits: torch.FloatTensor | None = None
-    modality_weights: torch.FloatTensor | None = None
-    modality_contributions: torch.FloatTensor | None = None
-    shares: torch.FloatTensor | None = None
+    logits: torch.Tensor = None  # type: ignore[assignment]  # ModelOutput wants defaults; always given
+    modality_weights: torch.Tensor | None = None
+    modality_contributions: torch.Tensor | None = None
+    shares: torch.Tensor | None = None
 
 
 class FusionHead(nn.Module):
@@ -82,6 +82,17 @@ class FusionHead(nn.Module):
     def unimodal_logits(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Unimodal logits `(B, M, C)` of a head that `owns_unimodal_logits`."""
         raise NotImplementedError
+
+    def balance_loss(self, shares: torch.Tensor | None, clips: torch.Tensor) -> torch.Tensor:
+        """Relative-balance term of a head that `learns_from_calibration`, on its `shares`; 0 unless it has one.
+
+        The `forward` of such a head also takes `freeze_allocation`, under which its own parameters get no gradient.
+        """
+        return torch.zeros((), device=clips.device)
+
+    def shrinkage(self) -> torch.Tensor:
+        """Penalty on the parameters of a head that `learns_from_calibration`; 0 unless it has one."""
+        return torch.zeros((), device=next(self.parameters()).device)
 
     def init_weights(self) -> None:
         """Set parameters and buffers that are neither Linear nor LayerNorm, by `transformers.initialization`."""

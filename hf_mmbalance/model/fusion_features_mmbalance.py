@@ -36,7 +36,12 @@ class ConcatFusion(FusionHead):
         halves = [half(feature) for half, feature in zip(self.halves, features, strict=True)]
         return torch.stack(halves, dim=1) + self.bias / self.num_modalities
 
-    def forward(self, modality_logits, modality_mask, features=None) -> FusionOutput:
+    def forward(
+        self,
+        modality_logits: torch.Tensor,
+        modality_mask: torch.Tensor,
+        features: tuple[torch.Tensor, ...] | None = None,
+    ) -> FusionOutput:
         weights = modality_mask.unsqueeze(-1).to(modality_logits.dtype).expand_as(modality_logits)
         contributions = modality_logits * weights
         return FusionOutput(
@@ -63,8 +68,14 @@ class _ConditionedFusion(FusionHead):
         """Joint features `(B, hidden_size)` of clips with every modality."""
         raise NotImplementedError
 
-    def forward(self, modality_logits, modality_mask, features=None) -> FusionOutput:
-        joint = torch.log_softmax(self.classifier(self.condition(features)), dim=-1)
+    def forward(
+        self,
+        modality_logits: torch.Tensor,
+        modality_mask: torch.Tensor,
+        features: tuple[torch.Tensor, ...] | None = None,
+    ) -> FusionOutput:
+        assert features is not None  # this head is built on them
+        joint = torch.log_softmax(self.classifier(self.condition(features)).float(), dim=-1)
         log_probs = torch.log_softmax(modality_logits, dim=-1)
 
         def fuse(mask: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,12 @@ from .fusion_base_mmbalance import (
 class SumFusion(FusionHead):
     """Unweighted sum of log-probabilities over the modalities present."""
 
-    def forward(self, modality_logits, modality_mask, features=None) -> FusionOutput:
+    def forward(
+        self,
+        modality_logits: torch.Tensor,
+        modality_mask: torch.Tensor,
+        features: tuple[torch.Tensor, ...] | None = None,
+    ) -> FusionOutput:
         log_probs = masked_log_softmax(modality_logits, modality_mask)
         weights = modality_mask.unsqueeze(-1).to(log_probs.dtype).expand_as(log_probs)
         return FusionOutput(logits=log_probs.sum(1), modality_weights=weights, modality_contributions=log_probs)
@@ -32,7 +37,12 @@ class MeanProbFusion(FusionHead):
 
     fused_loss_weight = 0.0
 
-    def forward(self, modality_logits, modality_mask, features=None) -> FusionOutput:
+    def forward(
+        self,
+        modality_logits: torch.Tensor,
+        modality_mask: torch.Tensor,
+        features: tuple[torch.Tensor, ...] | None = None,
+    ) -> FusionOutput:
         log_probs = torch.log_softmax(modality_logits, dim=-1)
         contributions = shapley_contributions(
             lambda mask: mean_log_prob(log_probs, mask), modality_mask, self.num_labels
@@ -43,7 +53,9 @@ class MeanProbFusion(FusionHead):
 class _LogitSum(FusionHead):
     """Weighted sum of raw logits, for methods defined on raw logits."""
 
-    def raw_sum(self, modality_logits, modality_mask, weights) -> FusionOutput:
+    def raw_sum(
+        self, modality_logits: torch.Tensor, modality_mask: torch.Tensor, weights: torch.Tensor
+    ) -> FusionOutput:
         weights = weights * modality_mask.unsqueeze(-1)
         contributions = weights * modality_logits
         return FusionOutput(
@@ -61,7 +73,12 @@ class MMCosineFusion(_LogitSum):
     required_unimodal_head = "cosine"
     default_unimodal_loss_weight = 0.0
 
-    def forward(self, modality_logits, modality_mask, features=None) -> FusionOutput:
+    def forward(
+        self,
+        modality_logits: torch.Tensor,
+        modality_mask: torch.Tensor,
+        features: tuple[torch.Tensor, ...] | None = None,
+    ) -> FusionOutput:
         return self.raw_sum(modality_logits, modality_mask, torch.ones_like(modality_logits))
 
 
@@ -75,7 +92,12 @@ class QMFFusion(_LogitSum):
 
     temperature = 10.0
 
-    def forward(self, modality_logits, modality_mask, features=None) -> FusionOutput:
+    def forward(
+        self,
+        modality_logits: torch.Tensor,
+        modality_mask: torch.Tensor,
+        features: tuple[torch.Tensor, ...] | None = None,
+    ) -> FusionOutput:
         energy = torch.logsumexp(modality_logits.detach(), dim=-1, keepdim=True) / self.temperature
         return self.raw_sum(modality_logits, modality_mask, energy.expand_as(modality_logits))
 

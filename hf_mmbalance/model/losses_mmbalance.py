@@ -10,11 +10,11 @@ from .fusion_base_mmbalance import FusionOutput
 
 @dataclass
 class LossParts:
-    """Scalars: the total and what it is made of."""
+    """Scalars: the total and what it is made of; all None without labels."""
 
-    loss: torch.Tensor
-    fused: torch.Tensor
-    unimodal: torch.Tensor
+    loss: torch.Tensor | None = None
+    fused: torch.Tensor | None = None
+    unimodal: torch.Tensor | None = None
     allocation: torch.Tensor | None = None
     balance: torch.Tensor | None = None
 

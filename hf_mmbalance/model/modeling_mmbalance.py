@@ -1,17 +1,19 @@
 """Audio-visual classifier: two pretrained towers, one unimodal head each, and a fusion head at the decision layer."""
 
+import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from .backbones_mmbalance import compose_from_backbones
+from .backbones_mmbalance import Backbone, compose_from_backbones
 from .configuration_mmbalance import MMBalanceConfig
-from .custom_fusion_mmbalance import copy_fusion_file, fusion_class, prepare_fusion_class
-from .fusion_mmbalance import FUSION_HEADS, FusionHead, FusionOutput
+from .custom_fusion_mmbalance import copy_fusion_file, fusion_class, portable_name, prepare_fusion_class
+from .fusion_mmbalance import FusionHead, FusionOutput
 from .losses_mmbalance import LossParts, clip_cross_entropy, mean_over, tower_losses
 from .towers_mmbalance import (
     CosineClassifier,
@@ -44,17 +46,17 @@ class MMBalanceOutput(ModelOutput):
         audio_model_output, vision_model_output (`ModelOutput`, *optional*): Outputs of the towers.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    modality_logits: torch.FloatTensor | None = None
-    modality_weights: torch.FloatTensor | None = None
-    modality_contributions: torch.FloatTensor | None = None
-    modality_mask: torch.LongTensor | None = None
-    modality_features: tuple[torch.FloatTensor, ...] | None = None
-    fused_loss: torch.FloatTensor | None = None
-    unimodal_loss: torch.FloatTensor | None = None
-    allocation_loss: torch.FloatTensor | None = None
-    balance_loss: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    modality_logits: torch.Tensor | None = None
+    modality_weights: torch.Tensor | None = None
+    modality_contributions: torch.Tensor | None = None
+    modality_mask: torch.Tensor | None = None
+    modality_features: tuple[torch.Tensor, ...] | None = None
+    fused_loss: torch.Tensor | None = None
+    unimodal_loss: torch.Tensor | None = None
+    allocation_loss: torch.Tensor | None = None
+    balance_loss: torch.Tensor | None = None
     audio_model_output: ModelOutput | None = None
     vision_model_output: ModelOutput | None = None
 
@@ -72,7 +74,7 @@ class MMBalancePreTrainedModel(PreTrainedModel):
     config_class = MMBalanceConfig
     base_model_prefix = "mmbalance"
     main_input_name = "input_values"
-    input_modalities = ("audio", "image")
+    input_modalities = ["audio", "image"]
     supports_gradient_checkpointing = True
     # The loss is a mean over the clips of one batch: Trainer must divide by the accumulation steps itself.
     accepts_loss_kwargs = False
@@ -87,7 +89,7 @@ class MMBalancePreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, FramePooling):
             module.init_weights(self.config.initializer_range)
-        elif hasattr(module, "init_weights") and type(module) in FUSION_HEADS.values():
+        elif isinstance(module, FusionHead):
             module.init_weights()
 
 
@@ -108,27 +110,30 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
 
     def __init__(self, config: MMBalanceConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
-        self.audio_model = build_tower(config.audio_config)
-        self.vision_model = build_tower(config.vision_config)
-        widths = (tower_width(config.audio_config), tower_width(config.vision_config))
+        self.num_labels: int = config.num_labels or 0
+        towers: tuple[PreTrainedConfig, ...] = (config.audio_config, config.vision_config)  # type: ignore[assignment]
+        self.audio_model, self.vision_model = (build_tower(tower) for tower in towers)
+        self._takes_cls = tuple(bool(tower_options(tower)) for tower in towers)
+        self._widths = widths = tuple(tower_width(tower) for tower in towers)
         self.frame_pooling = FramePooling(
             widths[1], config.frame_pooling, config.max_frames, config.temporal_heads, config.classifier_dropout
         )
         self.dropout = nn.Dropout(config.classifier_dropout)
         head_class = fusion_class(config.fusion)
-        self.fusion = _build_fusion(head_class, config, widths)
+        self.fusion: FusionHead = _build_fusion(head_class, config, widths)
         if not self.fusion.owns_unimodal_logits:
             self.unimodal_heads = nn.ModuleList(_build_unimodal_head(config, head_class, width) for width in widths)
         self.post_init()
 
     @classmethod
-    def from_backbones(cls, audio=None, vision=None, **kwargs) -> "MMBalanceForAudioVisualClassification":
+    def from_backbones(cls, audio: Backbone = None, vision: Backbone = None, **kwargs: Any) -> PreTrainedModel:
         """Compose a model from two backbones; see [`compose_from_backbones`] for the arguments and errors."""
         return compose_from_backbones(cls, audio, vision, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+    def from_pretrained(  # type: ignore[override]  # the rest is passed on
+        cls, pretrained_model_name_or_path: str | os.PathLike, *model_args: Any, **kwargs: Any
+    ) -> "MMBalanceForAudioVisualClassification":
         """As [`PreTrainedModel.from_pretrained`]; a fusion head of the user's own is loaded from the same place.
 
         Raises:
@@ -138,22 +143,33 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         prepare_fusion_class(cls, pretrained_model_name_or_path, kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
-    def save_pretrained(
-        self, save_directory, is_main_process: bool = True, save_original_format: bool = False, **kwargs
+    def save_pretrained(  # type: ignore[override]  # the rest is passed on
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        save_original_format: bool = False,
+        **kwargs: Any,
     ) -> None:
         """As [`PreTrainedModel.save_pretrained`], with the code that `trust_remote_code=True` loads it by.
 
-        The file of a fusion head of the user's own is copied along. Weights keep the names they have in memory
-        (`save_original_format=False`): `Trainer` reads checkpoints back without renaming, and would leave out the
-        towers' legacy names with no more than a warning.
+        The file of a fusion head of the user's own is copied along, and the config names it. Weights keep the names
+        they have in memory (`save_original_format=False`): `Trainer` reads checkpoints back without renaming, and
+        would leave out the towers' legacy names with no more than a warning.
+
+        Raises:
+            ValueError: with `push_to_hub=True` and a fusion head of the user's own.
         """
         own = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(AUTO_CLASSES, own)}
+        head = type(self.fusion)
+        self.config.fusion = portable_name(self.config.fusion, head)
+        if kwargs.get("push_to_hub") and ":" in self.config.fusion:
+            raise ValueError("push_to_hub=True would leave the fusion head's file behind: call push_to_hub() instead")
         super().save_pretrained(
             save_directory, is_main_process=is_main_process, save_original_format=save_original_format, **kwargs
         )
         if is_main_process:
-            copy_fusion_file(self.config.fusion, save_directory)
+            copy_fusion_file(self.config.fusion, head, save_directory)
 
     def freeze_towers(self, trainable_layers: int | str) -> None:
         """Let the towers learn wholly (`"all"`), not at all (0), or only in their last k layers.
@@ -170,12 +186,12 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_values: torch.FloatTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        frame_mask: torch.BoolTensor | None = None,
-        modality_mask: torch.BoolTensor | None = None,
-        labels: torch.LongTensor | None = None,
-        calibration_mask: torch.BoolTensor | None = None,
+        input_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        modality_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        calibration_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | MMBalanceOutput:
         r"""
@@ -196,35 +212,41 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         Raises:
             ValueError: if a clip has no modality at all, shapes disagree, or a label lies outside `[0, C)`.
         """
-        modality_mask = self._modality_mask(input_values, pixel_values, frame_mask, modality_mask)
+        present = self._modality_mask(input_values, pixel_values, frame_mask, modality_mask)
         if self.training:
-            modality_mask = self._drop_modalities(modality_mask, calibration_mask)
-        audio, audio_output = self._audio_features(input_values, modality_mask, kwargs)
-        vision, vision_output = self._vision_features(pixel_values, frame_mask, modality_mask, kwargs)
+            present = self._drop_modalities(present, calibration_mask)
+        audio, audio_output = self._audio_features(input_values, present, dict(kwargs))
+        vision, vision_output = self._vision_features(pixel_values, frame_mask, present, dict(kwargs))
         features = (audio, vision)
         # Decisions are made in float32: a log-softmax over many classes does not survive bf16.
         modality_logits = self._unimodal_logits(features).float()
-        fused = self.fusion(modality_logits, modality_mask, features)
-        parts = None
+        fused = self.fusion(modality_logits, present, features)
+        parts = LossParts()
         if labels is not None:
-            parts = self._losses(fused, modality_logits, modality_mask, features, labels, calibration_mask)
+            parts = self._losses(fused, modality_logits, present, features, labels, calibration_mask)
         return MMBalanceOutput(
-            loss=parts and parts.loss,
+            loss=parts.loss,
             logits=fused.logits,
-            modality_logits=modality_logits.masked_fill(~modality_mask.unsqueeze(-1), 0.0),
+            modality_logits=modality_logits.masked_fill(~present.unsqueeze(-1), 0.0),
             modality_weights=fused.modality_weights,
             modality_contributions=fused.modality_contributions,
-            modality_mask=modality_mask.long(),
+            modality_mask=present.long(),
             modality_features=features,
-            fused_loss=parts and parts.fused,
-            unimodal_loss=parts and parts.unimodal,
-            allocation_loss=parts and parts.allocation,
-            balance_loss=parts and parts.balance,
+            fused_loss=parts.fused,
+            unimodal_loss=parts.unimodal,
+            allocation_loss=parts.allocation,
+            balance_loss=parts.balance,
             audio_model_output=audio_output,
             vision_model_output=vision_output,
         )
 
-    def _modality_mask(self, input_values, pixel_values, frame_mask, modality_mask) -> torch.Tensor:
+    def _modality_mask(
+        self,
+        input_values: torch.Tensor | None,
+        pixel_values: torch.Tensor | None,
+        frame_mask: torch.Tensor | None,
+        modality_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
         given = [values for values in (input_values, pixel_values) if values is not None]
         if not given:
             raise ValueError("no modality at all: pass input_values, pixel_values or both")
@@ -240,14 +262,17 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
                 raise ValueError(f"modality_mask has shape {tuple(modality_mask.shape)}, expected {tuple(mask.shape)}")
             mask = mask & modality_mask.to(device).bool()
         if frame_mask is not None and pixel_values is not None:
-            with_frames = frame_mask.bool().any(1)
+            expected = (batch, pixel_values.shape[1] if pixel_values.dim() == 5 else 1)
+            if frame_mask.shape != expected:
+                raise ValueError(f"frame_mask has shape {tuple(frame_mask.shape)}, expected {expected}")
+            with_frames = frame_mask.to(device).bool().any(1)
             mask = mask & torch.stack([torch.ones_like(with_frames), with_frames], dim=1)
         if not torch.compiler.is_compiling() and not mask.any(1).all():
             empty = (~mask.any(1)).nonzero().flatten().tolist()
             raise ValueError(f"no modality at all in clip(s) {empty} of the batch: every clip needs sound or frames")
         return mask
 
-    def _drop_modalities(self, modality_mask, calibration_mask) -> torch.Tensor:
+    def _drop_modalities(self, modality_mask: torch.Tensor, calibration_mask: torch.Tensor | None) -> torch.Tensor:
         if not any(self.config.modality_dropout):
             return modality_mask
         rates = torch.tensor(self.config.modality_dropout, device=modality_mask.device)
@@ -258,36 +283,41 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             keep_all = keep_all | calibration_mask.bool().unsqueeze(1)
         return torch.where(keep_all, modality_mask, kept)
 
-    def _audio_features(self, input_values, modality_mask, kwargs) -> tuple[torch.Tensor, ModelOutput | None]:
+    def _audio_features(
+        self, input_values: torch.Tensor | None, modality_mask: torch.Tensor, kwargs: dict[str, Any]
+    ) -> tuple[torch.Tensor, ModelOutput | None]:
         if input_values is None:
-            return self._no_features(self.config.audio_config, modality_mask), None
+            return self._no_features(0, modality_mask), None
         # Whatever stands where sound is missing (NaN, say) must not reach the tower.
         present = modality_mask[:, 0].view(-1, *[1] * (input_values.dim() - 1))
         values = input_values.masked_fill(~present, 0.0).to(self._input_dtype(self.audio_model))
         outputs = self.audio_model(values, **kwargs)
-        return pool_tokens(outputs, "add_pooling_layer" in tower_options(self.config.audio_config)), outputs
+        return pool_tokens(outputs, self._takes_cls[0]), outputs
 
     def _vision_features(
-        self, pixel_values, frame_mask, modality_mask, kwargs
+        self,
+        pixel_values: torch.Tensor | None,
+        frame_mask: torch.Tensor | None,
+        modality_mask: torch.Tensor,
+        kwargs: dict[str, Any],
     ) -> tuple[torch.Tensor, ModelOutput | None]:
         if pixel_values is None:
-            return self._no_features(self.config.vision_config, modality_mask), None
+            return self._no_features(1, modality_mask), None
         if pixel_values.dim() == 4:
             pixel_values = pixel_values.unsqueeze(1)
         if pixel_values.dim() != 5:
             raise ValueError(f"pixel_values has {pixel_values.dim()} axes: expected (B, T, 3, H, W) or (B, 3, H, W)")
         batch, time = pixel_values.shape[:2]
-        frame_mask = torch.ones(batch, time, device=pixel_values.device) if frame_mask is None else frame_mask
-        if frame_mask.shape != (batch, time):
-            raise ValueError(f"frame_mask has shape {tuple(frame_mask.shape)}, expected {(batch, time)}")
-        frame_mask = frame_mask.bool() & modality_mask[:, 1:]
-        values = pixel_values.masked_fill(~frame_mask[:, :, None, None, None], 0.0).flatten(0, 1)
+        present = modality_mask[:, 1:].expand(batch, time)
+        if frame_mask is not None:
+            present = present & frame_mask.bool()
+        values = pixel_values.masked_fill(~present[:, :, None, None, None], 0.0).flatten(0, 1)
         outputs = self.vision_model(values.to(self._input_dtype(self.vision_model)), **kwargs)
-        frames = pool_tokens(outputs, "add_pooling_layer" in tower_options(self.config.vision_config))
-        return self.frame_pooling(frames.view(batch, time, -1), frame_mask), outputs
+        frames = pool_tokens(outputs, self._takes_cls[1])
+        return self.frame_pooling(frames.view(batch, time, -1), present), outputs
 
-    def _no_features(self, config, modality_mask) -> torch.Tensor:
-        return torch.zeros(modality_mask.shape[0], tower_width(config), device=modality_mask.device, dtype=self.dtype)
+    def _no_features(self, modality: int, modality_mask: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(modality_mask), self._widths[modality], device=modality_mask.device, dtype=self.dtype)
 
     @staticmethod
     def _input_dtype(tower: nn.Module) -> torch.dtype:
@@ -301,38 +331,43 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             features = tuple(feature.detach() for feature in features)
         return torch.stack([head(feature) for head, feature in zip(self.unimodal_heads, features, strict=True)], dim=1)
 
-    def _losses(self, fused, modality_logits, modality_mask, features, labels, calibration_mask) -> LossParts:
-        self._check_labels(labels)
+    def _losses(
+        self,
+        fused: FusionOutput,
+        modality_logits: torch.Tensor,
+        modality_mask: torch.Tensor,
+        features: tuple[torch.Tensor, ...],
+        labels: torch.Tensor,
+        calibration_mask: torch.Tensor | None,
+    ) -> LossParts:
+        self._check_labels(labels, modality_mask.shape[0], calibration_mask)
         config, head = self.config, self.fusion
         every_clip = torch.ones_like(labels, dtype=torch.bool)
         tower_clips = every_clip if calibration_mask is None else ~calibration_mask.bool()
-        class_weights = config.class_weights
-        if class_weights is not None:
-            class_weights = torch.tensor(class_weights, device=labels.device, dtype=modality_logits.dtype)
-        for_towers = fused
-        if head.learns_from_calibration:
-            for_towers = head(modality_logits, modality_mask, features, freeze_allocation=True)
+        class_weights = None
+        if config.class_weights is not None:
+            class_weights = torch.tensor(config.class_weights, device=labels.device, dtype=modality_logits.dtype)
         fused_loss, unimodal_loss = tower_losses(
-            for_towers, modality_logits, modality_mask, labels, tower_clips, class_weights, config.label_smoothing
+            fused, modality_logits, modality_mask, labels, tower_clips, class_weights, config.label_smoothing
         )
         weight = config.unimodal_loss_weight
         weight = head.default_unimodal_loss_weight if weight is None else weight
-        parts = LossParts(head.fused_loss_weight * fused_loss + weight * unimodal_loss, fused_loss, unimodal_loss)
-        if head.learns_from_calibration:
-            clips = every_clip if calibration_mask is None else calibration_mask.bool()
-            self._add_allocation_losses(parts, modality_logits, modality_mask, labels, clips, class_weights)
-        return parts
-
-    def _add_allocation_losses(self, parts, modality_logits, modality_mask, labels, clips, class_weights) -> None:
-        config, head = self.config, self.fusion
+        loss = head.fused_loss_weight * fused_loss + weight * unimodal_loss
+        if not head.learns_from_calibration:
+            return LossParts(loss, fused_loss, unimodal_loss)
+        clips = every_clip if calibration_mask is None else calibration_mask.bool()
         own: FusionOutput = head(modality_logits.detach(), modality_mask)
-        parts.allocation = mean_over(clip_cross_entropy(own.logits, labels, class_weights), clips)
-        parts.balance = head.balance_loss(own.shares, clips & modality_mask.all(1))
-        parts.loss = parts.loss + parts.allocation + config.balance_loss_weight * parts.balance
+        allocation = mean_over(clip_cross_entropy(own.logits, labels, class_weights), clips)
+        balance = head.balance_loss(own.shares, clips & modality_mask.all(1))
+        loss = loss + allocation + config.balance_loss_weight * balance
         if config.allocation_shrinkage:
-            parts.loss = parts.loss + config.allocation_shrinkage * head.shrinkage()
+            loss = loss + config.allocation_shrinkage * head.shrinkage()
+        return LossParts(loss, fused_loss, unimodal_loss, allocation, balance)
 
-    def _check_labels(self, labels: torch.Tensor) -> None:
+    def _check_labels(self, labels: torch.Tensor, batch: int, calibration_mask: torch.Tensor | None) -> None:
+        for name, values in (("labels", labels), ("calibration_mask", calibration_mask)):
+            if values is not None and values.shape != (batch,):
+                raise ValueError(f"{name} has shape {tuple(values.shape)}, expected {(batch,)}")
         # Only where looking costs no synchronisation; a CUDA kernel asserts by itself.
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():
             wrong = labels[(labels < 0) | (labels >= self.num_labels)]
@@ -346,15 +381,15 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
 def _build_fusion(head_class: type[FusionHead], config: MMBalanceConfig, widths: tuple[int, ...]) -> FusionHead:
     options = config.fusion_options or {}
     try:
-        return head_class(len(widths), config.num_labels, widths, **options)
+        return head_class(len(widths), config.num_labels or 0, widths, **options)
     except TypeError as error:
         raise ValueError(f"fusion={config.fusion!r} does not take fusion_options={options!r}: {error}") from error
 
 
 def _build_unimodal_head(config: MMBalanceConfig, head_class: type[FusionHead], width: int) -> nn.Module:
     if (head_class.required_unimodal_head or config.unimodal_head) == "cosine":
-        return CosineClassifier(width, config.num_labels, config.cosine_scale)
-    return nn.Linear(width, config.num_labels)
+        return CosineClassifier(width, config.num_labels or 0, config.cosine_scale)
+    return nn.Linear(width, config.num_labels or 0)
 
 
 __all__ = ["MMBalanceForAudioVisualClassification", "MMBalanceOutput", "MMBalancePreTrainedModel"]

@@ -32,8 +32,12 @@ class MMBalanceProcessor(ProcessorMixin):
     audio_kwargs = {"return_tensors": "pt"}
     images_kwargs = {"return_tensors": "pt"}
 
-    def __init__(self, feature_extractor=None, image_processor=None, frames_per_clip: int = 8, **kwargs):
+    def __init__(
+        self, feature_extractor: Any = None, image_processor: Any = None, frames_per_clip: int = 8, **kwargs: Any
+    ):
         self.frames_per_clip = frames_per_clip
+        # Set by saving, dropped by loading: set here, a processor equals itself saved and loaded.
+        self.auto_map = {"AutoProcessor": f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"}
         super().__init__(feature_extractor, image_processor, **kwargs)
 
     @classmethod
@@ -100,25 +104,26 @@ class MMBalanceProcessor(ProcessorMixin):
             ValueError: for input that makes no sense; the message names the clip, the trouble and the remedy.
             MediaError: (a ValueError) for a file that cannot be used.
         """
-        merged = self._merge_kwargs(ProcessingKwargs, **kwargs)
+        merged = self._merge_kwargs(ProcessingKwargs, **kwargs)  # type: ignore[arg-type]
         audio_options, image_options = merged["audio_kwargs"], merged["images_kwargs"]
         sampling_rate = audio_options.pop("sampling_rate", None)
         tensor_types = {options.pop("return_tensors", None) for options in (audio_options, image_options)}
-        flat_images = None
-        if images is not None:
-            if frames is not None:
-                raise ValueError("frames and images are two names of one input: pass one of them")
-            frames, flat_images = (images, None) if _is_nested(images) else (None, images)
+        if frames is not None and images is not None:
+            raise ValueError("frames and images are two names of one input: pass one of them")
+        flat = images is not None and not _is_nested(images)
+        if flat:
+            frames = [[image] for image in (images if isinstance(images, (list, tuple)) else [images])]
+        elif images is not None:
+            frames = images
         waveforms, clips = self._gather(audio, frames, video, sampling_rate)
         data: dict[str, Any] = {}
         if waveforms is not None and any(wave is not None for wave in waveforms):
             data["input_values"] = self._audio_features(waveforms, audio_options)
         if clips is not None and any(clips):
             data["pixel_values"], data["frame_mask"] = self._frame_features(clips, image_options)
-        if flat_images is not None:
-            data["pixel_values"] = self.image_processor(flat_images, return_tensors="pt", **image_options).pixel_values
-            data["frame_mask"] = torch.ones(len(data["pixel_values"]), 1, dtype=torch.bool)
-        data["modality_mask"] = _modality_mask(waveforms, clips, data)
+        if flat:
+            data["pixel_values"] = data["pixel_values"][:, 0]
+        data["modality_mask"] = _modality_mask(waveforms, clips)
         if "np" in tensor_types:
             data = {name: values.numpy() for name, values in data.items()}
         return BatchFeature(data)
@@ -211,30 +216,33 @@ def _is_nested(images: Any) -> bool:
     return getattr(images, "ndim", 0) >= 4
 
 
-def _modality_mask(waveforms: list | None, clips: list | None, data: dict) -> torch.Tensor:
-    flat = len(data["pixel_values"]) if "pixel_values" in data and clips is None else None
-    lengths = {len(part) for part in (waveforms, clips) if part is not None} | ({flat} if flat is not None else set())
+def _modality_mask(waveforms: list | None, clips: list | None) -> torch.Tensor:
+    lengths = {len(part) for part in (waveforms, clips) if part is not None}
     if not lengths:
         raise ValueError("no modality at all: pass audio, frames or video")
     if len(lengths) > 1:
         raise ValueError(f"audio and frames are of different numbers of clips: {sorted(lengths)}")
     batch = lengths.pop()
     audio = [False] * batch if waveforms is None else [wave is not None for wave in waveforms]
-    vision = [flat is not None] * batch if clips is None else [bool(clip) for clip in clips]
+    vision = [False] * batch if clips is None else [bool(clip) for clip in clips]
     empty = [index for index in range(batch) if not (audio[index] or vision[index])]
     if empty:
         raise ValueError(f"no modality at all in clip(s) {empty}: every clip needs sound or frames")
     return torch.tensor([audio, vision]).T
 
 
-def _load_part(auto_class: type, backbone: Any, revision: str | None, make_new: Any, hub: dict) -> Any:
+def _load_part(auto_class: Any, backbone: Any, revision: str | None, make_new: Any, hub: dict) -> Any:
     if isinstance(backbone, PreTrainedConfig):
         return make_new(backbone)
     hub = {**hub, "revision": revision or "main"}
     try:
         return auto_class.from_pretrained(backbone, **hub)
     except (OSError, ValueError):
-        return make_new(AutoConfig.from_pretrained(backbone, **hub))
+        try:
+            config = AutoConfig.from_pretrained(backbone, **hub)
+        except OSError as error:
+            raise ValueError(f"backbone {str(backbone)!r} cannot be loaded: {error}") from error
+        return make_new(config)
 
 
 def _new_feature_extractor(config: PreTrainedConfig) -> ASTFeatureExtractor:

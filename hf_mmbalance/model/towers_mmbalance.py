@@ -1,20 +1,19 @@
 """From backbone outputs to one feature a clip: building towers, pooling tokens, pooling frames, fitting positions."""
 
-import inspect
-
 import torch
 from torch import nn
-from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import ModelOutput
 
 
-def tower_options(config: PreTrainedConfig) -> dict:
-    """Constructor options of a backbone: no pooling layer where it can be left out, the CLS token is taken instead."""
-    model_class = MODEL_MAPPING.get(type(config), None)
-    model_class = model_class[0] if isinstance(model_class, (list, tuple)) else model_class
-    if model_class is not None and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
-        return {"add_pooling_layer": False}
-    return {}
+# Their pooler is a dense layer that most checkpoints lack. Other backbones pool without weights, or have no CLS token.
+CLS_BACKBONES = ("vit", "deit", "dpt")
+
+
+def tower_options(config: PreTrainedConfig) -> dict[str, bool]:
+    """Constructor options of a backbone: no pooling layer where the CLS token is taken instead."""
+    return {"add_pooling_layer": False} if config.model_type in CLS_BACKBONES else {}
 
 
 def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
@@ -36,9 +35,9 @@ def tower_width(config: PreTrainedConfig) -> int:
     return width
 
 
-def pool_tokens(outputs, without_pooler: bool) -> torch.Tensor:
+def pool_tokens(outputs: ModelOutput, without_pooler: bool) -> torch.Tensor:
     """One vector an input `(B, D)`: the CLS token of a tower without pooler, the pooler's output, or the mean."""
-    hidden = outputs.last_hidden_state
+    hidden = outputs["last_hidden_state"]
     if without_pooler:
         return hidden[:, 0]
     pooled = getattr(outputs, "pooler_output", None)
@@ -122,20 +121,29 @@ def freeze_tower(tower: nn.Module, trainable_layers: int | str) -> None:
     Raises:
         ValueError: if `trainable_layers` is neither `"all"` nor a number from 0 to the tower's number of layers.
     """
-    layers = max(
-        (module for module in tower.modules() if isinstance(module, nn.ModuleList)), key=len, default=nn.ModuleList()
-    )
     if trainable_layers == "all":
         tower.requires_grad_(True)
         return
+    layers = _layers(tower)
     if not isinstance(trainable_layers, int) or not 0 <= trainable_layers <= len(layers):
         raise ValueError(f"trainable_layers={trainable_layers!r}: give 'all' or a number from 0 to {len(layers)}")
     tower.requires_grad_(False)
     if trainable_layers:
-        layers[-trainable_layers:].requires_grad_(True)
-        final_norm = getattr(tower, "layernorm", None)
-        if final_norm is not None:
-            final_norm.requires_grad_(True)
+        first = next(layers[-trainable_layers].parameters())
+        parameters = list(tower.parameters())  # in the order of the forward pass, as transformers builds its models
+        start = next(index for index, parameter in enumerate(parameters) if parameter is first)
+        for parameter in parameters[start:]:
+            parameter.requires_grad_(True)
+
+
+def _layers(tower: nn.Module) -> list[nn.Module]:
+    """The layers of all stages in order: members of module lists of one class that hold no such list themselves."""
+    stacks = [
+        module
+        for module in tower.modules()
+        if type(module) is nn.ModuleList and len({type(layer) for layer in module}) == 1
+    ]
+    return [layer for stack in stacks for layer in stack if not any(part in stacks for part in layer.modules())]
 
 
 def fit_ast_positions(positions: torch.Tensor, old: PreTrainedConfig, new: PreTrainedConfig) -> torch.Tensor:
