@@ -59,6 +59,7 @@ def read_media(
     source: Source,
     *,
     num_frames: int | None = 8,
+    fps: float | None = None,
     sampling_rate: int | None = None,
     start: float | None = None,
     end: float | None = None,
@@ -80,6 +81,7 @@ def read_media(
     Args:
         source (`str`, `os.PathLike` or `bytes`): a local file or its content. Nothing is fetched from a network.
         num_frames (`int`, *optional*, defaults to 8): frames to take; None takes every frame of the window.
+        fps (`float`, *optional*): frames a second to take instead of `num_frames`.
         sampling_rate (`int`, *optional*): Hz to resample to (inside FFmpeg); None keeps the file's own rate.
         start, end (`float`, *optional*): window in seconds from the start of the clip, cut to the clip.
         crop (`tuple[float, float, float, float]`, *optional*): left, top, right, bottom as parts of the upright frame.
@@ -104,7 +106,7 @@ def read_media(
         raise ValueError("want_audio and want_frames are both off: nothing to read")
     name = _name(source)
     request = MediaRequest(
-        name, num_frames, sampling_rate, start, end, crop, size, max_seconds, max_pixels, max_bytes, threads
+        name, num_frames, fps, sampling_rate, start, end, crop, size, max_seconds, max_pixels, max_bytes, threads
     )
     notes: list[str] = []
     with _open(source, name) as container:

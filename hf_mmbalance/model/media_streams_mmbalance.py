@@ -60,6 +60,7 @@ class MediaRequest:
 
     name: str
     num_frames: int | None
+    fps: float | None
     sampling_rate: int | None
     start: float | None
     end: float | None
@@ -73,6 +74,8 @@ class MediaRequest:
     def __post_init__(self) -> None:
         if self.num_frames is not None and self.num_frames < 1:
             raise ValueError(f"num_frames must be at least 1 or None (every frame), got {self.num_frames}")
+        if self.fps is not None and self.fps <= 0:
+            raise ValueError(f"fps must be positive, got {self.fps}")
         if self.sampling_rate is not None and not 100 <= self.sampling_rate <= 768_000:
             raise ValueError(f"sampling_rate must be in Hz, between 100 and 768000, got {self.sampling_rate}")
         if self.start is not None and self.end is not None and not self.start < self.end:
@@ -264,9 +267,10 @@ class FrameReader:
         high = min(self.span[1], request.end if request.end is not None else self.span[1])
         if not low < high:
             return np.zeros(0)
-        if request.num_frames is None:
+        count = request.num_frames if request.fps is None else max(round((high - low) * request.fps), 1)
+        if count is None:
             return shown[(shown >= low - 1e-6) & (shown < high - 1e-6)]
-        centres = low + (np.arange(request.num_frames) + 0.5) * (high - low) / request.num_frames
+        centres = low + (np.arange(count) + 0.5) * (high - low) / count
         return shown[np.maximum(np.searchsorted(shown, centres + 1e-6, side="right") - 1, 0)]
 
     def _decode(self, replay: Replay, wanted: np.ndarray) -> list[tuple[float, np.ndarray]]:

@@ -50,6 +50,8 @@ def test_window_crop_and_size(tmp_path):
     assert len(clip.audio) == round(0.4 * 16_000)
     assert read_media(path, num_frames=1, size=24).frames.shape == (1, 24, 32, 3)
     assert len(read_media(path, num_frames=None).frames) == 50
+    by_rate = read_media(path, fps=2.5)
+    assert np.abs(greys(by_rate.frames) - [grey_of(n) for n in (5, 15, 25, 35, 45)]).max() < 4
     assert read_media(path, num_frames=1, crop=(0.5, 0.0, 1.0, 0.5)).frames.shape == (1, 24, 32, 3)
 
 
@@ -181,6 +183,7 @@ def test_errors_cross_process_borders():
     "options",
     [
         {"num_frames": 0},
+        {"fps": 0.0},
         {"sampling_rate": 0},
         {"start": 2.0, "end": 1.0},
         {"crop": (0.5, 0, 0.5, 1)},
