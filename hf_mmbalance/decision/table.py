@@ -120,6 +120,30 @@ class DecisionTable:
         return self.take(rows)
 
     @classmethod
+    def concatenate(cls, tables: Sequence[DecisionTable]) -> DecisionTable:
+        """Tables of the same classes and modalities (the splits of one run, say), one below the other.
+
+        Raises:
+            TableError: if they disagree, or a clip is in two of them.
+        """
+        first = tables[0]
+        for table in tables[1:]:
+            if (table.classes, table.modalities, table.kind) != (first.classes, first.modalities, first.kind):
+                raise TableError("tables of different classes, modalities or kinds cannot be joined.")
+        return cls(
+            ids=[name for table in tables for name in table.ids],
+            groups=[name for table in tables for name in table.groups],
+            splits=[name for table in tables for name in table.splits],
+            labels=np.concatenate([table.labels for table in tables]),
+            logits=np.concatenate([table.logits for table in tables]),
+            classes=first.classes,
+            modalities=first.modalities,
+            features={name: np.concatenate([t.features[name] for t in tables]) for name in first.features},
+            references={name: np.concatenate([t.references[name] for t in tables]) for name in first.references},
+            kind=first.kind,
+        )
+
+    @classmethod
     def read(cls, path: str | os.PathLike[str], classes: Sequence[str] | None = None) -> DecisionTable:
         """Read a `.parquet` or `.npz` table.
 

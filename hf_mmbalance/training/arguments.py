@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import sys
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from hf_mmbalance.data import source_options
+from hf_mmbalance.data import options_class
 from hf_mmbalance.training.recipes import SYNTHETIC
 
 
@@ -32,8 +33,6 @@ class DataArguments:
         " name of a Hub or local dataset with audio and frames or video columns.",
         "synthetic",
     )
-    data_dir: str | None = _help("Folder with the clips, for datasets that need one (grid: the corpus' folder).")
-    max_clips_per_split: int | None = _help("Use at most that many clips of each split, to try things out.")
 
 
 @dataclass
@@ -107,9 +106,11 @@ class RunArguments:
         """Plain values, with what `results.json` keeps of a run's configuration."""
         training = self.training.to_dict()
         ours = {f.name for f in dataclasses.fields(MMBalanceTrainingArguments)} - {"hub_token"}
+        source = dataclasses.asdict(self.source)
+        source["clip_seed"] = source.pop("seed")
         return {
             **dataclasses.asdict(self.data),
-            **dataclasses.asdict(self.source),
+            **source,
             **dataclasses.asdict(self.model),
             **{name: value for name, value in training.items() if name in ours},
         }
@@ -130,7 +131,7 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     dataset = _peek(argv, "--dataset") or settings.get("dataset") or "synthetic"
     if dataset == "synthetic" and config_file is None:
         settings = dict(SYNTHETIC)
-    parts = (DataArguments, source_options(dataset), ModelArguments, MMBalanceTrainingArguments)
+    parts = (DataArguments, _source_part(dataset), ModelArguments, MMBalanceTrainingArguments)
     parser = HfArgumentParser(parts, description=f"Train on clips of {dataset!r}.", allow_abbrev=False)
     known = {f.name for part in parts for f in dataclasses.fields(part) if f.init}
     for key in settings:
@@ -141,7 +142,21 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     parser.set_defaults(**settings)
     for action in parser._actions:
         action.required = action.required and action.dest not in settings
-    return RunArguments(*parser.parse_args_into_dataclasses(argv))
+    data, source, model, training = parser.parse_args_into_dataclasses(argv)
+    options = dataclasses.asdict(source)
+    options["seed"] = options.pop("clip_seed")
+    return RunArguments(data, options_class(dataset)(**options), model, training)
+
+
+def _source_part(dataset: str) -> type:
+    """The options of a dataset as part of a command line on which `--seed` is the training's: theirs is `--clip_seed`."""
+    fields = []
+    hints = typing.get_type_hints(options_class(dataset))
+    for entry in dataclasses.fields(options_class(dataset)):
+        kept = {"default": entry.default, "default_factory": entry.default_factory, "metadata": entry.metadata}
+        name = "clip_seed" if entry.name == "seed" else entry.name
+        fields.append((name, hints[entry.name], field(**kept)))
+    return dataclasses.make_dataclass("SourceArguments", fields)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -50,12 +51,7 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     checkpoint = settle_output_dir(arguments)
     set_seed(training.seed)
     with PartialState().local_main_process_first():
-        clips = load_clips(
-            arguments.data.dataset,
-            data_dir=arguments.data.data_dir,
-            max_clips_per_split=arguments.data.max_clips_per_split,
-            options=arguments.source,
-        )
+        clips = load_clips(arguments.data.dataset, **dataclasses.asdict(arguments.source))
     if checkpoint is not None:
         _check_checkpoint(checkpoint, clips)
     model, processor = build_model_and_processor(arguments.model, clips, seed=training.seed)
