@@ -74,9 +74,7 @@ def report(results: list[dict[str, Any]], seconds: float) -> bool:
               f" [{100 * low:7.2f},{100 * high:7.2f}] {r['rival']:12s} {r['chosen']:12s} {r['table']}")  # fmt: skip
     names = ["sum", "best_single", "temperature", "global", "global_bias", "class", "class_bias", "linear", "gate",
              "class_gate", "adaptive"]  # fmt: skip
-    print(
-        f"\n{'method':12s} {'tables':>6s} {'regret':>7s} {'95 % CI':>15s} {'nll regret':>10s}  minus best row [95 % CI]"
-    )
+    print(f"\n{'method':12s} {'tables':>6s} {'regret':>7s} {'95 % CI':>15s} {'nll regret':>10s}  less best [95 % CI]")
     regrets = {n: np.array([r["accuracy"]["bayes"] - r["accuracy"].get(n, np.nan) for r in results]) for n in names}
     extra = {n: np.array([r["nll"].get(n, np.nan) - r["nll"]["bayes"] for r in results]) for n in names}
     everywhere = [n for n in names if np.isfinite(regrets[n]).all()]

@@ -7,8 +7,22 @@ from typing import Any
 
 
 _NAMES = {
-    "DecisionTable": "hf_mmbalance.decision.table",
-    "TableError": "hf_mmbalance.decision.table",
+    "Allocation": "allocation",
+    "Balance": "balance",
+    "DecisionTable": "table",
+    "DirichletCalibration": "calibration",
+    "HeadState": "head",
+    "IsotonicCalibration": "calibration",
+    "TableError": "table",
+    "TemperatureScaling": "calibration",
+    "VectorScaling": "calibration",
+    "balance": "balance",
+    "cross_fit_logits": "crossfit",
+    "decide_folds": "decide",
+    "decide_splits": "decide",
+    "diagnose": "diagnose",
+    "group_folds": "folds",
+    "write_report": "report",
 }
 
 __all__ = list(_NAMES)
@@ -16,5 +30,9 @@ __all__ = list(_NAMES)
 
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
-        return getattr(importlib.import_module(_NAMES[name]), name)
+        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

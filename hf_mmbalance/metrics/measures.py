@@ -232,7 +232,7 @@ def capability(modality_logits: Any, labels: Any) -> np.ndarray:
         `(M, C)`, NaN for a class without clips.
     """
     z, labels = np.asarray(modality_logits, dtype=np.float64), np.asarray(labels)
-    present = np.isfinite(z).all(axis=2)
+    present: np.ndarray = np.all(np.isfinite(z), axis=2)
     hit: np.ndarray = np.equal(predict(np.where(present[..., None], z, 0.0)), labels[:, None])
     values = np.where(present, hit, np.nan).T
     return class_means(values, labels, z.shape[2]) - 1 / z.shape[2]

@@ -1,0 +1,212 @@
+"""`mmbalance decide` and `mmbalance diagnose`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from hf_mmbalance.decision.table import DecisionTable, TableError
+
+
+DECIDE = """Fit the whole ladder of allocations on a decision table and judge it on clips it was not fitted on.
+
+example:
+  mmbalance decide decisions.parquet                                   (split calibration -> split test)
+  mmbalance decide votes.parquet --group-folds 5 --seed 0 --json -     (pooled out-of-fold predictions)
+"""
+DIAGNOSE = """Show where the decision layer of a table leans, why, and what it loses.
+
+example:
+  mmbalance diagnose decisions.parquet --report report.html --json diagnosis.json
+  mmbalance diagnose outputs/run_a outputs/run_b --report compare.html  (run folders, side by side)
+"""
+RUN_TABLE = "decisions.parquet"
+
+
+def add_decide(subparsers: Any) -> None:
+    """Add the verb `decide`."""
+    parser = _verb(subparsers, "decide", DECIDE)
+    parser.add_argument("table", type=Path, help="decision table (.parquet or .npz), or a run folder that holds one")
+    _fit_options(parser)
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep the fitted allocation (allocation.json)")
+    parser.set_defaults(func=run_decide)
+
+
+def add_diagnose(subparsers: Any) -> None:
+    """Add the verb `diagnose`."""
+    parser = _verb(subparsers, "diagnose", DIAGNOSE)
+    parser.add_argument("tables", type=Path, nargs="+", metavar="TABLE_OR_RUN_FOLDER", help="one or more; the first is"
+                        " shown in full, the rest in the comparison")  # fmt: skip
+    _fit_options(parser)
+    parser.add_argument(
+        "--report", type=Path, metavar="HTML", help="write one page, and PNG and SVG figures beside it"
+    )
+    parser.add_argument("--draws", type=int, default=1000, help="bootstrap draws (default: %(default)s)")
+    parser.set_defaults(func=run_diagnose)
+
+
+def run_decide(arguments: argparse.Namespace) -> int:
+    """Run `decide`; returns the exit status."""
+    decided = _decide(arguments.table, arguments)
+    if decided is None:
+        return 2
+    report = decided.as_dict()
+    if arguments.json != "-":
+        print_ladder(report)
+    if arguments.save:
+        print(f"saved {decided.allocation.save(arguments.save)}", file=sys.stderr)
+    _write_json(arguments.json, report)
+    return 0
+
+
+def run_diagnose(arguments: argparse.Namespace) -> int:
+    """Run `diagnose`; returns the exit status."""
+    from hf_mmbalance.decision.diagnose import diagnose
+
+    reports = []
+    for path in arguments.tables:
+        decided = _decide(path, arguments)
+        if decided is None:
+            return 2
+        reports.append(diagnose(decided, draws=arguments.draws, seed=arguments.seed))
+    names = [path.stem if path.is_file() else path.name for path in arguments.tables]
+    if arguments.json != "-":
+        for name, report in zip(names, reports, strict=True):
+            print_diagnosis(name, report)
+    if arguments.report:
+        from hf_mmbalance.decision.report import write_report
+
+        files = write_report(reports, arguments.report, names=names)
+        print(f"wrote {files[0]} and {len(files) - 1} figures in {files[1].parent}", file=sys.stderr)
+    found: Any = reports[0] if len(reports) == 1 else dict(zip(names, reports, strict=True))
+    _write_json(arguments.json, found)
+    return 0
+
+
+def print_ladder(report: dict[str, Any]) -> None:
+    """The table of `decide` for a person."""
+    print(f"{report['n']} clips judged, {report['n_fit']} fitted on, {report['groups']} groups, intervals over"
+          f" {report['ci_unit']}s")  # fmt: skip
+    width = max(len(row["method"]) for row in report["rows"])
+    print(f"{'method':{width}s} {'n':>6s} {'accuracy':>9s} {'95 % interval':>17s} {'nll':>8s} {'ece':>7s}")
+    for row in report["rows"]:
+        if not row["n"]:
+            print(f"{row['method']:{width}s} {0:6d}   answers no clip")
+            continue
+        low, high = row["accuracy_ci"]
+        mark = " *" if row["method"] == report["chosen"] else ""
+        print(f"{row['method']:{width}s} {row['n']:6d} {100 * row['accuracy']:9.2f} [{100 * low:7.2f},"
+              f" {100 * high:7.2f}] {row['nll']:8.4f} {row['ece']:7.4f}{mark}")  # fmt: skip
+    print(f"* chosen: {report['chosen']}: {report['reason']}")
+    if len(set(report["chosen_by_part"])) > 1:
+        print(f"  (by fold: {', '.join(report['chosen_by_part'])})")
+    for pair in report["differences"]:
+        low, high = pair["accuracy_ci"]
+        print(f"  adaptive - {pair['baseline']}: {100 * pair['accuracy']:+.2f} points [{100 * low:+.2f},"
+              f" {100 * high:+.2f}], NLL {pair['nll']:+.4f}")  # fmt: skip
+    for note in report["notes"]:
+        print(f"note: {note}")
+
+
+def print_diagnosis(name: str, report: dict[str, Any]) -> None:
+    """The short form of `diagnose` for a person; the page and the JSON hold the rest."""
+    print(f"== {name}: {report['n']} clips, {report['groups']} groups; rung {report['chosen']}")
+    modalities = report["modalities"]
+    heads = "".join(f" {'lean ' + m:>16s}" for m in modalities)
+    print(f"{'method':14s} {'balance index':>13s} {'95 % interval':>16s}{heads}  lost")
+    for method, found in report["balance"].items():
+        low, high = found["index_ci"] or (float("nan"), float("nan"))
+        leans = "".join(f" {found['mean_lean'][m]['value']:+16.3f}" for m in modalities)
+        print(f"{method:14s} {found['index']:13.3f} [{low:6.3f}, {high:6.3f}]{leans}"
+              f" {100 * report['rescued'][method]['lost']:5.1f} %")  # fmt: skip
+    print("weights            accuracy     nll   over global [95 %]     over + bias [95 %]")
+    for row in report["ablation"]:
+        parts = []
+        for key in ("over_global", "over_bias"):
+            low, high = row[key]["accuracy_ci"]
+            parts.append(f"{100 * row[key]['accuracy']:+6.2f} [{100 * low:+.2f}, {100 * high:+.2f}]")
+        print(f"{row['label']:18s} {100 * row['accuracy']:8.2f} {row['nll']:7.4f}  {'  '.join(parts)}")
+    lost = report["lost"]
+    by_modality = ", ".join(f"{m} {sum(counts)}" for m, counts in lost["by_class"].items())
+    print(f"lost by adaptive: {lost['n']} clips (pulled off the label by: {by_modality})")
+    for note in report["notes"]:
+        print(f"note: {note}")
+
+
+def _verb(subparsers: Any, name: str, text: str) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = subparsers.add_parser(
+        name, help=text.splitlines()[0], description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    return made
+
+
+def _fit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fit-split", metavar="SPLIT", help="split to fit on (default: calibration)")
+    parser.add_argument("--eval-split", metavar="SPLIT", help="split to judge on (default: test)")
+    parser.add_argument("--group-folds", type=int, metavar="K", help="cross-fit over K folds of groups instead; the"
+                        " default (5) where the table has no calibration and test split")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the folds (default: %(default)s)")
+    parser.add_argument("--rung", default="auto", help="auto (default) or a rung of the ladder by name")
+    parser.add_argument("--calibration", default="temperature", choices=("temperature", "vector", "dirichlet"))
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line or a JSON list")
+    parser.add_argument("--json", metavar="FILE", help="write the report as JSON (- for stdout)")
+
+
+def _decide(path: Path, arguments: argparse.Namespace) -> Any:
+    """Read a table and judge it; None after an error was printed."""
+    from hf_mmbalance.decision.decide import decide_folds, decide_splits
+
+    options = {"rung": arguments.rung, "calibration": arguments.calibration}
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            table = DecisionTable.read(table_path(path), read_classes(arguments.classes))
+        for entry in caught:
+            print(f"warning: {entry.message}", file=sys.stderr)
+        if arguments.group_folds is not None and (arguments.fit_split or arguments.eval_split):
+            raise TableError("give --group-folds, or --fit-split and --eval-split, not both.")
+        fit, judged = arguments.fit_split or "calibration", arguments.eval_split or "test"
+        named = arguments.fit_split or arguments.eval_split
+        if arguments.group_folds is None and (named or {fit, judged} <= set(table.splits)):
+            return decide_splits(table, fit_split=fit, eval_split=judged, seed=arguments.seed, **options)
+        return decide_folds(table, folds=arguments.group_folds or 5, seed=arguments.seed, **options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return None
+
+
+def table_path(path: Path) -> Path:
+    """The table itself: the file, or a run folder's `decisions.parquet`.
+
+    Raises:
+        TableError: if the folder holds none.
+    """
+    if not path.is_dir():
+        return path
+    if not (path / RUN_TABLE).is_file():
+        raise TableError(f"{path}: the folder holds no {RUN_TABLE}; give a run folder or a decision table.")
+    return path / RUN_TABLE
+
+
+def read_classes(path: Path | None) -> list[str] | None:
+    """Class names from a file: a JSON list, or one a line."""
+    if path is None:
+        return None
+    text = path.read_text(encoding="utf-8")
+    names = json.loads(text) if text.lstrip().startswith("[") else [line for line in text.splitlines() if line.strip()]
+    return [str(name).strip() for name in names]
+
+
+def _write_json(target: str | None, report: Any) -> None:
+    if target is None:
+        return
+    text = json.dumps(report, indent=1, ensure_ascii=False)
+    if target == "-":
+        print(text)
+    else:
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        Path(target).write_text(text + "\n", encoding="utf-8")

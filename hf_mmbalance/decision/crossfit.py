@@ -1,0 +1,64 @@
+"""Cross-fitting: out-of-fold unimodal logits, for when there are no spare clips to fit an allocation on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+
+from hf_mmbalance.decision.folds import group_folds
+
+
+def cross_fit_logits(
+    estimators: Mapping[str, Any],
+    features: Mapping[str, Any],
+    labels: Any,
+    groups: Any = None,
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    floor: float = 1e-6,
+) -> np.ndarray:
+    """Log-probabilities of every clip from towers that were not trained on its group.
+
+    Args:
+        estimators: modality -> unfitted scikit-learn classifier with `predict_proba`.
+        features: modality -> `(N, ...)`; a clip whose features hold NaN lacks that modality.
+        labels: `(N,)` class indices 0..C-1.
+        groups: `(N,)`; None takes every clip as its own group.
+        folds: how many.
+        seed: of the folds.
+        floor: smallest probability, so that the log is finite; also what a class unseen in a fold gets.
+
+    Returns:
+        `(N, M, C)` log-probabilities, modalities in the order of `estimators`, NaN rows where missing: what
+        `Allocation.fit(logits, labels, groups)` takes.
+
+    Raises:
+        ValueError: if the names differ, lengths differ, or a fold leaves a modality nothing to learn from.
+    """
+    labels = np.asarray(labels)
+    if list(estimators) != [name for name in estimators if name in features] or len(estimators) != len(features):
+        raise ValueError(f"estimators ({', '.join(estimators)}) and features ({', '.join(features)}) must name the same"
+                         " modalities.")  # fmt: skip
+    names = np.arange(len(labels)).astype(str) if groups is None else np.asarray(groups)
+    fold, classes = group_folds(names, folds, seed), int(labels.max()) + 1
+    logits = np.full((len(labels), len(estimators), classes), np.nan)
+    for m, (name, estimator) in enumerate(estimators.items()):
+        x = np.asarray(features[name])
+        if len(x) != len(labels):
+            raise ValueError(f"features of {name} have {len(x)} rows for {len(labels)} labels.")
+        present = ~np.isnan(x.reshape(len(x), -1)).any(axis=1)
+        for k in range(int(fold.max()) + 1):
+            learn, judge = present & (fold != k), present & (fold == k)
+            if not judge.any():
+                continue
+            if len(np.unique(labels[learn])) < 2:
+                raise ValueError(f"{name}: outside fold {k} there are fewer than two classes to learn from.")
+            fitted = clone(estimator).fit(x[learn], labels[learn])
+            probabilities = np.full((int(judge.sum()), classes), floor)
+            probabilities[:, fitted.classes_] = np.maximum(fitted.predict_proba(x[judge]), floor)
+            logits[judge, m] = np.log(probabilities / probabilities.sum(axis=1, keepdims=True))
+    return logits

@@ -1,0 +1,262 @@
+"""Figures of a diagnosis, each drawn once: for the page (SVG that follows its theme) and for print."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Colour-blind safe (Okabe & Ito), one a modality; the page overrides them by CSS variables in its dark theme.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#997700", "#56b4e9")
+INK, GRID, POSITIVE, NEGATIVE = "#1b1e23", "#d4d7dc", "#2f7d5b", "#b3423a"
+MAX_CLASSES = 20
+#: Colour in the drawing -> CSS variable of the page.
+THEME = {INK: "--ink", GRID: "--line", POSITIVE: "--good", NEGATIVE: "--bad"} | {
+    colour: f"--m{i}" for i, colour in enumerate(COLOURS)
+}
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
+    "font.size": 9,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "text.color": INK,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+Report = dict[str, Any]
+
+
+def shown_classes(report: Report) -> list[int]:
+    """Classes a figure shows: all up to 20, else the 20 with the largest lean."""
+    classes = len(report["classes"])
+    if classes <= MAX_CLASSES:
+        return list(range(classes))
+    lean = report["balance"]["adaptive"]["lean"].values()
+    size = np.max([[0.0 if v is None else abs(v) for v in row] for row in lean], axis=0)
+    return sorted(np.argsort(-size)[:MAX_CLASSES].tolist())
+
+
+def weights_by_class(report: Report) -> Figure:
+    """Capability, weight and lean of every modality, class by class."""
+    classes, names = shown_classes(report), report["modalities"]
+    found = report["balance"]["adaptive"]
+    figure, axes = _panels(1, 3, (9.2, 1.3 + 0.13 * (len(names) + 1) * len(classes)), sharey=True)
+    panels: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
+        ("Capability (recall above chance)", found["capability"], found["capability_ci"]),
+        ("Weight in the decision", report["weights"], None),
+        ("Lean (participation − capability share)", found["lean"], found["lean_ci"]),
+    ]
+    for ax, (title, values, intervals) in zip(axes, panels, strict=True):
+        _grouped_bars(ax, values, intervals, names, classes)
+        ax.set_title(title)
+        ax.grid(axis="x")
+    axes[0].set_yticks(np.arange(len(classes)), [_short(report["classes"][c]) for c in classes])
+    axes[0].invert_yaxis()
+    _legend(figure, names)
+    return figure
+
+
+def participation(report: Report) -> Figure:
+    """Participation against capability share, a point a class, one panel a fusion."""
+    methods = [name for name in ("sum", "class_bias", "adaptive") if name in report["balance"]]
+    figure, axes = _panels(1, len(methods), (3.1 * len(methods), 3.4), sharey=True)
+    classes = shown_classes(report)
+    for ax, method in zip(axes, methods, strict=True):
+        found = report["balance"][method]
+        ax.plot([0, 1], [0, 1], color=GRID, linewidth=1.2, zorder=1)
+        for m, name in enumerate(report["modalities"]):
+            x = [found["capability_share"][name][c] for c in classes]
+            y = [found["participation"][name][c] for c in classes]
+            there = [i for i in range(len(classes)) if x[i] is not None and y[i] is not None]
+            for i in there:
+                ends = found["participation_ci"][name][classes[i]]
+                if ends:
+                    ax.plot([x[i]] * 2, ends, color=COLOURS[m % len(COLOURS)], alpha=0.35, linewidth=1, zorder=2)
+            ax.scatter([x[i] for i in there], [y[i] for i in there], s=22, color=COLOURS[m % len(COLOURS)], zorder=3)
+        ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel="capability share")
+        ax.set_title(f"{method}: index {found['index']:.3f}")
+        ax.grid()
+    axes[0].set_ylabel("participation")
+    _legend(figure, report["modalities"])
+    return figure
+
+
+def reliability_diagrams(report: Report) -> Figure:
+    """Accuracy against confidence of every modality, the sum and `adaptive`."""
+    methods = [name for name in [*report["modalities"], "sum", "adaptive"] if name in report["calibration"]]
+    figure, axes = _panels(1, len(methods), (2.5 * len(methods), 2.9), sharey=True)
+    for ax, method in zip(axes, methods, strict=True):
+        found = report["calibration"][method]
+        data = found["reliability"]
+        ax.plot([0, 1], [0, 1], color=GRID, linewidth=1.2)
+        size = np.sqrt(np.array(data["count"]) / max(found["n"], 1))
+        own = report["modalities"].index(method) % len(COLOURS) if method in report["modalities"] else None
+        colour = INK if own is None else COLOURS[own]
+        ax.plot(data["confidence"], data["accuracy"], color=colour, linewidth=1)
+        ax.scatter(data["confidence"], data["accuracy"], s=8 + 90 * size, color=colour)
+        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xlabel="confidence")
+        ax.set_title(f"{method}: ECE {found['ece']:.3f}")
+        ax.grid()
+    axes[0].set_ylabel("accuracy")
+    return figure
+
+
+def waterfalls(report: Report) -> Figure:
+    """How the margin of the label over its rival adds up in single clips."""
+    clips = report["clips"]
+    figure, axes = _panels(1, max(1, len(clips)), (2.7 * max(1, len(clips)), 3.2), sharey=False)
+    for ax, clip in zip(axes, clips, strict=False):
+        steps = [("bias", clip["bias"]), *clip["terms"].items()]
+        base = 0.0
+        for i, (_, value) in enumerate(steps):
+            ax.bar(i, value, bottom=base, width=0.62, color=POSITIVE if value >= 0 else NEGATIVE)
+            ax.plot([i - 0.31, i + 1.31], [base + value] * 2, color=INK, linewidth=0.6)
+            base += value
+        ax.bar(len(steps), base, width=0.62, color=INK)
+        ax.axhline(0, color=INK, linewidth=0.6)
+        labels = [_short(name, 9) for name in [*(name for name, _ in steps), "margin"]]
+        ax.set_xticks(range(len(labels)), labels, rotation=0 if len(labels) <= 4 else 40)
+        ax.set_title(
+            f"{_short(clip['id'], 20)}\n{_short(clip['label'])} over {_short(clip['rival'])}: {base:+.1f}", fontsize=9
+        )
+        ax.grid(axis="y")
+    axes[0].set_ylabel("log odds of the label")
+    return figure
+
+
+def index_by_method(reports: Sequence[Report], names: Sequence[str]) -> Figure:
+    """Relative balance index with intervals, fusions of several tables side by side."""
+    methods = list(dict.fromkeys(method for report in reports for method in report["balance"]))
+    height = 1.0 + 0.24 * len(methods) * max(1, len(reports)) ** 0.7
+    figure, axes = _panels(1, 1, (6.4, height), sharey=False)
+    ax, step = axes[0], 0.7 / len(reports)
+    for r, report in enumerate(reports):
+        for i, method in enumerate(methods):
+            found = report["balance"].get(method)
+            if found is None:
+                continue
+            y, colour = i + (r - (len(reports) - 1) / 2) * step, COLOURS[r % len(COLOURS)] if len(reports) > 1 else INK
+            if found["index_ci"]:
+                ax.plot(found["index_ci"], [y, y], color=colour, linewidth=1.6, alpha=0.6)
+            ax.scatter([found["index"]], [y], s=26, color=colour)
+    ax.set_yticks(range(len(methods)), methods)
+    ax.invert_yaxis()
+    ax.set_xlabel("relative balance index (1 = each modality counts for what it is worth)")
+    ax.grid(axis="x")
+    if len(reports) > 1:
+        _legend(figure, names)
+    return figure
+
+
+def margins(report: Report) -> Figure:
+    """Histogram of every modality's logit margin (largest minus second), the scale behind a lean."""
+    names = [name for name in report["modalities"] if report["modality_detail"][name]["n"]]
+    figure, axes = _panels(1, 1, (6.4, 2.4), sharey=False)
+    for name in names:
+        data = report["modality_detail"][name]["margin_histogram"]
+        count = np.array(data["count"]) / max(1, sum(data["count"]))
+        colour = COLOURS[report["modalities"].index(name) % len(COLOURS)]
+        axes[0].stairs(count, data["edges"], color=colour, linewidth=1.5)
+        axes[0].stairs(count, data["edges"], color=colour, fill=True, alpha=0.15)
+    axes[0].set(xlabel="largest minus second logit", ylabel="part of the clips")
+    axes[0].grid(axis="y")
+    _legend(figure, report["modalities"])
+    return figure
+
+
+#: File name -> drawing of one report; `index_by_method` alone takes several.
+FIGURES: dict[str, Callable[[Report], Figure]] = {
+    "weights_by_class": weights_by_class,
+    "participation": participation,
+    "reliability": reliability_diagrams,
+    "waterfalls": waterfalls,
+    "margins": margins,
+}
+
+
+def draw(function: Callable[..., Figure], *arguments: Any) -> Figure:
+    """Draw a figure in the project's style, without touching the caller's matplotlib settings."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        return function(*arguments)
+
+
+def themed_svg(figure: Figure, salt: str) -> str:
+    """SVG text for the page: transparent, text as text, colours as CSS variables with the print colour as default."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": salt}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    for colour, variable in THEME.items():
+        text = text.replace(colour, f"var({variable}, {colour})")
+    # Ids repeat between figures of one page (figure_1, axes_1, ...); clip paths are hashed and stay.
+    text = re.sub(r' id="(?!p[0-9a-f]{8,}|m[0-9a-f]{8,})[^"]*"', "", text)
+    return re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', _svg_tag, text, count=1)
+
+
+def _svg_tag(match: re.Match[str]) -> str:
+    width = float(match.group(1).split()[2])
+    namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f'<svg {namespaces} viewBox="{match.group(1)}" style="width:{width * 4 / 3:.0f}px" role="img">'
+
+
+def _panels(rows: int, columns: int, size: tuple[float, float], *, sharey: bool) -> tuple[Figure, list[Axes]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size)
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(rows, columns, sharey=sharey, squeeze=False).ravel())
+
+
+def _grouped_bars(
+    ax: Axes, values: dict[str, Any], intervals: dict[str, Any] | None, names: Sequence[str], classes: Sequence[int]
+) -> None:
+    height = 0.8 / len(names)
+    for m, name in enumerate(names):
+        y = np.arange(len(classes)) + (m - (len(names) - 1) / 2) * height
+        width = [values[name][c] or 0.0 for c in classes]
+        ax.barh(y, width, height=height * 0.88, color=COLOURS[m % len(COLOURS)])
+        for i, c in enumerate(classes):
+            ends = intervals[name][c] if intervals else None
+            if ends:
+                ax.plot(ends, [y[i]] * 2, color=INK, linewidth=0.8)
+    ax.axvline(0, color=INK, linewidth=0.6)
+
+
+def _legend(figure: Figure, names: Sequence[str]) -> None:
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=COLOURS[i % len(COLOURS)], label=name) for i, name in enumerate(names)]
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(names), fontsize=9)
+
+
+def _short(text: str, length: int = 22) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

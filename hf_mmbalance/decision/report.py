@@ -1,0 +1,247 @@
+"""`report`: one self-contained HTML page of a diagnosis, and its figures as PNG and SVG for print."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from hf_mmbalance.decision import figures
+
+
+Report = dict[str, Any]
+PAGE = Path(__file__).with_name("report.html")
+CAPTIONS = {
+    "weights_by_class": "What each modality can do alone, what the decision layer gives it, and where the two part."
+    " Thin lines are 95 % bootstrap intervals.",
+    "participation": "Each point is one modality in one class. On the diagonal a modality takes part for exactly what"
+    " it can do; above it the decision leans to it.",
+    "reliability": "Confidence against accuracy in 15 bins; larger dots hold more clips. On the diagonal a confidence"
+    " means what it says.",
+    "waterfalls": "How the log odds of the label against its strongest rival add up in single clips: two that the"
+    " fusion rescues from a wrong modality, two that it loses. Below zero the clip is lost.",
+    "margins": "How far each modality's best logit stands above its second: towers of different scale lean before any"
+    " weight is learned.",
+    "index": "Relative balance index of every fusion, with 95 % bootstrap intervals. Being balanced is not being"
+    " accurate: read it beside the table above.",
+}
+TITLES = {
+    "weights_by_class": "Capability, weight and lean by class",
+    "participation": "Participation against capability",
+    "reliability": "Reliability",
+    "waterfalls": "Single clips",
+    "margins": "Logit margins",
+    "index": "Balance index",
+}
+
+
+def write_report(
+    reports: Sequence[Report],
+    path: str | os.PathLike[str],
+    *,
+    names: Sequence[str] | None = None,
+    figure_folder: str | os.PathLike[str] | None = None,
+) -> list[Path]:
+    """Write the page, and the figures beside it.
+
+    Args:
+        reports: what `diagnose` returned, one a model; the first is shown in full, all in the balance index.
+        path: of the HTML page.
+        names: of the models, for the side-by-side figure.
+        figure_folder: where PNG (200 dpi) and SVG files go; None for `<page>_figures`.
+
+    Returns:
+        The files written, the page first.
+    """
+    path, first = Path(path), reports[0]
+    names = list(names or [f"table {i + 1}" for i in range(len(reports))])
+    folder = Path(figure_folder) if figure_folder is not None else path.with_name(f"{path.stem}_figures")
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = {name: figures.draw(function, first) for name, function in figures.FIGURES.items() if _has(first, name)}
+    drawn["index"] = figures.draw(figures.index_by_method, reports, names)
+    files, blocks = [path], {}
+    for name, figure in drawn.items():
+        for suffix in ("png", "svg"):
+            file = folder / f"{name}.{suffix}"
+            figure.savefig(file, dpi=200, facecolor="white")
+            files.append(file)
+        svg = figures.themed_svg(figure, name)
+        blocks[name] = (
+            f'<figure><h2>{TITLES[name]}</h2><div class="scroll">{svg}</div>'
+            f"<figcaption>{CAPTIONS[name]}</figcaption></figure>"
+        )
+    page = Template(PAGE.read_text(encoding="utf-8")).substitute(
+        title=escape(f"Decision layer of {names[0]}"),
+        lead=_lead(first),
+        tiles=_tiles(first),
+        ladder=_ladder(first),
+        figures="\n".join(blocks.values()),
+        ablation=_ablation(first),
+        lost=_lost(first),
+        details=_details(first),
+        notes=_notes(first),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return files
+
+
+def _has(report: Report, figure: str) -> bool:
+    return bool(report["clips"]) if figure == "waterfalls" else True
+
+
+def _lead(report: Report) -> str:
+    many = len(report["classes"]) > figures.MAX_CLASSES
+    more = f" Figures by class show the {figures.MAX_CLASSES} classes with the largest lean." if many else ""
+    return (
+        f"{report['n']:,} clips, {report['groups']} groups, {len(report['classes'])} classes, modalities"
+        f" {escape(', '.join(report['modalities']))}. Intervals are 95 % bootstrap over {report['ci_unit']}s."
+        f" The rung in use is <b>{escape(report['chosen'])}</b>: {escape(report['reason'])}.{more}"
+    )
+
+
+def _tiles(report: Report) -> str:
+    rows = {row["method"]: row for row in report["rows"]}
+    tiles = [("adaptive", rows["adaptive"]), ("best single modality", rows["best_single"]), ("plain sum", rows["sum"])]
+    cells = [
+        f'<div class="tile"><span>{escape(name)}</span><b>{100 * row["accuracy"]:.1f} %</b>'
+        f"<small>{_interval(row['accuracy_ci'], 100)} accuracy</small></div>"
+        for name, row in tiles
+    ]
+    found = report["balance"]["adaptive"]
+    cells.append(
+        f'<div class="tile"><span>balance index, adaptive</span><b>{found["index"]:.3f}</b>'
+        f"<small>{_interval(found['index_ci'], 1, 3)}</small></div>"
+    )
+    return "".join(cells)
+
+
+def _ladder(report: Report) -> str:
+    body = []
+    for row in report["rows"]:
+        if not row["n"]:
+            body.append(
+                f"<tr><td>{escape(row['method'])}</td><td class=n>0</td><td colspan=4>answers no clip</td></tr>"
+            )
+            continue
+        chosen = row["method"] in ("adaptive", report["chosen"])
+        body.append(
+            f"<tr{' class=chosen' if chosen else ''}><td>{escape(row['method'])}</td><td class=n>{row['n']}</td>"
+            f"<td class=n>{100 * row['accuracy']:.2f}</td><td class=n>{_interval(row['accuracy_ci'], 100)}</td>"
+            f"<td class=n>{row['nll']:.4f}</td><td class=n>{row['ece']:.4f}</td></tr>"
+        )
+    head = ["method", "n", "accuracy %", "95 % interval", "NLL", "ECE"]
+    compared = _table(
+        ["adaptive against", "n", "accuracy, points", "95 % interval", "NLL", "95 % interval"],
+        [
+            [d["baseline"], d["n"], f"{100 * d['accuracy']:+.2f}", _interval(d["accuracy_ci"], 100),
+             f"{d['nll']:+.4f}", _interval(d["nll_ci"], 1, 4)] for d in report["differences"]
+        ],
+    )  # fmt: skip
+    heads = "".join(f"<th{' class=n' if i else ''}>{name}</th>" for i, name in enumerate(head))
+    table = f'<div class="scroll"><table><tr>{heads}</tr>{"".join(body)}</table></div>'
+    return f"{table}<h3>Paired differences</h3>{compared}"
+
+
+def _ablation(report: Report) -> str:
+    if not report["ablation"]:
+        return "<p>These data do not allow class-level rungs.</p>"
+    return _table(
+        ["weights", "accuracy %", "NLL", "over global", "95 % interval", "over + bias", "95 % interval"],
+        [
+            [a["label"], f"{100 * a['accuracy']:.2f}", f"{a['nll']:.4f}",
+             f"{100 * a['over_global']['accuracy']:+.2f}", _interval(a["over_global"]["accuracy_ci"], 100),
+             f"{100 * a['over_bias']['accuracy']:+.2f}", _interval(a["over_bias"]["accuracy_ci"], 100)]
+            for a in report["ablation"]
+        ],
+    )  # fmt: skip
+
+
+def _lost(report: Report) -> str:
+    names, lost = report["modalities"], report["lost"]
+    rescue = [
+        [method, *(_percent(found["rescued"][name]) for name in names), _percent(found["lost"])]
+        for method, found in report["rescued"].items()
+    ]
+    weak = report["rescued"]["adaptive"]["weak"]
+    shown = figures.shown_classes(report)
+    by_class = [[report["classes"][c], *(lost["by_class"][name][c] for name in names)] for c in shown]
+    clips = [
+        [c["id"], c["label"], c["predicted"], ", ".join(c["right_alone"]), c["culprit"], f"{c['pull']:.2f}"]
+        for c in lost["clips"]
+    ]
+    return (
+        f"<p>Rescued: of the clips that only this modality gets right, the part that the fusion gets right too"
+        f" ({escape(weak)} is the weaker modality). Lost: of the clips that any modality gets right, the part that the"
+        f" fusion gets wrong.</p>"
+        + _table(["method", *(f"rescued, {name} only" for name in names), "lost"], rescue)
+        + f"<h3>Lost by adaptive ({lost['n']} clips), by the modality that pulled it off the label</h3>"
+        + _table(["class", *names], by_class)
+        + "<h3>The hardest pulls</h3>"
+        + _table(["clip", "label", "predicted", "right alone", "pulled by", "log odds"], clips)
+    )
+
+
+def _details(report: Report) -> str:
+    rows = []
+    for name, d in report["modality_detail"].items():
+        if not d["n"]:
+            rows.append([name, "0", *[""] * 8])
+            continue
+        isotonic = "" if d["ece_isotonic"] is None else f"{d['ece_isotonic']:.4f}"
+        rows.append([
+            name, d["n"], f"{100 * d['accuracy']:.2f}", f"{d['nll']:.4f}", f"{d['brier']:.4f}", f"{d['ece']:.4f}",
+            f"{d['ece_adaptive']:.4f}", isotonic, f"{d['logit_norm']['median']:.2f}",
+            f"{d['logit_range']['median']:.2f}",
+        ])  # fmt: skip
+    head = ["modality", "n", "accuracy %", "NLL", "Brier", "ECE", "ECE, equal mass", "ECE, isotonic", "logit norm",
+            "logit range"]  # fmt: skip
+    text = _table(head, rows)
+    geometry = report["geometry"]
+    if geometry["modalities"]:
+        cells = [
+            [name, g["n"], g["dimension"], f"{g['norm']['median']:.2f}", f"{g['effective_rank']:.1f}",
+             f"{g['scatter_ratio']:.3f}", f"{g['alignment']:.3f}", f"{g['uniformity']:.3f}"]
+            for name, g in geometry["modalities"].items()
+        ]  # fmt: skip
+        head = ["features", "n", "dimension", "norm", "effective rank", "between / within", "alignment", "uniformity"]
+        text += "<h3>Geometry of features</h3>" + _table(head, cells)
+        pairs = [[" and ".join(pair["modalities"]), pair["n"], f"{pair['cka']:.3f}"] for pair in geometry["cka"]]
+        text += _table(["linear CKA", "n", "value"], pairs) if pairs else ""
+    return text
+
+
+def _notes(report: Report) -> str:
+    if not report["notes"]:
+        return ""
+    return "<h2>Notes</h2><ul>" + "".join(f"<li>{escape(note)}</li>" for note in report["notes"]) + "</ul>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    def cell(i: int, value: Any) -> str:
+        return (
+            f"<td{' class=n' if i and not isinstance(value, str) or _numeric(value) else ''}>{escape(str(value))}</td>"
+        )
+
+    heads = "".join(
+        f"<th{' class=n' if rows and (not isinstance(rows[0][i], str) or _numeric(rows[0][i])) else ''}>"
+        f"{escape(name)}</th>"
+        for i, name in enumerate(head)
+    )
+    body = "".join("<tr>" + "".join(cell(i, v) for i, v in enumerate(row)) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><tr>{heads}</tr>{body}</table></div>'
+
+
+def _numeric(value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and all(c in "0123456789.,+-−% []to" for c in value)
+
+
+def _interval(ends: Sequence[float] | None, factor: float, digits: int = 2) -> str:
+    return "" if ends is None else f"{factor * ends[0]:.{digits}f} to {factor * ends[1]:.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
