@@ -149,11 +149,12 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
 
 
 def _source_part(dataset: str) -> type:
-    """The options of a dataset as part of a command line on which `--seed` is the training's: theirs is `--clip_seed`."""
+    """A dataset's options for a command line on which `--seed` is the training's: theirs becomes `--clip_seed`."""
     fields = []
     hints = typing.get_type_hints(options_class(dataset))
     for entry in dataclasses.fields(options_class(dataset)):
-        kept = {"default": entry.default, "default_factory": entry.default_factory, "metadata": entry.metadata}
+        metadata = {**entry.metadata, "help": entry.metadata.get("help", "").replace("%", "%%")}
+        kept = {"default": entry.default, "default_factory": entry.default_factory, "metadata": metadata}
         name = "clip_seed" if entry.name == "seed" else entry.name
         fields.append((name, hints[entry.name], field(**kept)))
     return dataclasses.make_dataclass("SourceArguments", fields)
