@@ -31,7 +31,7 @@ MAX_ERRORS = 50  # consecutive demuxing errors after which the rest of a file is
 
 Source = str | os.PathLike | bytes
 
-__all__ = ["MEDIA_REASONS", "MediaClip", "MediaError", "read_audio", "read_media", "resample"]
+__all__ = ["MEDIA_REASONS", "MediaClip", "MediaError", "declared_duration", "read_audio", "read_media", "resample"]
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,16 @@ def read_audio(
     )
     assert clip.audio is not None and clip.sampling_rate is not None  # read_media raises otherwise
     return clip.audio, clip.sampling_rate
+
+
+def declared_duration(source: Source) -> float | None:
+    """Seconds that the container says it lasts, or None where it does not say; nothing is decoded.
+
+    Raises:
+        MediaError: the file cannot be opened.
+    """
+    with _open(source, _name(source)) as container:
+        return None if container.duration is None else container.duration / 1e6
 
 
 # -- opening ----------------------------------------------------------------------------------------------------

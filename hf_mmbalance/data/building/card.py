@@ -1,0 +1,86 @@
+"""The README of a built data set: a template filled with what the build holds, under the head `datasets` reads."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from hf_mmbalance.data.building.plan import BuildPlan
+from hf_mmbalance.data.clips import DataError
+
+
+LISTED = 40  # clips named in a card; the rest is in manifest.csv
+
+
+def fill_card(template: str, plan: BuildPlan, report: dict[str, Any], configs: list[dict[str, Any]]) -> str:
+    """Fill a card.
+
+    Args:
+        template: Markdown with an optional YAML head and `{{ name }}` marks: `clips`, `splits`, `classes`,
+            `left_out`, `noted`, `encoding`, `notes`, `configs`.
+        plan: what was built.
+        report: what came of it.
+        configs: the `configs:` that `datasets` reads; added to the head.
+
+    Raises:
+        DataError: the template has a mark that is not known.
+    """
+    head, body = {}, template
+    if template.startswith("---\n"):
+        _, front, body = template.split("---\n", 2)
+        head = yaml.safe_load(front)
+    parts = {
+        "clips": f"{report['clips']['built']:,} of {report['clips']['planned']:,}",
+        "splits": _splits(report),
+        "classes": ", ".join(f"{i} {name}" for i, name in enumerate(plan.classes)),
+        "left_out": _clips(report["left_out"], "No clip was left out."),
+        "noted": _clips(report["noted"], "No clip needed special treatment."),
+        "encoding": _encoding(plan),
+        "notes": "\n".join(f"- {note}" for note in plan.notes) or "- none",
+        "configs": ", ".join(f"`{config['config_name']}`" for config in configs),
+    }
+
+    def fill(mark: re.Match[str]) -> str:
+        if mark[1] not in parts:
+            raise DataError(f"the card's mark {mark[0]} is not known; known are {', '.join(parts)}")
+        return parts[mark[1]]
+
+    text = re.sub(r"\{\{ *(\w+) *\}\}", fill, body)
+    return "---\n" + yaml.safe_dump(head | {"configs": configs}, sort_keys=False, width=110) + "---\n" + text
+
+
+def _splits(report: dict[str, Any]) -> str:
+    """One table a configuration: clips, groups and classes of every split."""
+    blocks = []
+    for config, splits in report["splits"].items():
+        lines = [
+            f"**`{config}`**",
+            "",
+            "| split | clips | of planned | groups | " + " | ".join(report["classes"]) + " |",
+        ]
+        lines.append("|" + "---|" * (4 + len(report["classes"])))
+        for split, counts in splits.items():
+            classes = " | ".join(str(number) for number in counts["classes"].values())
+            lines.append(f"| {split} | {counts['built']} | {counts['planned']} | {counts['groups']} | {classes} |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _clips(reasons: dict[str, str], none: str) -> str:
+    if not reasons:
+        return none
+    lines = [f"- `{clip}`: {reason}" for clip, reason in sorted(reasons.items())[:LISTED]]
+    more = len(reasons) - LISTED
+    return "\n".join(lines + ([f"- and {more} more, all in `manifest.csv`"] if more > 0 else []))
+
+
+def _encoding(plan: BuildPlan) -> str:
+    encode = plan.encode
+    frames = f"{encode.frames} evenly spaced frames" if encode.fps is None else f"{encode.fps:g} frames a second"
+    size = {int: f"shorter side {encode.frame_size} px", tuple: f"height x width {encode.frame_size} px"}
+    picture = "PNG" if encode.image_format == "png" else f"JPEG (quality {encode.quality})"
+    crop = f", cropped to {list(encode.crop)} (left, top, right, bottom)" if encode.crop else ""
+    shape = size.get(type(encode.frame_size), "as filmed")
+    return f"Sound: FLAC, 16 bit, mono, {encode.sampling_rate} Hz. Vision: {frames} as {picture}, {shape}{crop}."

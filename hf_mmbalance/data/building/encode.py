@@ -1,0 +1,181 @@
+"""One clip to the row of a shard: decoded once, sound as FLAC, frames as JPEG or PNG, typed for `datasets`."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import soundfile
+from PIL import Image
+
+from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions, PlannedClip
+from hf_mmbalance.model.media_mmbalance import MediaClip, MediaError, declared_duration, read_audio, read_media
+
+
+MEDIA = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # how `datasets` stores Audio and Image
+ARROW_TYPES = {"string": pa.string(), "int64": pa.int64(), "int32": pa.int32(), "float64": pa.float64()}
+
+
+def value(dtype: str) -> dict[str, Any]:
+    """A plain column's `datasets` feature."""
+    return {"dtype": dtype, "_type": "Value"}
+
+
+def class_label(names: list[str]) -> dict[str, Any]:
+    """A column of class numbers with names."""
+    return {"names": list(names), "_type": "ClassLabel"}
+
+
+def list_of(feature: dict[str, Any]) -> dict[str, Any]:
+    """A column of lists."""
+    return {"feature": feature, "_type": "List"}
+
+
+def features_of(plan: BuildPlan) -> dict[str, dict[str, Any]]:
+    """All columns of a plan's shards, in order, as `datasets` writes them down."""
+    return {
+        "id": value("string"),
+        **plan.features,
+        plan.label_column: class_label(plan.classes),
+        "audio": {"sampling_rate": plan.encode.sampling_rate, "num_channels": 1, "_type": "Audio"},
+        "frames": list_of({"_type": "Image"}),
+        "frame_times": list_of(value("float64")),
+        "duration": value("float64"),
+        "notes": value("string"),
+    }
+
+
+def arrow_type(feature: dict[str, Any]) -> pa.DataType:
+    """The Arrow type `datasets` uses for a feature."""
+    kind = feature["_type"]
+    if kind in ("Audio", "Image"):
+        return MEDIA
+    if kind == "List":
+        return pa.list_(arrow_type(feature["feature"]))
+    return pa.int64() if kind == "ClassLabel" else ARROW_TYPES[feature["dtype"]]
+
+
+def arrow_schema(features: dict[str, dict[str, Any]]) -> pa.Schema:
+    """A schema from whose metadata plain `datasets` reads the features back."""
+    fields = [pa.field(name, arrow_type(feature)) for name, feature in features.items()]
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def encode_clip(clip: PlannedClip, label_column: str, options: EncodeOptions) -> dict[str, Any]:
+    """The row of one clip.
+
+    Raises:
+        MediaError: the clip cannot be used; `reason` is one of `plan.STATUSES`.
+    """
+    if clip.problem is not None:
+        raise MediaError(*clip.problem)
+    assert clip.source is not None  # a clip without a file has a problem
+    content = _read_whole(clip.source, clip.size, clip.sha256)
+    media = _decode(clip, content, options)
+    notes = [*clip.notes, *media.notes]
+    audio, duration = media.audio, media.duration
+    if clip.sound is not None:
+        audio, _ = read_audio(
+            _read_whole(clip.sound, None, clip.sound_sha256),
+            sampling_rate=options.sampling_rate,
+            max_seconds=options.max_seconds,
+        )
+        notes = [note for note in notes if not note.startswith("no_audio")]
+        duration = len(audio) / options.sampling_rate
+    _check_parts(clip, audio, media, duration, options)
+    return {
+        "id": clip.id,
+        **clip.columns,
+        label_column: clip.label,
+        "audio": None if audio is None else {"bytes": flac(audio, options.sampling_rate), "path": f"{clip.id}.flac"},
+        "frames": None
+        if media.frames is None
+        else [_image(clip.id, i, f, options) for i, f in enumerate(media.frames)],
+        "frame_times": None if media.frame_times is None else [round(float(time), 6) for time in media.frame_times],
+        "duration": round(float(duration), 6),
+        "notes": "; ".join(notes) or None,
+    }
+
+
+def _read_whole(path: str, size: int | None, sha256: str | None) -> bytes:
+    """A file's bytes, read once, so that what is checked is what is decoded."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except FileNotFoundError:
+        raise MediaError("missing", f"{path}: the file vanished during the build") from None
+    except OSError as error:
+        raise MediaError("unreadable", f"{path}: cannot be read ({error.strerror})") from None
+    if size is not None and len(content) != size:
+        raise MediaError("changed", f"{path}: {len(content)} bytes, {size} when the build was planned")
+    if sha256 is not None and not content.startswith(b"version https://git-lfs"):
+        found = hashlib.sha256(content).hexdigest()
+        if found != sha256:
+            raise MediaError("checksum", f"{path}: sha256 {found[:12]}..., the list says {sha256[:12]}...")
+    return content
+
+
+def _decode(clip: PlannedClip, content: bytes, options: EncodeOptions) -> MediaClip:
+    start, end = clip.window or (None, None)
+    try:
+        if end is not None and clip.window_if_longer:
+            seconds = declared_duration(content)
+            if seconds is not None and seconds < end:
+                start = end = None
+        return read_media(
+            content,
+            num_frames=options.frames if options.fps is None else None,
+            fps=options.fps,
+            sampling_rate=options.sampling_rate,
+            start=start,
+            end=end,
+            crop=options.crop,
+            size=options.frame_size,
+            want_audio=clip.sound is None,
+            max_seconds=options.max_seconds,
+        )
+    except MediaError as error:
+        raise MediaError(error.reason, str(error).replace("<bytes>", str(clip.source))) from None
+
+
+def _check_parts(
+    clip: PlannedClip, audio: np.ndarray | None, media: MediaClip, duration: float, options: EncodeOptions
+) -> None:
+    why = "; ".join(media.notes)
+    if options.need_audio and audio is None:
+        raise MediaError("no_audio", f"{clip.source}: {why}")
+    if options.need_frames and media.frames is None:
+        raise MediaError("no_video", f"{clip.source}: {why}")
+    if duration < options.min_seconds:
+        raise MediaError("too_short", f"{clip.source}: {duration:.2f} s, the least is {options.min_seconds:g} s")
+
+
+def flac(wave: np.ndarray, rate: int) -> bytes:
+    """16-bit FLAC; samples beyond full scale are clipped."""
+    out = io.BytesIO()
+    samples = np.clip(np.rint(wave * 32768.0), -32768, 32767).astype(np.int16)
+    soundfile.write(out, samples, rate, format="FLAC", subtype="PCM_16")
+    return out.getvalue()
+
+
+def _image(clip_id: str, number: int, frame: np.ndarray, options: EncodeOptions) -> dict[str, Any]:
+    out = io.BytesIO()
+    if options.image_format == "png":
+        Image.fromarray(frame).save(out, "PNG", compress_level=3)
+    else:
+        Image.fromarray(frame).save(out, "JPEG", quality=options.quality)
+    suffix = "png" if options.image_format == "png" else "jpg"
+    return {"bytes": out.getvalue(), "path": f"{clip_id}_{number:03d}.{suffix}"}
+
+
+def file_size(path: str | os.PathLike[str]) -> int:
+    """Bytes of a file, 0 where it cannot be told."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0

@@ -1,0 +1,210 @@
+"""The verbs and flags that every script in dataset_scripts/ shares."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_mmbalance.data.building.engine import STATE, BuildError, build, write_json
+from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions
+from hf_mmbalance.data.building.report import finish, read_report
+from hf_mmbalance.data.building.sheet import contact_sheet
+from hf_mmbalance.data.building.validate import validate
+from hf_mmbalance.data.clips import DataError
+from hf_mmbalance.model.media_mmbalance import MediaError
+
+
+Planner = Callable[[argparse.Namespace, EncodeOptions], BuildPlan]
+Say = Callable[[str], None]
+
+
+class DatasetScript:
+    """A command line with the verbs `build`, `merge` and `validate`, to which a script adds its own.
+
+    Args:
+        name: of the data set, e.g. `crema_d`.
+        doc: the script's docstring, shown by `--help`.
+        planner: makes the plan from the flags of `build`.
+        card: Markdown template of the README; `{{ name }}` marks are filled from the report.
+        max_lost: default of `--max-lost`.
+    """
+
+    def __init__(self, name: str, doc: str, planner: Planner, card: Path, max_lost: float):
+        self.name, self.planner, self.card = name, planner, card
+        kind = argparse.RawDescriptionHelpFormatter
+        self.parser = argparse.ArgumentParser(description=doc, formatter_class=kind)
+        self.verbs = self.parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+        self.runs: dict[str, Callable[[argparse.Namespace, Say], dict[str, Any]]] = {}
+        self.build_flags = self.verb("build", "turn raw media into validated Parquet", self._build)
+        _add_build_flags(self.build_flags, max_lost)
+        merge = self.verb("merge", "join the parts of a build made with --shard and check them", self._merge)
+        merge.add_argument("parts", nargs="*", type=Path, help="folders of the parts; none: all were built into --out")
+        merge.add_argument("--out", type=Path, required=True, help="folder of the whole")
+        check = self.verb("validate", "check a built folder: files, ids, labels, groups, every clip", self._validate)
+        check.add_argument("folder", type=Path, help="a built folder")
+
+    def verb(
+        self, name: str, text: str, run: Callable[[argparse.Namespace, Say], dict[str, Any]]
+    ) -> argparse.ArgumentParser:
+        """Add a verb; `run` gets the flags and a function to say things with, and returns what `--json` writes."""
+        parser = self.verbs.add_parser(name, help=text, description=text)
+        parser.add_argument("--json", metavar="FILE", help="write the result as JSON (- is the standard output)")
+        self.runs[name] = run
+        return parser
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run a verb; returns the exit code (1: it failed and said why)."""
+        args = self.parser.parse_args(argv)
+        # with --json - the standard output is the JSON's alone
+        stream = sys.stderr if args.json == "-" else sys.stdout
+
+        def say(text: str) -> None:
+            stream.write(text + "\n")
+            stream.flush()
+
+        try:
+            result = self.runs[args.verb](args, say)
+        except (BuildError, DataError, MediaError, OSError, ValueError) as error:
+            sys.stderr.write(f"{self.name} {args.verb}: {error}\n")
+            return 1
+        if args.json == "-":
+            sys.stdout.write(json.dumps(result, indent=1) + "\n")
+        elif args.json:
+            write_json(Path(args.json), result)
+        return 1 if result.get("problems") else 0
+
+    def _build(self, args: argparse.Namespace, say: Say) -> dict[str, Any]:
+        plan = self.planner(args, encode_options(args))
+        for note in plan.notes:
+            say(f"note: {note}")
+        run = build(plan, args.out, num_proc=args.num_proc, part=args.shard, overwrite=args.overwrite)
+        say(f"{run['clips']} clips in {run['seconds']:.1f} s")
+        if args.shard != (0, 1):
+            say(f"part {args.shard[0]} of {args.shard[1]} is built; `merge` joins the parts when all are")
+            return {"part": list(args.shard), **run}
+        return self._finish(plan, args.out, run, say)
+
+    def _finish(self, plan: BuildPlan, out: Path, run: dict[str, Any], say: Say) -> dict[str, Any]:
+        template = self.card.read_text() if self.card.exists() else f"# {self.name}\n\n{{{{ splits }}}}\n"
+        report = finish(plan, out, run, template)
+        sheet = contact_sheet(out, report["shards"], plan.classes, plan.label_column)
+        say(f"{report['clips']['built']} of {report['clips']['planned']} clips built: {report['status']}")
+        for name, reason in list(report["left_out"].items())[:10]:
+            say(f"  left out: {name} ({reason})")
+        if len(report["left_out"]) > 10:
+            say(f"  ... and {len(report['left_out']) - 10} more, all in {out / 'manifest.csv'}")
+        for split, counts in report["splits"][next(iter(plan.configs))].items():
+            say(f"  {split:<12} {counts['built']:>6} of {counts['planned']:>6} clips, {counts['groups']} groups")
+        say(f"report, manifest and {sheet.name} are in {out}")
+        return report
+
+    def _merge(self, args: argparse.Namespace, say: Say) -> dict[str, Any]:
+        plan = join_parts(args.parts, args.out)
+        return self._finish(plan, args.out, {}, say)
+
+    def _validate(self, args: argparse.Namespace, say: Say) -> dict[str, Any]:
+        problems = validate(args.folder)
+        for problem in problems:
+            say(f"problem: {problem}")
+        say(f"{args.folder}: {len(problems) or 'no'} problems")
+        return {"problems": problems, "clips": read_report(args.folder)["clips"]}
+
+
+def _add_build_flags(parser: argparse.ArgumentParser, max_lost: float) -> None:
+    add = parser.add_argument
+    add("--source", type=Path, required=True, help="folder of the raw media")
+    add("--out", type=Path, required=True, help="folder to build into; the same command goes on with a killed build")
+    add("--num-proc", type=int, default=max(os.cpu_count() or 1, 1), help="processes (default: all processors)")
+    add("--shard", type=_part, default=(0, 1), metavar="I/N", help="build part I of N, for N machines; then merge")
+    add("--frames", type=int, default=8, help="frames a clip (default 8)")
+    add("--fps", type=float, help="frames a second, in place of --frames")
+    add("--frame-size", type=int, nargs="+", help="shorter side in pixels, or height and width (default: as it is)")
+    add("--crop", type=float, nargs=4, metavar=("L", "T", "R", "B"), help="box to keep, as parts of the frame")
+    add("--image-format", choices=("jpeg", "png"), default="jpeg", help="png is lossless")
+    add("--quality", type=int, default=90, help="of the JPEG (default 90)")
+    add("--sampling-rate", type=int, default=16_000, help="of the sound in Hz (default 16000)")
+    add("--max-seconds", type=float, default=600.0, help="longer clips are left out as too_long")
+    add("--min-seconds", type=float, default=0.1, help="shorter clips are left out as too_short")
+    add("--max-lost", type=float, default=max_lost, help=f"stop if a larger share is lost (default {max_lost:g})")
+    add("--clips-per-shard", type=int, default=128, help="clips a file (default 128)")
+    add("--overwrite", action="store_true", help="remove another build in --out first")
+
+
+def _part(text: str) -> tuple[int, int]:
+    try:
+        index, count = (int(number) for number in text.split("/"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, e.g. 0/4") from None
+    if not 0 <= index < count:
+        raise argparse.ArgumentTypeError(f"{text!r}: I must be at least 0 and less than N")
+    return index, count
+
+
+def encode_options(args: argparse.Namespace) -> EncodeOptions:
+    """How clips are stored, from the flags."""
+    size: Any = args.frame_size
+    if size is not None:
+        if len(size) > 2:
+            raise DataError(f"--frame-size takes one or two numbers, got {len(size)}")
+        size = size[0] if len(size) == 1 else (size[0], size[1])
+    return EncodeOptions(
+        sampling_rate=args.sampling_rate,
+        frames=args.frames,
+        fps=args.fps,
+        frame_size=size,
+        crop=tuple(args.crop) if args.crop else None,
+        image_format=args.image_format,
+        quality=args.quality,
+        min_seconds=args.min_seconds,
+        max_seconds=args.max_seconds,
+    )
+
+
+def join_parts(parts: list[Path], out: Path) -> BuildPlan:
+    """Bring the shards of several folders into one; without parts, `out` holds them all.
+
+    Returns:
+        The plan that all parts follow.
+
+    Raises:
+        BuildError: a part follows another plan, or two parts hold the same shard.
+    """
+    folders = parts or [out]
+    plans = []
+    for folder in folders:
+        mark = folder / STATE / "plan.json"
+        if not mark.exists():
+            raise BuildError(f"{folder} holds no part of a build")
+        plans.append(json.loads(mark.read_text()))
+    for folder, content in zip(folders, plans, strict=True):
+        if content["fingerprint"] != plans[0]["fingerprint"]:
+            raise BuildError(f"{folder} follows another plan than {folders[0]} (other clips, files or options)")
+    if parts:
+        _bring_together(parts, out)
+    return BuildPlan.from_json(plans[0]["plan"])
+
+
+def _bring_together(parts: list[Path], out: Path) -> None:
+    if out.exists() and any(out.iterdir()):
+        raise BuildError(f"{out} is not empty; give a new folder for the whole")
+    for folder in (out / STATE / "drafts", out / STATE / "shards", out / "data"):
+        folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(parts[0] / STATE / "plan.json", out / STATE / "plan.json")
+    for part in parts:
+        for record in sorted((part / STATE / "shards").glob("*.json")):
+            name = record.stem
+            if (out / STATE / "shards" / record.name).exists():
+                raise BuildError(f"shard {name} is in two parts; build each part with its own --shard I/N")
+            data = part / "data" / f"{name}.parquet"
+            if data.exists():
+                try:
+                    os.link(data, out / "data" / data.name)
+                except OSError:  # another disk
+                    shutil.copy(data, out / "data" / data.name)
+            shutil.copy(record, out / STATE / "shards" / record.name)

@@ -1,0 +1,76 @@
+"""GRID as a data set to build: six words a clip, each with its time; speakers apart where there are several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hf_mmbalance.data.building.encode import class_label, file_size, value
+from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions, PlannedClip
+from hf_mmbalance.data.clips import SPLITS
+from hf_mmbalance.data.grid import VOCABULARY, WORDS, GridOptions, assign_splits, scan_grid
+from hf_mmbalance.data.splitting import MIN_GROUPS
+
+
+def plan_grid(
+    source: Path,
+    encode: EncodeOptions,
+    *,
+    label: str = "digit",
+    speakers: list[str] | None = None,
+    clips_per_shard: int = 128,
+    max_lost: float = 0.05,
+) -> BuildPlan:
+    """Plan the build of GRID.
+
+    Args:
+        source: folder that holds `s1/` and its alignments.
+        encode: how clips are stored.
+        label: the word the contact sheet, the counts and the balance of splits go by; all six are columns.
+        speakers: use only these.
+        clips_per_shard: clips a shard.
+        max_lost: greatest share of clips that may be lost.
+
+    Returns:
+        The plan. Splits are those of `labels.csv`, else whole speakers where there are at least five.
+
+    Raises:
+        DataError: a missing or empty folder, or files that are not GRID's.
+    """
+    options = GridOptions(data_dir=str(source), label=label, calibration_fraction=0.0)
+    found = scan_grid(source, speakers)
+    splits, notes = assign_splits(found, options)
+    people = {clip.speaker for clip in found}
+    if len(people) < MIN_GROUPS:
+        notes.append(f"{len(people)} speaker(s): splits are by clip, so new speakers are not tested")
+    unaligned = [clip.id for clip in found if clip.times is None]
+    if unaligned:
+        notes.append(f"{len(unaligned)} clips have no alignment file, e.g. {unaligned[0]}: their word times are null")
+    others = [word for word in WORDS if word != label]
+    features: dict[str, dict[str, Any]] = {"speaker": value("string"), "sentence": value("string")}
+    features |= {word: class_label(list(VOCABULARY[word].values())) for word in others}
+    features |= {f"{word}_{edge}": value("float64") for word in WORDS for edge in ("start", "end")}
+    clips = []
+    for clip, split in zip(found, splits, strict=True):
+        columns: dict[str, Any] = {"speaker": clip.speaker, "sentence": " ".join(clip.words[word] for word in WORDS)}
+        columns |= {word: list(VOCABULARY[word].values()).index(clip.words[word]) for word in others}
+        for word in WORDS:
+            start, end = clip.times[word] if clip.times else (None, None)
+            columns |= {f"{word}_start": start, f"{word}_end": end}
+        number = list(VOCABULARY[label].values()).index(clip.words[label])
+        path = str(clip.path)
+        clips.append(PlannedClip(clip.id, path, split, number, columns, size=file_size(path)))
+    return BuildPlan(
+        name="grid",
+        clips=clips,
+        classes=list(VOCABULARY[label].values()),
+        label_column=label,
+        group_column="speaker",
+        features=features,
+        configs={"default": {split: [split] for split in SPLITS if split in splits}},
+        encode=encode,
+        clips_per_shard=clips_per_shard,
+        shared_groups_allowed=("default",) if len(people) < MIN_GROUPS else (),
+        max_lost=max_lost,
+        notes=notes,
+    )

@@ -1,0 +1,315 @@
+"""Kinetics-Sounds from a local copy of Kinetics-400: which clips, where they are, and which are gone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from hf_mmbalance.data.building.encode import arrow_schema, class_label, file_size, value
+from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions, PlannedClip, check_ids
+from hf_mmbalance.data.clips import SPLITS, DataError, split_name
+from hf_mmbalance.data.files import walk_files
+
+
+# Arandjelovic & Zisserman, Look, Listen and Learn, ICCV 2017 (34 classes); the 31 that are used since, in the
+# alphabetical order that gives the label numbers of the published lists.
+CLASSES = (
+    "blowing_nose blowing_out_candles bowling chopping_wood dribbling_basketball laughing mowing_lawn "
+    "playing_accordion playing_bagpipes playing_bass_guitar playing_clarinet playing_drums playing_guitar "
+    "playing_harmonica playing_keyboard playing_organ playing_piano playing_saxophone playing_trombone "
+    "playing_trumpet playing_violin playing_xylophone ripping_paper shoveling_snow shuffling_cards singing "
+    "stomping_grapes tap_dancing tapping_guitar tapping_pen tickling"
+).split()
+SECONDS = 10.0  # length of a Kinetics clip
+ID_LENGTH = 11  # of a YouTube id, which may itself hold _ and -
+NAME = re.compile(r"^(?P<id>.{11})(?:_(?P<start>\d+)(?:_(?P<end>\d+))?)?$")
+MEDIA_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".flv", ".3gp", ".m4v")
+ANNOTATIONS_CARD = """
+# Kinetics-Sounds: list of clips
+
+YouTube ids, times (seconds), labels and splits of Kinetics-Sounds; no media. Build the media from your own copy of
+Kinetics-400 with `dataset_scripts/kinetics_sounds.py build`. Kinetics annotations are CC BY 4.0 (Google). An uploader
+who wants an id taken off the list opens a discussion on this page.
+"""
+FEATURES: dict[str, dict[str, Any]] = {
+    "youtube_id": value("string"),
+    "start": value("float64"),
+    "end": value("float64"),
+}
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One clip of the lists; times in seconds of the YouTube video."""
+
+    youtube_id: str
+    start: int
+    end: int
+    label: str
+    split: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.youtube_id}_{self.start:06d}_{self.end:06d}"
+
+
+def read_annotations(paths: Sequence[Path]) -> list[Annotation]:
+    """Read lists of clips: the three-way JSON (`labels`, `database`) or Kinetics-400's own CSV files.
+
+    Raises:
+        DataError: a missing file, a name or row that cannot be read, a clip that stands twice.
+    """
+    out: list[Annotation] = []
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"{path}: no such annotation file; give KS_train_val.json or Kinetics-400's CSV files")
+        out += _from_json(path) if path.suffix == ".json" else _from_csv(path)
+    doubled = [clip for clip, count in Counter(entry.id for entry in out).items() if count > 1]
+    if doubled:
+        raise DataError(f"{len(doubled)} clips stand twice in the annotations, e.g. {doubled[0]}")
+    return out
+
+
+def _from_json(path: Path) -> list[Annotation]:
+    database = json.loads(path.read_text()).get("database")
+    if not isinstance(database, dict):
+        raise DataError(f"{path}: no 'database' in it; the three-way list is {{labels, database: {{id: ...}}}}")
+    names = {"training": "train", "validation": "validation", "testing": "test"}
+    out = []
+    for name, entry in database.items():
+        youtube, start, end = parse_name(name, str(path))
+        label = entry.get("label") or entry.get("annotations", {}).get("label")
+        split = names.get(entry["subset"]) or split_name(entry["subset"])
+        out.append(Annotation(youtube, start, end, class_name(label), split))
+    return out
+
+
+def _from_csv(path: Path) -> list[Annotation]:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    needed = {"label", "youtube_id", "time_start", "time_end", "split"}
+    if not rows or not needed <= set(rows[0]):
+        raise DataError(
+            f"{path}: the columns {', '.join(sorted(needed))} are expected, as in Kinetics-400's CSV files"
+        )
+    return [
+        Annotation(
+            row["youtube_id"],
+            int(float(row["time_start"])),
+            int(float(row["time_end"])),
+            class_name(row["label"]),
+            split_name({"validate": "validation"}.get(row["split"], row["split"])),
+        )
+        for row in rows
+    ]
+
+
+def class_name(label: str) -> str:
+    """One spelling for a class: `playing piano` is `playing_piano`."""
+    return label.strip().lower().replace(" ", "_")
+
+
+def parse_name(name: str, where: str) -> tuple[str, int, int]:
+    """YouTube id, start and end of `id_start` or `id_start_end` (the end is ten seconds after the start).
+
+    Raises:
+        DataError: the name has another form.
+    """
+    found = NAME.match(name)
+    if found is None or found["start"] is None:
+        raise DataError(f"{where}: {name!r} is neither <youtube id>_<start> nor <youtube id>_<start>_<end>")
+    start = int(found["start"])
+    return found["id"], start, int(found["end"]) if found["end"] else start + int(SECONDS)
+
+
+def read_two_way(train: Path, test: Path, known: set[str]) -> dict[str, str]:
+    """Clip id -> split of the two-way lists (`id,frames,label` a line).
+
+    Raises:
+        DataError: a list names clips that the annotations do not.
+    """
+    by_start = {clip[:-7]: clip for clip in known}
+    out: dict[str, str] = {}
+    for split, path in (("train", train), ("test", test)):
+        lines = [line.split(",")[0] for line in path.read_text().splitlines() if line.strip()]
+        parsed = [parse_name(name, str(path)) for name in lines]
+        keys = [f"{youtube}_{start:06d}" for youtube, start, _ in parsed]
+        check_ids("the annotations'", keys, set(by_start), str(path))
+        out |= {by_start[key]: split for key in keys}
+    return out
+
+
+def find_media(source: Path) -> dict[str, list[tuple[Path, int | None, int | None]]]:
+    """YouTube id -> its files, with the times their names tell; any folder layout (class folders, flat, by split).
+
+    Raises:
+        DataError: the folder is missing or holds no videos.
+    """
+    if not source.is_dir():
+        raise DataError(f"{source}: no such folder; --source is a local copy of Kinetics-400")
+    found: dict[str, list[tuple[Path, int | None, int | None]]] = {}
+    for path in walk_files(source):
+        name = NAME.match(path.stem) if path.suffix.lower() in MEDIA_SUFFIXES else None
+        if name is not None:
+            start = int(name["start"]) if name["start"] else None
+            found.setdefault(name["id"], []).append((path, start, int(name["end"]) if name["end"] else None))
+    if not found:
+        raise DataError(f"{source}: no videos named <youtube id>[_<start>[_<end>]] in it, e.g. {CLASSES[0]}/*.mp4")
+    return found
+
+
+def plan_kinetics_sounds(
+    source: Path,
+    encode: EncodeOptions,
+    *,
+    annotations: Sequence[Path],
+    two_way: tuple[Path, Path] | None = None,
+    classes: Sequence[str] | None = None,
+    trimmed: str = "auto",
+    clips_per_shard: int = 128,
+    max_lost: float = 0.35,
+) -> BuildPlan:
+    """Plan the build of Kinetics-Sounds.
+
+    Args:
+        source: folder of videos.
+        encode: how clips are stored.
+        annotations: the three-way JSON, or Kinetics-400's CSV files.
+        two_way: train and test list of the two-way split, offered as configuration `two_way`.
+        classes: own list of classes; by default the 31.
+        trimmed: `yes` (files hold just the clip), `no` (the whole video), `auto` (by its name and length).
+        clips_per_shard: clips a shard.
+        max_lost: greatest share of clips that may be lost.
+
+    Returns:
+        The plan; clips without a file are in it as missing.
+
+    Raises:
+        DataError: unreadable lists, a class without clips, no videos at all.
+    """
+    if trimmed not in ("auto", "yes", "no"):
+        raise DataError(f"trimmed must be auto, yes or no, got {trimmed!r}")
+    names = [class_name(name) for name in classes] if classes else list(CLASSES)
+    listed = read_annotations(annotations)
+    empty = sorted(set(names) - {entry.label for entry in listed})
+    if empty:
+        raise DataError(f"the annotations have no clip of {', '.join(empty)}; check the class list's spelling")
+    strange = sorted({entry.label for entry in listed} - set(names))
+    if strange and not classes and any(path.suffix == ".json" for path in annotations):
+        raise DataError(f"the list has classes that are not Kinetics-Sounds': {', '.join(strange)}; give --classes")
+    wanted = sorted((entry for entry in listed if entry.label in names), key=lambda entry: entry.id)
+    two = read_two_way(*two_way, {entry.id for entry in listed}) if two_way else {}
+    media = find_media(source)
+    clips = []
+    for entry in wanted:
+        cell = entry.split + (f"-two_way_{two.get(entry.id, 'none')}" if two_way else "")
+        clips.append(_clip(entry, cell, names.index(entry.label), media, trimmed))
+    return BuildPlan(
+        name="kinetics_sounds",
+        clips=clips,
+        classes=names,
+        label_column="label",
+        group_column="youtube_id",
+        features=FEATURES,
+        configs=_configs({clip.cell for clip in clips}, bool(two_way)),
+        encode=encode,
+        clips_per_shard=clips_per_shard,
+        max_lost=max_lost,
+    )
+
+
+def _configs(cells: set[str], two_way: bool) -> dict[str, dict[str, list[str]]]:
+    three = {split: sorted(cell for cell in cells if cell.split("-")[0] == split) for split in SPLITS}
+    configs = {"three_way": {split: part for split, part in three.items() if part}}
+    if two_way:
+        configs["two_way"] = {
+            split: sorted(cell for cell in cells if cell.endswith(f"-two_way_{split}")) for split in ("train", "test")
+        }
+    return configs
+
+
+def _clip(
+    entry: Annotation,
+    cell: str,
+    label: int,
+    media: dict[str, list[tuple[Path, int | None, int | None]]],
+    trimmed: str,
+) -> PlannedClip:
+    columns = _columns(entry)
+    path, named = _choose(entry, media.get(entry.youtube_id, []))
+    if path is None:
+        text = f"{entry.id}: no file of YouTube video {entry.youtube_id} in the source"
+        return PlannedClip(entry.id, None, cell, label, columns, problem=("missing", text))
+    cut = trimmed == "yes" or (trimmed == "auto" and named)
+    return PlannedClip(
+        id=entry.id,
+        source=str(path),
+        cell=cell,
+        label=label,
+        columns=columns,
+        size=file_size(path),
+        window=None if cut else (float(entry.start), float(entry.end)),
+        window_if_longer=trimmed == "auto",
+    )
+
+
+def _columns(entry: Annotation) -> dict[str, Any]:
+    return {"youtube_id": entry.youtube_id, "start": float(entry.start), "end": float(entry.end)}
+
+
+def _choose(entry: Annotation, files: list[tuple[Path, int | None, int | None]]) -> tuple[Path | None, bool]:
+    """The file of a clip, and whether its name says that it is cut to the clip."""
+    for path, start, end in files:
+        if start == entry.start and end in (None, entry.end):
+            return path, True
+    for path, start, _ in files:
+        if start is None:
+            return path, False
+    return None, False
+
+
+def write_annotations(annotations: Sequence[Path], classes: Sequence[str] | None, out: Path) -> int:
+    """Write what may be published: id, YouTube id, times and label, one Parquet a split, with a README.
+
+    Args:
+        annotations: the lists.
+        classes: own list of classes; by default the 31.
+        out: a new or empty folder.
+
+    Returns:
+        Number of clips.
+
+    Raises:
+        DataError: unreadable lists, or the folder is not empty.
+    """
+    names = [class_name(name) for name in classes] if classes else list(CLASSES)
+    if out.exists() and any(out.iterdir()):
+        raise DataError(f"{out} is not empty; give a new folder")
+    features = {"id": value("string"), **FEATURES, "label": class_label(names)}
+    schema, total, files = arrow_schema(features), 0, []
+    (out / "data").mkdir(parents=True, exist_ok=True)
+    listed = sorted((entry for entry in read_annotations(annotations) if entry.label in names), key=lambda e: e.id)
+    for split in SPLITS:
+        rows = [
+            _columns(entry) | {"id": entry.id, "label": names.index(entry.label)}
+            for entry in listed
+            if entry.split == split
+        ]
+        if rows:
+            path = f"data/{split}-00000-of-00001.parquet"
+            pq.write_table(pa.Table.from_pylist(rows, schema=schema), out / path)
+            files.append({"split": split, "path": path})
+            total += len(rows)
+    head = {"license": "cc-by-4.0", "configs": [{"config_name": "default", "data_files": files, "default": True}]}
+    (out / "README.md").write_text("---\n" + yaml.safe_dump(head, sort_keys=False) + "---\n" + ANNOTATIONS_CARD)
+    return total
