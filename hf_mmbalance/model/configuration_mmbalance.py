@@ -126,14 +126,28 @@ class MMBalanceConfig(PreTrainedConfig):
             raise ValueError(f"frame_pooling={self.frame_pooling!r} is unknown: choose one of {FRAME_POOLINGS}")
         if self.unimodal_head not in UNIMODAL_HEADS:
             raise ValueError(f"unimodal_head={self.unimodal_head!r} is unknown: choose one of {UNIMODAL_HEADS}")
-        if self.max_frames < 1 or self.temporal_heads < 1:
-            raise ValueError("max_frames and temporal_heads must be at least 1")
+        for name in ("max_frames", "temporal_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 1")
         for name in ("classifier_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must lie in [0, 1)")
+        if not self.cosine_scale > 0:
+            raise ValueError(f"cosine_scale={self.cosine_scale!r} must be above 0")
+        for name in ("unimodal_loss_weight", "balance_loss_weight", "allocation_shrinkage"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name}={value!r} must not be negative")
 
-    def validate_class_weights(self) -> None:
-        """One positive weight a class."""
+    def validate_classes(self) -> None:
+        """At least two classes, numbered without gaps, and one positive weight for each if there are weights."""
+        names = self.id2label or {}
+        if len(names) < 2:
+            raise ValueError(f"id2label: name at least 2 classes, got {names!r}")
+        if sorted(names) != list(range(len(names))):
+            raise ValueError(f"id2label: number the classes from 0 to {len(names) - 1}, got {sorted(names)}")
+        if len(set(names.values())) < len(names):
+            raise ValueError(f"id2label: two classes have one name in {list(names.values())}; give each its own")
         weights = self.class_weights
         if weights is not None and (len(weights) != self.num_labels or min(weights) <= 0):
             raise ValueError(f"class_weights: give {self.num_labels} positive numbers, one for each class")

@@ -1,0 +1,84 @@
+"""The config: defaults, round trip, and an error for every senseless value that names field and remedy."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from transformers import ASTConfig, ViTConfig, Wav2Vec2Config
+
+from hf_mmbalance import MMBalanceConfig
+
+from .tiny import tiny_config
+
+
+def test_defaults_are_ast_and_vit():
+    config = MMBalanceConfig()
+    assert isinstance(config.audio_config, ASTConfig) and isinstance(config.vision_config, ViTConfig)
+    assert config.modalities == ["audio", "vision"] and config.fusion == "adaptive"
+    assert config.num_labels == 2
+
+
+def test_backbone_configs_may_be_dicts_or_configs_of_any_kind():
+    config = MMBalanceConfig(audio_config={"model_type": "wav2vec2", "hidden_size": 32}, vision_config=ViTConfig())
+    assert isinstance(config.audio_config, Wav2Vec2Config) and config.audio_config.hidden_size == 32
+
+
+def test_round_trip(tmp_path):
+    config = tiny_config(
+        fusion_options={"calibration": "vector", "gate": "class"},
+        modality_dropout=[0.1, 0.25],
+        class_weights=[1.0, 2.0, 0.5, 0.5],
+        frame_pooling="temporal",
+        unimodal_loss_weight=0.5,
+    )
+    config.save_pretrained(tmp_path)
+    again = MMBalanceConfig.from_pretrained(tmp_path)
+    assert again.to_dict() == config.to_dict()
+    assert again.id2label == {0: "calm", 1: "angry", 2: "happy", 3: "sad"}
+    assert again.audio_config.max_length == 24 and again.vision_config.patch_size == 8
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert (
+        saved["model_type"] == "mmbalance"
+        and saved["auto_map"]["AutoConfig"] == "configuration_mmbalance.MMBalanceConfig"
+    )
+
+
+WRONG = [
+    (
+        {"modalities": ["vision", "audio"]},
+        r"modalities=\['vision', 'audio'\]: this model has the towers \['audio', 'vision'\]",
+    ),
+    (
+        {"modality_dropout": [0.1]},
+        r"modality_dropout=\[0.1\]: give one rate in \[0, 1\) for each of \['audio', 'vision'\]",
+    ),
+    ({"modality_dropout": [0.1, 1.0]}, r"modality_dropout=\[0.1, 1.0\]: give one rate in \[0, 1\)"),
+    ({"modality_dropout": [-0.1, 0.0]}, r"modality_dropout=\[-0.1, 0.0\]: give one rate in \[0, 1\)"),
+    ({"frame_pooling": "max"}, r"frame_pooling='max' is unknown: choose one of \('mean', 'temporal'\)"),
+    ({"unimodal_head": "mlp"}, r"unimodal_head='mlp' is unknown: choose one of \('linear', 'cosine'\)"),
+    ({"max_frames": 0}, "max_frames=0 must be at least 1"),
+    ({"temporal_heads": 0}, "temporal_heads=0 must be at least 1"),
+    ({"cosine_scale": 0.0}, "cosine_scale=0.0 must be above 0"),
+    ({"classifier_dropout": 1.0}, r"classifier_dropout=1.0 must lie in \[0, 1\)"),
+    ({"label_smoothing": -0.1}, r"label_smoothing=-0.1 must lie in \[0, 1\)"),
+    ({"balance_loss_weight": -1.0}, "balance_loss_weight=-1.0 must not be negative"),
+    ({"allocation_shrinkage": -1.0}, "allocation_shrinkage=-1.0 must not be negative"),
+    ({"unimodal_loss_weight": -1.0}, "unimodal_loss_weight=-1.0 must not be negative"),
+    ({"class_weights": [1.0, 1.0]}, "class_weights: give 4 positive numbers, one for each class"),
+    ({"class_weights": [1.0, 1.0, 0.0, 1.0]}, "class_weights: give 4 positive numbers"),
+    ({"id2label": {0: "calm"}}, "id2label: name at least 2 classes"),
+    ({"id2label": {0: "calm", 2: "angry"}}, "id2label: number the classes from 0 to 1"),
+    ({"id2label": {0: "calm", 1: "calm"}}, "id2label: two classes have one name"),
+    ({"fusion": 3}, "fusion"),
+    ({"max_frames": "many"}, "max_frames"),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), WRONG, ids=[f"{name}={value}" for w, _ in WRONG for name, value in w.items()]
+)
+def test_senseless_values_are_refused(options, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        tiny_config(**options)
