@@ -15,6 +15,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_mmbalance.data import options_class
+from hf_mmbalance.training.processes import check_joined, prefer_cpu_where_there_is_no_accelerator
 from hf_mmbalance.training.recipes import SYNTHETIC
 
 
@@ -142,7 +143,9 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     parser.set_defaults(**settings)
     for action in parser._actions:
         action.required = action.required and action.dest not in settings
+    prefer_cpu_where_there_is_no_accelerator()
     data, source, model, training = parser.parse_args_into_dataclasses(argv)
+    check_joined(training.world_size)
     options = dataclasses.asdict(source)
     options["seed"] = options.pop("clip_seed")
     return RunArguments(data, options_class(dataset)(**options), model, training)
