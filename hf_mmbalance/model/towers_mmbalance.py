@@ -70,6 +70,7 @@ class FramePooling(nn.Module):
             self.norm_after = nn.LayerNorm(hidden_size)
             self.expand = nn.Linear(hidden_size, 2 * hidden_size)
             self.contract = nn.Linear(2 * hidden_size, hidden_size)
+            self.norm_out = nn.LayerNorm(hidden_size)
             self.dropout = nn.Dropout(dropout)
 
     def init_weights(self, std: float) -> None:
@@ -99,7 +100,7 @@ class FramePooling(nn.Module):
         mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=attend)
         frames = frames + self.dropout(self.out(mixed.transpose(1, 2).reshape(batch, time, width)))
         hidden = nn.functional.gelu(self.expand(self.norm_after(frames)))
-        return frames + self.dropout(self.contract(hidden))
+        return self.norm_out(frames + self.dropout(self.contract(hidden)))
 
 
 class CosineClassifier(nn.Module):

@@ -50,6 +50,12 @@ class ModelArguments:
     vision_revision: str | None = _help("Branch, tag or commit of the vision backbone.")
     model_name_or_path: str | None = _help("Start from a trained model of this package instead of two backbones.")
     audio_max_length: int | None = _help("Spectrogram frames (10 ms each) of AST. Default: fitted to the train clips.")
+    audio_mean: float | None = _help(
+        "Mean of AST's log-mel input. Default: the backbone's, for new towers AudioSet's."
+    )
+    audio_std: float | None = _help("Standard deviation of AST's log-mel input, default likewise.")
+    image_mean: list[float] | None = _help("Mean of every colour. Default: the backbone's, for new towers 0.5.")
+    image_std: list[float] | None = _help("Standard deviation of every colour, default likewise.")
     trainable_layers: str = _help("'all', 0 to freeze the towers, or k to train only their last k layers.", "all")
     fusion: str = _help("Fusion head: a registered name, or 'path/to/my_head.py:MyHead'.", "adaptive")
     fusion_options: dict | str | None = _help('Options (JSON) of the fusion head, e.g. \'{"gate": "modality"}\'.')
@@ -60,8 +66,13 @@ class ModelArguments:
     unimodal_loss_weight: float | None = _help("Weight of the unimodal losses. Default: the fusion head's own.")
     balance_loss_weight: float = _help("Weight of the relative-balance term of the adaptive head.", 0.1)
     allocation_shrinkage: float = _help("Pull of the adaptive head's parameters towards the plain sum.", 0.01)
+    initializer_range: float = _help("Standard deviation of new weights outside the towers.", 0.02)
     label_smoothing: float = _help("Label smoothing of the towers' losses.", 0.0)
     class_weighted_loss: bool = _help("Weight classes by the inverse of their frequency in the train split.", False)
+    frequency_masks: int = _help("SpecAugment: frequency masks on training clips' spectrograms.", 0)
+    frequency_mask_width: int = _help("SpecAugment: widest frequency mask, in mel bins.", 8)
+    time_masks: int = _help("SpecAugment: time masks.", 0)
+    time_mask_width: int = _help("SpecAugment: widest time mask, in frames.", 8)
     attn_implementation: str | None = _help("Attention of both towers: 'sdpa', 'eager', 'flash_attention_2', ...")
     trust_remote_code: bool = _help("Run code that comes with backbones or models from the Hub.", False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from hf_mmbalance.data.clips import ClipDataset
+from hf_mmbalance.data.seeding import rng_for
 from hf_mmbalance.model.inputs_mmbalance import resample
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 
@@ -33,9 +35,9 @@ class TrainingClips(Dataset):
         """The clip at `(index, epoch)`; calibration clips are never augmented, they stand for clips in use."""
         index, epoch = key if isinstance(key, tuple) else (key, None)
         if index < len(self.train):
-            return {**self.train[index if epoch is None else (index, epoch)], "calibration": False}
+            return {**self.train[index if epoch is None else (index, epoch)], "calibration": False, "epoch": epoch}
         assert self.calibration is not None
-        return {**self.calibration[index - len(self.train)], "calibration": True}
+        return {**self.calibration[index - len(self.train)], "calibration": True, "epoch": None}
 
 
 class MixedBatches:
@@ -127,15 +129,41 @@ def _endless(rng: np.random.Generator, count: int, length: int) -> np.ndarray:
     return np.concatenate([rng.permutation(count) for _ in range(math.ceil(length / count))])[:length]
 
 
+@dataclass(frozen=True)
+class SpecAugment:
+    """Masks over bands and stretches of a spectrogram (Park et al., 2019), drawn anew for every clip and epoch.
+
+    What is drawn depends on seed, clip id and epoch alone, not on the order of batches or the number of workers.
+    """
+
+    frequency_masks: int = 0
+    frequency_width: int = 8
+    time_masks: int = 0
+    time_width: int = 8
+    seed: int = 0
+
+    def __call__(self, features: torch.Tensor, clip_id: str, epoch: int) -> None:
+        """Set the masked parts of one clip's `(frames, mel bins)` spectrogram to 0, in place."""
+        rng = rng_for(self.seed, "specaugment", clip_id, epoch)
+        for axis, count, width in (
+            (1, self.frequency_masks, self.frequency_width),
+            (0, self.time_masks, self.time_width),
+        ):
+            for _ in range(count):
+                length = int(rng.integers(0, min(width, features.shape[axis]) + 1))
+                features.narrow(axis, int(rng.integers(0, features.shape[axis] - length + 1)), length).zero_()
+
+
 class ClipCollator:
     """Examples to what the model takes, through the processor.
 
     Args:
         processor: The model's processor.
+        augment: Masks for training clips' spectrograms; an example with an `epoch` is one.
     """
 
-    def __init__(self, processor: MMBalanceProcessor):
-        self.processor = processor
+    def __init__(self, processor: MMBalanceProcessor, augment: SpecAugment | None = None):
+        self.processor, self.augment = processor, augment
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Tensors of the processor, `labels` `(B,)` and, where examples say what kind they are, `calibration_mask`."""
@@ -152,6 +180,10 @@ class ClipCollator:
             frames=[None if clip is None else list(clip) for clip in frames] if with_frames else None,
             sampling_rate=rate,
         )
+        if self.augment is not None and "input_values" in batch:
+            for features, example in zip(batch["input_values"], examples, strict=True):
+                if example.get("epoch") is not None:
+                    self.augment(features, example["id"], example["epoch"])
         batch["labels"] = torch.tensor([example["label"] for example in examples])
         if "calibration" in examples[0]:
             batch["calibration_mask"] = torch.tensor([example["calibration"] for example in examples])

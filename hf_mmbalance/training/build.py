@@ -12,6 +12,7 @@ from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcess
 from hf_mmbalance.data.clips import ClipSplits
 from hf_mmbalance.model.backbones_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
 from hf_mmbalance.training.arguments import ModelArguments
+from hf_mmbalance.training.batches import SpecAugment
 from hf_mmbalance.training.trainer import check_classes
 
 
@@ -41,6 +42,7 @@ def build_model_and_processor(
         vision_revision=arguments.vision_revision,
         trust_remote_code=arguments.trust_remote_code,
     )
+    _set_statistics(processor, arguments)
     model = MMBalanceForAudioVisualClassification.from_backbones(
         audio,
         vision,
@@ -69,7 +71,21 @@ CONFIG_FIELDS = (
     "balance_loss_weight",
     "allocation_shrinkage",
     "label_smoothing",
+    "initializer_range",
 )
+
+
+def spec_augment(arguments: ModelArguments, seed: int) -> SpecAugment | None:
+    """The spectrogram masks that the arguments ask for."""
+    if not (arguments.frequency_masks or arguments.time_masks):
+        return None
+    return SpecAugment(
+        arguments.frequency_masks,
+        arguments.frequency_mask_width,
+        arguments.time_masks,
+        arguments.time_mask_width,
+        seed=seed,
+    )
 
 
 def _load_trained(
@@ -80,6 +96,17 @@ def _load_trained(
     check_classes(model.config, clips.classes)
     model.freeze_towers(_layers(arguments.trainable_layers))
     return model, MMBalanceProcessor.from_pretrained(name)
+
+
+def _set_statistics(processor: MMBalanceProcessor, arguments: ModelArguments) -> None:
+    for part, names in ((processor.feature_extractor, ("mean", "std")), (processor.image_processor, IMAGE_STATISTICS)):
+        for name in names:
+            value = getattr(arguments, name if name in IMAGE_STATISTICS else f"audio_{name}")
+            if value is not None:
+                setattr(part, name, value)
+
+
+IMAGE_STATISTICS = ("image_mean", "image_std")
 
 
 def _backbone(config: dict[str, Any] | None, name: str | None, default: str) -> str | PreTrainedConfig:

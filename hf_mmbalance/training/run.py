@@ -23,7 +23,7 @@ from hf_mmbalance.data.clips import ClipSplits
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.training.arguments import RunArguments, parse_arguments
-from hf_mmbalance.training.build import build_model_and_processor
+from hf_mmbalance.training.build import build_model_and_processor, spec_augment
 from hf_mmbalance.training.results import mean_weights, render_rows, render_weights, rows_of
 from hf_mmbalance.training.trainer import MMBalanceTrainer, check_classes, uniform_sum
 
@@ -59,7 +59,8 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     callbacks = []
     if training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=training.early_stopping_patience))
-    trainer = MMBalanceTrainer(model, training, clips, processor, callbacks=callbacks)
+    augment = spec_augment(arguments.model, training.seed)
+    trainer = MMBalanceTrainer(model, training, clips, processor, augment=augment, callbacks=callbacks)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     results, table = conclude(trainer, clips, arguments)

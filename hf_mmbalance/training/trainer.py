@@ -14,7 +14,7 @@ from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.training.arguments import MMBalanceTrainingArguments
-from hf_mmbalance.training.batches import ClipCollator, MixedBatches, TrainingClips
+from hf_mmbalance.training.batches import ClipCollator, MixedBatches, SpecAugment, TrainingClips
 
 
 class MeasureCapability(TrainerCallback):
@@ -38,6 +38,7 @@ class MMBalanceTrainer(Trainer):
         args: Training arguments.
         clips: The dataset; its `train` and `validation` splits are required, `calibration` by adaptive heads.
         processor: Saved with every checkpoint.
+        augment: Masks for the spectrograms of train clips.
         **kwargs: As [`transformers.Trainer`].
 
     Raises:
@@ -50,6 +51,7 @@ class MMBalanceTrainer(Trainer):
         args: MMBalanceTrainingArguments,
         clips: ClipSplits,
         processor: MMBalanceProcessor,
+        augment: SpecAugment | None = None,
         **kwargs: Any,
     ):
         self.clips, self.processor = clips, processor
@@ -65,7 +67,7 @@ class MMBalanceTrainer(Trainer):
             args=args,
             train_dataset=TrainingClips(clips.splits["train"], calibration),
             eval_dataset=clips.splits["validation"],
-            data_collator=ClipCollator(processor),
+            data_collator=ClipCollator(processor, augment),
             **kwargs,
         )
         if self.learns_from_calibration:
