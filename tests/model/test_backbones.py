@@ -1,0 +1,182 @@
+"""Models composed from backbones: any kind, any form they are passed in, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    ASTConfig,
+    ASTForAudioClassification,
+    ASTModel,
+    BertConfig,
+    BertModel,
+    ConvNextConfig,
+    Dinov2Config,
+    ViTConfig,
+    ViTModel,
+    Wav2Vec2Config,
+)
+
+from hf_mmbalance import MMBalanceForAudioVisualClassification
+
+from .tiny import AUDIO, CLASSES, SMALL, VISION, tiny_inputs
+
+
+compose = MMBalanceForAudioVisualClassification.from_backbones
+AST = ASTConfig(**{key: value for key, value in AUDIO.items() if key != "model_type"})
+VIT = ViTConfig(**{key: value for key, value in VISION.items() if key != "model_type"})
+BERT = BertConfig(**SMALL, vocab_size=20)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An AST and a ViT saved in half precision, as many Hub checkpoints are."""
+    folder = tmp_path_factory.mktemp("backbones")
+    torch.manual_seed(0)
+    ASTModel(AST).half().save_pretrained(folder / "ast")
+    ViTModel(VIT, add_pooling_layer=False).half().save_pretrained(folder / "vit")
+    return folder / "ast", folder / "vit"
+
+
+def _same(tower, loaded):
+    state = loaded.state_dict()
+    return all(torch.equal(value, state[key].float()) for key, value in tower.state_dict().items())
+
+
+def test_from_folders_in_half_precision(folders, tmp_path):
+    model = compose(*folders, id2label=CLASSES)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert _same(model.audio_model, ASTModel.from_pretrained(folders[0]))
+    assert _same(model.vision_model, ViTModel.from_pretrained(folders[1], add_pooling_layer=False))
+    assert model.config.id2label == CLASSES and model.config.label2id["angry"] == 1
+    model.save_pretrained(tmp_path)
+    again = MMBalanceForAudioVisualClassification.from_pretrained(tmp_path)
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
+    assert torch.equal(again(**tiny_inputs()).logits, model.eval()(**tiny_inputs()).logits)
+
+
+def test_dtype_of_all_weights(folders):
+    model = compose(*folders, id2label=CLASSES, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_from_configs_and_from_loaded_models():
+    new = compose(AST, VIT, id2label=CLASSES, fusion="sum", modality_dropout=[0.1, 0.2])
+    assert new.config.modality_dropout == [0.1, 0.2]
+    classifier, vit = ASTForAudioClassification(AST), ViTModel(VIT)
+    model = compose(classifier, vit, id2label=CLASSES)
+    assert _same(model.audio_model, classifier.audio_spectrogram_transformer) and _same(model.vision_model, vit)
+
+
+@pytest.mark.parametrize("length", [12, 24, 40])
+def test_audio_max_length(folders, length):
+    model = compose(*folders, id2label=CLASSES, audio_max_length=length)
+    assert model.config.audio_config.max_length == length
+    inputs = tiny_inputs()
+    inputs["input_values"] = torch.randn(4, length, 16)
+    assert torch.isfinite(model(**inputs).logits).all()
+    if length == 24:
+        assert _same(model.audio_model, ASTModel.from_pretrained(folders[0]))
+
+
+def test_trainable_layers(folders):
+    model = compose(*folders, id2label=CLASSES, trainable_layers=1)
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert frozen and all(".layers.0." in name or ".embeddings." in name for name in frozen)
+    model = compose(*folders, id2label=CLASSES, trainable_layers=0)
+    trainable = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable == {"unimodal_heads", "fusion"}
+    model(**tiny_inputs(), labels=torch.tensor([0, 1, 2, 3])).loss.backward()
+
+
+@pytest.mark.parametrize("fusion", ["adaptive", "concat"])
+@pytest.mark.parametrize(
+    "vision",
+    [
+        Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8),
+        ConvNextConfig(hidden_sizes=[4, 8], depths=[1, 1], num_stages=2, image_size=16, patch_size=2),
+    ],
+    ids=["dinov2", "convnext"],
+)
+def test_other_backbones(vision, fusion, tmp_path):
+    """Raw sound into Wav2Vec2; towers of different widths."""
+    audio = Wav2Vec2Config(
+        **{**SMALL, "hidden_size": 20, "num_attention_heads": 2},
+        conv_dim=(8, 8),
+        conv_stride=(5, 2),
+        conv_kernel=(10, 3),
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+    )
+    model = compose(audio, vision, id2label=CLASSES, fusion=fusion, frame_pooling="temporal").eval()
+    inputs = {"input_values": torch.randn(2, 800), "pixel_values": torch.randn(2, 3, 3, 16, 16)}
+    mask = torch.tensor([[True, True], [False, True]])
+    out = model(**inputs, modality_mask=mask, labels=torch.tensor([0, 1]))
+    out.loss.backward()
+    width = vision.hidden_sizes[-1] if hasattr(vision, "hidden_sizes") else vision.hidden_size
+    assert [feature.shape[1] for feature in out.modality_features] == [20, width]
+    torch.testing.assert_close(model(pixel_values=inputs["pixel_values"][1:]).logits, out.logits[1:])
+    model.save_pretrained(tmp_path)
+    again = MMBalanceForAudioVisualClassification.from_pretrained(tmp_path)
+    assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize(
+    ("audio", "vision", "options", "message"),
+    [
+        (AST, VIT, {"fusion": "adaptiv"}, "fusion='adaptiv' is unknown: choose one of adaptive, concat"),
+        (
+            AST,
+            VIT,
+            {"modality_dropuot": [0, 0]},
+            "unknown option 'modality_dropuot': did you mean 'modality_dropout'?",
+        ),
+        (AST, VIT, {"zzz": 1}, "unknown option 'zzz'$"),
+        (BertModel(BERT), VIT, {}, "audio backbone BertModel takes input_ids, not input_values: it is no audio model"),
+        (BERT, VIT, {}, "audio backbone BertModel takes input_ids, not input_values"),
+        (VIT, VIT, {}, "audio backbone ViTModel takes pixel_values, not input_values"),
+        (AST, AST, {}, "vision backbone ASTModel takes input_values, not pixel_values"),
+        ("/no/such/folder", VIT, {}, "audio backbone '/no/such/folder' cannot be loaded"),
+        (AST, Path("/no/such/folder"), {}, "vision backbone '/no/such/folder' cannot be loaded"),
+        (AST, VIT, {"audio_max_length": 3}, "audio_max_length=3 is shorter than one patch of 4 frames"),
+        (
+            Wav2Vec2Config(**SMALL),
+            VIT,
+            {"audio_max_length": 99},
+            "audio_max_length is for AST backbones, not for 'wav2",
+        ),
+        (AST, VIT, {"trainable_layers": 3}, "trainable_layers=3: give 'all' or a number from 0 to 2"),
+        (AST, VIT, {"fusion_options": {"gates": "class"}}, "fusion='adaptive' does not take fusion_options="),
+    ],
+    ids=lambda value: str(value)[:30] if isinstance(value, (str, dict)) else "",
+)
+def test_refused(audio, vision, options, message):
+    with pytest.raises(ValueError, match=message):
+        compose(audio, vision, id2label=CLASSES, **options)
+
+
+def test_refused_fusion_file():
+    with pytest.raises(FileNotFoundError, match="fusion head 'no/head.py:Mine': there is no file no/head.py"):
+        compose(AST, VIT, id2label=CLASSES, fusion="no/head.py:Mine")
+
+
+def test_real_weights(real_data, tmp_path):
+    """Half-precision ViT-S and the AST made of it, fitted to 3 s of sound."""
+    weights = real_data.parent / "weights"
+    if not weights.is_dir():
+        pytest.skip(f"{weights} is not there")
+    model = compose(
+        weights / "ast_s14_from_vit", weights / "vit_s14", id2label=CLASSES, audio_max_length=128, trainable_layers=2
+    ).eval()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    vit, audio = model.vision_model.config, model.audio_model.config
+    inputs = {
+        "input_values": torch.randn(1, 128, audio.num_mel_bins),
+        "pixel_values": torch.randn(1, 1, 3, vit.image_size, vit.image_size),
+    }
+    with torch.no_grad():
+        assert torch.isfinite(model(**inputs).logits).all()
+    stored = ViTModel.from_pretrained(weights / "vit_s14", add_pooling_layer=False)
+    assert _same(model.vision_model, stored)
