@@ -118,7 +118,7 @@ def scan_grid(root: Path, speakers: list[str] | None = None) -> list[GridClip]:
         clips.append(GridClip(name, speaker, path, parse_name(stem), times, split))
     if splits:
         _check_split_ids(root, splits, {clip.id for clip in clips}, partial=speakers is not None)
-    return clips
+    return sorted(clips, key=lambda clip: clip.id)  # one order, also for the same clips built to Parquet
 
 
 def _alignment_of(root: Path, speaker: str, stem: str) -> Path | None:

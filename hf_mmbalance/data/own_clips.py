@@ -182,6 +182,7 @@ def clips_from_rows(
         raise DataError(f"{len(doubled)} clip ids stand twice, e.g. {doubled[0]!r}: {', '.join(sources[:2])}")
     if len(classes) < 2:
         raise DataError(f"{name}: only one class ({', '.join(classes)}); at least two are needed")
+    rows = sorted(rows, key=lambda row: row.id)  # one order, whatever the source: seeds then mean the same
     place = {label: i for i, label in enumerate(classes)}
     fractions = {split: getattr(options, f"{split}_fraction") for split in ("test", "validation", "calibration")}
     splits, more = fill_splits(

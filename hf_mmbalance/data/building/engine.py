@@ -98,8 +98,17 @@ def _open_folder(plan: BuildPlan, out: Path, overwrite: bool) -> None:
 
 def _is_alive(draft: Path) -> bool:
     """Whether the process that writes a draft still runs (another part of the build on this machine)."""
-    pid = draft.name.rsplit(".", 1)[-1]
-    return pid.isdigit() and Path(f"/proc/{pid}").exists() and int(pid) != os.getpid()
+    pid = int(draft.name.rsplit(".", 1)[-1])
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    stat = Path(f"/proc/{pid}/stat")
+    return not (stat.exists() and stat.read_text().rsplit(")", 1)[-1].split()[0] == "Z")
 
 
 def _run(plan: BuildPlan, out: Path, todo: list[Shard], num_proc: int, bar: tqdm) -> float:
@@ -107,14 +116,14 @@ def _run(plan: BuildPlan, out: Path, todo: list[Shard], num_proc: int, bar: tqdm
     marks: list[tuple[float, int]] = []
 
     def advance(done: int) -> None:
-        bar.update(done - bar.n)
+        bar.update(done - (marks[-1][1] if marks else 0))
         marks.append((time.perf_counter(), done))
 
     head = (plan.label_column, plan.encode, features_of(plan))
     if num_proc <= 1:
-        for shard in todo:
-            for _ in _write_shard(shard, out, *head):
-                advance(bar.n + 1)
+        statuses = (status for shard in todo for status in _write_shard(shard, out, *head))
+        for done, _ in enumerate(statuses, start=1):
+            advance(done)
     elif todo:
         _run_pool(todo, out, head, num_proc, advance)
     return _steady_rate(marks)

@@ -38,6 +38,8 @@ def finish(plan: BuildPlan, out: Path, run: dict[str, Any], card: str) -> dict[s
         BuildError: shards are missing or double, or more clips were lost than the plan allows.
     """
     records = collect(plan, out)
+    for draft in (out / STATE / "drafts").iterdir():
+        draft.unlink()  # of killed runs: every shard is whole, so nobody writes any more
     clips = {entry["id"]: entry for record in records for entry in record["clips"]}
     report = _report(plan, records, clips, run)
     _write_manifest(plan, out, clips)

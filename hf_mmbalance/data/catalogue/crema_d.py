@@ -119,7 +119,9 @@ def plan_crema_d(
     if not there:
         raise DataError(f"{source}: no media of CREMA-D in VideoFlash/*.flv; {MIRRORS}")
     if len(there) < len(clips):
-        notes.append(f"the source has {len(there)} of {len(clips)} clips; the rest is listed in manifest.csv; {MIRRORS}")
+        notes.append(
+            f"the source has {len(there)} of {len(clips)} clips; the rest is listed in manifest.csv; {MIRRORS}"
+        )
     return BuildPlan(
         name="crema_d",
         clips=clips,

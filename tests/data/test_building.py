@@ -1,0 +1,361 @@
+"""The building engine: what is in a shard, what becomes of bad clips, and that a killed build ends the same."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from media_factory import grey_of, write_clip
+
+from hf_mmbalance.data.building import engine
+from hf_mmbalance.data.building.card import fill_card
+from hf_mmbalance.data.building.encode import encode_clip, flac
+from hf_mmbalance.data.building.engine import BuildError, build, file_sha256
+from hf_mmbalance.data.building.plan import STATUSES, BuildPlan, EncodeOptions, PlannedClip
+from hf_mmbalance.data.building.report import configs_of, finish, read_report
+from hf_mmbalance.data.building.script import join_parts
+from hf_mmbalance.data.building.sheet import contact_sheet
+from hf_mmbalance.data.building.validate import validate
+from hf_mmbalance.data.clips import DataError
+from hf_mmbalance.model.media_mmbalance import MEDIA_REASONS, MediaError
+
+
+GROUP = {"group": {"dtype": "string", "_type": "Value"}}
+CARD = "---\nlicense: mit\n---\n# Test\n\n{{ clips }}\n\n{{ splits }}\n\n{{ left_out }}\n\n{{ encoding }}\n"
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("media")
+    for i in range(24):
+        write_clip(root / f"{i:02d}.mp4", seconds=0.4, size=(32, 48), tone=300.0 + 20 * i)
+    return root
+
+
+def make_plan(media: Path, encode: EncodeOptions | None = None, **changes) -> BuildPlan:
+    clips = [
+        PlannedClip(
+            id=f"c{i:02d}",
+            source=str(media / f"{i:02d}.mp4"),
+            cell="test" if i % 4 == 3 else "train",
+            label=i % 2,
+            columns={"group": f"g{i}"},
+            size=(media / f"{i:02d}.mp4").stat().st_size,
+        )
+        for i in range(24)
+    ]
+    fields = {
+        "name": "toy",
+        "clips": clips,
+        "classes": ["even", "odd"],
+        "label_column": "label",
+        "group_column": "group",
+        "features": GROUP,
+        "configs": {"default": {"train": ["train"], "test": ["test"]}},
+        "encode": encode or EncodeOptions(frames=3),
+        "clips_per_shard": 5,
+    }
+    return BuildPlan(**(fields | changes))
+
+
+def shard_hashes(folder: Path) -> dict[str, str]:
+    return {path.name: file_sha256(path) for path in sorted((folder / "data").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def built(media, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("built") / "toy"
+    plan = make_plan(media)
+    report = finish(plan, out, build(plan, out), CARD)
+    contact_sheet(out, report["shards"], plan.classes, "label")
+    return out
+
+
+def test_every_media_reason_is_a_status():
+    assert set(MEDIA_REASONS) <= set(STATUSES)
+
+
+def test_plain_datasets_reads_it_without_this_package(built):
+    code = f"""
+import sys, datasets
+ds = datasets.load_dataset({str(built)!r})
+train = ds["train"]
+assert str(train.features["frames"]).startswith("List(Image"), train.features
+assert type(train.features["audio"]).__name__ == "Audio" and train.features["audio"].sampling_rate == 16000
+assert train.features["label"].names == ["even", "odd"]
+audio = train.cast_column("audio", datasets.Audio(decode=False))[0]["audio"]
+assert audio["bytes"][:4] == b"fLaC"
+image = train.select_columns(["frames"])[0]["frames"][1]
+assert image.size == (48, 32), image.size
+stream = datasets.load_dataset({str(built)!r}, split="test", streaming=True)
+ids = sorted(row["id"] for row in stream.select_columns(["id"]))
+assert "hf_mmbalance" not in sys.modules
+print(len(train), len(ds["test"]), ids[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["18", "6", "c03"], done.stderr[-2000:]
+
+
+def test_rows_hold_what_the_clips_hold(built):
+    rows = {}
+    for path in (built / "data").iterdir():
+        rows |= {row["id"]: row for row in pq.read_table(path).to_pylist()}
+    assert len(rows) == 24
+    row = rows["c05"]
+    assert row["group"] == "g5" and row["label"] == 1 and row["notes"] is None
+    assert row["duration"] == pytest.approx(0.4, abs=0.07)
+    assert row["audio"]["path"] == "c05.flac" and row["audio"]["bytes"][:4] == b"fLaC"
+    np.testing.assert_allclose(row["frame_times"], [0.04, 0.2, 0.32], atol=0.041)
+    from hf_mmbalance.data.building.validate import _check_media
+    from hf_mmbalance.data.hub import decode_images
+    from hf_mmbalance.data.media_clips import DecodeSpec
+
+    spec = DecodeSpec(16_000, 3, None, None, 0.0, False, 600.0)
+    greys = decode_images(row["frames"], spec).mean(axis=(1, 2, 3))
+    assert np.abs(greys - [grey_of(n) for n in (1, 5, 8)]).max() < 5
+    assert _check_media(row, 16_000) == []
+
+
+def test_report_card_and_configurations(built):
+    report = read_report(built)
+    assert report["clips"] == {"planned": 24, "built": 24} and report["status"] == {"ok": 24}
+    assert report["splits"]["default"]["test"]["classes"] == {"even": 0, "odd": 6}
+    assert {shard["file"] for shard in report["shards"]} == {f"data/{name}" for name in shard_hashes(built)}
+    card = (built / "README.md").read_text()
+    assert card.startswith("---\nlicense: mit\nconfigs:") and "24 of 24" in card and "No clip was left out" in card
+    assert len((built / "manifest.csv").read_text().splitlines()) == 25
+    assert (built / "contact_sheet.png").stat().st_size > 1000
+    with pytest.raises(DataError, match="nonsense"):
+        fill_card("{{ nonsense }}", make_plan_like(built), report, [])
+
+
+def make_plan_like(folder: Path) -> BuildPlan:
+    return BuildPlan.from_json(json.loads((folder / ".build" / "plan.json").read_text())["plan"])
+
+
+def test_flac_keeps_sixteen_bits():
+    import io
+
+    import soundfile
+
+    wave = np.array([0.0, 0.5, -1.0, 0.99999, 2.0], np.float32)
+    back, _ = soundfile.read(io.BytesIO(flac(wave, 16_000)), dtype="int16")
+    assert back.tolist() == [0, 16384, -32768, 32767, 32767]
+
+
+def test_two_processes_give_the_same_bytes_and_stay_lean(media, built, tmp_path, monkeypatch):
+    run = build(make_plan(media), tmp_path / "two", num_proc=2)
+    assert shard_hashes(tmp_path / "two") == shard_hashes(built)
+    assert run["clips"] == 24
+    code = (
+        "import sys, hf_mmbalance.data.building.engine, hf_mmbalance.data.building.script as s, resource;"
+        "import hf_mmbalance.data.catalogue.crema_d, hf_mmbalance.data.catalogue.grid;"
+        "print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_what_is_built_is_not_built_again(media, built, monkeypatch):
+    monkeypatch.setattr(engine, "encode_clip", None)
+    assert build(make_plan(media), built)["clips"] == 0
+
+
+def test_parts_are_merged_when_all_are_there(media, built, tmp_path):
+    plan = make_plan(media)
+    for i in range(3):
+        build(plan, tmp_path / f"part{i}", part=(i, 3))
+    parts = [tmp_path / f"part{i}" for i in range(3)]
+    with pytest.raises(BuildError, match="not built yet"):
+        finish(join_parts(parts[:2], tmp_path / "short"), tmp_path / "short", {}, CARD)
+    whole = join_parts(parts, tmp_path / "whole")
+    finish(whole, tmp_path / "whole", {}, CARD)
+    assert shard_hashes(tmp_path / "whole") == shard_hashes(built)
+    assert validate(tmp_path / "whole") == []
+    with pytest.raises(BuildError, match="in two parts"):
+        join_parts([parts[0], parts[0]], tmp_path / "double")
+    build(make_plan(media, EncodeOptions(frames=2)), tmp_path / "other", part=(1, 3))
+    with pytest.raises(BuildError, match="another plan"):
+        join_parts([parts[0], tmp_path / "other"], tmp_path / "mixed")
+    with pytest.raises(BuildError, match="holds no part"):
+        join_parts([tmp_path], tmp_path / "none")
+
+
+def test_bad_clips_are_named_and_left_out(media, tmp_path):
+    clips = {clip.id: clip for clip in make_plan(media).clips}
+    (tmp_path / "pointer.mp4").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n")
+    write_clip(tmp_path / "silent.mp4", seconds=0.4, tone=None)
+    write_clip(tmp_path / "blind.m4a", seconds=0.4, video=None)
+    write_clip(tmp_path / "short.mp4", seconds=0.04)
+    write_clip(tmp_path / "long.mp4", seconds=3.0)
+    (tmp_path / "broken.mp4").write_bytes(os.urandom(4000))
+    (tmp_path / "empty.mp4").touch()
+    cases = {
+        "missing": {"source": str(tmp_path / "vanished.mp4"), "size": 5},
+        "lfs_pointer": {"source": str(tmp_path / "pointer.mp4")},
+        "no_audio": {"source": str(tmp_path / "silent.mp4")},
+        "no_video": {"source": str(tmp_path / "blind.m4a")},
+        "too_short": {"source": str(tmp_path / "short.mp4")},
+        "too_long": {"source": str(tmp_path / "long.mp4")},
+        "undecodable": {"source": str(tmp_path / "broken.mp4")},
+        "empty": {"source": str(tmp_path / "empty.mp4")},
+        "changed": {"source": clips["c00"].source, "size": 7},
+        "checksum": {"source": clips["c00"].source, "size": clips["c00"].size, "sha256": "0" * 64},
+    }
+    from dataclasses import replace
+
+    bad = []
+    for status, change in cases.items():
+        source = Path(change["source"])
+        change = {"size": source.stat().st_size if source.exists() else 0} | change
+        bad.append(replace(clips["c01"], id=status, **change))
+    plan = make_plan(media, EncodeOptions(frames=2, max_seconds=1.0, min_seconds=0.2))
+    plan = make_plan(media, plan.encode, clips=plan.clips + bad)
+    report = finish(plan, tmp_path / "out", build(plan, tmp_path / "out"), CARD)
+    assert report["clips"] == {"planned": 34, "built": 24}
+    assert report["status"] == {"ok": 24} | dict.fromkeys(cases, 1)
+    for status in cases:
+        assert report["left_out"][status].startswith(f"{status}: ")
+    assert validate(tmp_path / "out") == []
+    lossy = make_plan(media, plan.encode, clips=plan.clips, max_lost=0.1)
+    with pytest.raises(BuildError, match="29.4% of the clips"):
+        finish(lossy, tmp_path / "out", {}, CARD)
+
+
+def test_bad_plans(media, tmp_path):
+    plan = make_plan(media)
+    with pytest.raises(DataError, match="stand twice"):
+        make_plan(media, clips=plan.clips * 2)
+    with pytest.raises(DataError, match="not among"):
+        make_plan(media, classes=["even"])
+    with pytest.raises(DataError, match="no configuration uses"):
+        make_plan(media, configs={"default": {"train": ["train"]}})
+    with pytest.raises(DataError, match="unknown splits"):
+        make_plan(media, configs={"default": {"learn": ["train"], "test": ["test"]}})
+    with pytest.raises(DataError, match="no clip"):
+        make_plan(media, clips=[])
+    for options in ({"image_format": "gif"}, {"frames": 0}, {"quality": 99}):
+        with pytest.raises(DataError):
+            EncodeOptions(**options)
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(BuildError, match="not empty"):
+        build(plan, tmp_path)
+    build(plan, tmp_path / "out")
+    other = make_plan(media, EncodeOptions(frames=1))
+    with pytest.raises(BuildError, match="--overwrite"):
+        build(other, tmp_path / "out")
+    assert build(other, tmp_path / "out", overwrite=True)["clips"] == 24
+    (tmp_path / "out" / "data" / "train-stray.parquet").touch()
+    with pytest.raises(BuildError, match="not of this build"):
+        finish(other, tmp_path / "out", {}, CARD)
+
+
+def test_a_full_disk_leaves_nothing_half_written(media, tmp_path, monkeypatch):
+    plan, written = make_plan(media), []
+
+    def write(self, rows):
+        written.append(rows)
+        if len(written) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(self, rows)
+
+    whole = engine._Draft.write
+    monkeypatch.setattr(engine._Draft, "write", write)
+    with pytest.raises(BuildError, match="disk .* is full"):
+        build(plan, tmp_path / "out")
+    assert list((tmp_path / "out" / ".build" / "drafts").iterdir()) == []
+    assert len(shard_hashes(tmp_path / "out")) == 2
+    monkeypatch.undo()
+    assert build(plan, tmp_path / "out")["clips"] < 24
+    finish(plan, tmp_path / "out", {}, CARD)
+    assert validate(tmp_path / "out") == []
+
+
+def test_damage_after_the_build_is_found(media, built, tmp_path):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(built, folder)
+    victim = sorted((folder / "data").iterdir())[0]
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 255
+    victim.write_bytes(content)
+    assert any(victim.name in problem for problem in validate(folder))
+    with pytest.raises(BuildError, match="no build_report.json"):
+        validate(tmp_path)
+
+
+def test_shared_groups_are_found(media, tmp_path):
+    clips = [PlannedClip(**(vars(clip) | {"columns": {"group": "one"}})) for clip in make_plan(media).clips]
+    for allowed in ((), ("default",)):
+        plan = make_plan(media, clips=clips, shared_groups_allowed=allowed)
+        finish(plan, tmp_path / "out", build(plan, tmp_path / "out"), CARD)
+        assert any("groups are in both" in problem for problem in validate(tmp_path / "out")) == (not allowed)
+
+
+def test_windows_apply_only_to_longer_files(media, tmp_path):
+    path = write_clip(tmp_path / "a.mp4", seconds=2.0)
+    for window, length in (((0.5, 1.0), 0.5), ((5.0, 9.0), 2.0)):
+        clip = PlannedClip("a", str(path), "train", 0, {}, path.stat().st_size, window=window, window_if_longer=True)
+        assert encode_clip(clip, "label", EncodeOptions(frames=2))["duration"] == pytest.approx(length, abs=0.1)
+    clip = PlannedClip("a", str(path), "train", 0, {}, path.stat().st_size, window=(5.0, 9.0))
+    with pytest.raises(MediaError) as caught:
+        encode_clip(clip, "label", EncodeOptions(frames=2))
+    assert caught.value.reason == "too_short"
+
+
+def test_png_is_lossless_and_empty_splits_are_left_out(media, tmp_path):
+    plan = make_plan(media, EncodeOptions(frames=1, image_format="png", frame_size=(8, 10)))
+    plan = make_plan(media, plan.encode, configs=plan.configs | {"more": {"train": ["train"], "test": ["test"]}})
+    out = tmp_path / "out"
+    report = finish(plan, out, build(plan, out), CARD)
+    row = pq.read_table(sorted((out / "data").iterdir())[0]).to_pylist()[0]
+    assert row["frames"][0]["bytes"][:4] == b"\x89PNG"
+    report["shards"] = [shard for shard in report["shards"] if "train" in shard["file"]]
+    configs = configs_of(plan, report)
+    assert [[part["split"] for part in config["data_files"]] for config in configs] == [["train"], ["train"]]
+    assert [config.get("default") for config in configs] == [True, None]
+
+
+BUILD = """
+import sys
+sys.path.insert(0, {tests!r})
+sys.path.insert(0, {here!r})
+from pathlib import Path
+from test_building import make_plan
+from hf_mmbalance.data.building import engine
+if __name__ == "__main__":
+    engine.build(make_plan(Path({media!r})), Path({out!r}), num_proc={num_proc})
+"""
+
+
+def test_killed_at_ten_random_moments_the_shards_are_the_same(media, built, tmp_path):
+    here = Path(__file__).parent
+    rng = random.Random(0)
+    out, script, kills = tmp_path / "out", tmp_path / "run.py", 0
+    places = {"tests": str(here.parent), "here": str(here), "media": str(media)}
+    for attempt in range(10):
+        script.write_text(BUILD.format(**places, out=str(out), num_proc=1 + attempt % 2))
+        run = subprocess.Popen([sys.executable, str(script)], start_new_session=True, stderr=subprocess.DEVNULL)
+        while not (out / ".build" / "drafts").exists():
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0.0, 0.25 if attempt % 2 == 0 else 1.5))
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+        kills += run.returncode == -signal.SIGKILL
+        plan = make_plan(media)
+        build(plan, out)
+        assert shard_hashes(out) == shard_hashes(built)
+        finish(plan, out, {}, CARD)
+        assert list((out / ".build" / "drafts").iterdir()) == []
+        subprocess.run(["rm", "-rf", str(out)], check=True)
+    assert kills >= 8
