@@ -134,7 +134,8 @@ class Allocation(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """Class index of every clip, `(N,)`; ties by `measures.predict`."""
-        return self.classes_[predict(self.decision_function(X))]
+        best = predict(self.decision_function(X))
+        return np.asarray(self.classes_[best])
 
     def weights(self, X: Any) -> np.ndarray:
         """Weights `(N, M, C)` that every modality's calibrated log-probabilities got, 0 where missing."""

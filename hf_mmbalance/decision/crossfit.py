@@ -41,8 +41,9 @@ def cross_fit_logits(
     """
     labels = np.asarray(labels)
     if list(estimators) != [name for name in estimators if name in features] or len(estimators) != len(features):
-        raise ValueError(f"estimators ({', '.join(estimators)}) and features ({', '.join(features)}) must name the same"
-                         " modalities.")  # fmt: skip
+        raise ValueError(
+            f"estimators ({', '.join(estimators)}) and features ({', '.join(features)}) must name the same modalities."
+        )
     names = np.arange(len(labels)).astype(str) if groups is None else np.asarray(groups)
     fold, classes = group_folds(names, folds, seed), int(labels.max()) + 1
     logits = np.full((len(labels), len(estimators), classes), np.nan)

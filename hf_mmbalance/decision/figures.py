@@ -90,11 +90,11 @@ def participation(report: Report) -> Figure:
             x = [found["capability_share"][name][c] for c in classes]
             y = [found["participation"][name][c] for c in classes]
             there = [i for i in range(len(classes)) if x[i] is not None and y[i] is not None]
-            for i in there:
-                ends = found["participation_ci"][name][classes[i]]
-                if ends:
-                    ax.plot([x[i]] * 2, ends, color=COLOURS[m % len(COLOURS)], alpha=0.35, linewidth=1, zorder=2)
-            ax.scatter([x[i] for i in there], [y[i] for i in there], s=22, color=COLOURS[m % len(COLOURS)], zorder=3)
+            ends = [found["participation_ci"][name][classes[i]] or (y[i], y[i]) for i in there]
+            low, high = zip(*ends, strict=True) if ends else ((), ())
+            colour = COLOURS[m % len(COLOURS)]
+            ax.vlines([x[i] for i in there], low, high, color=colour, alpha=0.35, linewidth=1, zorder=2)
+            ax.scatter([x[i] for i in there], [y[i] for i in there], s=22, color=colour, zorder=3)
         ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel="capability share")
         ax.set_title(f"{method}: index {found['index']:.3f}")
         ax.grid()
@@ -136,6 +136,8 @@ def waterfalls(report: Report) -> Figure:
             base += value
         ax.bar(len(steps), base, width=0.62, color=INK)
         ax.axhline(0, color=INK, linewidth=0.6)
+        ax.use_sticky_edges = False
+        ax.margins(y=0.08)
         labels = [_short(name, 9) for name in [*(name for name, _ in steps), "margin"]]
         ax.set_xticks(range(len(labels)), labels, rotation=0 if len(labels) <= 4 else 40)
         ax.set_title(
@@ -244,10 +246,9 @@ def _grouped_bars(
         y = np.arange(len(classes)) + (m - (len(names) - 1) / 2) * height
         width = [values[name][c] or 0.0 for c in classes]
         ax.barh(y, width, height=height * 0.88, color=COLOURS[m % len(COLOURS)])
-        for i, c in enumerate(classes):
-            ends = intervals[name][c] if intervals else None
-            if ends:
-                ax.plot(ends, [y[i]] * 2, color=INK, linewidth=0.8)
+        if intervals:
+            ends = [intervals[name][c] or (width[i], width[i]) for i, c in enumerate(classes)]
+            ax.hlines(y, *zip(*ends, strict=True), color=INK, linewidth=0.8)
     ax.axvline(0, color=INK, linewidth=0.6)
 
 

@@ -290,6 +290,40 @@ def shapley(values: Any) -> np.ndarray:
     return result
 
 
+def additive_subsets(modality_logits: Any, weights: Any = None, bias: Any = None) -> np.ndarray:
+    """Fused logits of every subset of modalities under an additive decision layer, the other modalities masked.
+
+    Weights act on log-softmaxed logits. With a subset S they are rescaled so that shares renormalise over S and their
+    sum becomes |S| / M of what it was; one modality present speaks for itself, without weight and bias.
+
+    Args:
+        modality_logits: `(N, M, C)`, NaN rows where a modality is missing.
+        weights: `(M, C)` or `(N, M, C)`, positive; None for the plain sum.
+        bias: `(C,)`; None for zeros.
+
+    Returns:
+        `(2^M, N, C)`; entry `s` is the subset of the set bits of `s`; NaN where a clip has none of its members.
+    """
+    z = log_softmax(modality_logits)
+    n, modalities, classes = z.shape
+    w = np.ones((1, modalities, classes)) if weights is None else np.asarray(weights, dtype=np.float64)
+    w = np.broadcast_to(w if w.ndim == 3 else w[None], z.shape)
+    b = np.zeros(classes) if bias is None else np.asarray(bias, dtype=np.float64)
+    there = ~np.isnan(z[:, :, 0])
+    fused = np.full((2**modalities, n, classes), np.nan)
+    for subset in range(1, 2**modalities):
+        inside = there & (subset >> np.arange(modalities) & 1).astype(bool)
+        count = inside.sum(axis=1)
+        kept = w * inside[..., None]
+        total = kept.sum(axis=1)
+        scale = w.sum(axis=1) * (count / modalities)[:, None] / np.where(total > 0, total, 1)
+        terms = np.where(inside[..., None], z, 0)
+        several = (kept * terms).sum(axis=1) * scale + b
+        fused[subset] = np.where((count > 1)[:, None], several, terms.sum(axis=1))
+        fused[subset, count == 0] = np.nan
+    return fused
+
+
 def relative_balance_index(participation: Any, capability_share: Any) -> np.ndarray | float:
     """1 - mean over classes of half the L1 distance between participation and capability share (1 = as it is worth).
 

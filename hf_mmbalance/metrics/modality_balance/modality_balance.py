@@ -1,0 +1,90 @@
+"""`evaluate` module: does each modality take part in the decision for what it is worth, class by class?"""
+
+import datasets
+import evaluate
+import numpy as np
+
+from .measures import (
+    accuracy,
+    additive_subsets,
+    capability,
+    class_means,
+    correct,
+    predict,
+    relative_balance_index,
+    rescued_and_lost,
+    shapley,
+    shares,
+)
+
+
+_DESCRIPTION = """Balance of a decision layer that adds weighted log-probabilities of modalities: capability (recall
+above chance of each modality alone), contribution (exact Shapley value of accuracy), participation (contribution
+normalised over modalities), lean (participation minus capability share), the relative balance index, and which clips
+the fusion rescues or loses."""
+
+_CITATION = """@article{ma2025revisit, title={Revisit Modality Imbalance at the Decision Layer}, author={Ma and Chen},
+journal={arXiv preprint arXiv:2510.14411}, year={2025}}"""
+
+_INPUTS = """
+Args:
+    predictions (list of (M, C) lists): unimodal logits of every clip; a row of NaN where a modality is missing.
+    references (list of int): class indices.
+    weights (optional): (M, C), or (N, M, C) such as a model's `modality_weights`; positive. Default: the plain sum.
+    bias (optional): (C,) class bias of the decision layer. Default: none.
+    modalities (optional): M names, for the keys of the result.
+Returns:
+    accuracy, relative_balance_index, lost (floats); lean, rescued (by modality); capability, contribution,
+    participation (by modality, a list a class).
+Examples:
+    >>> metric = evaluate.load("modality_balance")
+    >>> metric.compute(predictions=[[[2.0, 0.0], [0.5, 0.0]], [[0.0, 1.0], [0.3, 0.0]]], references=[0, 1])
+"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
+class ModalityBalance(evaluate.Metric):
+    """Relative balance of a decision layer."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        rows = datasets.Sequence(datasets.Sequence(datasets.Value("float32")))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": rows, "references": datasets.Value("int64")}),
+            reference_urls=["https://arxiv.org/abs/2510.14411"],
+        )
+
+    def _compute(self, predictions, references, weights=None, bias=None, modalities=None) -> dict:
+        logits, labels = np.asarray(predictions, dtype=np.float64), np.asarray(references)
+        if logits.ndim != 3:
+            raise ValueError(f"predictions have shape {logits.shape}; expected (N, M, C) unimodal logits.")
+        _, number, classes = logits.shape
+        names = list(modalities) if modalities is not None else [f"modality_{m}" for m in range(number)]
+        if len(names) != number:
+            raise ValueError(f"{len(names)} modality names for {number} modalities.")
+        fused = additive_subsets(logits, weights, bias)
+        there = ~np.isnan(fused[..., 0])
+        if not there[-1].all():
+            raise ValueError("a clip has no modality at all; leave it out.")
+        hits = np.where(there, predict(np.nan_to_num(fused)) == labels, 1 / classes)
+        hits[0] = 1 / classes
+        contribution = class_means(shapley(hits), labels, classes)
+        able = capability(logits, labels)
+        participation, worth = shares(contribution)[0], shares(able)[0]
+        present = ~np.isnan(logits).any(axis=2)
+        alone = (predict(np.nan_to_num(logits)) == labels[:, None]) & present
+        parts = rescued_and_lost(alone, correct(fused[-1], labels))
+        lean = np.nanmean(participation - worth, axis=1)
+        return {
+            "accuracy": accuracy(fused[-1], labels),
+            "relative_balance_index": relative_balance_index(participation, worth),
+            "lean": dict(zip(names, lean.tolist(), strict=True)),
+            "rescued": dict(zip(names, parts["rescued"].tolist(), strict=True)),
+            "weak": names[parts["weak"]],
+            "lost": parts["lost"],
+            "capability": dict(zip(names, able.tolist(), strict=True)),
+            "contribution": dict(zip(names, contribution.tolist(), strict=True)),
+            "participation": dict(zip(names, participation.tolist(), strict=True)),
+        }

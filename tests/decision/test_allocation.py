@@ -1,0 +1,254 @@
+"""`Allocation` as an estimator: conventions, missing data, shift, saving, and bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from drawn_tables import draw, make_table
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from hf_mmbalance.decision.allocation import Allocation
+from hf_mmbalance.decision.crossfit import cross_fit_logits
+from hf_mmbalance.decision.shift import estimate_prior
+from hf_mmbalance.metrics.measures import log_softmax
+
+
+FAST: dict[str, Any] = {"strengths": (30.0, 3.0), "folds": 3}
+
+
+@pytest.fixture(scope="module")
+def fitted() -> tuple[Allocation, dict[str, Any]]:
+    data = draw(n=500, missing=0.1)
+    return Allocation(**FAST).fit(data["logits"], data["labels"], data["groups"]), data
+
+
+def test_scikit_learn_conventions(fitted: tuple[Allocation, dict[str, Any]]) -> None:
+    allocation, data = fitted
+    assert clone(allocation).get_params() == allocation.get_params()
+    assert clone(allocation).set_params(rung="class").rung == "class"
+    p = allocation.predict_proba(data["logits"])
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+    assert (allocation.predict(data["logits"]) == p.argmax(axis=1)).all()
+    assert allocation.score(data["logits"], data["labels"]) > 0.6
+    np.testing.assert_allclose(np.exp(log_softmax(allocation.decision_function(data["logits"]))), p)
+    with pytest.raises(NotFittedError):
+        Allocation().predict(data["logits"])
+
+
+def test_fits_are_repeatable(fitted: tuple[Allocation, dict[str, Any]]) -> None:
+    allocation, data = fitted
+    again = clone(allocation).fit(data["logits"], data["labels"], data["groups"])
+    np.testing.assert_array_equal(again.predict_proba(data["logits"]), allocation.predict_proba(data["logits"]))
+
+
+def test_a_shift_of_a_row_changes_nothing(fitted: tuple[Allocation, dict[str, Any]]) -> None:
+    allocation, data = fitted
+    moved = data["logits"] + np.random.default_rng(0).normal(size=(500, 2, 1)) * 10
+    np.testing.assert_allclose(allocation.predict_proba(moved), allocation.predict_proba(data["logits"]), atol=1e-9)
+
+
+def test_contributions_and_bias_add_up(fitted: tuple[Allocation, dict[str, Any]]) -> None:
+    allocation, data = fitted
+    rest = allocation.decision_function(data["logits"]) - allocation.contributions(data["logits"]).sum(axis=1)
+    both = ~np.isnan(data["logits"]).any(axis=(1, 2))
+    np.testing.assert_allclose(rest[both], np.tile(allocation.state_.bias, (both.sum(), 1)), atol=1e-9)
+    np.testing.assert_allclose(rest[~both], 0, atol=1e-12)
+
+
+def test_save_and_load(fitted: tuple[Allocation, dict[str, Any]], tmp_path: Path) -> None:
+    allocation, data = fitted
+    allocation.save(tmp_path / "kept")
+    back = Allocation.load(tmp_path / "kept")
+    np.testing.assert_array_equal(back.predict_proba(data["logits"]), allocation.predict_proba(data["logits"]))
+    assert (back.chosen_, back.reason_) == (allocation.chosen_, allocation.reason_)
+    assert back.check_shift(data["logits"]) == []
+    with pytest.raises(ValueError, match="allocation.json: no such file"):
+        Allocation.load(tmp_path)
+
+
+@pytest.mark.parametrize("modalities", [2, 5])
+def test_any_number_of_modalities_and_two_classes(modalities: int) -> None:
+    data = draw(n=200, modalities=modalities, classes=2, missing=0.3)
+    allocation = Allocation(**FAST).fit(data["logits"], data["labels"], data["groups"])
+    assert allocation.predict_proba(data["logits"]).shape == (200, 2)
+
+
+def test_shift_is_told_and_sameness_is_not() -> None:
+    data = draw(n=1000, seed=1)
+    allocation = Allocation(rung="global", **FAST).fit(data["logits"], data["labels"], data["groups"])
+    for seed in range(2, 12):
+        assert allocation.check_shift(draw(n=300, seed=seed)["logits"]) == []
+    unsure = data["logits"] * np.array([1.0, 0.2])[:, None]
+    with pytest.warns(UserWarning, match="modality 1 is less sure"):
+        allocation.check_shift(unsure)
+    leaning = data["logits"] + np.array([0, 0, 0, 6.0])
+    assert any("other classes" in text for text in allocation.check_shift(leaning, warn=False))
+    gone = data["logits"].copy()
+    gone[:400, 0] = np.nan
+    assert any("missing in 40%" in text for text in allocation.check_shift(gone, warn=False))
+
+
+def test_prior_shift_is_estimated_and_undone() -> None:
+    rng = np.random.default_rng(0)
+    true_prior, prior = np.array([0.7, 0.2, 0.1]), np.full(3, 1 / 3)
+    labels = rng.choice(3, size=5000, p=true_prior)
+    seen = rng.normal(size=(5000, 3)) + 1.5 * np.eye(3)[labels]
+    log_p = log_softmax(1.5 * seen)  # the exact posterior under equal priors
+    np.testing.assert_allclose(estimate_prior(log_p, prior), true_prior, atol=0.03)
+    data = draw(n=2000, classes=3)
+    allocation = Allocation(rung="class_bias", **FAST).fit(data["logits"], data["labels"], data["groups"])
+    fresh = draw(n=4000, classes=3, seed=9)
+    kept = (fresh["labels"] != 2) | (rng.random(4000) < 0.15)
+    logits, labels = fresh["logits"][kept], fresh["labels"][kept]
+    plain = allocation.predict_proba(logits)
+    mended = allocation.predict_proba(logits, prior="estimate")
+    rows = np.arange(len(labels))
+    assert -np.log(mended[rows, labels]).mean() < -np.log(plain[rows, labels]).mean()
+    np.testing.assert_allclose(allocation.predict_proba(logits, prior=allocation.prior_), plain, atol=1e-9)
+    with pytest.raises(ValueError, match="3 probabilities"):
+        allocation.predict_proba(logits, prior=[0.5, 0.5])
+    with pytest.raises(ValueError, match="'guess'"):
+        allocation.predict_proba(logits, prior="guess")
+
+
+def test_write_to_a_model_and_refusals() -> None:
+    torch = pytest.importorskip("torch")
+    from hf_mmbalance.model.fusion_mmbalance import SumFusion
+
+    table = make_table(n=300)
+    allocation = Allocation(rung="gate", **FAST).fit_table(table)
+
+    class Model(torch.nn.Module):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.fusion = SumFusion(2, 4, (8, 8))
+            self.head = torch.nn.Linear(8, 4)
+            self.config = SimpleNamespace(fusion="sum", fusion_options=None, modalities=["audio", "vision"],
+                                          id2label=dict(enumerate(table.classes)))  # fmt: skip
+
+    model = Model().eval()
+    allocation.write_to(model)
+    assert (model.config.fusion, model.config.fusion_options["gate"]) == ("adaptive", "modality")
+    assert not model.fusion.training and model.fusion.feature_sizes == (8, 8)
+    with torch.no_grad():
+        out = model.fusion(torch.from_numpy(table.logits).float(), torch.from_numpy(table.mask)).logits.softmax(-1)
+    np.testing.assert_allclose(out.numpy(), allocation.predict_proba(table.logits), atol=1e-5)
+    model.config.id2label = dict(enumerate(reversed(table.classes)))
+    with pytest.raises(ValueError, match="classes .* are not those of the fit"):
+        allocation.write_to(model)
+    model.config.id2label, model.config.modalities = dict(enumerate(table.classes)), ["vision", "audio"]
+    with pytest.raises(ValueError, match="modalities are"):
+        allocation.write_to(model)
+    model.fusion = SumFusion(2, 7)
+    with pytest.raises(ValueError, match="modalities and classes"):
+        allocation.write_to(model)
+
+
+def test_cross_fitting_never_judges_a_group_it_learned() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(20), 15)
+    labels = rng.integers(0, 3, 300)
+    # features name the group: a tower that saw the group would be perfect, one that did not knows nothing
+    x = np.eye(20)[groups] * 0 + rng.normal(size=(300, 20))
+    own = {"a": x + 2 * np.eye(20)[labels], "b": x.copy()}
+    own["b"][:5] = np.nan
+    logits = cross_fit_logits({"a": LogisticRegression(), "b": LogisticRegression()}, own, labels, groups)
+    assert logits.shape == (300, 2, 3) and np.isnan(logits[:5, 1]).all() and not np.isnan(logits[:, 0]).any()
+    assert (logits[:, 0].argmax(1) == labels).mean() > 0.8
+    assert abs((logits[5:, 1].argmax(1) == labels[5:]).mean() - 1 / 3) < 0.12
+    with pytest.raises(ValueError, match="same modalities"):
+        cross_fit_logits({"a": LogisticRegression()}, own, labels)
+
+
+# ---- bad input
+
+
+def bad(**change: Any) -> dict[str, Any]:
+    data = draw(n=60)
+    return {"X": data["logits"], "y": data["labels"], "groups": data["groups"]} | change
+
+
+def spoiled(value: float) -> np.ndarray:
+    logits = draw(n=60)["logits"]
+    logits[7, 1, 2] = value
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (bad(X=np.zeros((60, 4))), r"expected \(N, M, C\)"),
+        (bad(X=np.zeros((60, 1, 4))), "M >= 2"),
+        (bad(X=spoiled(np.nan)), "NaN or inf within a row"),
+        (bad(X=spoiled(np.inf)), "NaN or inf within a row"),
+        (bad(X=np.full((60, 2, 4), np.nan)), "60 clip\\(s\\) have no modality"),
+        (bad(y=np.zeros(59, dtype=int)), "y has shape"),
+        (bad(y=np.zeros(60)), "integers"),
+        (bad(y=np.full(60, 4)), r"classes are 0\.\.3"),
+        (bad(groups=["a"]), "groups has 1 entries"),
+    ],
+)
+def test_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Allocation(**FAST).fit(arguments["X"], arguments["y"], arguments["groups"])
+
+
+def test_refused_options_and_other_shapes_at_use(fitted: tuple[Allocation, dict[str, Any]]) -> None:
+    allocation, data = fitted
+    for options, message in [({"folds": 1}, "folds"), ({"strengths": (0.0,)}, "strengths"), ({"rung": "x"}, "unknown"),
+                             ({"calibration": "isotonic"}, "unknown")]:  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            Allocation(**options).fit(data["logits"], data["labels"], data["groups"])
+    with pytest.raises(ValueError, match="the fit had"):
+        allocation.predict(data["logits"][:, :, :3])
+
+
+def test_three_rows_fall_back_to_the_sum_with_a_warning() -> None:
+    data = draw(n=60)
+    with pytest.warns(UserWarning, match="too few to fit"):
+        allocation = Allocation().fit(data["logits"][:3], data["labels"][:3], ["a", "b", "c"])
+    want = log_softmax(log_softmax(data["logits"]).sum(axis=1))
+    np.testing.assert_allclose(np.log(allocation.predict_proba(data["logits"])), want)
+
+
+def test_one_class_falls_back_with_a_warning() -> None:
+    data = draw(n=60)
+    with pytest.warns(UserWarning, match="1 class"):
+        assert Allocation(**FAST).fit(data["logits"], np.zeros(60, dtype=int), data["groups"]).chosen_ == "sum"
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_one_or_two_groups_warn(number: int) -> None:
+    data = draw(n=100, groups=number)
+    with pytest.warns(UserWarning, match=f"{number} group"):
+        assert Allocation(**FAST).fit(data["logits"], data["labels"], data["groups"]).chosen_ != "class"
+
+
+def test_a_class_absent_from_the_fit_warns_and_can_still_win() -> None:
+    data = draw(n=600)
+    kept = data["labels"] != 1
+    groups = np.array(data["groups"])[kept]
+    with pytest.warns(UserWarning, match=r"1 class\(es\) have no clip"):
+        allocation = Allocation(**FAST).fit(data["logits"][kept], data["labels"][kept], groups)
+    for name, state in allocation.ladder_.states.items():
+        recall = (state.fuse(data["logits"][~kept])[0].argmax(axis=1) == 1).mean()
+        assert recall > 0.3, name
+
+
+def test_a_modality_missing_everywhere_warns_and_stays_neutral() -> None:
+    data = draw(n=200, modalities=3)
+    data["logits"][:, 2] = np.nan
+    with pytest.warns(UserWarning, match="modality 2 is missing in every clip"):
+        allocation = Allocation(**FAST).fit(data["logits"], data["labels"], data["groups"])
+    assert allocation.score(data["logits"], data["labels"]) > 0.6
+    data["logits"][:, 1] = np.nan
+    with pytest.warns(UserWarning, match="fewer than 10 clips have two modalities"):
+        allocation = Allocation(**FAST).fit(data["logits"], data["labels"], data["groups"])
+    assert allocation.chosen_ in ("sum", "temperature", "best_single")

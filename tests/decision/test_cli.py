@@ -1,0 +1,121 @@
+"""The verbs `decide` and `diagnose`, and the report page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawn_tables import make_table
+
+from hf_mmbalance.decision.allocation import Allocation
+from hf_mmbalance.decision.cli import add_decide, add_diagnose
+
+
+def run(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    verbs = parser.add_subparsers()
+    add_decide(verbs)
+    add_diagnose(verbs)
+    parsed = parser.parse_args(list(map(str, arguments)))
+    return int(parsed.func(parsed))
+
+
+@pytest.fixture(scope="module")
+def table_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tables") / "run" / "decisions.parquet"
+    make_table(n=300, classes=3, missing=0.05).write(path)
+    return path
+
+
+def test_decide_prints_a_table_writes_json_and_saves(
+    table_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "deep" / "decide.json"
+    assert run("decide", table_file, "--json", target, "--save", tmp_path / "kept") == 0
+    printed = capsys.readouterr().out
+    assert "class_bias" in printed and "* chosen:" in printed
+    report = json.loads(target.read_text())
+    assert {"n", "classes", "modalities", "ci_unit", "rows", "chosen", "weights"} <= set(report)
+    assert {"method", "accuracy", "accuracy_ci", "nll", "ece"} <= set(report["rows"][0])
+    assert set(report["weights"]) == {"audio", "vision"} and len(report["weights"]["audio"]) == 3
+    assert Allocation.load(tmp_path / "kept").chosen_ == report["chosen"]
+
+
+def test_decide_json_to_stdout_is_json_alone(table_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("decide", table_file.parent, "--group-folds", "3", "--rung", "global_bias", "--json", "-")
+    assert run(*arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["n"] == 300 and report["chosen"] == "global_bias"
+    assert run(*arguments) == 0
+    assert json.loads(capsys.readouterr().out) == report, "the same seed gives the same report"
+
+
+def test_classes_file(table_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("ja\nnein\nvielleicht\n", '["ja", "nein", "vielleicht"]'):
+        (tmp_path / "classes").write_text(text)
+        arguments = ("--classes", tmp_path / "classes", "--rung", "temperature", "--json", "-")
+        assert run("decide", table_file, *arguments) == 0
+        assert json.loads(capsys.readouterr().out)["classes"] == ["ja", "nein", "vielleicht"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gone.parquet",), "gone.parquet: no such file"),
+        ((".",), "the folder holds no decisions.parquet"),
+        (("TABLE", "--fit-split", "train"), "no clip has split 'train'"),
+        (("TABLE", "--fit-split", "test", "--group-folds", "3"), "not both"),
+        (("TABLE", "--rung", "klass"), "'klass' is unknown"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(
+    table_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    filled = [str(table_file) if argument == "TABLE" else argument for argument in arguments]
+    assert run("decide", *filled) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and message in error and "\n" not in error
+
+
+def test_diagnose_writes_a_page_without_network(
+    table_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, target = tmp_path / "report.html", tmp_path / "diagnosis.json"
+    other = make_table(n=200, classes=3, seed=3)
+    other.classes, other.ids[0] = ["a<b", "c&d", 'e"f'], "<script>alert(1)</script>"
+    other.write(tmp_path / "other.npz")
+    arguments = (tmp_path / "other.npz", table_file.parent, "--report", page, "--json", target, "--draws", "20")
+    assert run("diagnose", *arguments) == 0
+    assert "balance index" in capsys.readouterr().out
+    text = page.read_text()
+    assert text.count("<svg") == 6
+    assert "<script" not in text and "a<b" not in text and "a&lt;b" in text
+    links = re.findall(r'(?:src|href)="([^"#][^"]*)"|url\((?!#)([^)]*)\)', text)
+    assert not links, f"the page must load nothing: {links[:3]}"
+    assert "$" not in re.sub(r"<svg.*?</svg>", "", text, flags=re.S), "a placeholder was left"
+    figures = sorted(path.name for path in (tmp_path / "report_figures").iterdir())
+    assert len(figures) == 12 and "weights_by_class.png" in figures and "index.svg" in figures
+    assert set(json.loads(target.read_text())) == {"run", "other"}
+
+
+def test_many_classes_and_modalities_are_drawn(tmp_path: Path) -> None:
+    table = make_table(n=400, classes=30, modalities=3, missing=0.1)
+    table.write(tmp_path / "t.npz")
+    arguments = ("--rung", "class_bias", "--report", tmp_path / "r.html", "--draws", "10")
+    assert run("diagnose", tmp_path / "t.npz", *arguments) == 0
+    assert "20 classes with the largest lean" in (tmp_path / "r.html").read_text()
+
+
+def test_a_stiff_table_has_a_report_too(tmp_path: Path) -> None:
+    table = make_table(n=200, classes=3)
+    table.groups = [f"{split}{i % 2}" for i, split in enumerate(table.splits)]
+    table.logits[np.array(table.splits) == "calibration", 1] = np.nan
+    table.write(tmp_path / "t.npz")
+    assert run("diagnose", tmp_path / "t.npz", "--report", tmp_path / "r.html", "--draws", "10") == 0
+    assert "do not allow class-level rungs" in (tmp_path / "r.html").read_text()

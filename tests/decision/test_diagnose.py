@@ -1,0 +1,226 @@
+"""Diagnosis: every measure against a hand computation, through the whole chain."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from drawn_tables import make_table
+
+from hf_mmbalance.decision.balance import balance, class_mean_draws, subset_values
+from hf_mmbalance.decision.decide import Decided, decide_folds, decide_splits
+from hf_mmbalance.decision.diagnose import diagnose, feature_geometry, lost_clips, modality_detail, rescued, waterfall
+from hf_mmbalance.decision.families import PARENTS
+from hf_mmbalance.decision.head import HeadState
+from hf_mmbalance.decision.table import DecisionTable, TableError
+from hf_mmbalance.metrics import geometry
+from hf_mmbalance.metrics.measures import accuracy, bootstrap_ci, correct, log_softmax
+
+
+FAST: dict[str, Any] = {"strengths": (30.0, 3.0)}
+
+
+def two_clips() -> DecisionTable:
+    """Audio is always right and sure, vision always wrong and unsure; the last clip has no vision."""
+    logits = np.array([[[4.0, 0.0], [1.0, 2.0]], [[0.0, 4.0], [2.0, 1.0]], [[0.0, 2.0], [np.nan, np.nan]]])
+    return DecisionTable(["a", "b", "c"], ["x", "y", "z"], ["test"] * 3, np.array([0, 1, 1]), logits, ["no", "yes"],
+                         ["audio", "vision"])  # fmt: skip
+
+
+def plain(table: DecisionTable) -> list[tuple[np.ndarray, HeadState]]:
+    return [(np.arange(len(table)), HeadState.plain_sum(*table.logits.shape[1:]))]
+
+
+def test_subset_values_by_hand() -> None:
+    table = two_clips()
+    got = subset_values(plain(table), table)
+    # rows: nothing, audio, vision, both; the clip without vision is worth chance there
+    np.testing.assert_allclose(got, [[0.5] * 3, [1, 1, 1], [0, 0, 0.5], [1, 1, 1]])
+    prior = np.array([0.25, 0.75])
+    got = subset_values(plain(table), table, "log_likelihood", prior)
+    np.testing.assert_allclose(got[0], np.log([0.25, 0.75, 0.75]))
+    np.testing.assert_allclose(got[1], -np.log1p(np.exp([-4.0, -4.0, -2.0])))
+    np.testing.assert_allclose(got[2], [-np.log1p(np.e), -np.log1p(np.e), np.log(0.75)])
+    np.testing.assert_allclose(got[3], -np.log1p(np.exp([-3.0, -3.0, -2.0])))
+    with pytest.raises(ValueError, match="'odds'"):
+        subset_values(plain(table), table, "odds")
+
+
+def test_balance_by_hand() -> None:
+    table = two_clips()
+    found = balance(plain(table), table, draws=10)
+    # class no: phi = (3/4, -1/4); class yes: mean of (3/4, -1/4) and (1/2, 0)
+    np.testing.assert_allclose(found.contribution[0], [[0.75, 0.625], [-0.25, -0.125]])
+    np.testing.assert_allclose(found.capability[0], [[0.5, 0.5], [-0.5, -0.5]])
+    np.testing.assert_allclose(found.participation[0], [[1, 1], [0, 0]])
+    np.testing.assert_allclose(found.lean[0], 0)
+    assert found.index[0] == 1
+    report = found.as_dict(table)
+    assert report["mean_lean"]["vision"]["value"] == 0 and report["classes_without_capability"] == 0
+
+
+def test_contributions_of_all_classes_sum_to_accuracy_above_chance() -> None:
+    table = make_table(n=300, modalities=3, missing=0.2)
+    found = balance(plain(table), table, draws=5)
+    share = np.bincount(table.labels) / len(table)
+    total = (found.contribution[0].sum(axis=0) * share).sum()
+    fused = HeadState.plain_sum(3, 4).fuse(table.logits)[0]
+    assert total == pytest.approx(accuracy(fused, table.labels) - 1 / 4)
+
+
+def test_draws_of_class_means_are_the_bootstrap_of_one_class() -> None:
+    table = make_table(n=400, classes=2)
+    table.labels[:] = 0
+    values = np.random.default_rng(0).normal(size=(1, 400))
+    draws = class_mean_draws(values, table, draws=2000, seed=0)
+    assert draws[0, 0, 0] == pytest.approx(values.mean())
+    low, high = bootstrap_ci(values[0], table.groups, seed=0)
+    np.testing.assert_allclose(np.quantile(draws[1:, 0, 0], [0.025, 0.975]), [low, high], atol=1e-9)
+    assert np.isnan(draws[:, 0, 1]).all()
+
+
+def test_six_modalities_are_fast_and_exact() -> None:
+    import time
+
+    table = make_table(n=1000, modalities=6, classes=5)
+    start = time.process_time()
+    found = balance(plain(table), table, draws=50)
+    assert time.process_time() - start < 10
+    assert found.contribution.shape == (51, 6, 5)
+
+
+@pytest.fixture(scope="module")
+def decided() -> Decided:
+    """Folds over a table with features, a reference and missing modalities."""
+    table = make_table(n=400, classes=3, missing=0.05)
+    rng = np.random.default_rng(0)
+    table.features = {"audio": rng.normal(size=(400, 5)), "vision": rng.normal(size=(400, 3))}
+    table.references = {"other": rng.normal(size=(400, 3))}
+    return decide_folds(table, folds=3, **FAST)
+
+
+def test_decide_rows(decided: Decided) -> None:
+    report = decided.as_dict()
+    methods = [row["method"] for row in report["rows"]]
+    assert methods[:4] == ["audio", "vision", "sum", "mean_prob"] and methods[-2:] == ["adaptive", "reference.other"]
+    assert {*PARENTS, "best_single"} <= set(methods) and len(methods) == len(set(methods))
+    assert report["ci_unit"] == "group" and set(report["weights"]) == {"audio", "vision"}
+    rows = {row["method"]: row for row in report["rows"]}
+    table = decided.table
+    there = table.mask[:, 0]
+    assert rows["audio"]["n"] == there.sum() < rows["sum"]["n"] == 400
+    assert rows["audio"]["accuracy"] == accuracy(table.logits[there, 0], table.labels[there])
+    low, high = rows["adaptive"]["accuracy_ci"]
+    assert low < rows["adaptive"]["accuracy"] < high
+    pooled = np.log(np.nanmean(np.exp(log_softmax(table.logits)), axis=1))
+    assert rows["mean_prob"]["nll"] == pytest.approx(-pooled[np.arange(400), table.labels].mean())
+    json.dumps(report)
+
+
+def test_out_of_fold_means_not_fitted_on_the_clips_group(decided: Decided) -> None:
+    rows = np.concatenate([rows for rows, _ in decided.states["adaptive"]])
+    assert sorted(rows) == list(range(400))
+    groups = [set(np.array(decided.table.groups)[rows]) for rows, _ in decided.states["adaptive"]]
+    assert not groups[0] & groups[1] and not groups[1] & groups[2]
+
+
+def test_difference_is_paired(decided: Decided) -> None:
+    got = decided.difference("adaptive", "sum")
+    hit = correct(decided.fusions["adaptive"], decided.table.labels) - correct(
+        decided.fusions["sum"], decided.table.labels
+    )
+    assert got["accuracy"] == pytest.approx(hit.mean())
+    assert got["accuracy_ci"] == list(bootstrap_ci(hit, decided.table.groups))
+
+
+def test_diagnose_has_everything_and_is_json(decided: Decided) -> None:
+    report = diagnose(decided, draws=30)
+    text = json.dumps(report, allow_nan=False)
+    assert "NaN" not in text
+    assert [row["label"] for row in report["ablation"]] == ["global", "+ bias", "class", "both"]
+    assert report["ablation"][0]["over_global"]["accuracy"] == 0
+    assert {"sum", "best_single", "adaptive"} <= set(report["balance"])
+    for found in report["index_differences"]:
+        both = report["balance"]["adaptive"]["index"] - report["balance"][found["baseline"]]["index"]
+        assert found["index"] == pytest.approx(both)
+    assert set(report["geometry"]["modalities"]) == {"audio", "vision"} and len(report["geometry"]["cka"]) == 1
+
+
+def test_lost_clips_and_rescue_rates(decided: Decided) -> None:
+    table = decided.table
+    fused = decided.fusions["adaptive"].argmax(axis=1)
+    alone = np.where(table.mask[..., None], table.logits, -1e9).argmax(axis=2)
+    right = (alone == table.labels[:, None]) & table.mask
+    lost = right.any(axis=1) & (fused != table.labels)
+    found = lost_clips(decided)
+    assert found["n"] == lost.sum() == sum(map(sum, found["by_class"].values()))
+    assert {clip["id"] for clip in found["clips"]} <= {table.ids[i] for i in np.flatnonzero(lost)}
+    rates = rescued(decided, "adaptive")
+    only = right[:, 0] & ~right[:, 1]
+    assert rates["rescued"]["audio"] == pytest.approx((fused[only] == table.labels[only]).mean())
+    assert rates["lost"] == pytest.approx(lost.sum() / right.any(axis=1).sum())
+
+
+def test_waterfall_adds_up(decided: Decided) -> None:
+    for row in (0, 17, 200):
+        clip = waterfall(decided, row)
+        assert clip["bias"] + sum(clip["terms"].values()) == pytest.approx(clip["margin"])
+        fused = decided.fusions["adaptive"][row]
+        label = decided.table.labels[row]
+        assert clip["margin"] == pytest.approx(fused[label] - np.delete(fused, label).max())
+
+
+def test_modality_detail_by_hand() -> None:
+    logits = np.array([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.5, 1.0]])
+    table = DecisionTable(list("abcd"), list("wxyz"), ["test"] * 4, np.array([0, 1, 1, 2]),
+                          np.stack([logits, logits], axis=1), ["p", "q", "r"], ["m", "n"])  # fmt: skip
+    got = modality_detail(table, 0)
+    assert got["recall"] == [1.0, 0.5, 1.0] and got["accuracy"] == 0.75
+    assert got["margin"]["median"] == pytest.approx(1.0) and got["logit_range"]["median"] == pytest.approx(1.5)
+    assert got["logit_norm"]["median"] == pytest.approx(
+        np.median(np.linalg.norm(logits - logits.mean(1, keepdims=True), axis=1))
+    )
+    assert got["auc"][0] == pytest.approx(1.0)
+
+
+def test_splits() -> None:
+    table = make_table(n=400)
+    decided = decide_splits(table, **FAST)
+    assert set(decided.table.splits) == {"test"} and decided.fit_clips == table.splits.count("calibration")
+    with pytest.raises(TableError, match="same clips"):
+        decide_splits(table, fit_split="test", **FAST)
+    with pytest.raises(TableError, match="no clip has split 'validation'"):
+        decide_splits(table, fit_split="val", **FAST)
+    table.groups = ["one"] * 400
+    assert any("in both" in note for note in decide_splits(table, **FAST).notes)
+    with pytest.raises(TableError, match="one group only"):
+        decide_folds(table, **FAST)
+
+
+def test_geometry_by_hand() -> None:
+    square = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    assert geometry.effective_rank(square) == pytest.approx(2)
+    assert geometry.effective_rank(np.outer([1.0, 2.0, 4.0], [1.0, 1.0])) == pytest.approx(1)
+    # classes at +-1 on a line, each spread +-0.5: between 4 * 1, within 4 * 0.25
+    line = np.array([[1.5], [0.5], [-0.5], [-1.5]])
+    assert geometry.scatter_ratio(line, [0, 0, 1, 1]) == pytest.approx(4)
+    assert geometry.alignment(square, [0, 0, 1, 1]) == pytest.approx(4)
+    assert geometry.alignment(square, [0, 1, 0, 1]) == pytest.approx(2)
+    assert np.isnan(geometry.alignment(square, [0, 1, 2, 3]))
+    assert geometry.uniformity(square) == pytest.approx(np.log((4 * np.exp(-4) + 2 * np.exp(-8)) / 6))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 4))
+    turned = x @ np.linalg.qr(rng.normal(size=(4, 4)))[0] * 3
+    assert geometry.linear_cka(x, turned) == pytest.approx(1)
+    assert geometry.linear_cka(x, rng.normal(size=(200, 4))) < 0.1
+    np.testing.assert_allclose(geometry.feature_norms([[3.0, 4.0]]), [5])
+
+
+def test_geometry_skips_clips_without_the_modality() -> None:
+    table = make_table(n=50)
+    features = np.random.default_rng(0).normal(size=(50, 3))
+    features[:10] = np.nan
+    table.features = {"vision": features}
+    assert feature_geometry(table)["modalities"]["vision"]["n"] == 40
