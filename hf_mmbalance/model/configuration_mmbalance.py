@@ -43,6 +43,9 @@ class MMBalanceConfig(PreTrainedConfig):
         modality_dropout (`list[float]`, *optional*, defaults to `[0.0, 0.0]`):
             Probability, for each modality, that a training clip is shown without it, drawn independently; a clip that
             would lose everything is shown whole.
+        fused_loss_weight (`float`, *optional*):
+            Weight of the fused cross-entropy in the towers' loss; `None` takes the fusion head's own default.
+            With 0 each tower learns from its own loss alone, and the faster one cannot crowd the other out.
         unimodal_loss_weight (`float`, *optional*):
             Weight of the sum of unimodal cross-entropies; `None` takes the fusion head's own default.
         balance_loss_weight (`float`, *optional*, defaults to 0.1):
@@ -99,6 +102,7 @@ class MMBalanceConfig(PreTrainedConfig):
     max_frames: int = 64
     temporal_heads: int = 4
     modality_dropout: list[float | int] | tuple[float | int, ...] = (0.0, 0.0)
+    fused_loss_weight: float | int | None = None
     unimodal_loss_weight: float | int | None = None
     balance_loss_weight: float | int = 0.1
     allocation_shrinkage: float | int = 0.01

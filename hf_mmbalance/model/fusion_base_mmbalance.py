@@ -53,7 +53,7 @@ class FusionHead(nn.Module):
     #: Weight of the summed unimodal losses unless the config sets one.
     default_unimodal_loss_weight: float = 1.0
     #: Weight of the fused loss; 0 for ensembles of towers trained apart.
-    fused_loss_weight: float = 1.0
+    default_fused_loss_weight: float = 1.0
     #: The head has parameters that must learn only from calibration clips.
     learns_from_calibration: bool = False
 

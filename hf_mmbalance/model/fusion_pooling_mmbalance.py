@@ -35,7 +35,7 @@ class MeanProbFusion(FusionHead):
     with (UME); contributions are Shapley values over masks.
     """
 
-    fused_loss_weight = 0.0
+    default_fused_loss_weight = 0.0
 
     def forward(
         self,

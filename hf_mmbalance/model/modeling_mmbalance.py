@@ -220,10 +220,12 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         features = (audio, vision)
         # Decisions are made in float32: a log-softmax over many classes does not survive bf16.
         modality_logits = self._unimodal_logits(features).float()
-        fused = self.fusion(modality_logits, present, features)
+        # With labels, as the towers see it: their loss must not move what learns from calibration clips.
+        freeze = {"freeze_allocation": True} if labels is not None and self.fusion.learns_from_calibration else {}
+        fused = self.fusion(modality_logits, present, features, **freeze)
         parts = LossParts()
         if labels is not None:
-            parts = self._losses(fused, modality_logits, present, features, labels, calibration_mask)
+            parts = self._losses(fused, modality_logits, present, labels, calibration_mask)
         return MMBalanceOutput(
             loss=parts.loss,
             logits=fused.logits,
@@ -336,7 +338,6 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         fused: FusionOutput,
         modality_logits: torch.Tensor,
         modality_mask: torch.Tensor,
-        features: tuple[torch.Tensor, ...],
         labels: torch.Tensor,
         calibration_mask: torch.Tensor | None,
     ) -> LossParts:
@@ -350,9 +351,14 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         fused_loss, unimodal_loss = tower_losses(
             fused, modality_logits, modality_mask, labels, tower_clips, class_weights, config.label_smoothing
         )
-        weight = config.unimodal_loss_weight
-        weight = head.default_unimodal_loss_weight if weight is None else weight
-        loss = head.fused_loss_weight * fused_loss + weight * unimodal_loss
+        fused_weight, unimodal_weight = (
+            default if chosen is None else chosen
+            for chosen, default in (
+                (config.fused_loss_weight, head.default_fused_loss_weight),
+                (config.unimodal_loss_weight, head.default_unimodal_loss_weight),
+            )
+        )
+        loss = fused_weight * fused_loss + unimodal_weight * unimodal_loss
         if not head.learns_from_calibration:
             return LossParts(loss, fused_loss, unimodal_loss)
         clips = every_clip if calibration_mask is None else calibration_mask.bool()

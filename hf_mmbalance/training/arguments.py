@@ -63,6 +63,7 @@ class ModelArguments:
     frame_pooling: str = _help("Pooling over frames: 'mean' or 'temporal' (a small transformer layer first).", "mean")
     classifier_dropout: float = _help("Dropout on tower features and in the temporal layer.", 0.0)
     modality_dropout: list[float] = _help("Rate, for each modality, at which training clips lose it.", [0.0, 0.0])
+    fused_loss_weight: float | None = _help("Weight of the fused loss for the towers. Default: the fusion head's own.")
     unimodal_loss_weight: float | None = _help("Weight of the unimodal losses. Default: the fusion head's own.")
     balance_loss_weight: float = _help("Weight of the relative-balance term of the adaptive head.", 0.1)
     allocation_shrinkage: float = _help("Pull of the adaptive head's parameters towards the plain sum.", 0.01)

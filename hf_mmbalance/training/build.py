@@ -67,6 +67,7 @@ CONFIG_FIELDS = (
     "frame_pooling",
     "classifier_dropout",
     "modality_dropout",
+    "fused_loss_weight",
     "unimodal_loss_weight",
     "balance_loss_weight",
     "allocation_shrinkage",
