@@ -20,6 +20,7 @@ GROUP_NAMES = ("group", "actor", "speaker", "speaker_id", "subject", "video_id",
 ID_NAMES = ("id", "clip_id", "clip", "file", "name")
 LABEL_NAMES = ("label", "labels", "class", "emotion", "target")
 TIME_NAMES = ("frame_times", "times")
+GAIN_NAME = "audio_gain"  # what our own builds scaled a sound down by that went beyond full scale
 
 
 @dataclass
@@ -51,6 +52,7 @@ class Columns:
     group: str | None
     id: str | None
     times: str | None
+    gain: str | None
     start: str | None
     end: str | None
 
@@ -135,6 +137,7 @@ def find_columns(name: str, features: Any, options: HubOptions) -> Columns:
         group=chosen(options.group_column, named(GROUP_NAMES), "group"),
         id=chosen(options.id_column, named(ID_NAMES), "id"),
         times=chosen(None, named(TIME_NAMES), "frame times"),
+        gain=chosen(None, named((GAIN_NAME,)), "gain"),
         start=chosen(options.start_column, (), "window's start"),
         end=chosen(options.end_column, (), "window's end"),
     )
@@ -170,7 +173,7 @@ class RowDecoder:
     def __call__(self, record: ClipRecord, spec: DecodeSpec) -> DecodedClip:
         split, _, index = record.source.partition(":")
         media = [name for name in (self.columns.audio, self.columns.frames, self.columns.video) if name]
-        wanted = [*media, self.columns.times] if self.columns.times else media
+        wanted = media + [name for name in (self.columns.times, self.columns.gain) if name]
         part = self.parts[split]
         stored = part if isinstance(part, StreamedRows) else part.select_columns(wanted)
         row = stored[int(index)]
@@ -198,6 +201,8 @@ class RowDecoder:
             audio, _ = read_audio(
                 _content(row[columns.audio]), sampling_rate=spec.sampling_rate, max_seconds=spec.max_seconds
             )
+            if columns.gain and row[columns.gain] is not None:
+                audio = audio * np.float32(row[columns.gain])
         if columns.frames and row[columns.frames]:
             images = row[columns.frames]
             frames = decode_images([images] if isinstance(images, dict) else images, spec)

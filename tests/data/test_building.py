@@ -153,6 +153,20 @@ def test_flac_keeps_sixteen_bits():
     assert back.tolist() == [0, 16384, -32768, 32767, 32767]
 
 
+def test_sound_beyond_full_scale_keeps_its_shape(tmp_path):
+    import io
+
+    import soundfile
+
+    loud = (1.5 * np.sin(np.arange(16_000) / 20)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", loud, 16_000, subtype="FLOAT")
+    clip = PlannedClip("a", str(tmp_path / "a.wav"), "train", 0, {}, (tmp_path / "a.wav").stat().st_size)
+    row = encode_clip(clip, "label", EncodeOptions(need_frames=False))
+    stored, _ = soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="float32")
+    assert row["audio_gain"] == pytest.approx(1.5, abs=1e-4)
+    np.testing.assert_allclose(stored * row["audio_gain"], loud, atol=1e-4)
+
+
 def test_two_processes_give_the_same_bytes_and_stay_lean(media, built, tmp_path, monkeypatch):
     run = build(make_plan(media), tmp_path / "two", num_proc=2)
     assert shard_hashes(tmp_path / "two") == shard_hashes(built)

@@ -37,12 +37,16 @@ def list_of(feature: dict[str, Any]) -> dict[str, Any]:
 
 
 def features_of(plan: BuildPlan) -> dict[str, dict[str, Any]]:
-    """All columns of a plan's shards, in order, as `datasets` writes them down."""
+    """All columns of a plan's shards, in order, as `datasets` writes them down.
+
+    `audio_gain` times the stored sound is the sound of the source: 1 unless that goes beyond full scale.
+    """
     return {
         "id": value("string"),
         **plan.features,
         plan.label_column: class_label(plan.classes),
         "audio": {"sampling_rate": plan.encode.sampling_rate, "num_channels": 1, "_type": "Audio"},
+        "audio_gain": value("float64"),
         "frames": list_of({"_type": "Image"}),
         "frame_times": list_of(value("float64")),
         "duration": value("float64"),
@@ -88,11 +92,15 @@ def encode_clip(clip: PlannedClip, label_column: str, options: EncodeOptions) ->
         notes = [note for note in notes if not note.startswith("no_audio")]
         duration = len(audio) / options.sampling_rate
     _check_parts(clip, audio, media, duration, options)
+    gain = 1.0 if audio is None else max(1.0, float(np.abs(audio).max()))  # lossy codecs overshoot full scale
     return {
         "id": clip.id,
         **clip.columns,
         label_column: clip.label,
-        "audio": None if audio is None else {"bytes": flac(audio, options.sampling_rate), "path": f"{clip.id}.flac"},
+        "audio": None
+        if audio is None
+        else {"bytes": flac(audio / gain, options.sampling_rate), "path": f"{clip.id}.flac"},
+        "audio_gain": gain,
         "frames": None
         if media.frames is None
         else [_image(clip.id, i, f, options) for i, f in enumerate(media.frames)],
