@@ -1,0 +1,52 @@
+"""`mmbalance VERB ...`: one door to what the package does from a shell; each verb lives in its own room."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+EPILOG = """examples:
+  mmbalance train --config configs/grid_digits.yaml --data_dir GRID    the same as train.py
+  mmbalance decide outputs/grid-.../decisions.parquet                  the whole ladder of allocations, judged
+  mmbalance diagnose outputs/grid-... --report lean.html               where a model leans, and why
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb; returns the exit status (2 for arguments or data that make no sense)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["train"]:
+        # Its options depend on the dataset, and are read by the parser that train.py has.
+        from hf_mmbalance.training.cli import train
+
+        return train(argv[1:])
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if not hasattr(arguments, "func"):
+        parser.print_help()
+        return 2
+    return arguments.func(arguments)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every verb."""
+    import hf_mmbalance
+    from hf_mmbalance.decision.cli import add_decide, add_diagnose
+
+    parser = argparse.ArgumentParser(
+        prog="mmbalance",
+        description="Audio-visual classification that uses both senses.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=hf_mmbalance.__version__)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+    verbs.add_parser("train", help="train a model (as train.py; mmbalance train --help shows its options)")
+    add_decide(verbs)
+    add_diagnose(verbs)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
