@@ -106,6 +106,17 @@ print(len(train), len(ds["test"]), ids[0])
     assert done.stdout.split() == ["18", "6", "c03"], done.stderr[-2000:]
 
 
+def test_a_new_build_of_the_same_name_is_not_read_from_the_cache(media, tmp_path):
+    from datasets import load_dataset
+
+    for frames in (1, 2):
+        out = tmp_path / str(frames) / "same_name"
+        plan = make_plan(media, EncodeOptions(frames=frames))
+        finish(plan, out, build(plan, out), CARD)
+        rows = load_dataset(str(out), split="test", cache_dir=str(tmp_path / "cache")).select_columns(["frame_times"])
+        assert {len(row["frame_times"]) for row in rows} == {frames}
+
+
 def test_rows_hold_what_the_clips_hold(built):
     rows = {}
     for path in (built / "data").iterdir():

@@ -48,7 +48,29 @@ def fill_card(template: str, plan: BuildPlan, report: dict[str, Any], configs: l
         return parts[mark[1]]
 
     text = re.sub(r"\{\{ *(\w+) *\}\}", fill, body)
-    return "---\n" + yaml.safe_dump(head | {"configs": configs}, sort_keys=False, width=110) + "---\n" + text
+    head |= {"configs": configs, "dataset_info": _info(report, configs)}
+    return "---\n" + yaml.safe_dump(head, sort_keys=False, width=110) + "---\n" + text
+
+
+def _info(report: dict[str, Any], configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Clips and bytes of every split.
+
+    `datasets` names its cache by the folder's last name and this head, not by the files: without these numbers
+    `load_dataset` would serve an earlier build of the same name.
+    """
+    infos = []
+    for config in configs:
+        splits = []
+        for part in config["data_files"]:
+            starts = tuple(pattern.removesuffix("*.parquet") for pattern in part["path"])
+            size = sum(shard["bytes"] for shard in report["shards"] if shard["file"].startswith(starts))
+            count = report["splits"][config["config_name"]][part["split"]]["built"]
+            splits.append({"name": part["split"], "num_bytes": size, "num_examples": count})
+        total = sum(split["num_bytes"] for split in splits)
+        infos.append(
+            {"config_name": config["config_name"], "splits": splits, "download_size": total, "dataset_size": total}
+        )
+    return infos
 
 
 def _splits(report: dict[str, Any]) -> str:
