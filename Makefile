@@ -30,7 +30,9 @@ types:  ## Check types
 check: lint types test  ## What a change must pass
 
 bench:  ## Benchmarks of the main job (each prints ratios of its own run)
-	python benchmarks/training_speed.py
+	python benchmarks/head_cost.py
+	python benchmarks/training_loop.py
+	python benchmarks/default_run.py
 
 clean:  ## Remove build products and caches
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
