@@ -1,0 +1,38 @@
+"""A built wheel carries everything that a run needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_wheel_trains_outside_the_checkout(tmp_path: Path) -> None:
+    wheels, site = tmp_path / "wheels", tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", wheels, ROOT], check=True, timeout=300)
+    (wheel,) = wheels.glob("hf_mmbalance-*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True, timeout=300)
+    assert (site / "hf_mmbalance" / "py.typed").is_file()
+    # The wheel's package comes first on the path: before the editable install of the checkout under test.
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    options = ["--max_steps", "2", "--train_clips", "64", "--test_clips", "32", "--output_dir", "run"]
+    small = ["--calibration_clips", "32", "--validation_clips", "32"]
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_mmbalance.cli", "train", *options, *small],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["n"] == 32
+    where = [sys.executable, "-c", "import hf_mmbalance; print(hf_mmbalance.__file__)"]
+    found = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert str(site) in found.stdout
