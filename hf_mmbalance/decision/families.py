@@ -29,6 +29,8 @@ GATES = ("gate", "class_gate")
 WIDE = ("linear", "class_gate")
 MAX_CLASSES = 64
 SMALLEST_WEIGHT = 1e-4
+#: Numbers in one array of a gate's block.
+BLOCK = 100_000
 
 
 @dataclass
@@ -191,14 +193,11 @@ def fit_gate(data: FitData, parent: HeadState, strength: float, start: HeadState
     Free are alpha, log kappa and the bias (shrunk to the parent's) and the gate (shrunk to the parent's gate, or 0),
     on evidence standardised over the clips; not convex, started from `start`.
     """
-    seen, target, present = data.seen, data.target, data.present
-    scores = data.seen_scores
-    modalities, classes = parent.alpha.shape
-    sure = evidence(data.scores.transpose(2, 0, 1), present.T)
+    seen, (modalities, _) = data.seen, parent.alpha.shape
+    sure = evidence(data.scores.transpose(2, 0, 1), data.present.T)
     centre, spread = sure.mean(axis=0), np.maximum(sure.std(axis=0), 1e-3)
-    sure = np.ascontiguousarray(((sure - centre) / spread).T)
-    part = present.sum(axis=0) / modalities
-    count, width = len(seen), len(sure)
+    blocks = _gate_blocks(data, ((sure - centre) / spread).T)
+    count, width = len(seen), sure.shape[1]
     gate_shape = (modalities, count, width) if per_class else (modalities, width)
     cuts = np.cumsum([modalities * count, count, count])
 
@@ -207,24 +206,17 @@ def fit_gate(data: FitData, parent: HeadState, strength: float, start: HeadState
         alpha = state.alpha[:, seen] + (gate @ centre if per_class else (gate @ centre)[:, None])
         return np.concatenate([alpha.ravel(), state.log_kappa[seen], state.bias[seen], (gate * spread).ravel()])
 
-    anchor, rate = pack(parent), strength / len(target)
+    anchor, rate = pack(parent), strength / len(data.labels)
 
     def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
         alpha, log_kappa, bias, gate = np.split(theta, cuts)
-        alpha, gate = alpha.reshape(modalities, count), gate.reshape(gate_shape)
-        share = _shares(alpha, gate, sure, present)
-        pooled = np.einsum("mcn,mcn->cn", share, scores)
-        kappa = part * np.exp(log_kappa)[:, None]
-        value, residual = softmax_loss(kappa * pooled + bias[:, None], target)
-        residual_kappa = residual * kappa
-        push = scores - pooled
-        push *= share
-        push *= residual_kappa
-        slope = push @ sure.T if per_class else push.sum(axis=1) @ sure.T
-        by_kappa = np.einsum("cn,cn->c", residual_kappa, pooled)
-        flat = [push.sum(axis=2).ravel(), by_kappa, residual.sum(axis=1), slope.ravel()]
         delta = theta - anchor
-        return value + 0.5 * rate * float(delta @ delta), np.concatenate(flat) + rate * delta
+        value, slope = 0.5 * rate * float(delta @ delta), rate * delta
+        for block in blocks:
+            loss, by_parameter = block.loss(alpha.reshape(modalities, -1), log_kappa, bias, gate.reshape(gate_shape))
+            value += loss * len(block.target) / len(data.labels)
+            slope += by_parameter * (len(block.target) / len(data.labels))
+        return value, slope
 
     theta = minimise(objective, pack(start))
     alpha, log_kappa, bias, flat_gate = np.split(theta, cuts)
@@ -238,6 +230,46 @@ def fit_gate(data: FitData, parent: HeadState, strength: float, start: HeadState
     full = _gate_of(parent, per_class).copy()
     full[:, seen] = gate
     return state.replace(gate_weight=full)
+
+
+@dataclass
+class _GateBlock:
+    """Clips of a gate's fit, so few that their arrays stay in the processor's cache.
+
+    Args:
+        scores: `(M, C, B)`; sure: `(E, B)` standardised evidence; present: `(M, B)`; target: `(B,)`.
+    """
+
+    scores: np.ndarray
+    sure: np.ndarray
+    present: np.ndarray
+    target: np.ndarray
+
+    def loss(
+        self, alpha: np.ndarray, log_kappa: np.ndarray, bias: np.ndarray, gate: np.ndarray
+    ) -> tuple[float, np.ndarray]:
+        """Mean NLL and its gradient by alpha, log kappa, bias and gate, one after the other."""
+        share = _shares(alpha, gate, self.sure, self.present)
+        pooled = np.einsum("mcn,mcn->cn", share, self.scores)
+        kappa = self.present.mean(axis=0) * np.exp(log_kappa)[:, None]
+        value, residual = softmax_loss(kappa * pooled + bias[:, None], self.target)
+        residual_kappa = residual * kappa
+        push = self.scores - pooled
+        push *= share
+        push *= residual_kappa
+        by_gate = push @ self.sure.T if gate.ndim == 3 else push.sum(axis=1) @ self.sure.T
+        by_kappa = np.einsum("cn,cn->c", residual_kappa, pooled)
+        return value, np.concatenate([push.sum(axis=2).ravel(), by_kappa, residual.sum(axis=1), by_gate.ravel()])
+
+
+def _gate_blocks(data: FitData, sure: np.ndarray) -> list[_GateBlock]:
+    scores, target = data.seen_scores, data.target
+    size = max(64, BLOCK // (scores.shape[0] * scores.shape[1]))
+    parts = [slice(start, start + size) for start in range(0, len(target), size)]
+    return [
+        _GateBlock(np.ascontiguousarray(scores[..., part]), sure[:, part], data.present[:, part], target[part])
+        for part in parts
+    ]
 
 
 def _shares(alpha: np.ndarray, gate: np.ndarray, sure: np.ndarray, present: np.ndarray) -> np.ndarray:

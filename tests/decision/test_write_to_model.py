@@ -1,0 +1,47 @@
+"""The fitted allocation inside a real (tiny) model: same decisions, also after saving, also with one modality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from drawn_tables import draw
+
+from hf_mmbalance.decision.allocation import Allocation
+
+
+torch = pytest.importorskip("torch")
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+CLASSES = {0: "calm", 1: "angry", 2: "happy", 3: "sad"}
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    from hf_mmbalance import MMBalanceConfig, MMBalanceForAudioVisualClassification
+
+    audio = {"model_type": "audio-spectrogram-transformer", **SMALL, "max_length": 16, "num_mel_bins": 16,
+             "patch_size": 4, "frequency_stride": 4, "time_stride": 4}  # fmt: skip
+    vision = {"model_type": "vit", **SMALL, "image_size": 16, "patch_size": 8}
+    torch.manual_seed(0)
+    config = MMBalanceConfig(audio_config=audio, vision_config=vision, id2label=CLASSES, fusion="sum")
+    return MMBalanceForAudioVisualClassification(config).eval()
+
+
+@pytest.mark.parametrize("rung", ["linear", "class_gate", "global_bias"])
+def test_decisions_are_the_tables_and_survive_saving(model: Any, rung: str, tmp_path: Path) -> None:
+    data = draw(n=200)
+    allocation = Allocation(rung=rung, strengths=(3.0,), folds=2).fit(data["logits"], data["labels"], data["groups"])
+    allocation.write_to(model)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    inputs = {"input_values": torch.randn(6, 16, 16), "pixel_values": torch.randn(6, 2, 3, 16, 16)}
+    mask = torch.tensor([[True, True]] * 3 + [[True, False], [False, True], [True, True]])
+    for own in (model, loaded):
+        with torch.no_grad():
+            out = own(**inputs, modality_mask=mask)
+        logits = out.modality_logits.double().numpy()
+        logits[~mask.numpy()] = np.nan
+        np.testing.assert_allclose(out.logits.softmax(-1).numpy(), allocation.predict_proba(logits), atol=1e-5)
