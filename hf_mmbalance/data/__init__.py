@@ -17,6 +17,10 @@ _NAMES = {
     "MediaOptions": "options",
     "SyntheticOptions": "synthetic",
     "TableOptions": "own_clips",
+    "ClipStream": "reading",
+    "EpochOrder": "reading",
+    "SpecAugment": "reading",
+    "load": "reading",
     "load_clips": "load",
     "options_class": "load",
 }

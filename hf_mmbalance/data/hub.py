@@ -148,19 +148,28 @@ def find_columns(name: str, features: Any, options: HubOptions) -> Columns:
 
 def _rows(split: str, part: Any, columns: Columns, names: list[str] | None, options: HubOptions) -> list[Row]:
     wanted = [column for column in (columns.label, columns.id, columns.group, columns.start, columns.end) if column]
-    rows = []
-    for index, entry in enumerate(part.select_columns(sorted(set(wanted)))):
-        clip = str(entry[columns.id]) if columns.id else f"{split}-{index:06d}"
-        label = entry[columns.label]
-        if names is not None and not (label is not None and 0 <= label < len(names)):
-            raise DataError(f"clip {clip!r} has label {label}, outside the {len(names)} classes")
-        window = None
-        if columns.start and columns.end:
-            window = (max(entry[columns.start] - options.margin, 0.0), entry[columns.end] + options.margin)
-        text = names[label] if names is not None else str(label)
-        group = str(entry[columns.group]) if columns.group else clip
-        rows.append(Row(clip, text, f"{split}:{index}", group, split, window))
-    return rows
+    entries = enumerate(part.select_columns(sorted(set(wanted))))
+    return [read_row(entry, split, index, columns, names, options) for index, entry in entries]
+
+
+def read_row(
+    entry: dict[str, Any], split: str, index: int, columns: Columns, names: list[str] | None, options: HubOptions
+) -> Row:
+    """Id, label, group and window of one row.
+
+    Raises:
+        DataError: a label outside the classes.
+    """
+    clip = str(entry[columns.id]) if columns.id else f"{split}-{index:06d}"
+    label = entry[columns.label]
+    if names is not None and not (label is not None and 0 <= label < len(names)):
+        raise DataError(f"clip {clip!r} has label {label}, outside the {len(names)} classes")
+    window = None
+    if columns.start and columns.end and entry[columns.start] is not None:
+        window = (max(entry[columns.start] - options.margin, 0.0), entry[columns.end] + options.margin)
+    text = names[label] if names is not None else str(label)
+    group = str(entry[columns.group]) if columns.group else clip
+    return Row(clip, text, f"{split}:{index}", group, split, window)
 
 
 @dataclass(frozen=True)
@@ -177,46 +186,55 @@ class RowDecoder:
         part = self.parts[split]
         stored = part if isinstance(part, StreamedRows) else part.select_columns(wanted)
         row = stored[int(index)]
-        try:
-            return self._decode(row, record, spec)
-        except MediaError as error:
-            raise MediaError(error.reason, f"clip {record.id!r}: {error}") from None
+        return decode_row(row, self.columns, record, spec)
 
-    def _decode(self, row: dict[str, Any], record: ClipRecord, spec: DecodeSpec) -> DecodedClip:
-        columns = self.columns
-        notes: list[str] = []
-        audio = frames = times = None
-        if columns.video and row[columns.video] is not None:
-            clip = read_media(
-                _content(row[columns.video]),
-                num_frames=None if record.window else spec.frames,
-                sampling_rate=spec.sampling_rate,
-                crop=spec.crop,
-                size=spec.frame_size,
-                max_seconds=spec.max_seconds,
-            )
-            audio, frames, times = clip.audio, clip.frames, clip.frame_times
-            notes += clip.notes
-        if columns.audio and row[columns.audio] is not None:
-            audio, _ = read_audio(
-                _content(row[columns.audio]), sampling_rate=spec.sampling_rate, max_seconds=spec.max_seconds
-            )
-            if columns.gain and row[columns.gain] is not None:
-                audio = audio * np.float32(row[columns.gain])
-        if columns.frames and row[columns.frames]:
-            images = row[columns.frames]
-            frames = decode_images([images] if isinstance(images, dict) else images, spec)
-            times = np.array(row[columns.times], dtype=np.float64) if columns.times and row[columns.times] else None
-        if audio is None and frames is None:
-            raise MediaError("undecodable", "the row holds neither sound nor frames")
-        notes += ["no_audio: the row has no sound"] if audio is None else []
-        notes += ["no_video: the row has no frames"] if frames is None else []
-        length = len(audio) / spec.sampling_rate if audio is not None else 0.0
-        if frames is not None and times is None:
-            length = length or float(len(frames))
-            times = (np.arange(len(frames)) + 0.5) * length / len(frames)
-        window = record.window or (0.0, length or float(times[-1]) + 1e-3)  # type: ignore[index]
-        return DecodedClip(audio, 0.0, frames, times, window, tuple(notes))
+
+def decode_row(row: dict[str, Any], columns: Columns, record: ClipRecord, spec: DecodeSpec) -> DecodedClip:
+    """Decode the media of one row.
+
+    Raises:
+        MediaError: names the clip.
+    """
+    try:
+        return _decode_parts(row, columns, record, spec)
+    except MediaError as error:
+        raise MediaError(error.reason, f"clip {record.id!r}: {error}") from None
+
+
+def _decode_parts(row: dict[str, Any], columns: Columns, record: ClipRecord, spec: DecodeSpec) -> DecodedClip:
+    notes: list[str] = []
+    audio = frames = times = None
+    if columns.video and row[columns.video] is not None:
+        clip = read_media(
+            _content(row[columns.video]),
+            num_frames=None if record.window else spec.frames,
+            sampling_rate=spec.sampling_rate,
+            crop=spec.crop,
+            size=spec.frame_size,
+            max_seconds=spec.max_seconds,
+        )
+        audio, frames, times = clip.audio, clip.frames, clip.frame_times
+        notes += clip.notes
+    if columns.audio and row[columns.audio] is not None:
+        audio, _ = read_audio(
+            _content(row[columns.audio]), sampling_rate=spec.sampling_rate, max_seconds=spec.max_seconds
+        )
+        if columns.gain and row[columns.gain] is not None:
+            audio = audio * np.float32(row[columns.gain])
+    if columns.frames and row[columns.frames]:
+        images = row[columns.frames]
+        frames = decode_images([images] if isinstance(images, dict) else images, spec)
+        times = np.array(row[columns.times], dtype=np.float64) if columns.times and row[columns.times] else None
+    if audio is None and frames is None:
+        raise MediaError("undecodable", "the row holds neither sound nor frames")
+    notes += ["no_audio: the row has no sound"] if audio is None else []
+    notes += ["no_video: the row has no frames"] if frames is None else []
+    length = len(audio) / spec.sampling_rate if audio is not None else 0.0
+    if frames is not None and times is None:
+        length = length or float(len(frames))
+        times = (np.arange(len(frames)) + 0.5) * length / len(frames)
+    window = record.window or (0.0, length or float(times[-1]) + 1e-3)  # type: ignore[index]
+    return DecodedClip(audio, 0.0, frames, times, window, tuple(notes))
 
 
 def _content(media: Any) -> bytes | str:

@@ -72,6 +72,7 @@ class DecodedClip:
 
 
 Decoder = Callable[[ClipRecord, DecodeSpec], DecodedClip]
+Voices = Callable[[np.random.Generator], list[np.ndarray]]
 
 
 def decode_file(record: ClipRecord, spec: DecodeSpec) -> DecodedClip:
@@ -167,37 +168,10 @@ class MediaClips(ClipDataset):
         return other
 
     def media(self, place: int, epoch: int | None) -> tuple[np.ndarray | None, np.ndarray | None]:
-        options, clip, name = self.options, self.decoded(place), self.ids[place]
-        (start, end), move = clip.window, epoch is not None and self.split == "train"
-        rng = rng_for(options.seed, "augment", epoch, name)
-        if move and options.shift:
-            delta = rng.uniform(-options.shift, options.shift)
-            start, end = start + delta, end + delta
-        audio = self._sound(place, clip, start, end, epoch)
-        frames = _frames_at(clip, start, end, options.frames)
-        if frames is not None and move:
-            frames = jitter_frames(
-                frames, rng, shift=options.crop_jitter, flip=options.flip, brightness=options.brightness
-            )
-        return audio, frames
-
-    def _sound(self, place: int, clip: DecodedClip, start: float, end: float, epoch: int | None) -> np.ndarray | None:
-        if clip.audio is None:
-            return None
-        options, rate = self.options, self.sampling_rate
-        first, length = round((start - clip.audio_start) * rate), max(round((end - start) * rate), 1)
-        wave = cut(clip.audio, first, length)
-        if options.noise == "none":
-            return wave
-        if not (options.redraw_noise and self.split in ("train", "calibration")):
-            epoch = None
-        rng = rng_for(options.seed, "noise", epoch, self.ids[place])
-        snr = options.snr_db
-        if options.train_snr_db is not None and self.split == "train" and epoch is not None:
-            snr = float(rng.uniform(options.train_snr_db[0], options.train_snr_db[1]))
-        if options.noise == "white":
-            return add_noise(wave, rng.standard_normal(length, dtype=np.float32), snr)
-        return add_noise(wave, babble([cut(voice, first, length) for voice in self._voices(place, rng)]), snr)
+        name = self.ids[place]
+        return present(
+            self.decoded(place), name, self.options, self.split, epoch, lambda rng: self._voices(place, rng)
+        )
 
     def _voices(self, place: int, rng: np.random.Generator) -> list[np.ndarray]:
         """The sound of six other clips of the split, on the same clock."""
@@ -221,6 +195,61 @@ class MediaClips(ClipDataset):
         clip = self.decoder(record, self.spec)
         _save_decoded(path, clip)
         return clip
+
+
+def present(
+    clip: DecodedClip, name: str, options: MediaOptions, split: str, epoch: int | None, voices: Voices
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """A decoded clip as training sees it: its window cut out, with noise, augmented where `epoch` is given.
+
+    Args:
+        clip: what was decoded.
+        name: its id; with the seed and the epoch it decides all that is drawn.
+        options: noise and augmentation.
+        split: only `train` is augmented; `train` and `calibration` get new noise every epoch.
+        epoch: None for the clip as it is.
+        voices: gives other clips' sound on the same clock, for babble.
+
+    Returns:
+        Audio `(S,)` and frames `(T, H, W, 3)`.
+    """
+    (start, end), move = clip.window, epoch is not None and split == "train"
+    rng = rng_for(options.seed, "augment", epoch, name)
+    if move and options.shift:
+        delta = rng.uniform(-options.shift, options.shift)
+        start, end = start + delta, end + delta
+    if not (options.redraw_noise and split in ("train", "calibration")):
+        epoch = None
+    snr = options.train_snr_db if split == "train" and epoch is not None else None
+    audio = _sound(clip, start, end, options, snr, rng_for(options.seed, "noise", epoch, name), voices)
+    frames = _frames_at(clip, start, end, options.frames)
+    if frames is not None and move:
+        frames = jitter_frames(
+            frames, rng, shift=options.crop_jitter, flip=options.flip, brightness=options.brightness
+        )
+    return audio, frames
+
+
+def _sound(
+    clip: DecodedClip,
+    start: float,
+    end: float,
+    options: MediaOptions,
+    snr_range: list[float] | None,
+    rng: np.random.Generator,
+    voices: Voices,
+) -> np.ndarray | None:
+    if clip.audio is None:
+        return None
+    rate = options.sampling_rate
+    first, length = round((start - clip.audio_start) * rate), max(round((end - start) * rate), 1)
+    wave = cut(clip.audio, first, length)
+    if options.noise == "none":
+        return wave
+    snr = options.snr_db if snr_range is None else float(rng.uniform(snr_range[0], snr_range[1]))
+    if options.noise == "white":
+        return add_noise(wave, rng.standard_normal(length, dtype=np.float32), snr)
+    return add_noise(wave, babble([cut(voice, first, length) for voice in voices(rng)]), snr)
 
 
 def _frames_at(clip: DecodedClip, start: float, end: float, count: int) -> np.ndarray | None:

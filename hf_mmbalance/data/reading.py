@@ -1,0 +1,315 @@
+"""One door to clips for any training loop: as a map, or as a stream of batches that does not grow in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from hf_mmbalance.data.clips import Clip, ClipDataset, DataError, split_name
+from hf_mmbalance.data.hub import Columns, HubOptions, decode_row, find_columns, read_row
+from hf_mmbalance.data.load import load_clips, source_of
+from hf_mmbalance.data.media_clips import ClipRecord, DecodeSpec, present
+from hf_mmbalance.data.seeding import rng_for
+
+
+WINDOW_GROUPS = 8  # row groups that are shuffled together; what a worker holds in memory
+
+
+def load(
+    source: str,
+    *,
+    split: str = "train",
+    streaming: bool = False,
+    batch_size: int = 32,
+    shuffle: bool = True,
+    **options: Any,
+) -> ClipDataset | ClipStream:
+    """Read one split of a data set.
+
+    Args:
+        source: `synthetic`, `grid`, a folder or table of clips, a built folder, or a name on the Hub.
+        split: train, calibration, validation or test, as the source has it: nothing is taken from train unless
+            `calibration_fraction`, `validation_fraction` or `test_fraction` is given.
+        streaming: read Parquet as a stream (built folders and Hub names).
+        batch_size: clips a batch of the stream.
+        shuffle: of the stream, anew every epoch.
+        **options: fields of the source's options (`options_class(source)`).
+
+    Returns:
+        A `ClipDataset` (map-style; index with `(i, epoch)` for augmentation), or a `ClipStream` of batches.
+
+    Raises:
+        DataError: no such data, split or option.
+    """
+    if source != "synthetic":
+        fractions = ("calibration_fraction", "validation_fraction", "test_fraction")
+        options = dict.fromkeys(fractions, 0.0) | options
+    if streaming:
+        if source_of(source) != "hub":
+            raise DataError(f"{source} cannot be streamed: build it to Parquet first (dataset_scripts/)")
+        return ClipStream.open(source, split, HubOptions(**options), batch_size=batch_size, shuffle=shuffle)
+    splits = load_clips(source, **options).splits
+    if split_name(split) not in splits:
+        raise DataError(f"{source} has no split {split!r}; it has {', '.join(splits)}")
+    return splits[split_name(split)]
+
+
+class ClipStream(IterableDataset):
+    """Batches of clips in an order that depends on seed and epoch alone: the same under any number of workers.
+
+    Give it to a `DataLoader(stream, batch_size=None, num_workers=n, collate_fn=...)`: worker w makes every n-th batch,
+    and the loader takes them in turn.
+
+    Args:
+        files: Parquet files, local or `hf://`.
+        rows: clips in every row group of every file.
+        columns: which column holds what.
+        classes: names of the labels.
+        options: decoding, noise and augmentation.
+        split: its name; clips of `train` are augmented.
+        batch_size: clips a batch.
+        shuffle: row groups among each other, and rows within eight row groups.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        rows: Sequence[Sequence[int]],
+        columns: Columns,
+        classes: Sequence[str],
+        options: HubOptions,
+        split: str,
+        *,
+        batch_size: int = 32,
+        shuffle: bool = True,
+    ):
+        if options.noise == "babble":
+            raise DataError("babble mixes clips of the whole split, so it needs streaming=False")
+        if batch_size < 1:
+            raise DataError(f"batch_size must be at least 1, got {batch_size}")
+        self.files, self.columns, self.classes = list(files), columns, list(classes)
+        # file, row group, its rows, and the rows of the file before it
+        self.groups = [(f, g, n, sum(counts[:g])) for f, counts in enumerate(rows) for g, n in enumerate(counts)]
+        self.options, self.split, self.batch_size, self.shuffle = options, split, batch_size, shuffle
+        self.spec = DecodeSpec.of(options, options.shift if split == "train" else 0.0)
+        self.rank, self.world = 0, 1
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that live on
+
+    @classmethod
+    def open(
+        cls, name: str, split: str, options: HubOptions, *, batch_size: int = 32, shuffle: bool = True
+    ) -> ClipStream:
+        """Find the Parquet files of a split and read their footers (no clip is read).
+
+        Raises:
+            DataError: no such data set, configuration or split, or its files are not Parquet.
+        """
+        from datasets import load_dataset_builder
+
+        try:
+            builder = load_dataset_builder(name, options.config, revision=options.revision)
+        except Exception as error:  # many kinds: a missing folder, an unknown config, no network
+            raise DataError(f"{name}: the data set cannot be opened ({type(error).__name__}: {error})") from error
+        found = {split_name(str(key)): list(files) for key, files in (builder.config.data_files or {}).items()}
+        if split_name(split) not in found:
+            raise DataError(f"{name} has no split {split!r}; it has {', '.join(found)}")
+        files = found[split_name(split)]
+        if not all(path.endswith(".parquet") for path in files):
+            raise DataError(f"{name}: only Parquet files are streamed; use streaming=False")
+        rows, features = [], None
+        for path in files:
+            with _open(path) as file:
+                footer = pq.ParquetFile(file)
+                rows.append([footer.metadata.row_group(g).num_rows for g in range(footer.num_row_groups)])
+                features = features or _features(footer)
+        columns = find_columns(name, features, options)
+        names = getattr(features[columns.label], "names", None)  # type: ignore[index]
+        if names is None:
+            raise DataError(f"{name}: column {columns.label!r} has no class names; streaming needs a ClassLabel")
+        return cls(files, rows, columns, names, options, split_name(split), batch_size=batch_size, shuffle=shuffle)
+
+    @property
+    def num_clips(self) -> int:
+        """Clips of the split, of all nodes together."""
+        return sum(count for _, _, count, _ in self.groups)
+
+    def __len__(self) -> int:
+        """Batches of an epoch on this node."""
+        return len(self._batches())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose order and augmentation of the next pass."""
+        self._epoch.fill_(epoch)
+
+    def split_by_node(self, rank: int, world: int) -> ClipStream:
+        """The stream of one of several machines or processes: every `world`-th batch.
+
+        Where the batches cannot be dealt out evenly, a shuffled stream gives the first ones a second time, so that
+        all nodes make as many steps; one that is not shuffled gives every clip once.
+        """
+        if not 0 <= rank < world:
+            raise DataError(f"split_by_node needs 0 <= rank < world, got {rank} and {world}")
+        part = ClipStream(
+            self.files,
+            (),
+            self.columns,
+            self.classes,
+            self.options,
+            self.split,
+            batch_size=self.batch_size,
+            shuffle=self.shuffle,
+        )
+        part.groups, part.rank, part.world = self.groups, rank, world
+        return part
+
+    def _order(self) -> list[tuple[int, int, int]]:
+        """(window, group, row) of every clip of the epoch."""
+        epoch = int(self._epoch)
+        rng = rng_for(self.options.seed, "stream", epoch if self.shuffle else None)
+        groups = rng.permutation(len(self.groups)).tolist() if self.shuffle else list(range(len(self.groups)))
+        order: list[tuple[int, int, int]] = []
+        for window, first in enumerate(range(0, len(groups), WINDOW_GROUPS)):
+            places = [
+                (window, group, row)
+                for group in groups[first : first + WINDOW_GROUPS]
+                for row in range(self.groups[group][2])
+            ]
+            order += [places[i] for i in rng.permutation(len(places))] if self.shuffle else places
+        return order
+
+    def _batches(self) -> list[list[tuple[int, int, int]]]:
+        order = self._order()
+        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        if self.shuffle and self.world > 1:
+            batches += batches[: -len(batches) % self.world]
+        return batches[self.rank :: self.world]
+
+    def __iter__(self) -> Iterator[list[Clip]]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        held: dict[int, Any] = {}
+        for batch in self._batches()[first::step]:
+            needed = {group for _, group, _ in batch}
+            windows = {window for window, _, _ in batch}
+            held = {group: kept for group, kept in held.items() if kept[0] in windows}
+            for group in needed - held.keys():
+                held[group] = (next(w for w, g, _ in batch if g == group), self._read(group))
+            yield [self._clip(held[group][1], group, row) for _, group, row in batch]
+
+    def _read(self, group: int) -> Any:
+        file, number, _, _ = self.groups[group]
+        columns = self.columns
+        wanted = {value for value in vars(columns).values() if value}
+        with _open(self.files[file]) as handle:
+            return pq.ParquetFile(handle).read_row_group(number, columns=sorted(wanted))
+
+    def _clip(self, table: Any, group: int, place: int) -> Clip:
+        entry = table.slice(place, 1).to_pylist()[0]
+        file, _, _, before = self.groups[group]
+        row = read_row(entry, f"{self.split}-{file}", before + place, self.columns, self.classes, self.options)
+        label = self.classes.index(row.label)
+        record = ClipRecord(row.id, row.group, label, row.source, row.window)
+        clip = decode_row(entry, self.columns, record, self.spec)
+        epoch = int(self._epoch) if self.shuffle else None
+        audio, frames = present(clip, row.id, self.options, self.split, epoch, lambda rng: [])
+        return {
+            "id": row.id,
+            "group": row.group,
+            "label": label,
+            "audio": audio,
+            "sampling_rate": self.options.sampling_rate,
+            "frames": frames,
+            "epoch": epoch,
+        }
+
+
+class EpochOrder:
+    """Sampler of a map-style data set: `(index, epoch)` in an order keyed by seed and epoch.
+
+    Args:
+        dataset: the clips.
+        seed: of the order.
+        rank, world: this process and their number; every `world`-th clip from `rank` on.
+    """
+
+    def __init__(self, dataset: ClipDataset, *, seed: int = 0, rank: int = 0, world: int = 1):
+        self.dataset, self.seed, self.rank, self.world, self.epoch = dataset, seed, rank, world, 0
+
+    def __len__(self) -> int:
+        return -(-(len(self.dataset) - self.rank) // self.world)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = rng_for(self.seed, "order", self.epoch).permutation(len(self.dataset))
+        return ((int(i), self.epoch) for i in order[self.rank :: self.world])
+
+
+class SpecAugment:
+    """Masks bands of frequency and stretches of time (Park et al., SpecAugment, Interspeech 2019), by torchaudio.
+
+    Args:
+        frequency: widest band in mel bins.
+        time: longest stretch in spectrogram frames.
+        masks: masks of either kind.
+        seed: with clip id and epoch it decides the masks, under any number of workers.
+    """
+
+    def __init__(self, frequency: int = 24, time: int = 32, masks: int = 1, seed: int = 0):
+        self.frequency, self.time, self.masks, self.seed = frequency, time, masks, seed
+
+    def __call__(self, spectrogram: torch.Tensor, clip_id: str, epoch: int) -> torch.Tensor:
+        """Mask one spectrogram `(L, mel)`; masked places take its mean."""
+        from torchaudio.functional import mask_along_axis
+
+        key = int(rng_for(self.seed, "spec_augment", epoch, clip_id).integers(2**62))
+        value = float(spectrogram.mean())
+        with torch.random.fork_rng(devices=[]):  # torchaudio draws from the global generator
+            torch.manual_seed(key)
+            for _ in range(self.masks):
+                spectrogram = mask_along_axis(spectrogram[None], self.time, value, 1)[0]
+                spectrogram = mask_along_axis(spectrogram[None], self.frequency, value, 2)[0]
+        return spectrogram
+
+
+class AugmentedCollator:
+    """A collator whose spectrograms are masked for clips that carry an epoch.
+
+    Args:
+        collator: examples -> batch with `input_values (B, L, mel)`, e.g. `hf_mmbalance.training.batches.ClipCollator`.
+        spec_augment: the masks.
+        epoch: for clips of a map-style data set, which do not carry one; None leaves those alone.
+    """
+
+    def __init__(self, collator: Any, spec_augment: SpecAugment, epoch: int | None = None):
+        self.collator, self.spec_augment, self.epoch = collator, spec_augment, epoch
+
+    def __call__(self, clips: list[Clip]) -> dict[str, Any]:
+        batch = self.collator(clips)
+        if "input_values" in batch:
+            for i, clip in enumerate(clips):
+                epoch = clip.get("epoch", self.epoch)
+                if epoch is not None:
+                    batch["input_values"][i] = self.spec_augment(batch["input_values"][i], clip["id"], epoch)
+        return batch
+
+
+def _open(path: str) -> Any:
+    """A file on disk or, by fsspec, anywhere else."""
+    if "://" not in path:
+        return open(path, "rb")
+    import fsspec
+
+    return fsspec.open(path, "rb").open()
+
+
+def _features(file: pq.ParquetFile) -> Any:
+    from datasets import Features
+
+    return Features.from_arrow_schema(file.schema_arrow)

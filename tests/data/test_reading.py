@@ -1,0 +1,191 @@
+"""Reading built data: as a map, as a stream, under any number of workers and nodes; with flat memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from media_factory import write_clip
+from torch.utils.data import DataLoader
+
+from hf_mmbalance.data.building.engine import build
+from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions, PlannedClip
+from hf_mmbalance.data.building.report import finish
+from hf_mmbalance.data.clips import DataError
+from hf_mmbalance.data.reading import AugmentedCollator, ClipStream, EpochOrder, SpecAugment, load
+
+
+SMALL = {"frames": 2, "frame_size": [16, 16]}
+TRAIN = SMALL | {"noise": "white", "snr_db": 5.0, "crop_jitter": 0.2, "flip": True, "shift": 0.05}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    root = tmp_path_factory.mktemp("stream")
+    paths = [write_clip(root / f"{i}.mp4", seconds=0.3, size=(24, 24), tone=200.0 + 50 * i) for i in range(6)]
+    clips = [
+        PlannedClip(
+            f"c{i:03d}",
+            str(paths[i % 6]),
+            "test" if i % 5 == 4 else "train",
+            i % 3,
+            {"group": f"g{i}"},
+            paths[i % 6].stat().st_size,
+        )
+        for i in range(150)
+    ]
+    plan = BuildPlan(
+        "stream",
+        clips,
+        ["a", "b", "c"],
+        "label",
+        "group",
+        {"group": {"dtype": "string", "_type": "Value"}},
+        {"default": {"train": ["train"], "test": ["test"]}},
+        EncodeOptions(frames=3),
+        clips_per_shard=40,
+    )
+    finish(plan, root / "out", build(plan, root / "out"), "")
+    return str(root / "out")
+
+
+def passes(stream, workers: int, epoch: int) -> list[list]:
+    stream.set_epoch(epoch)
+    return list(DataLoader(stream, batch_size=None, num_workers=workers))
+
+
+def same(one: list[list], other: list[list]) -> bool:
+    return all(
+        a["id"] == b["id"] and np.array_equal(a["audio"], b["audio"]) and np.array_equal(a["frames"], b["frames"])
+        for x, y in zip(one, other, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
+
+
+def test_a_stream_is_the_same_under_any_number_of_workers(built):
+    stream = load(built, streaming=True, batch_size=7, **TRAIN)
+    assert stream.num_clips == 120 and len(stream) == 18
+    alone = passes(stream, 0, 1)
+    assert sorted(clip["id"] for batch in alone for clip in batch) == sorted(load(built, **SMALL).ids)
+    assert [len(batch) for batch in alone] == [7] * 17 + [1]
+    for workers in (1, 2, 3):
+        assert same(alone, passes(stream, workers, 1))
+    later = passes(stream, 2, 2)
+    assert [c["id"] for b in later for c in b] != [c["id"] for b in alone for c in b]
+
+
+def test_streamed_clips_are_the_map_style_ones(built):
+    clips = load(built, **TRAIN)
+    place = {name: i for i, name in enumerate(clips.ids)}
+    for clip in passes(load(built, streaming=True, batch_size=32, **TRAIN), 0, 3)[0]:
+        twin = clips[place[clip["id"]], 3]
+        np.testing.assert_array_equal(clip["audio"], twin["audio"])
+        np.testing.assert_array_equal(clip["frames"], twin["frames"])
+        assert clip["label"] == twin["label"] and clip["group"] == twin["group"]
+
+
+def test_order_without_shuffling_is_that_of_the_files(built):
+    stream = load(built, split="test", streaming=True, shuffle=False, batch_size=8, **SMALL)
+    one, two = passes(stream, 0, 0), passes(stream, 2, 5)
+    assert same(one, two) and sum(map(len, one)) == 30
+
+
+def test_nodes_share_out_the_batches(built):
+    stream = load(built, streaming=True, batch_size=7, **SMALL)
+    parts = [stream.split_by_node(rank, 4) for rank in range(4)]
+    assert [len(part) for part in parts] == [5, 5, 5, 5]  # 18 batches, two given twice
+    seen = [clip["id"] for part in parts for batch in part for clip in batch]
+    assert set(seen) == set(load(built, **SMALL).ids)
+    test = load(built, split="test", streaming=True, shuffle=False, batch_size=7, **SMALL)
+    seen = [clip["id"] for rank in range(3) for batch in test.split_by_node(rank, 3) for clip in batch]
+    assert len(seen) == len(set(seen)) == 30
+    with pytest.raises(DataError, match="rank"):
+        stream.split_by_node(3, 3)
+
+
+def test_split_dataset_by_node_of_datasets(built):
+    from datasets import Audio, Image, List, load_dataset
+    from datasets.distributed import split_dataset_by_node
+
+    stream = load_dataset(built, split="train", streaming=True)
+    stream = stream.cast_column("audio", Audio(decode=False)).cast_column("frames", List(Image(decode=False)))
+    seen = [row["id"] for rank in range(3) for row in split_dataset_by_node(stream, rank, 3)]
+    assert stream.num_shards == 3 and sorted(seen) == sorted(load(built, **SMALL).ids)
+
+
+def test_map_style_order_and_augmentation_under_workers(built):
+    clips = load(built, cache="none", **TRAIN)
+    order = EpochOrder(clips, seed=1)
+    order.set_epoch(4)
+    runs = []
+    for workers in (0, 2):
+        loader = DataLoader(clips, batch_size=16, sampler=order, num_workers=workers, collate_fn=list)
+        runs.append(list(loader))
+    assert same(*runs)
+    halves = [set(i for i, _ in EpochOrder(clips, rank=rank, world=2)) for rank in (0, 1)]
+    assert not halves[0] & halves[1] and len(halves[0] | halves[1]) == len(clips)
+
+
+def test_spec_augment_masks_by_key():
+    spectrogram = torch.randn(100, 128)
+    masks = SpecAugment(frequency=20, time=30, masks=2)
+    before = torch.random.get_rng_state()
+    one, two = masks(spectrogram.clone(), "a", 1), masks(spectrogram.clone(), "a", 1)
+    assert torch.equal(one, two) and torch.equal(before, torch.random.get_rng_state())
+    assert not torch.equal(one, masks(spectrogram.clone(), "a", 2))
+    changed = one != spectrogram
+    rows, columns = changed.all(1).sum(), changed.all(0).sum()
+    assert rows <= 60 and columns <= 40 and (rows > 0 or columns > 0)
+    assert torch.equal(changed, changed.all(1)[:, None] | changed.all(0)[None])  # whole rows and columns only
+
+    def collate(clips):
+        return {"input_values": torch.ones(len(clips), 50, 128) * torch.arange(128)}
+
+    batch = AugmentedCollator(collate, masks)([{"id": "a", "epoch": 1}, {"id": "b", "epoch": None}])
+    assert (batch["input_values"][0] != torch.arange(128)).any() and (
+        batch["input_values"][1] == torch.arange(128)
+    ).all()
+
+
+def test_what_cannot_be_streamed(built, tmp_path):
+    with pytest.raises(DataError, match="babble"):
+        load(built, streaming=True, noise="babble", **SMALL)
+    with pytest.raises(DataError, match="has no split 'validation'"):
+        load(built, split="validation", streaming=True, **SMALL)
+    with pytest.raises(DataError, match="has no split"):
+        load(built, split="calibration", **SMALL)
+    with pytest.raises(DataError, match="batch_size"):
+        load(built, streaming=True, batch_size=0, **SMALL)
+    with pytest.raises(DataError, match="build it to Parquet"):
+        load("synthetic", streaming=True)
+    (tmp_path / "train.csv").write_text("label,x\n1,2\n")
+    (tmp_path / "README.md").write_text("")
+    with pytest.raises(DataError, match="only Parquet"):
+        ClipStream.open(str(tmp_path), "train", __import__("hf_mmbalance.data.hub", fromlist=["x"]).HubOptions())
+
+
+MEMORY = """
+import sys, resource
+sys.path.insert(0, {tests!r})
+from hf_mmbalance.data.reading import load
+stream = load({built!r}, streaming=True, batch_size=8, frames=2, frame_size=[16, 16])
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+marks = []
+for epoch in range(12):
+    stream.set_epoch(epoch)
+    for batch in stream:
+        pass
+    marks.append(resident())
+print(marks[3], marks[-1])
+"""
+
+
+def test_memory_does_not_grow_while_streaming(built):
+    run = [sys.executable, "-c", MEMORY.format(tests="tests", built=built)]
+    done = subprocess.run(run, capture_output=True, text=True)
+    early, late = map(int, done.stdout.split())
+    assert late - early < 8 << 20, (early, late)
