@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import copy
 import dataclasses
 import difflib
 import json
@@ -13,15 +15,19 @@ from typing import Any
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.utils import logging
 
 from hf_mmbalance.data import options_class
 from hf_mmbalance.training.processes import check_joined, prefer_cpu_where_there_is_no_accelerator
 from hf_mmbalance.training.recipes import SYNTHETIC
 
 
+logger = logging.get_logger(__name__)
+
+
 def _help(text: str, default: Any = None) -> Any:
     if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: default, metadata={"help": text})
+        return field(default_factory=lambda: copy.copy(default), metadata={"help": text})
     return field(default=default, metadata={"help": text})
 
 
@@ -98,12 +104,23 @@ class MMBalanceTrainingArguments(TrainingArguments):
     save_total_limit: int | None = _help("Checkpoints kept.", 2)
     load_best_model_at_end: bool = _help("Take the weights that were best on validation.", True)
     metric_for_best_model: str | None = _help("Validation measure that selects the model.", "nll")
-    greater_is_better: bool | None = _help("Whether more of it is better.", False)
+    greater_is_better: bool | None = _help("Whether more of it is better. Default: for accuracies only.")
     logging_steps: float = _help("Steps between lines of the log.", 20)
     report_to: None | str | list[str] = _help("Trackers to report to.", "none")
     remove_unused_columns: bool = _help("Kept off: clips are dictionaries, not table columns.", False)
     label_names: list[str] | None = _help("Name of the labels in a batch.", ["labels"])
+    restore_callback_states_from_checkpoint: bool = _help("Early stopping goes on counting in a resumed run.", True)
     seed: int = _help("Seed of weights, order, dropout and augmentation.", 0)
+
+    def __post_init__(self) -> None:
+        if self.greater_is_better is None:
+            self.greater_is_better = "accuracy" in (self.metric_for_best_model or "")
+        super().__post_init__()
+        if self.n_gpu > 1:
+            # Trainer would wrap the model in DataParallel, whose parts of a batch do not hold as many calibration
+            # clips each; the losses would not be means over each kind of clip.
+            logger.warning("%d GPUs but one process, which uses one: start by accelerate launch", self.n_gpu)
+            self._n_gpu = 1
 
 
 @dataclass
@@ -135,7 +152,7 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     Without `--config` and with the synthetic dataset, the built-in recipe of tiny towers holds.
 
     Raises:
-        ValueError: for a config file that is missing or holds a key that no option has.
+        ValueError: for a config file that is missing or holds a key or value that makes no sense.
         SystemExit: for an unknown option or `--help`, by argparse.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -144,7 +161,8 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     dataset = _peek(argv, "--dataset") or settings.get("dataset") or "synthetic"
     if dataset == "synthetic" and config_file is None:
         settings = dict(SYNTHETIC)
-    parts = (DataArguments, _source_part(dataset), ModelArguments, MMBalanceTrainingArguments)
+    settings = {key: value for key, value in settings.items() if not _overruled(key, argv)}
+    parts: Any = (DataArguments, _source_part(dataset), ModelArguments, MMBalanceTrainingArguments)
     parser = HfArgumentParser(parts, description=f"Train on clips of {dataset!r}.", allow_abbrev=False)
     known = {f.name for part in parts for f in dataclasses.fields(part) if f.init}
     for key in settings:
@@ -152,9 +170,11 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"{config_file}: unknown key {key!r}{hint}")
-    parser.set_defaults(**settings)
     for action in parser._actions:
-        action.required = action.required and action.dest not in settings
+        if action.dest in settings and not isinstance(action, argparse._StoreFalseAction):
+            settings[action.dest] = _typed(action, settings[action.dest], f"{config_file}: {action.dest}")
+            action.required = False
+    parser.set_defaults(**settings)
     prefer_cpu_where_there_is_no_accelerator()
     data, source, model, training = parser.parse_args_into_dataclasses(argv)
     check_joined(training.world_size)
@@ -163,13 +183,32 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     return RunArguments(data, options_class(dataset)(**options), model, training)
 
 
+# A tower is named or configured, or comes with a trained model: what the command line says of it takes the place of
+# all that the file says of it.
+OVERRULES = {
+    "audio_model": ("audio_config",),
+    "audio_config": ("audio_model", "audio_revision"),
+    "vision_model": ("vision_config",),
+    "vision_config": ("vision_model", "vision_revision"),
+    "model_name_or_path": ("audio_model", "audio_config", "audio_max_length", "vision_model", "vision_config"),
+}
+
+
+def _overruled(key: str, argv: list[str]) -> bool:
+    return any(key in others and _peek(argv, f"--{option}") is not None for option, others in OVERRULES.items())
+
+
 def _source_part(dataset: str) -> type:
     """A dataset's options for a command line on which `--seed` is the training's: theirs becomes `--clip_seed`."""
     fields = []
     hints = typing.get_type_hints(options_class(dataset))
     for entry in dataclasses.fields(options_class(dataset)):
         metadata = {**entry.metadata, "help": entry.metadata.get("help", "").replace("%", "%%")}
-        kept = {"default": entry.default, "default_factory": entry.default_factory, "metadata": metadata}
+        kept: dict[str, Any] = {
+            "default": entry.default,
+            "default_factory": entry.default_factory,
+            "metadata": metadata,
+        }
         name = "clip_seed" if entry.name == "seed" else entry.name
         fields.append((name, hints[entry.name], field(**kept)))
     return dataclasses.make_dataclass("SourceArguments", fields)
@@ -182,14 +221,30 @@ def read_config(path: str | Path) -> dict[str, Any]:
         ValueError: if the file is not there, is no YAML or holds no mapping.
     """
     try:
-        settings = yaml.safe_load(Path(path).read_text())
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"--config {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--config {path} is no YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"--config {path}: expected `name: value` lines")
     return settings
+
+
+def _typed(action: argparse.Action, value: Any, name: str) -> Any:
+    """A value of the file, read as its option would read it from the command line."""
+    if value is None:
+        return None
+    several = action.nargs in ("+", "*")
+    if several and not isinstance(value, list):
+        raise ValueError(f"{name}: {value!r} is no list; write [{value}]")
+    if action.type not in (int, float):
+        return value
+    try:
+        numbers = [action.type(str(item)) for item in (value if several else [value])]
+    except ValueError as error:
+        raise ValueError(f"{name}: {value!r} holds what is no {action.type.__name__}") from error
+    return numbers if several else numbers[0]
 
 
 def _as_mapping(name: str, value: Any) -> dict[str, Any] | None:
@@ -205,16 +260,20 @@ def _as_mapping(name: str, value: Any) -> dict[str, Any] | None:
 
 
 def _peek(argv: list[str], option: str) -> str | None:
+    """The value that the last mention of an option gives it, as argparse has it."""
+    value = None
     for index, word in enumerate(argv):
         if word == option and index + 1 < len(argv):
-            return argv[index + 1]
+            value = argv[index + 1]
         if word.startswith(option + "="):
-            return word.split("=", 1)[1]
-    return None
+            value = word.split("=", 1)[1]
+    return value
 
 
 def _take(argv: list[str], option: str) -> tuple[str | None, list[str]]:
     value = _peek(argv, option)
+    if value is None and option in argv:
+        raise ValueError(f"{option} needs a file: {option} configs/synthetic.yaml")
     rest, skip = [], False
     for word in argv:
         if skip:

@@ -45,7 +45,7 @@ class MixedBatches:
 
     The clips of one optimiser step depend on `seed`, epoch and step alone: splitting the global batch over processes
     or accumulation steps deals the same clips to more hands. So losses that are means over each kind of clip agree
-    between one process and several. The last step of an epoch is filled up with clips from the epoch's beginning.
+    between one process and several. The last step of an epoch is filled up with clips drawn a second time.
 
     Args:
         num_train, num_calibration: Clips of each kind; calibration clips come after train clips in the index.
@@ -81,7 +81,8 @@ class MixedBatches:
         if not 0 <= calibration_per_step < batch_size * parts or (calibration_per_step and not num_calibration):
             raise ValueError(
                 f"calibration_per_step={calibration_per_step} does not fit a global batch of {batch_size * parts}"
-                f" clips and {num_calibration} calibration clips"
+                f" clips and {num_calibration} calibration clips: every batch needs train clips too; raise"
+                " per_device_train_batch_size or lower calibration_per_step"
             )
         self.num_train, self.num_calibration = num_train, num_calibration
         self.batch_size, self.parts, self.seed = batch_size, parts, seed
@@ -166,20 +167,17 @@ class ClipCollator:
         self.processor, self.augment = processor, augment
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Tensors of the processor, `labels` `(B,)` and, where examples say what kind they are, `calibration_mask`."""
-        rate = self.processor.audio_sampling_rate
-        audio = [
-            None if example["audio"] is None else resample(example["audio"], example["sampling_rate"], rate)
-            for example in examples
-        ]
-        frames = [example["frames"] for example in examples]
-        with_sound = any(wave is not None for wave in audio)
-        with_frames = any(clip is not None for clip in frames)
-        batch = self.processor(
-            audio=audio if with_sound else None,
-            frames=[None if clip is None else list(clip) for clip in frames] if with_frames else None,
-            sampling_rate=rate,
-        )
+        """Tensors of the processor, `labels` `(B,)` and, where examples say what kind they are, `calibration_mask`.
+
+        Raises:
+            ValueError: for a clip that the processor refuses, naming it.
+        """
+        try:
+            batch = self._process(examples)
+        except (ValueError, RuntimeError) as error:
+            for example in examples if len(examples) > 1 else ():
+                self([example])  # the clip at fault says so itself
+            raise ValueError(f"clip {', '.join(repr(example['id']) for example in examples)}: {error}") from error
         if self.augment is not None and "input_values" in batch:
             for features, example in zip(batch["input_values"], examples, strict=True):
                 if example.get("epoch") is not None:
@@ -188,3 +186,16 @@ class ClipCollator:
         if "calibration" in examples[0]:
             batch["calibration_mask"] = torch.tensor([example["calibration"] for example in examples])
         return dict(batch)
+
+    def _process(self, examples: list[dict[str, Any]]) -> Any:
+        rate = self.processor.audio_sampling_rate
+        audio = [
+            None if example["audio"] is None else resample(example["audio"], example["sampling_rate"], rate)
+            for example in examples
+        ]
+        frames = [None if example["frames"] is None else list(example["frames"]) for example in examples]
+        return self.processor(
+            audio=audio if any(wave is not None for wave in audio) else None,
+            frames=frames if any(clip is not None for clip in frames) else None,
+            sampling_rate=rate,  # type: ignore[call-arg]  # one of its **kwargs
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from transformers import AutoConfig, PreTrainedConfig, set_seed
@@ -29,14 +28,23 @@ def build_model_and_processor(
         ValueError: as [`compose_from_backbones`]; or if a trained model has other classes than the clips.
     """
     set_seed(seed)
-    if arguments.model_name_or_path is not None:
-        return _load_trained(arguments, clips)
-    audio = _backbone(arguments.audio_config, arguments.audio_model, DEFAULT_AUDIO)
-    vision = _backbone(arguments.vision_config, arguments.vision_model, DEFAULT_VISION)
+    load = _compose if arguments.model_name_or_path is None else _load_trained
+    model, processor = load(arguments, clips)
+    if arguments.attn_implementation is not None:
+        model.set_attn_implementation(arguments.attn_implementation)
+    return model, processor
+
+
+def _compose(
+    arguments: ModelArguments, clips: ClipSplits
+) -> tuple[MMBalanceForAudioVisualClassification, MMBalanceProcessor]:
+    audio = _backbone(arguments, "audio", DEFAULT_AUDIO)
+    vision = _backbone(arguments, "vision", DEFAULT_VISION)
+    is_ast = _audio_type(arguments, audio) == "audio-spectrogram-transformer"
     processor = MMBalanceProcessor.from_backbones(
         audio,
         vision,
-        audio_max_length=_audio_max_length(arguments, audio, clips),
+        audio_max_length=_audio_max_length(arguments, audio, clips) if is_ast else arguments.audio_max_length,
         frames_per_clip=_frames_per_clip(clips),
         audio_revision=arguments.audio_revision,
         vision_revision=arguments.vision_revision,
@@ -47,33 +55,35 @@ def build_model_and_processor(
         audio,
         vision,
         id2label=dict(enumerate(clips.classes)),
-        audio_max_length=getattr(processor.feature_extractor, "max_length", None) if _is_ast(audio) else None,
+        audio_max_length=processor.feature_extractor.max_length if is_ast else arguments.audio_max_length,
         audio_revision=arguments.audio_revision,
         vision_revision=arguments.vision_revision,
         trust_remote_code=arguments.trust_remote_code,
         trainable_layers=_layers(arguments.trainable_layers),
         class_weights=_class_weights(clips) if arguments.class_weighted_loss else None,
-        **{name: getattr(arguments, name) for name in CONFIG_FIELDS},
+        **{name: getattr(arguments, name) for name in (*BUILT_FIELDS, *LOSS_FIELDS)},
     )
-    if arguments.attn_implementation is not None:
-        model.set_attn_implementation(arguments.attn_implementation)
     return model, processor
 
 
-CONFIG_FIELDS = (
+# Fields of the model's config: what it is built from, and how its training goes.
+BUILT_FIELDS = (
     "fusion",
     "fusion_options",
     "unimodal_head",
     "frame_pooling",
     "classifier_dropout",
+    "initializer_range",
+)
+LOSS_FIELDS = (
     "modality_dropout",
     "fused_loss_weight",
     "unimodal_loss_weight",
     "balance_loss_weight",
     "allocation_shrinkage",
     "label_smoothing",
-    "initializer_range",
 )
+TOWER_FIELDS = ("audio_model", "audio_config", "audio_max_length", "vision_model", "vision_config")
 
 
 def spec_augment(arguments: ModelArguments, seed: int) -> SpecAugment | None:
@@ -93,10 +103,24 @@ def _load_trained(
     arguments: ModelArguments, clips: ClipSplits
 ) -> tuple[MMBalanceForAudioVisualClassification, MMBalanceProcessor]:
     name = arguments.model_name_or_path
+    for field in TOWER_FIELDS:
+        if getattr(arguments, field) is not None:
+            raise ValueError(
+                f"--{field} has no place beside --model_name_or_path: {name} has its towers, leave it out"
+            )
     model = MMBalanceForAudioVisualClassification.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
     check_classes(model.config, clips.classes)
+    for field in BUILT_FIELDS:
+        asked, built = getattr(arguments, field), getattr(model.config, field)
+        if asked not in (getattr(ModelArguments, field, None), built):
+            raise ValueError(f"--{field} {asked}: {name} was built with {built!r}, which training on cannot change")
+    for field in LOSS_FIELDS:
+        setattr(model.config, field, getattr(arguments, field))
+    model.config.class_weights = _class_weights(clips) if arguments.class_weighted_loss else None
     model.freeze_towers(_layers(arguments.trainable_layers))
-    return model, MMBalanceProcessor.from_pretrained(name)
+    processor = MMBalanceProcessor.from_pretrained(name)
+    _set_statistics(processor, arguments)
+    return model, processor
 
 
 def _set_statistics(processor: MMBalanceProcessor, arguments: ModelArguments) -> None:
@@ -110,16 +134,17 @@ def _set_statistics(processor: MMBalanceProcessor, arguments: ModelArguments) ->
 IMAGE_STATISTICS = ("image_mean", "image_std")
 
 
-def _backbone(config: dict[str, Any] | None, name: str | None, default: str) -> str | PreTrainedConfig:
-    if config is None:
+def _backbone(arguments: ModelArguments, modality: str, default: str) -> str | PreTrainedConfig:
+    name, given = getattr(arguments, f"{modality}_model"), getattr(arguments, f"{modality}_config")
+    if given is None:
         return name or default
     if name is not None:
-        raise ValueError(f"a backbone is named ({name}) and configured: give one of the two")
-    config = dict(config)
+        raise ValueError(f"{modality}_model={name!r} and {modality}_config are both given: leave one of the two out")
+    config = dict(given)
     model_type = config.pop("model_type", None)
     if model_type is None:
         raise ValueError(
-            f"backbone config {config} names no model_type, e.g. 'audio-spectrogram-transformer' or 'vit'"
+            f"{modality}_config {config} names no model_type, e.g. 'audio-spectrogram-transformer' or 'vit'"
         )
     try:
         return AutoConfig.for_model(model_type, **config)
@@ -127,13 +152,20 @@ def _backbone(config: dict[str, Any] | None, name: str | None, default: str) -> 
         raise ValueError(f"model_type={model_type!r} is no backbone that transformers knows") from error
 
 
-def _is_ast(audio: str | PreTrainedConfig) -> bool:
-    config = audio if isinstance(audio, PreTrainedConfig) else AutoConfig.from_pretrained(audio)
-    return config.model_type == "audio-spectrogram-transformer"
+def _audio_type(arguments: ModelArguments, audio: str | PreTrainedConfig) -> str:
+    if isinstance(audio, PreTrainedConfig):
+        return audio.model_type
+    try:
+        config = AutoConfig.from_pretrained(
+            audio, revision=arguments.audio_revision or "main", trust_remote_code=arguments.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"audio backbone {audio!r} cannot be loaded: {error}") from error
+    return config.model_type
 
 
 def _audio_max_length(arguments: ModelArguments, audio: str | PreTrainedConfig, clips: ClipSplits) -> int | None:
-    if arguments.audio_max_length is not None or isinstance(audio, PreTrainedConfig) or not _is_ast(audio):
+    if arguments.audio_max_length is not None or isinstance(audio, PreTrainedConfig):
         return arguments.audio_max_length
     return fitted_frames(clips)
 
@@ -152,8 +184,8 @@ def fitted_frames(clips: ClipSplits) -> int:
 
 def _frames_per_clip(clips: ClipSplits) -> int:
     train = clips.splits["train"]
-    counts = [len(train[index]["frames"]) for index in range(min(8, len(train))) if train[index]["frames"] is not None]
-    return max(counts, default=8)
+    frames = [train[index]["frames"] for index in range(min(8, len(train)))]
+    return max((len(clip) for clip in frames if clip is not None), default=8)
 
 
 def _layers(text: str) -> int | str:

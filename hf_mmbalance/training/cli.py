@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from huggingface_hub.errors import StrictDataclassError
+
 from hf_mmbalance._environment import check_torchaudio
 
 
@@ -16,7 +18,7 @@ def train(argv: list[str] | None = None) -> int:
         from hf_mmbalance.training.run import main
 
         main(argv)
-    except (ValueError, ImportError, FileNotFoundError) as error:
+    except (ValueError, ImportError, OSError, StrictDataclassError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

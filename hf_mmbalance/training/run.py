@@ -31,6 +31,7 @@ from hf_mmbalance.training.trainer import MMBalanceTrainer, check_classes, unifo
 logger = logging.get_logger(__name__)
 
 REPORTED_SPLITS = ("validation", "test")
+RESUME_LAST = (True, "true", "True")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -55,17 +56,20 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     if checkpoint is not None:
         _check_checkpoint(checkpoint, clips)
     model, processor = build_model_and_processor(arguments.model, clips, seed=training.seed)
-    _announce(clips, model)
+    if training.process_index == 0:
+        _announce(clips, model)
     callbacks = []
     if training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=training.early_stopping_patience))
     augment = spec_augment(arguments.model, training.seed)
     trainer = MMBalanceTrainer(model, training, clips, processor, augment=augment, callbacks=callbacks)
     trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.measures_capability:
+        trainer.measure_capability()  # of the weights that are kept, which need not be an epoch's last
     trainer.save_model()
     results, table = conclude(trainer, clips, arguments)
     if trainer.is_world_process_zero():
-        write_outputs(Path(training.output_dir), results, table)
+        write_outputs(Path(str(training.output_dir)), results, table)
         logger.warning("%s", render(results, clips))
         logger.warning("everything is in %s", training.output_dir)
     return results
@@ -78,42 +82,47 @@ def settle_output_dir(arguments: RunArguments) -> str | None:
         ValueError: if the folder holds another run, or there is nothing to resume from.
     """
     training, state = arguments.training, PartialState()
+    resume = training.resume_from_checkpoint
+    resume = None if resume in (False, "false", "False") else resume
     if not training.output_dir:
+        if resume in RESUME_LAST:
+            raise ValueError("--resume_from_checkpoint true needs --output_dir: the folder of the run to go on with")
         name = Path(arguments.data.dataset.rstrip("/")).stem or "clips"
         chosen = [f"outputs/{name}-{time.strftime('%Y%m%d-%H%M%S')}-s{training.seed}"]
         training.output_dir = broadcast_object_list(chosen)[0] if state.num_processes > 1 else chosen[0]
-    folder = Path(training.output_dir)
-    resume = training.resume_from_checkpoint
-    if resume in (None, False, "false", "False"):
-        state.wait_for_everyone()
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(
-                f"output folder {folder} holds another run: choose a new --output_dir, or go on with that run by"
-                " --resume_from_checkpoint true"
-            )
-        return None
-    if resume not in (True, "true", "True"):
-        folder = Path(str(resume))
-        if not is_complete(folder):
-            raise ValueError(f"{folder} is no complete checkpoint of a run: it lacks a readable trainer_state.json")
-        return str(folder)
-    checkpoint = last_complete_checkpoint(folder)
-    if checkpoint is None:
-        raise ValueError(f"nothing to resume from: {folder} has no complete checkpoint; leave the option out to start")
-    return str(checkpoint)
+    folder = Path(str(training.output_dir))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output folder {folder} is a file: choose another --output_dir")
+    if resume in RESUME_LAST:
+        checkpoint = last_complete_checkpoint(folder)
+        if checkpoint is None:
+            raise ValueError(f"nothing to resume from: {folder} has no complete checkpoint; leave the option out")
+        return str(checkpoint)
+    named = None if resume is None else Path(str(resume))
+    if named is not None and not is_complete(named):
+        raise ValueError(f"{named} is no complete checkpoint of a run: it lacks a readable trainer_state.json")
+    state.wait_for_everyone()
+    goes_on = named is not None and named.resolve().parent == folder.resolve()
+    if not goes_on and folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(
+            f"output folder {folder} holds another run: choose a new --output_dir, or go on with that run by"
+            " --resume_from_checkpoint true"
+        )
+    return None if named is None else str(named)
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
     """The newest `checkpoint-N` that was written to its end; a killed run may leave a half-written one behind."""
-    numbered = [(int(path.name.split("-")[1]), path) for path in folder.glob("checkpoint-*") if is_complete(path)]
-    return max(numbered)[1] if numbered else None
+    numbered = [path for path in folder.glob("checkpoint-*") if path.name.split("-", 1)[1].isdecimal()]
+    complete = [path for path in numbered if is_complete(path)]
+    return max(complete, key=lambda path: int(path.name.split("-", 1)[1]), default=None)
 
 
 def is_complete(checkpoint: Path) -> bool:
     """Whether the file that is written last is there and whole."""
     try:
         json.loads((checkpoint / "trainer_state.json").read_text())
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return False
     return True
 
@@ -173,7 +182,8 @@ def _versions() -> dict[str, str]:
 
 def write_outputs(folder: Path, results: dict[str, Any], table: DecisionTable) -> None:
     """Write `results.json` and `decisions.parquet`, each whole or not at all."""
-    table.write(folder / "decisions.parquet")
+    table.write(folder / "decisions.part.parquet")
+    os.replace(folder / "decisions.part.parquet", folder / "decisions.parquet")
     partial = folder / "results.json.part"
     partial.write_text(json.dumps(results, indent=2, default=_plain) + "\n")
     os.replace(partial, folder / "results.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,26 @@ from transformers import Trainer, TrainerCallback
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.metrics import measures
+from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.training.arguments import MMBalanceTrainingArguments
 from hf_mmbalance.training.batches import ClipCollator, MixedBatches, SpecAugment, TrainingClips
 
 
 class MeasureCapability(TrainerCallback):
-    """After every epoch, measure each modality's capability on the calibration split and tell the adaptive head."""
+    """After every epoch, measure each modality's capability on the calibration split and tell the adaptive head.
+
+    At the epoch's last step, not at its end: a checkpoint that `save_steps` writes there must hold the new numbers,
+    since a run resumed from it starts with the next epoch.
+    """
 
     def __init__(self, trainer: MMBalanceTrainer):
         self.trainer = trainer
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.measure_capability()
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        steps = len(kwargs["train_dataloader"]) // args.gradient_accumulation_steps
+        if state.global_step % steps == 0:
+            self.trainer.measure_capability()
 
 
 class MMBalanceTrainer(Trainer):
@@ -42,12 +50,18 @@ class MMBalanceTrainer(Trainer):
         **kwargs: As [`transformers.Trainer`].
 
     Raises:
-        ValueError: if the model's classes are not those of the clips, or a split that is needed is missing.
+        ValueError: if the model's classes are not those of the clips, a split that is needed is missing, or the
+            model is to be selected by a measure that `evaluate` does not give.
     """
+
+    args: MMBalanceTrainingArguments
+    train_dataset: TrainingClips
+    eval_dataset: ClipDataset
+    model: MMBalanceForAudioVisualClassification
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: MMBalanceForAudioVisualClassification,
         args: MMBalanceTrainingArguments,
         clips: ClipSplits,
         processor: MMBalanceProcessor,
@@ -61,6 +75,7 @@ class MMBalanceTrainer(Trainer):
         missing = [split for split in needed if not len(clips.splits.get(split, ()))]
         if missing:
             raise ValueError(f"dataset {clips.name!r} has no clips in split(s) {', '.join(missing)}")
+        check_metric(args.metric_for_best_model, model.config.modalities)
         calibration = clips.splits["calibration"] if self.learns_from_calibration else None
         super().__init__(
             model=model,
@@ -70,7 +85,7 @@ class MMBalanceTrainer(Trainer):
             data_collator=ClipCollator(processor, augment),
             **kwargs,
         )
-        if self.learns_from_calibration:
+        if self.measures_capability:
             self.add_callback(MeasureCapability(self))
 
     def get_train_dataloader(self) -> DataLoader:
@@ -85,7 +100,7 @@ class MMBalanceTrainer(Trainer):
         )
         return self.accelerator.prepare_data_loader(self._loader(dataset, batch_sampler=sampler))
 
-    def get_eval_dataloader(self, eval_dataset: ClipDataset | None = None) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: ClipDataset | None = None) -> DataLoader:  # type: ignore[override]
         clips = self.eval_dataset if eval_dataset is None else eval_dataset
         return self.accelerator.prepare_data_loader(
             self._loader(_Indexed(clips), batch_size=self.args.per_device_eval_batch_size)
@@ -110,13 +125,14 @@ class MMBalanceTrainer(Trainer):
         """As the Trainer's; what learns from calibration clips has its own learning rate and no weight decay."""
         if self.optimizer is None:
             model = self.model if model is None else model
+            own = parameters_of_fusion(model) if self.learns_from_calibration else set()
             decayed = set(self.get_decay_parameter_names(model))
             groups: dict[str, list[torch.nn.Parameter]] = {"decayed": [], "plain": [], "allocation": []}
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
-                    own = self.learns_from_calibration and "fusion." in name
-                    groups["allocation" if own else "decayed" if name in decayed else "plain"].append(parameter)
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+                    kind = "allocation" if name in own else "decayed" if name in decayed else "plain"
+                    groups[kind].append(parameter)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)  # type: ignore[arg-type]
             settings = {
                 "decayed": {"weight_decay": self.args.weight_decay},
                 "plain": {"weight_decay": 0.0},
@@ -127,7 +143,7 @@ class MMBalanceTrainer(Trainer):
             )
         return self.optimizer
 
-    def evaluate(
+    def evaluate(  # type: ignore[override]  # clips, not rows
         self,
         eval_dataset: ClipDataset | None = None,
         ignore_keys: list[str] | None = None,
@@ -178,6 +194,11 @@ class MMBalanceTrainer(Trainer):
         )
         return outputs, table
 
+    @property
+    def measures_capability(self) -> bool:
+        """Whether the head is told what each modality can do; a head of the user's own may do without."""
+        return self.learns_from_calibration and hasattr(self.accelerator.unwrap_model(self.model).fusion, "capability")
+
     def measure_capability(self) -> None:
         """Write recall above chance of every modality and class on the calibration split into the head's buffer."""
         _, table = self.decide(self.clips.splits["calibration"], "calibration")
@@ -208,6 +229,11 @@ class MMBalanceTrainer(Trainer):
         if self.args.should_save:
             self.processor.save_pretrained(output_dir if output_dir is not None else self.args.output_dir)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # Process 0 writes trainer_state.json next, the mark of a complete checkpoint: no other may still be writing.
+        self.accelerator.wait_for_everyone()
+
 
 OUTPUTS = ("logits", "modality_logits", "modality_mask", "modality_weights")
 
@@ -234,6 +260,26 @@ class _IndexedCollator(ClipCollator):
 
 def _init_worker(worker_id: int) -> None:
     torch.set_num_threads(1)
+
+
+def parameters_of_fusion(model: torch.nn.Module) -> set[str]:
+    """Names, as `model` has them (wrapped or not), of the parameters of its fusion head."""
+    names = (name for name, _ in model.named_parameters())
+    return {name for name in names if WRAPPERS.sub("", name).startswith("fusion.")}
+
+
+WRAPPERS = re.compile(r"^((module|_orig_mod|_fsdp_wrapped_module)\.)*")
+
+
+def check_metric(name: str | None, modalities: list[str] | tuple[str, ...]) -> None:
+    """The measure that selects the model must be one that `evaluate` gives; better now than after an epoch.
+
+    Raises:
+        ValueError: naming those there are.
+    """
+    known = ["nll", "loss", "accuracy", "accuracy_sum", *(f"accuracy_{modality}" for modality in modalities)]
+    if name is not None and name.removeprefix("eval_") not in known:
+        raise ValueError(f"metric_for_best_model={name!r} is unknown: choose one of {', '.join(known)}")
 
 
 def uniform_sum(table: DecisionTable) -> np.ndarray:
