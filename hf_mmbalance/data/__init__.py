@@ -21,8 +21,8 @@ _NAMES = {
     "EpochOrder": "reading",
     "SpecAugment": "reading",
     "load": "reading",
-    "load_clips": "load",
-    "options_class": "load",
+    "load_clips": "sources",
+    "options_class": "sources",
 }
 
 __all__ = list(_NAMES)

@@ -14,7 +14,7 @@ from media_factory import write_clip
 from PIL import Image
 
 from hf_mmbalance.data import DataError, load_clips
-from hf_mmbalance.data.load import source_of
+from hf_mmbalance.data.sources import source_of
 
 
 SMALL = {"frames": 2, "frame_size": [16, 16]}
