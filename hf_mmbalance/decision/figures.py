@@ -73,7 +73,7 @@ def weights_by_class(report: Report) -> Figure:
         ax.set_title(title)
         ax.grid(axis="x")
     axes[0].set_yticks(np.arange(len(classes)), [_short(report["classes"][c]) for c in classes])
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(classes) - 0.4, -0.6)
     _legend(figure, names)
     return figure
 
@@ -256,7 +256,7 @@ def _legend(figure: Figure, names: Sequence[str]) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(color=COLOURS[i % len(COLOURS)], label=name) for i, name in enumerate(names)]
-    figure.legend(handles=handles, loc="outside upper right", ncols=len(names), fontsize=9)
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(names), fontsize=9)
 
 
 def _short(text: str, length: int = 22) -> str:

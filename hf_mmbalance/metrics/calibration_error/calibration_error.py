@@ -1,5 +1,9 @@
 """`evaluate` module: does a confidence mean what it says?"""
 
+from __future__ import annotations
+
+from typing import Any
+
 import datasets
 import evaluate
 import numpy as np
@@ -41,7 +45,9 @@ class CalibrationError(evaluate.Metric):
             reference_urls=["https://arxiv.org/abs/1706.04599"],
         )
 
-    def _compute(self, predictions, references, bins=15, probabilities=False) -> dict:
+    def _compute(
+        self, predictions: Any, references: Any, bins: int = 15, probabilities: bool = False
+    ) -> dict[str, float]:
         logits, labels = np.asarray(predictions, dtype=np.float64), np.asarray(references)
         if probabilities:
             if (logits < 0).any() or not np.allclose(logits.sum(axis=1), 1, atol=1e-3):

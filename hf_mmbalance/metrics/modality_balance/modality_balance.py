@@ -1,5 +1,9 @@
 """`evaluate` module: does each modality take part in the decision for what it is worth, class by class?"""
 
+from __future__ import annotations
+
+from typing import Any
+
 import datasets
 import evaluate
 import numpy as np
@@ -56,7 +60,9 @@ class ModalityBalance(evaluate.Metric):
             reference_urls=["https://arxiv.org/abs/2510.14411"],
         )
 
-    def _compute(self, predictions, references, weights=None, bias=None, modalities=None) -> dict:
+    def _compute(
+        self, predictions: Any, references: Any, weights: Any = None, bias: Any = None, modalities: Any = None
+    ) -> dict[str, Any]:
         logits, labels = np.asarray(predictions, dtype=np.float64), np.asarray(references)
         if logits.ndim != 3:
             raise ValueError(f"predictions have shape {logits.shape}; expected (N, M, C) unimodal logits.")
