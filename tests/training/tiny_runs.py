@@ -47,7 +47,9 @@ def tiny_run(folder: Path, *options: str) -> dict[str, Any]:
 class ListedClips(ClipDataset):
     """Clips given as arrays."""
 
-    def __init__(self, split: str, media: Sequence[tuple[np.ndarray | None, np.ndarray | None]], labels: Sequence[int]):
+    def __init__(
+        self, split: str, media: Sequence[tuple[np.ndarray | None, np.ndarray | None]], labels: Sequence[int]
+    ):
         names = [f"{split}-{index}" for index in range(len(labels))]
         super().__init__(names, [f"{name}-speaker" for name in names], labels, CLASSES, sampling_rate=16_000)
         self.kept = list(media)

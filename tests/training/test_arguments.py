@@ -1,0 +1,212 @@
+"""Command line over YAML over defaults, and what is said of options that make no sense."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_mmbalance.data import DataError
+from hf_mmbalance.training.arguments import (
+    DataArguments,
+    MMBalanceTrainingArguments,
+    ModelArguments,
+    parse_arguments,
+    read_config,
+)
+from hf_mmbalance.training.cli import train
+from hf_mmbalance.training.recipes import SYNTHETIC
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(**settings) -> str:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        return str(path)
+
+    return write
+
+
+def parse(*argv: str):
+    return parse_arguments([*argv, "--use_cpu", "true"])
+
+
+def test_the_command_line_rules_over_the_file_and_the_file_over_defaults(write):
+    config = write(dataset="synthetic", classes=4, learning_rate=0.5, fusion="sum", num_train_epochs=3)
+    run = parse("--config", config, "--learning_rate", "0.25", "--noise=0.1", "--seed", "7")
+    assert (run.source.classes, run.source.noise, run.source.frames) == (4, 0.1, 4)
+    assert (run.model.fusion, run.model.audio_config) == ("sum", None)  # a file takes the place of the built-in recipe
+    assert (run.training.learning_rate, run.training.num_train_epochs, run.training.seed) == (0.25, 3, 7)
+    assert parse(f"--config={config}").training.learning_rate == 0.5
+
+
+def test_the_file_may_name_the_dataset_and_the_command_line_another(write):
+    assert parse("--config", write(dataset="grid", label="colour")).source.label == "colour"
+    assert parse("--config", write(dataset="grid"), "--dataset", "synthetic").data.dataset == "synthetic"
+    with pytest.raises(ValueError, match="unknown key 'label'"):
+        parse("--config", write(dataset="grid", label="colour"), "--dataset", "synthetic")
+
+
+def test_without_a_file_synthetic_means_the_built_in_recipe():
+    run = parse()
+    assert run.data.dataset == "synthetic" and run.model.audio_config == SYNTHETIC["audio_config"]
+    assert run.training.num_train_epochs == SYNTHETIC["num_train_epochs"]
+    assert parse("--num_train_epochs", "1").training.num_train_epochs == 1
+    assert parse("--dataset", "grid").model.audio_config is None
+
+
+def test_the_built_in_recipe_is_the_one_in_configs():
+    assert read_config(CONFIGS / "synthetic.yaml") == SYNTHETIC
+
+
+def test_a_key_that_no_option_has(write):
+    with pytest.raises(ValueError, match="recipe.yaml: unknown key 'learning_rat'; did you mean 'learning_rate'?"):
+        parse("--config", write(learning_rat=1))
+    with pytest.raises(ValueError, match="unknown key 'xyzzy'$"):
+        parse("--config", write(xyzzy=1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"learning_rate": "fast"}, "learning_rate: 'fast' holds what is no float"),
+        ({"per_device_train_batch_size": 16.5}, "per_device_train_batch_size: 16.5 holds what is no int"),
+        ({"modality_dropout": 0.3}, r"modality_dropout: 0.3 is no list; write \[0.3\]"),
+        ({"modality_dropout": [0.1, "much"]}, "modality_dropout: .* holds what is no float"),
+    ],
+)
+def test_values_of_the_wrong_kind(write, settings, words):
+    with pytest.raises(ValueError, match=words):
+        parse("--config", write(**settings))
+
+
+def test_numbers_that_yaml_takes_for_text(tmp_path):
+    (tmp_path / "a.yaml").write_text("learning_rate: 1e-4\n")  # YAML 1.1 wants 1.0e-4
+    assert parse("--config", str(tmp_path / "a.yaml")).training.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "No such file"),
+        (b"a: [1", "is no YAML"),
+        (b"- 1\n", "expected `name: value`"),
+        (b"\xff\xfe\x00", "no YAML"),
+    ],
+)
+def test_files_that_are_no_recipes(tmp_path, content, words):
+    path = tmp_path / "a.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.yaml.*{words}"):
+        parse("--config", str(path))
+
+
+def test_a_config_option_without_a_file():
+    with pytest.raises(ValueError, match="--config needs a file"):
+        parse_arguments(["--config"])
+
+
+def test_an_option_that_there_is_not(capsys):
+    with pytest.raises(ValueError, match="learning_rat"):
+        parse("--learning_rat", "1")
+    with pytest.raises(SystemExit):
+        parse("--learning_rate", "fast")
+    assert "invalid float value: 'fast'" in capsys.readouterr().err
+    assert train(["--learning_rat", "1"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_options_given_as_json(write):
+    assert parse("--fusion_options", '{"gate": "modality"}').model.fusion_options == {"gate": "modality"}
+    assert parse("--config", write(fusion_options={"gate": "class"})).model.fusion_options == {"gate": "class"}
+    assert parse("--audio_config", '{"model_type": "wav2vec2"}').model.audio_config == {"model_type": "wav2vec2"}
+    with pytest.raises(ValueError, match="--fusion_options '{gate' is no JSON"):
+        parse("--fusion_options", "{gate")
+    with pytest.raises(ValueError, match="--vision_config '3': expected a JSON object"):
+        parse("--vision_config", "3")
+
+
+def test_a_named_tower_takes_the_place_of_a_configured_one(write):
+    config = write(audio_config={"model_type": "wav2vec2"}, vision_model="a/b", audio_max_length=32)
+    run = parse("--config", config, "--audio_model", "c/d", "--vision_config", '{"model_type": "vit"}')
+    assert (run.model.audio_model, run.model.audio_config) == ("c/d", None)
+    assert (run.model.vision_model, run.model.vision_config) == (None, {"model_type": "vit"})
+    trained = parse("--config", config, "--model_name_or_path", "outputs/a").model
+    assert (trained.audio_config, trained.vision_model, trained.audio_max_length) == (None, None, None)
+
+
+def test_the_seed_of_clips_is_not_the_seed_of_training():
+    run = parse("--seed", "3", "--clip_seed", "11")
+    assert (run.training.seed, run.source.seed) == (3, 11)
+    assert parse("--seed", "3").source.seed == 0
+    assert (run.to_dict()["seed"], run.to_dict()["clip_seed"]) == (3, 11)
+
+
+def test_the_measure_that_selects_says_itself_which_way_is_better():
+    assert parse().training.greater_is_better is False  # nll
+    assert parse("--metric_for_best_model", "accuracy").training.greater_is_better is True
+    assert parse("--metric_for_best_model", "eval_accuracy_audio").training.greater_is_better is True
+    assert parse("--metric_for_best_model", "loss").training.greater_is_better is False
+    chosen = parse("--metric_for_best_model", "accuracy", "--greater_is_better", "false")
+    assert chosen.training.greater_is_better is False
+
+
+def test_one_process_trains_on_one_gpu_whatever_there_is(monkeypatch):
+    monkeypatch.setattr(MMBalanceTrainingArguments, "_setup_devices", property(lambda self: None), raising=False)
+    monkeypatch.setattr(MMBalanceTrainingArguments, "_n_gpu", 4, raising=False)
+    assert MMBalanceTrainingArguments(output_dir="a").n_gpu == 1
+
+
+def test_a_run_knows_its_arguments_but_no_token(tmp_path):
+    run = parse("--hub_token", "hf_secret", "--classes", "4", "--output_dir", str(tmp_path))
+    kept = run.to_dict()
+    assert "hf_secret" not in json.dumps(kept, default=str) and "hub_token" not in kept
+    assert kept["dataset"] == "synthetic" and kept["classes"] == 4 and kept["fusion"] == "adaptive"
+    assert kept["learning_rate"] == SYNTHETIC["learning_rate"] and kept["allocation_learning_rate"] == 0.02
+
+
+def test_senseless_options_of_a_dataset():
+    with pytest.raises(DataError, match="classes must be at least 2"):
+        parse("--classes", "1")
+    with pytest.raises(DataError, match="no such file or folder"):
+        parse("--dataset", "./not_there")
+
+
+@pytest.fixture
+def datasets(tmp_path):
+    (tmp_path / "folder" / "dog").mkdir(parents=True)
+    (tmp_path / "folder" / "dog" / "a.wav").touch()
+    (tmp_path / "table.csv").write_text("path,label\n")
+    return {"table": str(tmp_path / "table.csv"), "folder": str(tmp_path / "folder"), "hub": "user/name"}
+
+
+@pytest.mark.parametrize("kind", ["synthetic", "grid", "folder", "table", "hub"])
+def test_help_of_every_dataset_prints(kind, datasets, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_arguments(["--dataset", datasets.get(kind, kind), "--help"])
+    assert stop.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    from hf_mmbalance.data import options_class
+
+    for part in (DataArguments, ModelArguments, options_class(datasets.get(kind, kind))):
+        for entry in dataclasses.fields(part):
+            name = "clip_seed" if entry.name == "seed" else entry.name
+            assert f"--{name}" in shown
+            text = entry.metadata["help"]
+            assert len(text) > 8 and " ".join(text.split()) in shown, name
+
+
+def test_every_training_option_of_our_own_has_a_help_text():
+    ours = vars(MMBalanceTrainingArguments)["__annotations__"]
+    fields = {entry.name: entry for entry in dataclasses.fields(MMBalanceTrainingArguments)}
+    assert "calibration_per_step" in ours
+    for name in ours:
+        assert len(fields[name].metadata["help"]) > 8, name

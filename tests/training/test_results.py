@@ -1,0 +1,132 @@
+"""Rows, weights and their printing against hand computation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.training.results import mean_weights, measure, render_rows, render_weights, rows_of
+from hf_mmbalance.training.trainer import uniform_sum
+
+
+def logits_of(probabilities) -> np.ndarray:
+    return np.log(np.asarray(probabilities, dtype=float))
+
+
+# Four clips of two classes; audio is missing in the last. Audio says 0 0 1 -, vision 0 1 1 1; the labels are 0 1 1 0.
+AUDIO = [[0.8, 0.2], [0.6, 0.4], [0.3, 0.7], [math.nan, math.nan]]
+VISION = [[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.1, 0.9]]
+LABELS = np.array([0, 1, 1, 0])
+
+
+@pytest.fixture
+def table() -> DecisionTable:
+    return DecisionTable(
+        ids=list("abcd"),
+        groups=["g1", "g1", "g2", "g3"],
+        splits=["test"] * 4,
+        labels=LABELS,
+        logits=np.stack([logits_of(AUDIO), logits_of(VISION) + 3.0], axis=1),  # rows need not be normalised
+        classes=["no", "yes"],
+        modalities=["audio", "vision"],
+        references={"fused": logits_of([[0.5, 0.5], [0.1, 0.9], [0.2, 0.8], [0.3, 0.7]])},
+    )
+
+
+def test_rows_by_hand(table):
+    rows = rows_of(table, "test", uniform_sum(table))
+    assert [row["method"] for row in rows] == ["audio", "vision", "sum", "fused"]
+    assert {row["split"] for row in rows} == {"test"}
+    audio, vision, total, fused = rows
+    assert [row["n"] for row in rows] == [3, 4, 4, 4]  # audio answers only the clips it is there for
+    assert audio["accuracy"] == pytest.approx(2 / 3)
+    assert audio["nll"] == pytest.approx(-(math.log(0.8) + math.log(0.4) + math.log(0.7)) / 3)
+    # F1 of class 0: 1 hit, 1 false alarm, none missed: 2/3; class 1: 1 hit, none, 1 missed: 2/3
+    assert audio["macro_f1"] == pytest.approx(2 / 3)
+    # confidences .8 (right), .6 (wrong), .7 (right), each in a bin of its own
+    assert audio["ece"] == pytest.approx((0.2 + 0.6 + 0.3) / 3)
+    assert vision["accuracy"] == 0.75
+    assert vision["nll"] == pytest.approx(-(math.log(0.9) + math.log(0.8) + math.log(0.6) + math.log(0.1)) / 4)
+    # products .72/.02, .12/.32, .12/.42 and vision alone .1/.9
+    right = [0.72 / 0.74, 0.32 / 0.44, 0.42 / 0.54, 0.1]
+    assert total["nll"] == pytest.approx(-sum(map(math.log, right)) / 4)
+    assert total["accuracy"] == 0.75
+    assert fused["accuracy"] == 0.75  # the tie of the first clip goes to the lower index, which is right
+
+
+def test_the_sum_leaves_missing_modalities_out(table):
+    expected = logits_of(VISION)[3]
+    np.testing.assert_allclose(uniform_sum(table)[3], expected, atol=1e-12)
+    both = uniform_sum(table)[0]
+    np.testing.assert_allclose(both[0] - both[1], math.log(0.72 / 0.02), atol=1e-12)
+
+
+def test_intervals_are_of_clips_with_few_groups_and_of_groups_with_many(table):
+    low, high = measure("fused", "test", table.references["fused"], table, np.ones(4, dtype=bool))["accuracy_ci"]
+    assert 0.0 <= low <= 0.75 <= high <= 1.0 and isinstance(low, float)
+    many = np.repeat([1.0, 0.0], 30)
+    labels = np.zeros(60, dtype=int)
+    logits = np.where(many[:, None] == 1, [[2.0, 0.0]], [[0.0, 2.0]])  # six groups, all right or all wrong
+    clustered = DecisionTable(
+        ids=[str(i) for i in range(60)],
+        groups=[f"g{i // 10}" for i in range(60)],
+        splits=["test"] * 60,
+        labels=labels,
+        logits=np.stack([logits, logits], axis=1),
+        classes=["no", "yes"],
+        modalities=["audio", "vision"],
+    )
+    wide = measure("fused", "test", logits, clustered, np.ones(60, dtype=bool))["accuracy_ci"]
+    clustered.groups = [f"g{i % 2}" for i in range(60)]
+    narrow = measure("fused", "test", logits, clustered, np.ones(60, dtype=bool))["accuracy_ci"]
+    # standard error of a mean of n values that are 0 or 1 alike: .5 / sqrt(n), times 1.96 either way
+    assert wide[1] - wide[0] == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(6), abs=0.2)
+    assert narrow[1] - narrow[0] == pytest.approx(2 * 1.96 * 0.5 / math.sqrt(60), abs=0.04)
+
+
+def test_a_modality_that_no_clip_has(table):
+    table.logits[:, 0] = np.nan
+    row = rows_of(table, "test", uniform_sum(table))[0]
+    assert row == {
+        "method": "audio",
+        "split": "test",
+        "n": 0,
+        "accuracy": None,
+        "accuracy_ci": None,
+        "macro_f1": None,
+        "nll": None,
+        "ece": None,
+    }
+    assert "no clip has this modality" in render_rows([row], "clip")
+
+
+def test_mean_weights_are_of_clips_with_every_modality():
+    weights = np.array([[[1.0, 0.5], [1.0, 1.5]], [[3.0, 0.5], [0.0, 2.5]], [[1.0, 1.0], [0.0, 0.0]]])
+    mask = np.array([[1, 1], [1, 1], [1, 0]])
+    outputs = {"modality_weights": weights, "modality_mask": mask}
+    assert mean_weights(outputs, ["audio", "vision"]) == {"audio": [2.0, 0.5], "vision": [0.5, 2.0]}
+    assert mean_weights({"modality_mask": mask}, ["audio", "vision"]) is None  # a head without weights
+    assert mean_weights({"modality_weights": weights, "modality_mask": mask * [[1, 0]]}, ["audio", "vision"]) is None
+
+
+def test_the_table_a_person_reads(table):
+    rows = rows_of(table, "test", uniform_sum(table))
+    lines = render_rows(rows, "clip").splitlines()
+    assert len(lines) == 6 and lines[-1] == "(intervals: bootstrap over clips)"
+    audio = lines[1].split()
+    assert audio[:2] == ["audio", "66.7"] and audio[-4:] == ["66.7", f"{rows[0]['nll']:.3f}", "0.367", "3"]
+    low, high = rows[0]["accuracy_ci"]
+    assert audio[2] == f"{100 * low:.1f}-{100 * high:.1f}"
+    assert lines[4].split()[:2] == ["fused", "75.0"]
+
+
+def test_weights_beside_the_optimum():
+    weights = {"audio": [1.5, 0.5], "vision": [0.5, 1.0]}
+    plain = render_weights(weights, ["no", "yes"]).splitlines()
+    assert plain[0].split() == ["class", "audio", "vision"] and plain[1].split() == ["no", "1.50", "0.50"]
+    beside = render_weights(weights, ["no", "yes"], np.array([[3.0, 1.0], [1.0, 4.0]])).splitlines()
+    assert beside[1].split() == ["no", "1.50", "0.50", "0.75", "0.75"]
+    assert beside[2].split() == ["yes", "0.50", "1.00", "0.33", "0.20"]
