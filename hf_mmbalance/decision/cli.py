@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from hf_mmbalance.decision.head import state_of_run
 from hf_mmbalance.decision.table import DecisionTable, TableError
 
 
@@ -172,8 +173,13 @@ def _decide(path: Path, arguments: argparse.Namespace) -> Any:
         fit, judged = arguments.fit_split or "calibration", arguments.eval_split or "test"
         named = arguments.fit_split or arguments.eval_split
         if arguments.group_folds is None and (named or {fit, judged} <= set(table.splits)):
-            return decide_splits(table, fit_split=fit, eval_split=judged, seed=arguments.seed, **options)
-        return decide_folds(table, folds=arguments.group_folds or 5, seed=arguments.seed, **options)
+            decided = decide_splits(table, fit_split=fit, eval_split=judged, seed=arguments.seed, **options)
+        else:
+            decided = decide_folds(table, folds=arguments.group_folds or 5, seed=arguments.seed, **options)
+        trained = state_of_run(path) if path.is_dir() else None
+        if trained is not None:
+            decided.add_head("model", trained)
+        return decided
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return None

@@ -41,6 +41,20 @@ class Decided:
     scaled_sum_nll: np.ndarray
     notes: list[str] = field(default_factory=list)
 
+    def add_head(self, name: str, state: HeadState) -> None:
+        """Judge one more fusion, such as a trained model's own head, beside the fitted ones.
+
+        Raises:
+            TableError: if the head has other modalities or classes than the table.
+        """
+        if state.alpha.shape != self.table.logits.shape[1:]:
+            raise TableError(
+                f"the head {name!r} has {state.alpha.shape} modalities and classes, the table"
+                f" {self.table.logits.shape[1:]}."
+            )
+        self.states[name] = [(np.arange(len(self.table)), state)]
+        self.fusions[name] = state.fuse(self.table.logits)[0]
+
     def per_clip(self, method: str) -> tuple[np.ndarray, np.ndarray]:
         """Correctness and NLL of every clip; NaN where the method does not answer (modality or reference missing)."""
         logits = self.fusions[method]

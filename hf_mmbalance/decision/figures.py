@@ -80,7 +80,7 @@ def weights_by_class(report: Report) -> Figure:
 
 def participation(report: Report) -> Figure:
     """Participation against capability share, a point a class, one panel a fusion."""
-    methods = [name for name in ("sum", "class_bias", "adaptive") if name in report["balance"]]
+    methods = [name for name in ("sum", "class_bias", "model", "adaptive") if name in report["balance"]]
     figure, axes = _panels(1, len(methods), (3.1 * len(methods), 3.4), sharey=True)
     classes = shown_classes(report)
     for ax, method in zip(axes, methods, strict=True):
@@ -105,7 +105,7 @@ def participation(report: Report) -> Figure:
 
 def reliability_diagrams(report: Report) -> Figure:
     """Accuracy against confidence of every modality, the sum and `adaptive`."""
-    methods = [name for name in [*report["modalities"], "sum", "adaptive"] if name in report["calibration"]]
+    methods = [name for name in [*report["modalities"], "sum", "model", "adaptive"] if name in report["calibration"]]
     figure, axes = _panels(1, len(methods), (2.5 * len(methods), 2.9), sharey=True)
     for ax, method in zip(axes, methods, strict=True):
         found = report["calibration"][method]
@@ -203,7 +203,11 @@ def draw(function: Callable[..., Figure], *arguments: Any) -> Figure:
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
-        return function(*arguments)
+        figure = function(*arguments)
+        figure.draw_without_rendering()
+    # The layout is settled now; saving in three formats must not settle it thrice.
+    figure.set_layout_engine("none")
+    return figure
 
 
 def themed_svg(figure: Figure, salt: str) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -174,6 +177,30 @@ def gated_share(alpha: np.ndarray, gate: np.ndarray, sure: np.ndarray, present: 
     np.exp(share, out=share)
     total = share.sum(axis=1, keepdims=True)
     return share / np.where(total > 0, total, 1.0)
+
+
+def state_of_run(folder: str | os.PathLike[str]) -> HeadState | None:
+    """The trained head of a saved model, read without torch; None where it is not an additive one (`adaptive`, `sum`).
+
+    Args:
+        folder: holds `config.json` and `model.safetensors` (or its shards).
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        return None
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("fusion") == "sum":
+        return HeadState.plain_sum(len(config.get("modalities", ["audio", "vision"])), len(config["id2label"]))
+    if config.get("fusion") != "adaptive":
+        return None
+    from safetensors import safe_open
+
+    arrays: dict[str, np.ndarray] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, "numpy") as weights:
+            names = [name for name in weights.keys() if name.startswith("fusion.")]  # noqa: SIM118
+            arrays |= {name.removeprefix("fusion."): weights.get_tensor(name) for name in names}
+    return state_from_arrays(arrays) if "alpha" in arrays else None
 
 
 def state_from_arrays(arrays: dict[str, Any]) -> HeadState:

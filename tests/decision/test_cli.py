@@ -13,6 +13,7 @@ from drawn_tables import make_table
 
 from hf_mmbalance.decision.allocation import Allocation
 from hf_mmbalance.decision.cli import add_decide, add_diagnose
+from hf_mmbalance.decision.head import HeadState
 
 
 def run(*arguments: str) -> int:
@@ -119,3 +120,25 @@ def test_a_stiff_table_has_a_report_too(tmp_path: Path) -> None:
     table.write(tmp_path / "t.npz")
     assert run("diagnose", tmp_path / "t.npz", "--report", tmp_path / "r.html", "--draws", "10") == 0
     assert "do not allow class-level rungs" in (tmp_path / "r.html").read_text()
+
+
+def test_a_run_folders_own_head_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.numpy import save_file
+
+    table = make_table(n=200, classes=3)
+    table.write(tmp_path / "decisions.parquet")
+    config = {"fusion": "adaptive", "modalities": table.modalities, "id2label": {"0": "a", "1": "b", "2": "c"}}
+    state = HeadState.plain_sum(2, 3).with_weights(np.array([[1.0, 1, 1], [1e-9, 1e-9, 1e-9]]))
+    save_file({f"fusion.{name}": value for name, value in state.arrays().items()}, tmp_path / "model.safetensors")
+    rows: dict[str, dict[str, float]] = {}
+    for fusion in ("adaptive", "sum", "concat"):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"fusion": fusion}))
+        assert run("decide", tmp_path, "--rung", "temperature", "--json", "-") == 0
+        rows[fusion] = {row["method"]: row["accuracy"] for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert rows["adaptive"]["model"] == rows["adaptive"]["audio"] != rows["adaptive"]["sum"]
+    assert rows["sum"]["model"] == rows["sum"]["sum"] and "model" not in rows["concat"]
+    wrong = HeadState.plain_sum(2, 5).arrays()
+    save_file({f"fusion.{name}": value for name, value in wrong.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert run("decide", tmp_path) == 2
+    assert "(2, 5) modalities and classes" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import pytest
 from drawn_tables import draw
 
 from hf_mmbalance.decision.allocation import Allocation
+from hf_mmbalance.decision.head import state_of_run
 
 
 torch = pytest.importorskip("torch")
@@ -36,6 +37,9 @@ def test_decisions_are_the_tables_and_survive_saving(model: Any, rung: str, tmp_
     allocation = Allocation(rung=rung, strengths=(3.0,), folds=2).fit(data["logits"], data["labels"], data["groups"])
     allocation.write_to(model)
     model.save_pretrained(tmp_path)
+    read = state_of_run(tmp_path)
+    assert read is not None
+    np.testing.assert_allclose(read.fuse(data["logits"])[0], allocation.decision_function(data["logits"]), atol=1e-4)
     loaded = type(model).from_pretrained(tmp_path).eval()
     inputs = {"input_values": torch.randn(6, 16, 16), "pixel_values": torch.randn(6, 2, 3, 16, 16)}
     mask = torch.tensor([[True, True]] * 3 + [[True, False], [False, True], [True, True]])
