@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import AutoConfig
 
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
@@ -17,6 +18,7 @@ from hf_mmbalance.training.run import main
 from hf_mmbalance.training.trainer import MMBalanceTrainer
 
 
+Media = tuple[np.ndarray | None, np.ndarray | None]  # sound and frames
 CLASSES = ["calm", "angry", "happy"]
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 AUDIO = {
@@ -54,14 +56,14 @@ class ListedClips(ClipDataset):
         super().__init__(names, [f"{name}-speaker" for name in names], labels, CLASSES, sampling_rate=16_000)
         self.kept = list(media)
 
-    def media(self, place: int, epoch: int | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def media(self, place: int, epoch: int | None) -> Media:
         return self.kept[place]
 
 
 def random_clips(split: str, count: int, seed: int = 0, without: dict[int, str] | None = None) -> ListedClips:
     """Clips of noise with every class in turn; `without` names the modality that a clip lacks."""
     rng = np.random.default_rng([seed, *split.encode()])
-    media: list[tuple[np.ndarray | None, np.ndarray | None]] = []
+    media: list[Media] = []
     for index in range(count):
         wave = (0.1 * rng.standard_normal(2560)).astype(np.float32)
         frames = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
@@ -70,18 +72,19 @@ def random_clips(split: str, count: int, seed: int = 0, without: dict[int, str] 
     return ListedClips(split, media, [index % len(CLASSES) for index in range(count)])
 
 
-def random_splits(train: int = 12, calibration: int = 6, **without: dict[int, str]) -> ClipSplits:
+def random_splits(
+    train: int = 12, calibration: int = 6, without: dict[str, dict[int, str]] | None = None
+) -> ClipSplits:
     """Splits of such clips; `without` by split."""
     counts = {"train": train, "calibration": calibration, "validation": 6, "test": 6}
     splits: dict[str, ClipDataset] = {
-        name: random_clips(name, count, without=without.get(name)) for name, count in counts.items() if count
+        name: random_clips(name, count, without=(without or {}).get(name)) for name, count in counts.items() if count
     }
     return ClipSplits("noise", CLASSES, splits, 16_000)
 
 
 def tiny_model(fusion: str = "adaptive", seed: int = 0, **options: Any) -> MMBalanceForAudioVisualClassification:
-    import torch
-
+    """A new model of such towers."""
     torch.manual_seed(seed)
     return MMBalanceForAudioVisualClassification.from_backbones(
         _config(AUDIO), _config(VISION), id2label=dict(enumerate(CLASSES)), fusion=fusion, **options

@@ -1,0 +1,195 @@
+"""Folders of runs: which are refused, which checkpoint is gone on with, and that outputs are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.training import run as run_module
+from hf_mmbalance.training.arguments import parse_arguments
+from hf_mmbalance.training.cli import train
+from hf_mmbalance.training.run import last_complete_checkpoint, settle_output_dir, write_outputs
+
+from .tiny_runs import TINY, tiny_run
+
+
+def settle(*options: str):
+    arguments = parse_arguments([*TINY, *options])
+    return settle_output_dir(arguments), arguments.training.output_dir
+
+
+def checkpoint(folder: Path, step: int | str, state: str | None = "{}") -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    if state is not None:
+        (path / "trainer_state.json").write_text(state)
+    return path
+
+
+def test_a_run_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    resume, folder = settle("--seed", "4")
+    assert resume is None and folder.startswith("outputs/synthetic-2") and folder.endswith("-s4")
+    (tmp_path / "my_clips.csv").write_text("path,label\n")
+    arguments = parse_arguments(["--dataset", str(tmp_path / "my_clips.csv"), "--use_cpu", "true"])
+    settle_output_dir(arguments)
+    assert arguments.training.output_dir.startswith("outputs/my_clips-")
+    assert not (tmp_path / "outputs").exists()  # nothing is written before there is something to write
+
+
+def test_a_folder_that_holds_another_run(tmp_path):
+    assert settle("--output_dir", str(tmp_path / "new"))[0] is None
+    assert settle("--output_dir", str(tmp_path))[0] is None  # there, but empty
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds another run: choose a new --output_dir"):
+        settle("--output_dir", str(tmp_path))
+    with pytest.raises(ValueError, match="results.json is a file"):
+        settle("--output_dir", str(tmp_path / "results.json"))
+
+
+def test_going_on_with_the_last_complete_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="nothing to resume from"):
+        settle("--output_dir", str(tmp_path), "--resume_from_checkpoint", "true")
+    with pytest.raises(ValueError, match="needs --output_dir"):
+        settle("--resume_from_checkpoint", "true")
+    for step in (9, 10, 100):
+        checkpoint(tmp_path, step)
+    resume, folder = settle("--output_dir", str(tmp_path), "--resume_from_checkpoint", "true")
+    assert Path(resume).name == "checkpoint-100" and folder == str(tmp_path)
+    with pytest.raises(ValueError, match="holds another run"):
+        settle("--output_dir", str(tmp_path), "--resume_from_checkpoint", "false")
+
+
+def test_going_on_with_a_named_checkpoint(tmp_path):
+    here = checkpoint(tmp_path / "a", 5)
+    checkpoint(tmp_path / "a", 7)
+    assert settle("--output_dir", str(tmp_path / "a"), "--resume_from_checkpoint", str(here))[0] == str(here)
+    assert settle("--output_dir", str(tmp_path / "b"), "--resume_from_checkpoint", str(here))[0] == str(here)
+    checkpoint(tmp_path / "c", 2)
+    with pytest.raises(ValueError, match="c holds another run"):
+        settle("--output_dir", str(tmp_path / "c"), "--resume_from_checkpoint", str(here))
+    broken = checkpoint(tmp_path / "d", 3, state=None)
+    with pytest.raises(ValueError, match="checkpoint-3 is no complete checkpoint"):
+        settle("--output_dir", str(tmp_path / "d"), "--resume_from_checkpoint", str(broken))
+
+
+def test_half_written_checkpoints_are_passed_over(tmp_path):
+    assert last_complete_checkpoint(tmp_path) is None
+    whole = checkpoint(tmp_path, 20)
+    checkpoint(tmp_path, 30, state=None)
+    checkpoint(tmp_path, 40, state='{"global_step": 4')
+    checkpoint(tmp_path, 50, state="")
+    (checkpoint(tmp_path, 60) / "trainer_state.json").write_bytes(b"\xff\xfe\x00")
+    checkpoint(tmp_path, "best")
+    checkpoint(tmp_path, 9)
+    assert last_complete_checkpoint(tmp_path) == whole
+
+
+def small_table() -> DecisionTable:
+    import numpy as np
+
+    return DecisionTable(
+        ids=["a", "b"],
+        groups=["a", "b"],
+        splits=["test", "test"],
+        labels=np.array([0, 1]),
+        logits=np.array([[[1.0, 2.0], [2.0, -1.0]], [[0.5, 2.0], [-2.0, 1.0]]]),
+        classes=["no", "yes"],
+        modalities=["audio", "vision"],
+    )
+
+
+def test_outputs_are_whole_or_not_there(tmp_path, monkeypatch):
+    table = small_table()
+    write_outputs(tmp_path, {"n": 2}, table)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"results.json", "decisions.parquet"}
+    with pytest.raises(RuntimeError, match="disk"):
+        write_outputs(tmp_path, {"n": _Failing()}, table)
+    monkeypatch.setattr(DecisionTable, "write", _write_half)
+    with pytest.raises(OSError, match="disk full"):
+        write_outputs(tmp_path, {"n": 3}, table)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert json.loads(before["results.json"]) == {"n": 2}
+
+
+class _Failing:
+    def __str__(self) -> str:
+        raise RuntimeError("disk")
+
+
+def _write_half(self, path) -> None:
+    Path(path).write_bytes(b"PAR1")
+    raise OSError("disk full")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    tiny_run(folder)
+    return folder
+
+
+@pytest.mark.parametrize("way", ["resume", "continue"])
+def test_a_checkpoint_of_other_classes(finished, tmp_path, way):
+    if way == "resume":
+        shutil.copytree(finished, tmp_path / "run")
+        options = ["--resume_from_checkpoint", "true", "--output_dir", str(tmp_path / "run")]
+    else:
+        options = ["--model_name_or_path", str(finished), "--output_dir", str(tmp_path / "run")]
+    before = sorted(os.listdir(tmp_path / "run")) if way == "resume" else None
+    towers = [] if way == "continue" else list(TINY)
+    with pytest.raises(ValueError, match="other classes .* '\\(none\\)' where the dataset has 'class3'"):
+        run_module.main([*towers, *options, "--classes", "4", "--use_cpu", "true"])
+    assert (sorted(os.listdir(tmp_path / "run")) if way == "resume" else None) == before
+    assert way == "resume" or not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_resumed_gives_the_same_results(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "again")
+    os.remove(tmp_path / "again" / "results.json")
+    again = tiny_run(tmp_path / "again", "--resume_from_checkpoint", "true")
+    first = json.loads((finished / "results.json").read_text())
+    assert again["rows"] == first["rows"] and again["weights"] == first["weights"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--fusion", "sun"], "fusion='sun' is unknown"),
+        (["--fusion", "not_there.py:Head"], "there is no file not_there.py"),
+        (["--frame_pooling", "max"], "frame_pooling='max' is unknown"),
+        (["--modality_dropout", "1.5", "0"], "modality_dropout"),
+        (["--fusion_options", '{"gat": 1}'], "gat"),
+        (["--trainable_layers", "9"], "trainable_layers=9"),
+        (["--audio_config", '{"hidden_size": 4}'], "audio_config .* names no model_type"),
+        (["--audio_config", '{"model_type": "nonsense"}'], "'nonsense' is no backbone"),
+        (["--audio_config", '{"model_type": "vit"}'], "audio backbone"),
+        (["--audio_model", "./not_there"], "audio backbone './not_there' cannot be loaded"),
+        (["--vision_model", "./not_there"], "backbone './not_there' cannot be loaded"),
+        (["--model_name_or_path", "./not_there"], "not_there"),
+        (["--metric_for_best_model", "acuracy"], "metric_for_best_model='acuracy' is unknown: choose one of nll"),
+        (["--calibration_per_step", "8"], "calibration_per_step=8 does not fit"),
+        (["--calibration_clips", "0"], "no clips in split.s. calibration"),
+        (["--validation_clips", "0"], "no clips in split.s. validation"),
+        (["--resume_from_checkpoint", "./not_there"], "not_there is no complete checkpoint"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch, capsys, options, words):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # A tower both named and configured on the command line is another mistake than the one meant here.
+    taken = {"--audio_model": (0, 1), "--vision_model": (2, 3), "--model_name_or_path": (0, 1, 2, 3)}.get(
+        options[0], ()
+    )
+    base = [word for place, word in enumerate(TINY) if place not in taken]
+    assert train([*base, "--output_dir", str(tmp_path / "run"), *options]) == 2
+    error = capsys.readouterr().err
+    assert re.search(f"error: .*{words}", error, re.DOTALL), error
+    left = list((tmp_path / "run").rglob("*")) if (tmp_path / "run").exists() else []
+    assert left == []

@@ -1,0 +1,494 @@
+"""The Trainer: what it writes, which weights it keeps, who learns from which clips, clips that lack a modality."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import EarlyStoppingCallback
+
+from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
+from hf_mmbalance.data import load_clips
+from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.metrics import measures
+from hf_mmbalance.model.fusion_mmbalance import FUSION_HEADS
+from hf_mmbalance.training.arguments import ModelArguments, parse_arguments
+from hf_mmbalance.training.build import build_model_and_processor, fitted_frames, spec_augment
+from hf_mmbalance.training.run import main
+from hf_mmbalance.training.trainer import check_classes, parameters_of_fusion
+
+from .tiny_runs import (
+    CLASSES,
+    TINY,
+    TOWERS,
+    ListedClips,
+    random_clips,
+    random_splits,
+    state_of,
+    tiny_model,
+    tiny_run,
+    tiny_trainer,
+)
+
+
+HEADS = sorted(name for name in FUSION_HEADS if ":" not in name)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run whose best epoch is not its last: with this rate the towers over-fit 24 clips at once."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    results = tiny_run(folder, "--num_train_epochs", "4", "--learning_rate", "3e-2", "--save_total_limit", "4")
+    return folder, results
+
+
+def clips_of(*options: str):
+    arguments = parse_arguments([*TINY, *options])
+    return load_clips("synthetic", **dataclasses.asdict(arguments.source))
+
+
+def test_results_have_the_promised_form(run):
+    folder, returned = run
+    results = json.loads((folder / "results.json").read_text())
+    promised = ["dataset", "n", "classes", "modalities", "bayes_accuracy", "ci_unit", "rows", "weights"]
+    assert list(results)[:8] == promised
+    assert set(results) - set(promised) == {"n_per_split", "fusion", "best_checkpoint", "arguments", "versions"}
+    assert (results["dataset"], results["n"], results["ci_unit"]) == ("synthetic", 15, "group")
+    assert results["classes"] == ["class0", "class1", "class2"] and results["modalities"] == ["audio", "vision"]
+    assert results["bayes_accuracy"] == pytest.approx(clips_of().bayes.accuracy)
+    assert results["n_per_split"] == {"train": 24, "calibration": 8, "validation": 12, "test": 15}
+    assert [(row["split"], row["method"]) for row in results["rows"]] == [
+        (split, method) for split in ("validation", "test") for method in ("audio", "vision", "sum", "fused")
+    ]
+    for row in results["rows"]:
+        assert set(row) == {"method", "split", "n", "accuracy", "accuracy_ci", "macro_f1", "nll", "ece"}
+        assert row["n"] == results["n_per_split"][row["split"]]
+        low, high = row["accuracy_ci"]
+        assert 0 <= low <= row["accuracy"] <= high <= 1
+        assert all(isinstance(row[name], float) for name in ("accuracy", "macro_f1", "nll", "ece"))
+    assert set(results["weights"]) == {"audio", "vision"}
+    assert all(len(row) == 3 and min(row) > 0 for row in results["weights"].values())
+    assert json.loads(json.dumps(returned["rows"])) == results["rows"]
+
+
+def test_a_head_without_weights_and_other_data_leave_those_keys_empty(tmp_path):
+    results = tiny_run(tmp_path / "run", "--fusion", "concat", "--max_steps", "1", "--save_strategy", "no",
+                       "--load_best_model_at_end", "false", "--groups", "3")  # fmt: skip
+    assert results["weights"] is None and results["ci_unit"] == "clip"
+    assert results["best_checkpoint"] is None
+
+
+def test_the_decision_table_holds_the_models_logits(run):
+    folder, results = run
+    table = DecisionTable.read(folder / "decisions.parquet")
+    assert table.classes == results["classes"] and table.modalities == ["audio", "vision"]
+    model = MMBalanceForAudioVisualClassification.from_pretrained(folder).eval()
+    processor = MMBalanceProcessor.from_pretrained(folder)
+    clips = clips_of()
+    assert table.ids == [name for split in clips.splits.values() for name in split.ids]
+    for name, split in clips.splits.items():
+        part = table.select(name)
+        assert part.labels.tolist() == split.labels and part.groups == split.groups
+        examples = [split[index] for index in range(len(split))]
+        with torch.no_grad():
+            out = model(
+                **processor(
+                    audio=[example["audio"] for example in examples],
+                    frames=[list(example["frames"]) for example in examples],
+                    sampling_rate=16_000,
+                )
+            )
+        np.testing.assert_allclose(part.logits, out.modality_logits.numpy(), atol=1e-4)
+        np.testing.assert_allclose(part.references["fused"], out.logits.numpy(), atol=1e-4)
+        if name == "test":
+            expected = out.modality_weights.mean(0).numpy()
+            np.testing.assert_allclose(list(results["weights"].values()), expected, atol=1e-4)
+
+
+def test_rows_are_those_of_the_table(run):
+    folder, results = run
+    table = DecisionTable.read(folder / "decisions.parquet").select("test")
+    rows = {row["method"]: row for row in results["rows"] if row["split"] == "test"}
+    log_probs = measures.log_softmax(table.logits)
+    for method, logits in (
+        ("audio", log_probs[:, 0]),
+        ("vision", log_probs[:, 1]),
+        ("sum", log_probs.sum(1)),
+        ("fused", table.references["fused"]),
+    ):
+        assert rows[method]["accuracy"] == measures.accuracy(logits, table.labels)
+        assert rows[method]["nll"] == pytest.approx(measures.nll(logits, table.labels), rel=1e-4)
+
+
+def test_the_best_weights_on_validation_are_the_ones_that_are_kept(run):
+    folder, results = run
+    losses = {
+        entry["step"]: entry["eval_nll"]
+        for entry in state_of(max(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:])))["log_history"]
+        if "eval_nll" in entry
+    }
+    best = min(losses, key=losses.__getitem__)
+    assert best != max(losses), "the last epoch is the best one: this run cannot show that the best is taken"
+    assert results["best_checkpoint"].endswith(f"checkpoint-{best}")
+    kept, chosen, last = (
+        load_file(path / "model.safetensors")
+        for path in (folder, folder / f"checkpoint-{best}", folder / f"checkpoint-{max(losses)}")
+    )
+    assert kept.keys() == chosen.keys()
+    assert all(torch.equal(kept[name], chosen[name]) for name in kept)
+    changed = {name.split(".")[0] for name in kept if not torch.equal(kept[name], last[name])}
+    assert changed == {"audio_model", "vision_model", "fusion", "unimodal_heads"}
+    validation = next(row for row in results["rows"] if row["split"] == "validation" and row["method"] == "fused")
+    assert validation["nll"] == pytest.approx(losses[best], rel=1e-5)
+
+
+def test_every_checkpoint_loads_by_itself(run):
+    folder, _ = run
+    for path in folder.glob("checkpoint-*"):
+        model, report = MMBalanceForAudioVisualClassification.from_pretrained(path, output_loading_info=True)
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        MMBalanceProcessor.from_pretrained(path)
+
+
+@pytest.mark.parametrize("strategy", ["epoch", "steps"])
+def test_capability_is_that_of_the_calibration_split(tmp_path, strategy):
+    """Also where the weights that are kept are those of the middle of an epoch."""
+    folder = tmp_path / "run"
+    tiny_run(
+        folder, "--save_strategy", strategy, "--eval_strategy", strategy, "--save_steps", "2", "--eval_steps", "2"
+    )
+    table = DecisionTable.read(folder / "decisions.parquet").select("calibration")
+    expected = measures.capability(table.logits, table.labels)
+    saved = load_file(folder / "model.safetensors")["fusion.capability"].numpy()
+    np.testing.assert_allclose(saved, np.nan_to_num(expected), atol=1e-6)
+    assert np.abs(saved).max() > 0
+
+
+def test_a_checkpoint_at_the_last_step_of_an_epoch_has_that_epochs_capability(tmp_path):
+    folder = tmp_path / "run"
+    tiny_run(folder, "--save_strategy", "steps", "--save_steps", "4", "--load_best_model_at_end", "false",
+             "--eval_strategy", "no", "--num_train_epochs", "1")  # fmt: skip
+    saved, kept = (load_file(path / "model.safetensors") for path in (folder / "checkpoint-4", folder))
+    assert saved["fusion.capability"].abs().max() > 0
+    assert all(torch.equal(saved[name], kept[name]) for name in saved)
+
+
+def groups_of(trainer):
+    optimizer = trainer.create_optimizer()
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    return [({names[id(parameter)] for parameter in group["params"]}, group) for group in optimizer.param_groups]
+
+
+def test_the_allocation_has_its_own_rate_and_nothing_pulls_it_but_its_shrinkage(tmp_path):
+    trainer = tiny_trainer(tmp_path, weight_decay=0.3, allocation_learning_rate=0.5, learning_rate=0.1)
+    groups = groups_of(trainer)
+    own = {name for name, _ in trainer.model.named_parameters() if name.startswith("fusion.")}
+    assert {"fusion.alpha", "fusion.log_kappa", "fusion.bias", "fusion.log_temperature"} == own
+    by_rate = {(group["lr"], group["weight_decay"]): names for names, group in groups}
+    assert by_rate[0.5, 0.0] == own
+    assert {name.split(".")[0] for name in by_rate[0.1, 0.3]} == {"audio_model", "vision_model", "unimodal_heads"}
+    assert "unimodal_heads.0.weight" in by_rate[0.1, 0.3] and "unimodal_heads.0.bias" in by_rate[0.1, 0.0]
+    assert sum(len(names) for names, _ in groups) == len(list(trainer.model.parameters()))
+    assert not any(name.startswith("fusion.") for rate, names in by_rate.items() if rate[0] == 0.1 for name in names)
+
+
+def test_a_head_that_learns_from_train_clips_learns_like_the_towers(tmp_path):
+    groups = groups_of(tiny_trainer(tmp_path, model=tiny_model("concat"), weight_decay=0.3, learning_rate=0.1))
+    assert {group["lr"] for _, group in groups} == {0.1}
+
+
+def test_parameters_of_the_head_under_any_wrapper():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fusion = torch.nn.Linear(1, 1)
+            self.audio_model = torch.nn.ModuleDict({"fusion": torch.nn.Linear(1, 1)})
+
+    net = Net()
+    assert parameters_of_fusion(net) == {"fusion.weight", "fusion.bias"}
+    wrapped = torch.nn.Module()
+    wrapped.module = net
+    assert parameters_of_fusion(wrapped) == {"module.fusion.weight", "module.fusion.bias"}
+    assert parameters_of_fusion(torch.compile(net)) == {"_orig_mod.fusion.weight", "_orig_mod.fusion.bias"}
+
+
+LACKING = {
+    "train": {0: "audio", 1: "vision", 2: "audio", 3: "audio"},
+    "calibration": {0: "vision"},
+    "validation": {1: "audio", 2: "vision"},
+    "test": {0: "audio", 5: "vision"},
+}
+
+
+@pytest.mark.parametrize("fusion", HEADS)
+def test_every_head_trains_also_on_clips_without_sound_or_frames(tmp_path, fusion):
+    clips = random_splits(without=LACKING)
+    trainer = tiny_trainer(tmp_path, model=tiny_model(fusion), clips=clips, max_steps=2)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    assert trainer.state.global_step == 2
+    after = trainer.model.state_dict()
+    assert all(torch.isfinite(value).all() for value in after.values())
+    moved = {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])}
+    assert {"audio_model", "vision_model"} <= moved
+    metrics = trainer.evaluate()
+    assert all(np.isfinite(value) for value in metrics.values())
+    outputs, table = trainer.decide(clips.splits["test"], "test")
+    assert table.mask.tolist() == [[False, True], *[[True, True]] * 4, [True, False]]
+    assert np.isnan(table.logits[0, 0]).all() and np.isfinite(outputs["logits"]).all()
+    expected = measures.accuracy(table.logits[1:, 0], table.labels[1:])
+    audio = trainer.evaluate(clips.splits["test"])["eval_accuracy_audio"]
+    assert audio == pytest.approx(expected)
+
+
+def test_a_batch_and_a_split_without_one_modality(tmp_path):
+    silent = {split: dict.fromkeys(range(12), "audio") for split in ("train", "calibration", "validation", "test")}
+    trainer = tiny_trainer(tmp_path, clips=random_splits(without=silent), max_steps=2)
+    trainer.train()
+    assert "eval_accuracy_audio" not in trainer.evaluate()
+    assert trainer.model.fusion.capability[0].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_rows_come_in_the_order_of_the_clips_whatever_the_batch(tmp_path):
+    clips = random_clips("test", 7)
+    tables = [tiny_trainer(tmp_path, per_device_eval_batch_size=size).decide(clips, "test")[1] for size in (2, 7, 32)]
+    for table in tables[1:]:
+        assert table.ids == clips.ids and table.labels.tolist() == clips.labels
+        np.testing.assert_allclose(table.logits, tables[0].logits, atol=1e-5)
+
+
+def test_the_towers_learn_nothing_from_calibration_clips_and_the_allocation_nothing_from_train_clips(tmp_path):
+    """One step: other clips of one kind move only what learns from that kind."""
+
+    def train(**other):
+        splits = random_splits()
+        for split, seed in other.items():
+            splits.splits[split] = random_clips(split, len(splits.splits[split]), seed=seed)
+        # No gradient clipping (its norm is over both kinds of parameters), and no Adam, whose first step is a sign.
+        trainer = tiny_trainer(tmp_path, clips=splits, max_steps=1, max_grad_norm=0.0, optim="sgd", learning_rate=0.1)
+        trainer.train()
+        return trainer.model.state_dict()
+
+    def moved_by(**other):
+        weights = train(**other)
+        return {name for name in base if not torch.equal(base[name], weights[name])} - {"fusion.capability"}
+
+    base = train()
+    assert moved_by() == set()
+    by_calibration, by_train = moved_by(calibration=9), moved_by(train=9)
+    assert by_calibration == {"fusion.alpha", "fusion.bias", "fusion.log_kappa", "fusion.log_temperature"}
+    assert {name.split(".")[0] for name in by_train} == {"audio_model", "vision_model", "unimodal_heads"}
+
+
+def losses_and_weights(folder, batch, accumulation, **options):
+    trainer = tiny_trainer(
+        folder,
+        clips=random_splits(train=24, calibration=8),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        calibration_per_step=2,
+        num_train_epochs=2,
+        learning_rate=1e-3,
+        **options,
+    )
+    trainer.train()
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return np.array(logged), trainer.model.state_dict()
+
+
+def test_two_small_batches_are_one_big_one(tmp_path):
+    losses, weights = losses_and_weights(tmp_path / "a", batch=8, accumulation=1)
+    other_losses, other_weights = losses_and_weights(tmp_path / "b", batch=4, accumulation=2)
+    assert len(losses) == 8
+    np.testing.assert_allclose(other_losses, losses, atol=1e-5)
+    for name in weights:
+        torch.testing.assert_close(other_weights[name], weights[name], atol=1e-5, rtol=0, msg=name)
+
+
+def test_workers_change_nothing(tmp_path):
+    losses, weights = losses_and_weights(tmp_path / "a", batch=8, accumulation=1)
+    other_losses, other_weights = losses_and_weights(tmp_path / "b", batch=8, accumulation=1, dataloader_num_workers=2)
+    np.testing.assert_array_equal(losses, other_losses)
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
+
+
+def test_reading_the_validation_split_changes_nothing(tmp_path):
+    """Dropout draws from the same random state, however often the model is measured in between."""
+
+    def train(**options):
+        torch.manual_seed(3)
+        model = tiny_model(classifier_dropout=0.5, modality_dropout=[0.3, 0.3])
+        trainer = tiny_trainer(tmp_path, model=model, num_train_epochs=2, **options)
+        trainer.train()
+        return trainer.model.state_dict()
+
+    one, other = train(eval_strategy="no"), train(eval_strategy="steps", eval_steps=1)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_early_stopping(tmp_path):
+    folder = tmp_path / "run"
+    options = ["--num_train_epochs", "8", "--learning_rate", "3e-2", "--early_stopping_patience", "2"]
+    tiny_run(folder, *options)
+    states = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    history = [entry["eval_nll"] for entry in state_of(states[-1])["log_history"] if "eval_nll" in entry]
+    assert len(history) < 8, "never stopped"
+    best = int(np.argmin(history))
+    assert len(history) == best + 1 + 2 and min(history[best + 1 :]) >= history[best]
+
+
+def test_early_stopping_goes_on_counting_after_a_kill(tmp_path):
+    """Stopped and resumed after the first evaluation without improvement, it stops where it would have."""
+    options = ["--num_train_epochs", "8", "--learning_rate", "3e-2", "--early_stopping_patience", "2",
+               "--save_total_limit", "10"]  # fmt: skip
+    tiny_run(tmp_path / "whole", *options)
+    steps = sorted(int(path.name[11:]) for path in (tmp_path / "whole").glob("checkpoint-*"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    for name in ("results.json", f"checkpoint-{steps[-1]}"):
+        path = tmp_path / "killed" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    tiny_run(tmp_path / "killed", *options, "--resume_from_checkpoint", "true")
+    assert steps == sorted(int(path.name[11:]) for path in (tmp_path / "killed").glob("checkpoint-*"))
+
+
+def test_class_weights_are_of_inverse_frequency_with_mean_one(tmp_path):
+    clips = random_splits()
+    clips.splits["train"] = ListedClips("train", [clips["train"].media(0, None)] * 6, [0, 0, 0, 1, 1, 2])
+    arguments = ModelArguments(audio_config=TOWERS[1], vision_config=TOWERS[3], class_weighted_loss=True)
+    model, _ = build_model_and_processor(arguments, clips, seed=0)
+    assert model.config.class_weights == pytest.approx([6 / 9, 1.0, 2.0])
+    assert sum(model.config.class_weights[label] for label in [0, 0, 0, 1, 1, 2]) / 6 == pytest.approx(1.0)
+    clips.splits["train"].labels = [0, 0, 0, 1, 1, 1]
+    with pytest.raises(ValueError, match="class 'happy' has no train clip"):
+        build_model_and_processor(arguments, clips, seed=0)
+
+
+MY_HEAD = """
+from hf_mmbalance.model.fusion_mmbalance import FusionHead, FusionOutput
+import torch
+
+
+class MyHead(FusionHead):
+    learns_from_calibration = {learns}
+
+    def __init__(self, *sizes, **options):
+        super().__init__(*sizes, **options)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, modality_logits, modality_mask, features=None, freeze_allocation=False):
+        scale = self.scale.detach() if freeze_allocation else self.scale
+        terms = scale * modality_logits.log_softmax(-1) * modality_mask.unsqueeze(-1)
+        return FusionOutput(logits=terms.sum(1), modality_contributions=terms)
+"""
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_head_of_the_users_own(tmp_path, learns):
+    """Also one that learns from calibration clips and wants to know of no capability."""
+    file = tmp_path / f"my_head_{learns}.py"
+    file.write_text(MY_HEAD.format(learns=learns))
+    results = tiny_run(tmp_path / "run", "--fusion", f"{file}:MyHead", "--num_train_epochs", "1")
+    assert results["fusion"] == f"my_head_{learns}:MyHead" and results["weights"] is None
+    assert (tmp_path / "run" / file.name).exists()
+    saved = load_file(tmp_path / "run" / "model.safetensors")
+    assert saved["fusion.scale"] != 1.0
+    loaded = MMBalanceForAudioVisualClassification.from_pretrained(tmp_path / "run", trust_remote_code=True)
+    assert torch.equal(loaded.fusion.scale, saved["fusion.scale"])
+
+
+def test_frozen_towers_stay_as_they_are(tmp_path):
+    folder = tmp_path / "run"
+    tiny_run(folder, "--trainable_layers", "0", "--num_train_epochs", "1")
+    arguments = parse_arguments([*TINY])
+    fresh, _ = build_model_and_processor(arguments.model, clips_of(), seed=0)
+    saved, start = load_file(folder / "model.safetensors"), fresh.state_dict()
+    moved = {name.split(".")[0] for name in saved if not torch.equal(saved[name], start[name])}
+    assert moved == {"fusion", "unimodal_heads"}
+
+
+def test_training_on_from_a_trained_model(run, tmp_path):
+    folder, _ = run
+    more = [option for option in TINY if option not in TOWERS]
+    options = ["--model_name_or_path", str(folder), "--output_dir", str(tmp_path / "more"), "--learning_rate", "0",
+               "--allocation_learning_rate", "0", "--label_smoothing", "0.2", "--class_weighted_loss", "true",
+               "--modality_dropout", "0.1", "0.2", "--num_train_epochs", "1"]  # fmt: skip
+    results = main([*more, *options])
+    before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "more"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    config = json.loads((tmp_path / "more" / "config.json").read_text())
+    assert (config["label_smoothing"], config["modality_dropout"]) == (0.2, [0.1, 0.2])
+    assert len(config["class_weights"]) == 3
+    first = json.loads((folder / "results.json").read_text())
+    for old, new in zip(first["rows"], results["rows"], strict=True):
+        assert new["nll"] == pytest.approx(old["nll"], rel=1e-5)
+    for option, words in (
+        (["--fusion", "sum"], "--fusion sum: .* was built with 'adaptive'"),
+        (["--frame_pooling", "temporal"], "was built with 'mean'"),
+        (["--audio_max_length", "32"], "--audio_max_length has no place beside --model_name_or_path"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            main([*more, "--model_name_or_path", str(folder), "--output_dir", str(tmp_path / "no"), *option])
+
+
+def test_classes_must_be_the_models_in_the_same_order():
+    config = tiny_model().config
+    check_classes(config, CLASSES)
+    for classes, words in (
+        (["calm", "happy", "angry"], "'angry' where the dataset has 'happy' .3 and 3 classes"),
+        (["calm", "angry"], "'happy' where the dataset has '.none.'"),
+        ([*CLASSES, "sad"], "'.none.' where the dataset has 'sad' .3 and 4 classes"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_classes(config, classes)
+
+
+def test_splits_that_a_run_cannot_do_without(tmp_path):
+    for split in ("train", "validation", "calibration"):
+        clips = random_splits()
+        del clips.splits[split]
+        with pytest.raises(ValueError, match=f"'noise' has no clips in split.s. {split}"):
+            tiny_trainer(tmp_path, clips=clips)
+    clips = random_splits(calibration=0)
+    tiny_trainer(tmp_path, model=tiny_model("sum"), clips=clips, max_steps=1).train()  # this head needs none
+
+
+def test_the_spectrogram_length_is_fitted_to_the_train_clips():
+    clips = random_splits()  # .16 s
+    assert fitted_frames(clips) == 16
+    clips.splits["train"].kept[5] = (np.zeros(16_000 + 1, dtype=np.float32), None)
+    assert fitted_frames(clips) == 112  # 1.00006 s: 101 frames, in steps of 16
+    clips.splits["train"].kept = [(None, frames) for _, frames in clips.splits["train"].kept]
+    assert fitted_frames(clips) == 16
+
+
+def test_masks_are_made_only_when_asked_for():
+    assert spec_augment(ModelArguments(), seed=3) is None
+    augment = spec_augment(ModelArguments(time_masks=2, time_mask_width=5), seed=3)
+    assert dataclasses.astuple(augment) == (0, 8, 2, 5, 3)
+
+
+def test_input_statistics(tmp_path):
+    arguments = ModelArguments(
+        audio_config=TOWERS[1], vision_config=TOWERS[3], audio_mean=-1.5, audio_std=2.5, image_mean=[0.1, 0.2, 0.3]
+    )
+    _, processor = build_model_and_processor(arguments, random_splits(), seed=0)
+    assert (processor.feature_extractor.mean, processor.feature_extractor.std) == (-1.5, 2.5)
+    assert processor.image_processor.image_mean == [0.1, 0.2, 0.3]
+    assert processor.image_processor.image_std == (0.5, 0.5, 0.5)
+    assert processor.frames_per_clip == 2
+
+
+def test_callbacks_of_the_user_are_kept(tmp_path):
+    trainer = tiny_trainer(tmp_path)
+    trainer.add_callback(EarlyStoppingCallback(1))
+    names = [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
+    assert "MeasureCapability" in names and "EarlyStoppingCallback" in names
+    assert "MeasureCapability" not in [
+        type(callback).__name__
+        for callback in tiny_trainer(tmp_path, model=tiny_model("sum")).callback_handler.callbacks
+    ]
