@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hf_mmbalance.data.clips import ClipSplits, DataError, split_name
+from hf_mmbalance.data.images import decode_images
 from hf_mmbalance.data.media_clips import ClipRecord, DecodedClip, DecodeSpec
 from hf_mmbalance.data.options import MediaOptions, option
 from hf_mmbalance.data.own_clips import Row, clips_from_rows
@@ -223,7 +223,8 @@ def _decode_parts(row: dict[str, Any], columns: Columns, record: ClipRecord, spe
             audio = audio * np.float32(row[columns.gain])
     if columns.frames and row[columns.frames]:
         images = row[columns.frames]
-        frames = decode_images([images] if isinstance(images, dict) else images, spec)
+        images = [images] if isinstance(images, dict) else images
+        frames = decode_images([_content(image) for image in images], spec.crop, spec.frame_size)
         times = np.array(row[columns.times], dtype=np.float64) if columns.times and row[columns.times] else None
     if audio is None and frames is None:
         raise MediaError("undecodable", "the row holds neither sound nor frames")
@@ -243,22 +244,3 @@ def _content(media: Any) -> bytes | str:
     if content is None:
         raise MediaError("missing", "the row holds neither bytes nor a path")
     return content
-
-
-def decode_images(images: list[Any], spec: DecodeSpec) -> np.ndarray:
-    """Images of one clip as `(T, H, W, 3)` uint8 RGB, cropped and sized; smaller ones take the first one's size."""
-    from PIL import Image
-
-    out: list[np.ndarray] = []
-    for image in images:
-        content = _content(image)
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
-            picture = file.convert("RGB")
-        width, height = picture.size
-        left, top, right, bottom = spec.crop or (0.0, 0.0, 1.0, 1.0)
-        box = (left * width, top * height, right * width, bottom * height)
-        size = spec.frame_size or (out[0].shape[:2] if out else (round(box[3] - box[1]), round(box[2] - box[0])))
-        if size != (height, width) or spec.crop is not None:
-            picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
-        out.append(np.asarray(picture))
-    return np.stack(out)

@@ -43,7 +43,7 @@ def media(tmp_path_factory) -> Path:
 
 
 def make_plan(media: Path, encode: EncodeOptions | None = None, **changes) -> BuildPlan:
-    clips = [
+    clips = changes.get("clips") or [
         PlannedClip(
             id=f"c{i:02d}",
             source=str(media / f"{i:02d}.mp4"),
@@ -128,11 +128,9 @@ def test_rows_hold_what_the_clips_hold(built):
     assert row["audio"]["path"] == "c05.flac" and row["audio"]["bytes"][:4] == b"fLaC"
     np.testing.assert_allclose(row["frame_times"], [0.04, 0.2, 0.32], atol=0.041)
     from hf_mmbalance.data.building.validate import _check_media
-    from hf_mmbalance.data.hub import decode_images
-    from hf_mmbalance.data.media_clips import DecodeSpec
+    from hf_mmbalance.data.images import decode_images
 
-    spec = DecodeSpec(16_000, 3, None, None, 0.0, False, 600.0)
-    greys = decode_images(row["frames"], spec).mean(axis=(1, 2, 3))
+    greys = decode_images([image["bytes"] for image in row["frames"]]).mean(axis=(1, 2, 3))
     assert np.abs(greys - [grey_of(n) for n in (1, 5, 8)]).max() < 5
     assert _check_media(row, 16_000) == []
 
@@ -349,6 +347,39 @@ def test_png_is_lossless_and_empty_splits_are_left_out(media, tmp_path):
     configs = configs_of(plan, report)
     assert [[part["split"] for part in config["data_files"]] for config in configs] == [["train"], ["train"]]
     assert [config.get("default") for config in configs] == [True, None]
+
+
+EDGE_STATUS = {
+    "corrupt_after_28_frames.mp4": "no_audio",
+    "failing_audio.mp4": "ok",
+    "h264_opus.mkv": "ok",
+    "h265_10bit.mp4": "no_audio",
+    "mpeg4_mp3.avi": "ok",
+    "no_audio_stream.mp4": "no_audio",
+    "rotated_90.mov": "no_audio",
+    "six_channel_aac.mp4": "ok",
+    "two_video_two_audio_subtitles.mp4": "ok",
+    "vp9_opus_no_duration.webm": "ok",
+    "youtube_aac.mp4": "ok",
+}
+
+
+@pytest.mark.parametrize("need_audio", [True, False])
+def test_edge_cases_are_built_or_in_the_manifest(real_data, tmp_path, need_audio):
+    folder = real_data / "media_edge_cases"
+    clips = [
+        PlannedClip(name, str(folder / name), "train", i % 2, {"group": name}, (folder / name).stat().st_size)
+        for i, name in enumerate(EDGE_STATUS)
+    ]
+    encode = EncodeOptions(frames=2, frame_size=64, need_audio=need_audio)
+    plan = make_plan(tmp_path, encode, clips=clips, configs={"default": {"train": ["train"]}})
+    report = finish(plan, tmp_path / "out", build(plan, tmp_path / "out"), CARD)
+    left_out = {name: text.split(":")[0] for name, text in report["left_out"].items()}
+    expected = {name: status for name, status in EDGE_STATUS.items() if status != "ok"} if need_audio else {}
+    assert left_out == expected and report["clips"]["built"] == len(EDGE_STATUS) - len(expected)
+    assert validate(tmp_path / "out") == []
+    if not need_audio:
+        assert "damaged" in report["noted"]["corrupt_after_28_frames.mp4"]
 
 
 BUILD = """

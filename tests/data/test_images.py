@@ -1,0 +1,76 @@
+"""Stored images: the fast way agrees with Pillow, and all other formats still decode."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_mmbalance.data.images import _Jpeg, decode_images
+from hf_mmbalance.model.media_mmbalance import MediaError
+
+
+def picture(seed: int = 0) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    light = rng.integers(0, 200, (6, 8, 1))  # strong in light, gentle in colour, as photographs are
+    small = (light + rng.integers(0, 50, (6, 8, 3))).astype(np.uint8)
+    return Image.fromarray(small).resize((64, 48), Image.Resampling.BICUBIC)
+
+
+def stored(image: Image.Image, kind: str, **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_jpeg_agrees_with_pillow(subsampling):
+    content = stored(picture(), "JPEG", quality=90, subsampling=subsampling)
+    assert _Jpeg().decode(content) is not None
+    difference = np.abs(decode_images([content])[0].astype(int) - np.asarray(Image.open(io.BytesIO(content))))
+    assert difference.mean() < 2.5 and difference.max() < 40
+
+
+def test_other_formats_go_by_pillow():
+    for content in (
+        stored(picture(), "PNG"),
+        stored(picture().convert("L"), "JPEG"),
+        stored(picture().convert("CMYK"), "JPEG"),
+        stored(picture(), "WEBP"),
+    ):
+        assert _Jpeg().decode(content) is None
+        assert decode_images([content]).shape == (1, 48, 64, 3)
+    np.testing.assert_array_equal(decode_images([stored(picture(), "PNG")])[0], np.asarray(picture()))
+
+
+def test_turned_photographs_are_set_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    content = stored(picture(), "JPEG", exif=exif, quality=95)
+    upright = decode_images([content])[0]
+    assert upright.shape == (64, 48, 3)
+    assert np.abs(upright.astype(int) - np.rot90(np.asarray(picture()), -1)).mean() < 6
+
+
+def test_crop_and_size(tmp_path):
+    (tmp_path / "a.png").write_bytes(stored(picture(), "PNG"))
+    out = decode_images([str(tmp_path / "a.png"), stored(picture(1).resize((20, 20)), "PNG")])
+    assert out.shape == (2, 48, 64, 3)  # the second takes the first one's size
+    half = decode_images([stored(picture(), "PNG")], crop=(0.5, 0.0, 1.0, 1.0))
+    assert half.shape == (1, 48, 32, 3)
+    np.testing.assert_array_equal(half[0], np.asarray(picture())[:, 32:])
+    assert decode_images([stored(picture(), "PNG")], size=(10, 12)).shape == (1, 10, 12, 3)
+
+
+def test_damage():
+    content = stored(picture(), "PNG")
+    for bad, reason in (
+        (content[: len(content) // 2], "undecodable"),
+        (b"", "undecodable"),
+        ("no/such.jpg", "missing"),
+    ):
+        with pytest.raises(MediaError) as caught:
+            decode_images([bad])
+        assert caught.value.reason == reason
