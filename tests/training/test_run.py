@@ -184,9 +184,8 @@ def test_a_finished_run_resumed_gives_the_same_results(finished, tmp_path):
 def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch, capsys, options, words):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     # A tower both named and configured on the command line is another mistake than the one meant here.
-    taken = {"--audio_model": (0, 1), "--vision_model": (2, 3), "--model_name_or_path": (0, 1, 2, 3)}.get(
-        options[0], ()
-    )
+    of_towers = {"--audio_model": (0, 1), "--vision_model": (2, 3), "--model_name_or_path": (0, 1, 2, 3)}
+    taken = of_towers.get(options[0], ())
     base = [word for place, word in enumerate(TINY) if place not in taken]
     assert train([*base, "--output_dir", str(tmp_path / "run"), *options]) == 2
     error = capsys.readouterr().err
