@@ -87,6 +87,7 @@ def render_weights(weights: dict[str, list[float]], classes: list[str], optimum:
         row = [weights[modality][index] for modality in modalities]
         line = f"{name[:20]:<20}" + "".join(f" {value:>9.2f}" for value in row)
         if optimum is not None:
-            line += f"   {row[0] / max(sum(row), 1e-9):>12.2f} {optimum[0, index] / optimum[:, index].sum():>8.2f}"
+            best = np.maximum(optimum[:, index], 0.0)  # below 0 where a modality errs more often than by chance
+            line += f"   {row[0] / max(sum(row), 1e-9):>12.2f} {best[0] / best.sum():>8.2f}"
         lines.append(line)
     return "\n".join(lines)

@@ -130,3 +130,5 @@ def test_weights_beside_the_optimum():
     beside = render_weights(weights, ["no", "yes"], np.array([[3.0, 1.0], [1.0, 4.0]])).splitlines()
     assert beside[1].split() == ["no", "1.50", "0.50", "0.75", "0.75"]
     assert beside[2].split() == ["yes", "0.50", "1.00", "0.33", "0.20"]
+    worse_than_chance = render_weights(weights, ["no", "yes"], np.array([[3.0, 1.0], [-0.5, 1.0]])).splitlines()
+    assert worse_than_chance[1].split()[-1] == "1.00"

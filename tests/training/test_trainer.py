@@ -77,7 +77,7 @@ def test_results_have_the_promised_form(run):
 
 
 def test_a_head_without_weights_and_other_data_leave_those_keys_empty(tmp_path):
-    results = tiny_run(tmp_path / "run", "--fusion", "concat", "--max_steps", "1", "--save_strategy", "no",
+    results = tiny_run(tmp_path / "run", "--fusion", "film", "--max_steps", "1", "--save_strategy", "no",
                        "--load_best_model_at_end", "false", "--groups", "3")  # fmt: skip
     assert results["weights"] is None and results["ci_unit"] == "clip"
     assert results["best_checkpoint"] is None
