@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +22,9 @@ from hf_mmbalance.metrics.measures import clip_nll, correct, log_softmax
 STRENGTHS = (300.0, 30.0, 3.0, 0.3)
 MIN_CLIPS = 10
 MIN_GROUPS = 3
+#: Numbers in the logits from which the folds are fitted on threads.
+THREADED_SIZE = 1_000_000
+T = TypeVar("T")
 #: Calibration of one modality: (logits, labels) -> head state with only its calibration set.
 Calibrator = Callable[[np.ndarray, np.ndarray], HeadState]
 
@@ -249,11 +256,12 @@ def _climb(
     """Fit one rung on every part along the strengths, choose the strength, keep the states of that strength."""
     if rung == "temperature":
         return _score([part.states[rung] for part in parts], held_out, logits, labels)
-    data = [part.data(rung) for part in [*parts, whole]]
+    everything = [*parts, whole]
+    data = _for_each(lambda k: everything[k].data(rung), len(everything), logits.size)
     score: RungScore | None = None
     before: list[HeadState | None] = [None] * len(parts)
     for strength in strengths:
-        tried = [fit_rung(rung, part, data[k], strength, before[k]) for k, part in enumerate(parts)]
+        tried = _for_each(partial(_fit_kth, rung, parts, data, strength, before), len(parts), logits.size)
         new = _score(tried, held_out, logits, labels, strength)
         # Held-out NLL falls, then rises, as shrinkage weakens: the first rise ends the walk.
         if score is not None and new.nll.mean() >= score.nll.mean():
@@ -263,13 +271,32 @@ def _climb(
     start: HeadState | None = None
     for strength in strengths[: list(strengths).index(score.strength) + 1]:
         start = fit_rung(rung, whole, data[-1], strength, start)
-    for part, state in zip([*parts, whole], [*before, start], strict=True):
+    for part, state in zip(everything, [*before, start], strict=True):
         assert state is not None
         linear = rung == "linear"
         part.states[rung] = families.alone(state, part.logits, part.labels) if linear else state
     if rung != "linear":
         return score
     return _score([part.states[rung] for part in parts], held_out, logits, labels, score.strength)
+
+
+def _fit_kth(
+    rung: str,
+    parts: list[_Part],
+    data: list[FitData],
+    strength: float,
+    before: list[HeadState | None],
+    k: int,
+) -> HeadState:
+    return fit_rung(rung, parts[k], data[k], strength, before[k])
+
+
+def _for_each(function: Callable[[int], T], number: int, size: int) -> list[T]:
+    """`function(0), function(1), ...`; on threads where arrays are so large that numpy works outside the lock."""
+    if size < THREADED_SIZE:
+        return [function(k) for k in range(number)]
+    with ThreadPoolExecutor(min(number, os.cpu_count() or 1)) as pool:
+        return list(pool.map(function, range(number)))
 
 
 def fit_rung(rung: str, part: _Part, data: FitData, strength: float, start: HeadState | None) -> HeadState:
