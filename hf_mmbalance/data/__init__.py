@@ -19,7 +19,6 @@ _NAMES = {
     "TableOptions": "own_clips",
     "ClipStream": "reading",
     "EpochOrder": "reading",
-    "SpecAugment": "reading",
     "load": "reading",
     "load_clips": "sources",
     "options_class": "sources",

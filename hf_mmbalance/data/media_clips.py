@@ -326,7 +326,15 @@ def decode_all(splits: dict[str, MediaClips], options: MediaOptions) -> tuple[di
             failed[job] = error
 
     with ThreadPoolExecutor(options.workers or os.cpu_count() or 1) as pool:
-        list(tqdm(pool.map(work, jobs), total=len(jobs), desc="decoding clips", unit="clip", disable=len(jobs) < 50))
+        list(
+            tqdm(
+                pool.map(work, jobs),
+                total=len(jobs),
+                desc="decoding clips",
+                unit="clip",
+                disable=True if len(jobs) < 50 else None,
+            )
+        )
     notes += [f"{count} clips: {remark}" for remark, count in sorted(remarks.items())]
     return _settle_failures(splits, failed, options, notes), notes
 

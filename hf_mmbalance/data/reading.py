@@ -62,7 +62,8 @@ class ClipStream(IterableDataset):
     """Batches of clips in an order that depends on seed and epoch alone: the same under any number of workers.
 
     Give it to a `DataLoader(stream, batch_size=None, num_workers=n, collate_fn=...)`: worker w makes every n-th batch,
-    and the loader takes them in turn.
+    and the loader takes them in turn. `hf_mmbalance.training.batches.ClipCollator` makes the model's input of them; a
+    train clip carries its `epoch`, by which that collator's SpecAugment masks are drawn.
 
     Args:
         files: Parquet files, local or `hf://`.
@@ -214,7 +215,7 @@ class ClipStream(IterableDataset):
         label = self.classes.index(row.label)
         record = ClipRecord(row.id, row.group, label, row.source, row.window)
         clip = decode_row(entry, self.columns, record, self.spec)
-        epoch = int(self._epoch) if self.shuffle else None
+        epoch = int(self._epoch) if self.shuffle and self.split == "train" else None
         audio, frames = present(clip, row.id, self.options, self.split, epoch, lambda rng: [])
         return {
             "id": row.id,
@@ -249,55 +250,6 @@ class EpochOrder:
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = rng_for(self.seed, "order", self.epoch).permutation(len(self.dataset))
         return ((int(i), self.epoch) for i in order[self.rank :: self.world])
-
-
-class SpecAugment:
-    """Masks bands of frequency and stretches of time (Park et al., SpecAugment, Interspeech 2019), by torchaudio.
-
-    Args:
-        frequency: widest band in mel bins.
-        time: longest stretch in spectrogram frames.
-        masks: masks of either kind.
-        seed: with clip id and epoch it decides the masks, under any number of workers.
-    """
-
-    def __init__(self, frequency: int = 24, time: int = 32, masks: int = 1, seed: int = 0):
-        self.frequency, self.time, self.masks, self.seed = frequency, time, masks, seed
-
-    def __call__(self, spectrogram: torch.Tensor, clip_id: str, epoch: int) -> torch.Tensor:
-        """Mask one spectrogram `(L, mel)`; masked places take its mean."""
-        from torchaudio.functional import mask_along_axis
-
-        key = int(rng_for(self.seed, "spec_augment", epoch, clip_id).integers(2**62))
-        value = float(spectrogram.mean())
-        with torch.random.fork_rng(devices=[]):  # torchaudio draws from the global generator
-            torch.manual_seed(key)
-            for _ in range(self.masks):
-                spectrogram = mask_along_axis(spectrogram[None], self.time, value, 1)[0]
-                spectrogram = mask_along_axis(spectrogram[None], self.frequency, value, 2)[0]
-        return spectrogram
-
-
-class AugmentedCollator:
-    """A collator whose spectrograms are masked for clips that carry an epoch.
-
-    Args:
-        collator: examples -> batch with `input_values (B, L, mel)`, e.g. `hf_mmbalance.training.batches.ClipCollator`.
-        spec_augment: the masks.
-        epoch: for clips of a map-style data set, which do not carry one; None leaves those alone.
-    """
-
-    def __init__(self, collator: Any, spec_augment: SpecAugment, epoch: int | None = None):
-        self.collator, self.spec_augment, self.epoch = collator, spec_augment, epoch
-
-    def __call__(self, clips: list[Clip]) -> dict[str, Any]:
-        batch = self.collator(clips)
-        if "input_values" in batch:
-            for i, clip in enumerate(clips):
-                epoch = clip.get("epoch", self.epoch)
-                if epoch is not None:
-                    batch["input_values"][i] = self.spec_augment(batch["input_values"][i], clip["id"], epoch)
-        return batch
 
 
 def _open(path: str) -> Any:

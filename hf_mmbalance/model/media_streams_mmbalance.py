@@ -269,7 +269,8 @@ class FrameReader:
             return np.zeros(0)
         count = request.num_frames if request.fps is None else max(round((high - low) * request.fps), 1)
         if count is None:
-            return shown[(shown >= low - 1e-6) & (shown < high - 1e-6)]
+            first = max(int(np.searchsorted(shown, low + 1e-6, side="right")) - 1, 0)  # on show as the window opens
+            return shown[first:][shown[first:] < high - 1e-6]
         centres = low + (np.arange(count) + 0.5) * (high - low) / count
         return shown[np.maximum(np.searchsorted(shown, centres + 1e-6, side="right") - 1, 0)]
 

@@ -15,7 +15,7 @@ from hf_mmbalance.data.building.engine import build
 from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions, PlannedClip
 from hf_mmbalance.data.building.report import finish
 from hf_mmbalance.data.clips import DataError
-from hf_mmbalance.data.reading import AugmentedCollator, ClipStream, EpochOrder, SpecAugment, load
+from hf_mmbalance.data.reading import ClipStream, EpochOrder, load
 
 
 SMALL = {"frames": 2, "frame_size": [16, 16]}
@@ -129,25 +129,24 @@ def test_map_style_order_and_augmentation_under_workers(built):
     assert not halves[0] & halves[1] and len(halves[0] | halves[1]) == len(clips)
 
 
-def test_spec_augment_masks_by_key():
-    spectrogram = torch.randn(100, 128)
-    masks = SpecAugment(frequency=20, time=30, masks=2)
-    before = torch.random.get_rng_state()
-    one, two = masks(spectrogram.clone(), "a", 1), masks(spectrogram.clone(), "a", 1)
-    assert torch.equal(one, two) and torch.equal(before, torch.random.get_rng_state())
-    assert not torch.equal(one, masks(spectrogram.clone(), "a", 2))
-    changed = one != spectrogram
-    rows, columns = changed.all(1).sum(), changed.all(0).sum()
-    assert rows <= 60 and columns <= 40 and (rows > 0 or columns > 0)
-    assert torch.equal(changed, changed.all(1)[:, None] | changed.all(0)[None])  # whole rows and columns only
+def test_the_training_collator_takes_streamed_clips(built):
+    """SpecAugment of the training room is keyed by id and epoch, so workers do not matter to it either."""
+    from transformers import ASTFeatureExtractor, ViTImageProcessorPil
 
-    def collate(clips):
-        return {"input_values": torch.ones(len(clips), 50, 128) * torch.arange(128)}
+    from hf_mmbalance import MMBalanceProcessor
+    from hf_mmbalance.training.batches import ClipCollator, SpecAugment
 
-    batch = AugmentedCollator(collate, masks)([{"id": "a", "epoch": 1}, {"id": "b", "epoch": None}])
-    assert (batch["input_values"][0] != torch.arange(128)).any() and (
-        batch["input_values"][1] == torch.arange(128)
-    ).all()
+    processor = MMBalanceProcessor(
+        ASTFeatureExtractor(max_length=30), ViTImageProcessorPil(size={"height": 16, "width": 16})
+    )
+    collate = ClipCollator(processor, SpecAugment(frequency_masks=1, time_masks=1))
+    stream = load(built, streaming=True, batch_size=8, **TRAIN)
+    stream.set_epoch(2)
+    runs = [list(DataLoader(stream, batch_size=None, num_workers=n, collate_fn=collate)) for n in (0, 2)]
+    for one, other in zip(*runs, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert runs[0][0]["input_values"].shape == (8, 30, 128) and runs[0][0]["pixel_values"].shape == (8, 2, 3, 16, 16)
 
 
 def test_what_cannot_be_streamed(built, tmp_path):

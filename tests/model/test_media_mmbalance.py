@@ -50,6 +50,8 @@ def test_window_crop_and_size(tmp_path):
     assert len(clip.audio) == round(0.4 * 16_000)
     assert read_media(path, num_frames=1, size=24).frames.shape == (1, 24, 32, 3)
     assert len(read_media(path, num_frames=None).frames) == 50
+    shown = read_media(path, num_frames=None, start=0.41, end=0.49)  # frame 10 is on show from .40 to .44
+    assert np.abs(greys(shown.frames) - [grey_of(n) for n in (10, 11, 12)]).max() < 4
     by_rate = read_media(path, fps=2.5)
     assert np.abs(greys(by_rate.frames) - [grey_of(n) for n in (5, 15, 25, 35, 45)]).max() < 4
     assert read_media(path, num_frames=1, crop=(0.5, 0.0, 1.0, 0.5)).frames.shape == (1, 24, 32, 3)
