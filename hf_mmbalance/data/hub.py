@@ -235,7 +235,8 @@ def _decode_parts(row: dict[str, Any], columns: Columns, record: ClipRecord, spe
         length = length or float(len(frames))
         times = (np.arange(len(frames)) + 0.5) * length / len(frames)
     window = record.window or (0.0, length or float(times[-1]) + 1e-3)  # type: ignore[index]
-    return DecodedClip(audio, 0.0, frames, times, window, tuple(notes))
+    exact = record.window is None and frames is not None and len(frames) == spec.frames
+    return DecodedClip(audio, 0.0, frames, times, window, tuple(notes), exact)
 
 
 def _content(media: Any) -> bytes | str:

@@ -57,7 +57,7 @@ class DecodeSpec:
 
 @dataclass(frozen=True)
 class DecodedClip:
-    """The kept part of a clip; times in seconds on the clip's clock."""
+    """The kept part of a clip; times in seconds on the clip's clock. `exact`: its frames are those of its window."""
 
     audio: np.ndarray | None
     audio_start: float
@@ -65,6 +65,7 @@ class DecodedClip:
     frame_times: np.ndarray | None
     window: tuple[float, float]
     notes: tuple[str, ...] = ()
+    exact: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -86,7 +87,9 @@ def decode_file(record: ClipRecord, spec: DecodeSpec) -> DecodedClip:
     many: int | None = 4 * spec.frames if spec.shift else spec.frames
     if record.window is None:
         clip = read_media(record.source, num_frames=many, **common)
-        return DecodedClip(clip.audio, 0.0, clip.frames, clip.frame_times, (0.0, clip.duration), clip.notes)
+        return DecodedClip(
+            clip.audio, 0.0, clip.frames, clip.frame_times, (0.0, clip.duration), clip.notes, not spec.shift
+        )
     start, end = max(record.window[0] - spec.shift, 0.0), record.window[1] + spec.shift
     if spec.shift and end - start <= SHORT_WINDOW:
         many = None
@@ -101,7 +104,7 @@ def decode_file(record: ClipRecord, spec: DecodeSpec) -> DecodedClip:
     audio, audio_start = clip.audio, start
     if spec.whole_sound:
         audio, audio_start = _whole_sound(record, spec), 0.0
-    return DecodedClip(audio, audio_start, clip.frames, clip.frame_times, record.window, clip.notes)
+    return DecodedClip(audio, audio_start, clip.frames, clip.frame_times, record.window, clip.notes, not spec.shift)
 
 
 def _whole_sound(record: ClipRecord, spec: DecodeSpec) -> np.ndarray | None:
@@ -256,7 +259,7 @@ def _frames_at(clip: DecodedClip, start: float, end: float, count: int) -> np.nd
     """The frames on show at the centres of `count` equal parts."""
     if clip.frames is None or clip.frame_times is None:
         return None
-    if len(clip.frames) == count and (start, end) == clip.window:
+    if clip.exact and (start, end) == clip.window:
         return clip.frames
     centres = start + (np.arange(count) + 0.5) * (end - start) / count
     places = np.searchsorted(clip.frame_times, centres + 1e-6, side="right") - 1
@@ -275,7 +278,14 @@ def _save_decoded(path: Path, clip: DecodedClip) -> None:
     parts = {name: getattr(clip, name) for name in ("audio", "frames", "frame_times")}
     there = {name: part for name, part in parts.items() if part is not None}
     draft = path.with_suffix(f".{os.getpid()}-{id(clip)}.tmp.npz")
-    np.savez(draft, window=clip.window, audio_start=clip.audio_start, notes=np.array(clip.notes, dtype=str), **there)
+    np.savez(
+        draft,
+        window=clip.window,
+        audio_start=clip.audio_start,
+        exact=clip.exact,
+        notes=np.array(clip.notes, dtype=str),
+        **there,
+    )
     os.replace(draft, path)  # a killed run leaves no half file under the real name
 
 
@@ -286,7 +296,7 @@ def _load_decoded(path: Path) -> DecodedClip:
         )
         window = (float(file["window"][0]), float(file["window"][1]))
         notes = tuple(str(note) for note in file["notes"])
-        return DecodedClip(audio, float(file["audio_start"]), frames, times, window, notes)
+        return DecodedClip(audio, float(file["audio_start"]), frames, times, window, notes, bool(file["exact"]))
 
 
 def decode_all(splits: dict[str, MediaClips], options: MediaOptions) -> tuple[dict[str, MediaClips], list[str]]:

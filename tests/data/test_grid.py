@@ -114,6 +114,15 @@ def test_training_shift_moves_sound_and_frames_together(one_speaker):
     np.testing.assert_array_equal(copy[3, 5]["frames"], moved[3, 5]["frames"])
 
 
+def test_the_window_counts_however_many_frames_are_kept(one_speaker):
+    """With a shift every frame of a longer window is kept; as many as asked for must not be taken for the window's."""
+    options = {"data_dir": str(one_speaker), "window": "word", "margin": 0.0, "frame_size": [8, 8]}
+    for frames in range(9, 13):  # .2 s of the word and .1 s on either side hold about ten
+        moved = load_clips("grid", shift=0.1, frames=frames, **options)["train"]
+        still = load_clips("grid", frames=frames, **options)["train"]
+        np.testing.assert_array_equal(moved[0]["frames"], still[0]["frames"])
+
+
 def test_cache_folder_is_used_again(one_speaker, tmp_path, monkeypatch):
     options = {"data_dir": str(one_speaker), "frames": 2, "frame_size": [8, 8], "cache_dir": str(tmp_path / "cache")}
     first = load_clips("grid", **options)["test"][0]
