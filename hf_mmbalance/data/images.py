@@ -11,6 +11,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps
 
 from hf_mmbalance.model.media_mmbalance import MediaError
+from hf_mmbalance.model.media_streams_mmbalance import ONE_THREAD
 
 
 PLAIN_JPEG = ("yuvj420p", "yuvj422p", "yuvj444p")  # not grey, not CMYK
@@ -63,7 +64,7 @@ class _Jpeg:
             return None
         if len(frames) != 1 or frames[0].format.name not in PLAIN_JPEG:
             return None
-        return self.converter.reformat(frames[0], format="rgb24", threads=1).to_ndarray()
+        return self.converter.reformat(frames[0], format="rgb24", **ONE_THREAD).to_ndarray()
 
 
 def _by_pillow(content: bytes) -> np.ndarray:
