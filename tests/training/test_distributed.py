@@ -1,0 +1,206 @@
+"""Two real processes give what one gives, and a run killed at any moment ends like one left alone, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_mmbalance.training import arguments
+from hf_mmbalance.training.cli import train
+from hf_mmbalance.training.processes import check_joined, prefer_cpu_where_there_is_no_accelerator
+
+from .tiny_runs import AUDIO, TINY, VISION, state_of
+
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).parents[2]
+GLOBAL_BATCH = 16
+SAME = (
+    *TINY,
+    *("--train_clips", "44", "--validation_clips", "13", "--test_clips", "21", "--num_train_epochs", "3"),
+    *("--calibration_per_step", "4", "--learning_rate", "3e-3", "--logging_steps", "1"),
+    *("--frequency_masks", "1", "--time_masks", "1", "--time_mask_width", "4", "--frequency_mask_width", "4"),
+    # Some gradients are 0 but for rounding (keys' biases, under a softmax): Adam must not blow them up to a full step.
+    *("--adam_epsilon", "1e-6"),
+)
+
+
+def start(folder: Path, processes: int, *options: str, **popen) -> subprocess.Popen:
+    """`train.py` in processes of its own; later options win."""
+    command = [sys.executable]
+    if processes == 2:
+        config = ROOT / "accelerate_configs" / "cpu_2proc.yaml"
+        # Port 0: a free one. The launcher's own default is taken where two launches run at a time.
+        command += ["-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file", str(config)]
+    return subprocess.Popen(
+        [*command, str(ROOT / "train.py"), *options, "--output_dir", str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **popen,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+
+
+def losses(folder: Path) -> np.ndarray:
+    history = state_of(checkpoints(folder)[-1])["log_history"]
+    return np.array([entry["loss"] for entry in history if "loss" in entry])
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one") / "run"
+    finish(start(folder, 1, *SAME, "--per_device_train_batch_size", str(GLOBAL_BATCH)))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (2, 2), (1, 2)])
+def test_two_processes_and_accumulation_give_the_curve_of_one(one_process, tmp_path, processes, accumulation):
+    folder = tmp_path / "run"
+    size = GLOBAL_BATCH // processes // accumulation
+    said = finish(
+        start(folder, processes, *SAME, "--per_device_train_batch_size", str(size),
+              "--gradient_accumulation_steps", str(accumulation))
+    )  # fmt: skip
+    states = {path.name for path in checkpoints(folder)[-1].glob("rng_state*")}
+    assert states == ({"rng_state_0.pth", "rng_state_1.pth"} if processes == 2 else {"rng_state.pth"})
+    assert said.count("clips: train 44, calibration 8") == 1  # said once, not by every process
+    expected = losses(one_process)
+    assert len(expected) == 12 and np.abs(np.diff(expected)).max() > 0.01
+    np.testing.assert_allclose(losses(folder), expected, atol=1e-4)
+    weights, expected_weights = (load_file(path / "model.safetensors") for path in (folder, one_process))
+    for name, value in expected_weights.items():
+        torch.testing.assert_close(weights[name], value, atol=1e-4, rtol=0, msg=name)
+    assert torch.equal(weights["fusion.capability"], expected_weights["fusion.capability"])
+    assert weights["fusion.capability"].abs().max() > 0
+    results, expected_results = (json.loads((path / "results.json").read_text()) for path in (folder, one_process))
+    for row, other in zip(results["rows"], expected_results["rows"], strict=True):
+        for name, value in other.items():
+            assert row[name] == (value if isinstance(value, str | int) else pytest.approx(value, abs=1e-4)), name
+    for modality, row in expected_results["weights"].items():
+        assert results["weights"][modality] == pytest.approx(row, abs=1e-4)
+    assert results["n_per_split"] == expected_results["n_per_split"]
+
+
+DROPPING = (
+    *TINY,
+    *("--audio_config", json.dumps({**AUDIO, "hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1})),
+    *("--vision_config", json.dumps({**VISION, "hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1})),
+    *("--classifier_dropout", "0.2", "--modality_dropout", "0.3", "0.2"),
+    *("--frequency_masks", "1", "--time_masks", "1", "--lr_scheduler_type", "cosine", "--warmup_steps", "0.1"),
+    *("--train_clips", "44", "--num_train_epochs", "15", "--per_device_train_batch_size", "8"),
+    # Steps 3, 6, 9, ... of epochs of 8: in the middle of epochs, and at the end of some.
+    *("--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "steps", "--eval_steps", "3"),
+    *("--save_total_limit", "3"),
+)
+
+
+def kill_at_random(folder: Path, processes: int, *options: str) -> None:
+    """Start, wait for a new checkpoint, then SIGKILL everything a moment later."""
+    before = max([int(path.name[11:]) for path in checkpoints(folder)], default=0)
+    process = start(folder, processes, *options)
+    moment = random.uniform(0.0, 0.6)
+    try:
+        deadline = time.monotonic() + 200
+        while not any((path / "trainer_state.json").exists() and int(path.name[11:]) > before
+                      for path in checkpoints(folder)):  # fmt: skip
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(moment)
+        assert process.poll() is None, "the run was over before it could be killed"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    last = max(int(path.name[11:]) for path in checkpoints(folder))
+    logger.warning("killed %.3f s after a checkpoint, last step saved %d", moment, last)  # shown if the test fails
+
+
+def leave_half_written(folder: Path) -> None:
+    """A checkpoint newer than all, cut off while it was written."""
+    newest = checkpoints(folder)[-1]
+    half = folder / f"checkpoint-{int(newest.name[11:]) + 3}"
+    shutil.copytree(newest, half)
+    for name in ("trainer_state.json", "model.safetensors"):
+        if (half / name).exists():
+            os.truncate(half / name, (half / name).stat().st_size // 2)
+
+
+def assert_same_end(folder: Path, left_alone: Path) -> None:
+    assert [path.name for path in checkpoints(folder)] == [path.name for path in checkpoints(left_alone)]
+    last = checkpoints(left_alone)[-1].name
+    for part in (".", last):
+        weights, expected = (load_file(path / part / "model.safetensors") for path in (folder, left_alone))
+        assert weights.keys() == expected.keys()
+        assert [name for name in expected if not torch.equal(weights[name], expected[name])] == []
+    results, expected = (json.loads((path / "results.json").read_text()) for path in (folder, left_alone))
+    assert results["rows"] == expected["rows"] and results["weights"] == expected["weights"]
+    assert Path(results["best_checkpoint"]).name == Path(expected["best_checkpoint"]).name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_killed_at_random_moments_ends_like_one_left_alone(tmp_path, processes):
+    batch = str(8 // processes)
+    options = (*DROPPING, "--per_device_train_batch_size", batch, "--calibration_per_step", "2")
+    left_alone, killed = tmp_path / "left_alone", tmp_path / "killed"
+    finish(start(left_alone, processes, *options))
+    resume = ("--resume_from_checkpoint", "true")
+    kill_at_random(killed, processes, *options)
+    leave_half_written(killed)
+    if processes == 1:
+        kill_at_random(killed, processes, *options, *resume)
+    finish(start(killed, processes, *options, *resume))
+    assert_same_end(killed, left_alone)
+
+
+def test_processes_that_do_not_join_are_refused(monkeypatch, tmp_path, capsys):
+    """Launched as one of two on a CPU without `ACCELERATE_USE_CPU`, accelerate takes a process for the only one."""
+    for name in ("ACCELERATE_USE_CPU", "LOCAL_RANK", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(arguments, "prefer_cpu_where_there_is_no_accelerator", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert train(["--output_dir", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: 2 processes were launched but 1 joined") and "cpu_2proc.yaml" in said
+    assert not (tmp_path / "run").exists()
+    check_joined(2)
+
+
+@pytest.mark.parametrize(
+    ("world", "accelerator", "expected"), [("2", False, "true"), ("2", True, None), ("1", False, None)]
+)
+def test_processes_are_joined_on_the_cpu_where_there_is_nothing_else(monkeypatch, world, accelerator, expected):
+    monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "")
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
+    prefer_cpu_where_there_is_no_accelerator()
+    assert os.environ.get("ACCELERATE_USE_CPU") == expected
