@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback, set_seed
@@ -30,6 +31,7 @@ from hf_mmbalance.training.trainer import MMBalanceTrainer, check_classes, unifo
 
 logger = logging.get_logger(__name__)
 
+SMALL_MODEL = 5_000_000  # parameters
 REPORTED_SPLITS = ("validation", "test")
 RESUME_LAST = (True, "true", "True")
 
@@ -56,6 +58,7 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     if checkpoint is not None:
         _check_checkpoint(checkpoint, clips)
     model, processor = build_model_and_processor(arguments.model, clips, seed=training.seed)
+    settle_threads(model)
     if training.process_index == 0:
         _announce(clips, model)
     callbacks = []
@@ -73,6 +76,16 @@ def run(arguments: RunArguments) -> dict[str, Any]:
         logger.warning("%s", render(results, clips))
         logger.warning("everything is in %s", training.output_dir)
     return results
+
+
+def settle_threads(model: torch.nn.Module) -> None:
+    """On a CPU, run small towers on one thread unless `OMP_NUM_THREADS` says otherwise.
+
+    Their operations are too short to share: threads would wait for each other, on a busy machine for most of the time.
+    """
+    small = sum(parameter.numel() for parameter in model.parameters()) < SMALL_MODEL
+    if small and not torch.accelerator.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def settle_output_dir(arguments: RunArguments) -> str | None:
