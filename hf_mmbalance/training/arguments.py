@@ -116,6 +116,13 @@ class MMBalanceTrainingArguments(TrainingArguments):
         if self.greater_is_better is None:
             self.greater_is_better = "accuracy" in (self.metric_for_best_model or "")
         super().__post_init__()
+        if self.early_stopping_patience is not None and (
+            self.early_stopping_patience < 1 or self.eval_strategy == "no"
+        ):
+            raise ValueError(
+                f"early_stopping_patience={self.early_stopping_patience} must be at least 1, with eval_strategy 'epoch'"
+                f" or 'steps' (it is {str(self.eval_strategy.value)!r})"
+            )
         if self.n_gpu > 1:
             # Trainer would wrap the model in DataParallel, whose parts of a batch do not hold as many calibration
             # clips each; the losses would not be means over each kind of clip.

@@ -176,8 +176,17 @@ class MMBalanceTrainer(Trainer):
             The outputs `logits` `(N, C)`, `modality_logits` `(N, M, C)`, `modality_mask` `(N, M)` and, where the
             head has weights, `modality_weights` `(N, M, C)`; and the decision table, whose `reference.fused` are the
             fused logits. Rows are in the order of `clips`.
+
+        Raises:
+            ValueError: if logits are not finite, which is what training that diverged leaves.
         """
         outputs = self._run(clips)
+        broken = ~np.isfinite(outputs["logits"]).all(axis=1)
+        if broken.any():
+            raise ValueError(
+                f"training diverged: logits of {broken.sum()} of {len(clips)} {split} clips are not finite; lower"
+                " --learning_rate or --allocation_learning_rate, or add warmup_steps"
+            )
         modality_logits = outputs["modality_logits"].astype(np.float64)
         modality_logits[outputs["modality_mask"] == 0] = np.nan
         table = DecisionTable(

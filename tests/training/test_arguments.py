@@ -159,6 +159,12 @@ def test_the_measure_that_selects_says_itself_which_way_is_better():
     assert chosen.training.greater_is_better is False
 
 
+@pytest.mark.parametrize("options", [("2", "--eval_strategy", "no", "--load_best_model_at_end", "false"), ("0",)])
+def test_early_stopping_that_could_never_or_would_always_stop(options):
+    with pytest.raises(ValueError, match="early_stopping_patience=. must be at least 1, with eval_strategy"):
+        parse("--early_stopping_patience", *options)
+
+
 def test_one_process_trains_on_one_gpu_whatever_there_is(monkeypatch):
     monkeypatch.setattr(MMBalanceTrainingArguments, "_setup_devices", property(lambda self: None), raising=False)
     monkeypatch.setattr(MMBalanceTrainingArguments, "_n_gpu", 4, raising=False)

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.training import run as run_module
@@ -127,6 +128,21 @@ class _Failing:
 def _write_half(self, path) -> None:
     Path(path).write_bytes(b"PAR1")
     raise OSError("disk full")
+
+
+@pytest.mark.parametrize(("parameters", "told", "threads"), [(10, None, 1), (10, "2", 2), (5_000_001, None, 2)])
+def test_small_towers_run_on_one_thread_unless_told_otherwise(monkeypatch, parameters, told, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", told or "")
+    if told is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run_module.settle_threads(torch.nn.Linear(parameters, 1, bias=False, device="meta"))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

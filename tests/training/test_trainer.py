@@ -435,6 +435,12 @@ def test_training_on_from_a_trained_model(run, tmp_path):
             main([*more, "--model_name_or_path", str(folder), "--output_dir", str(tmp_path / "no"), *option])
 
 
+def test_training_that_diverged_says_so(tmp_path):
+    with pytest.raises(ValueError, match="training diverged: logits of 8 of 8 calibration clips .* --learning_rate"):
+        tiny_run(tmp_path / "run", "--learning_rate", "1e30")
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
 def test_classes_must_be_the_models_in_the_same_order():
     config = tiny_model().config
     check_classes(config, CLASSES)
