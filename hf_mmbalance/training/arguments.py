@@ -116,12 +116,14 @@ class MMBalanceTrainingArguments(TrainingArguments):
         if self.greater_is_better is None:
             self.greater_is_better = "accuracy" in (self.metric_for_best_model or "")
         super().__post_init__()
-        if self.early_stopping_patience is not None and (
-            self.early_stopping_patience < 1 or self.eval_strategy == "no"
-        ):
+        patience, strategy = (
+            self.early_stopping_patience,
+            str(getattr(self.eval_strategy, "value", self.eval_strategy)),
+        )
+        if patience is not None and (patience < 1 or strategy == "no"):
             raise ValueError(
-                f"early_stopping_patience={self.early_stopping_patience} must be at least 1, with eval_strategy 'epoch'"
-                f" or 'steps' (it is {str(self.eval_strategy.value)!r})"
+                f"early_stopping_patience={patience} must be at least 1, with eval_strategy 'epoch' or 'steps' (it is"
+                f" {strategy!r})"
             )
         if self.n_gpu > 1:
             # Trainer would wrap the model in DataParallel, whose parts of a batch do not hold as many calibration
