@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +269,9 @@ def _frames_at(clip: DecodedClip, start: float, end: float, count: int) -> np.nd
 def _cache_file(folder: Path, record: ClipRecord, spec: DecodeSpec) -> Path:
     stat = os.stat(record.source) if os.path.exists(record.source) else None
     state = (stat.st_size, stat.st_mtime_ns) if stat else None
-    key = hashlib.blake2b(repr((record.source, state, record.window, spec)).encode(), digest_size=16).hexdigest()
+    layout = [field.name for field in fields(DecodedClip)]  # another version's files are not taken for this one's
+    named = repr((layout, record.source, state, record.window, spec))
+    key = hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
     return folder / key[:2] / f"{key}.npz"
 
 
