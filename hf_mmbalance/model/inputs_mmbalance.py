@@ -68,7 +68,7 @@ def _waveform(clip: Any, sampling_rate: int | None, target_rate: int, name: str)
 
 
 def _to_numpy(values: Any) -> np.ndarray:
-    if hasattr(values, "detach"):
+    if hasattr(values, "cpu"):  # a tensor
         values = values.detach().cpu()
         values = (values.float() if values.is_floating_point() else values).numpy()  # numpy has no bfloat16
     return np.asarray(values)

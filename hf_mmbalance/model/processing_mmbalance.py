@@ -145,6 +145,8 @@ class MMBalanceProcessor(ProcessorMixin):
         if video is None:
             return waveforms, clips
         videos = list(video) if isinstance(video, (list, tuple)) else [video]
+        if not videos:
+            raise ValueError("video is an empty list: pass at least one file, or leave video out")
         media = [
             read_media(
                 source, num_frames=self.frames_per_clip, want_audio=waveforms is None, want_frames=clips is None
