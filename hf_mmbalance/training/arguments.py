@@ -109,6 +109,9 @@ class MMBalanceTrainingArguments(TrainingArguments):
     report_to: None | str | list[str] = _help("Trackers to report to.", "none")
     remove_unused_columns: bool = _help("Kept off: clips are dictionaries, not table columns.", False)
     label_names: list[str] | None = _help("Name of the labels in a batch.", ["labels"])
+    ddp_find_unused_parameters: bool | None = _help(
+        "Kept on: where no clip of a process's batch has a modality, its tower has no gradient.", True
+    )
     restore_callback_states_from_checkpoint: bool = _help("Early stopping goes on counting in a resumed run.", True)
     seed: int = _help("Seed of weights, order, dropout and augmentation.", 0)
 
@@ -116,10 +119,8 @@ class MMBalanceTrainingArguments(TrainingArguments):
         if self.greater_is_better is None:
             self.greater_is_better = "accuracy" in (self.metric_for_best_model or "")
         super().__post_init__()
-        patience, strategy = (
-            self.early_stopping_patience,
-            str(getattr(self.eval_strategy, "value", self.eval_strategy)),
-        )
+        patience = self.early_stopping_patience
+        strategy = str(getattr(self.eval_strategy, "value", self.eval_strategy))
         if patience is not None and (patience < 1 or strategy == "no"):
             raise ValueError(
                 f"early_stopping_patience={patience} must be at least 1, with eval_strategy 'epoch' or 'steps' (it is"

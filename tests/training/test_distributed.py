@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from media_factory import write_clip
 from safetensors.torch import load_file
 
 from hf_mmbalance.training import arguments
 from hf_mmbalance.training.cli import train
 from hf_mmbalance.training.processes import check_joined, prefer_cpu_where_there_is_no_accelerator
 
-from .tiny_runs import AUDIO, TINY, VISION, state_of
+from .tiny_runs import AUDIO, TINY, TOWERS, VISION, state_of
 
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,21 @@ def test_two_processes_and_accumulation_give_the_curve_of_one(one_process, tmp_p
     for modality, row in expected_results["weights"].items():
         assert results["weights"][modality] == pytest.approx(row, abs=1e-4)
     assert results["n_per_split"] == expected_results["n_per_split"]
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_one_may_see_no_sound_at_all(tmp_path):
+    for place, name in enumerate(("bark", "bell", "rain")):
+        for clip in range(8):
+            tone = None if clip % 4 else 400.0 + 300 * place  # one in four has sound
+            path = tmp_path / "clips" / name / f"{name}{clip}.mp4"
+            write_clip(path, seconds=0.2, size=(32, 32), tone=tone, colour=(80 * place, 100, 20 * clip))
+    options = ["--dataset", str(tmp_path / "clips"), *TOWERS, "--frame_size", "16", "16", "--frames", "2"]
+    options += ["--per_device_train_batch_size", "2", "--num_train_epochs", "2", "--disable_tqdm", "true"]
+    finish(start(tmp_path / "run", 2, *options, "--activation_checkpointing", "true"))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    rows = {row["method"]: row["n"] for row in results["rows"] if row["split"] == "test"}
+    assert rows["audio"] < rows["vision"] == rows["fused"]
 
 
 DROPPING = (
