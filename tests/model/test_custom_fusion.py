@@ -1,0 +1,230 @@
+"""Fusion heads of the user's own: one file, named in the config, travelling with the model."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_mmbalance import MMBalanceConfig, MMBalanceForAudioVisualClassification, MMBalanceProcessor
+from hf_mmbalance.model import custom_fusion_mmbalance
+from hf_mmbalance.model.custom_fusion_mmbalance import load_fusion_head
+from hf_mmbalance.model.fusion_mmbalance import FUSION_HEADS, FusionHead, FusionOutput, register_fusion_head
+
+from .tiny import AUDIO, CLASSES, VISION, run_python, tiny_config, tiny_inputs, tiny_model
+
+
+HEAD = '''"""A head of the user's own."""
+
+try:
+    from .fusion_mmbalance import FusionHead, FusionOutput
+except ImportError:
+    from hf_mmbalance.model.fusion_mmbalance import FusionHead, FusionOutput
+
+import torch
+from torch import nn
+
+
+class Half(FusionHead):
+    def __init__(self, num_modalities, num_labels, feature_sizes=(), start=0.5):
+        super().__init__(num_modalities, num_labels, feature_sizes)
+        self.scale = nn.Parameter(torch.full((num_labels,), start))
+
+    def forward(self, modality_logits, modality_mask, features=None):
+        terms = self.scale * modality_logits.log_softmax(-1) * modality_mask.unsqueeze(-1)
+        return FusionOutput(logits=terms.sum(1), modality_contributions=terms)
+'''
+LOAD = (
+    "import sys, torch\n"
+    "from transformers import AutoModel\n"
+    "model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == 'trust').eval()\n"
+    "inputs = torch.load(sys.argv[1] + '/inputs.pt')\n"
+    "torch.save(model(**inputs).logits, sys.argv[1] + '/logits.pt')\n"
+)
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch: pytest.MonkeyPatch):
+    """What a test registers does not outlive it."""
+    kept = dict(FUSION_HEADS)
+    yield
+    FUSION_HEADS.clear()
+    FUSION_HEADS.update(kept)
+
+
+@pytest.fixture
+def head_file(tmp_path: Path) -> Path:
+    path = tmp_path / "my_head.py"
+    path.write_text(HEAD)
+    return path
+
+
+def _compose(head_file: Path, **options) -> MMBalanceForAudioVisualClassification:
+    config = MMBalanceConfig(audio_config=dict(AUDIO), vision_config=dict(VISION))
+    return MMBalanceForAudioVisualClassification.from_backbones(
+        config.audio_config, config.vision_config, id2label=CLASSES, fusion=f"{head_file}:Half", **options
+    ).eval()
+
+
+def _saved(head_file: Path) -> tuple[Path, torch.Tensor]:
+    model = _compose(head_file, fusion_options={"start": 0.7})
+    with torch.no_grad():
+        model.fusion.scale.uniform_()
+    folder = head_file.parent / "saved"
+    model.save_pretrained(folder)
+    torch.save(tiny_inputs(), folder / "inputs.pt")
+    return folder, model(**tiny_inputs()).logits
+
+
+def test_named_by_path_and_used(head_file):
+    model = _compose(head_file, fusion_options={"start": 0.25})
+    assert model.config.fusion == "my_head:Half"
+    out = model(**tiny_inputs(), labels=torch.tensor([0, 1, 2, 3]))
+    terms = 0.25 * out.modality_logits.log_softmax(-1)
+    torch.testing.assert_close(out.logits, terms.sum(1))
+    out.loss.backward()
+    assert model.fusion.scale.grad.abs().sum() > 0
+
+
+def test_its_file_is_copied_and_loads_in_this_process(head_file):
+    folder, logits = _saved(head_file)
+    assert (folder / "my_head.py").read_text() == HEAD
+    assert MMBalanceConfig.from_pretrained(folder).fusion == "my_head:Half"
+    again = MMBalanceForAudioVisualClassification.from_pretrained(folder)
+    assert torch.equal(again(**tiny_inputs()).logits, logits)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(False, id="with the package", marks=pytest.mark.slow), pytest.param(True, id="without the package")],
+)
+def test_loads_in_a_fresh_process(head_file, tmp_path, block):
+    folder, logits = _saved(head_file)
+    head_file.unlink()
+    done = run_python(LOAD, folder, "trust", block=block, HF_HOME=str(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    torch.testing.assert_close(torch.load(folder / "logits.pt"), logits, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_loads_with_the_package_imported_first_and_is_saved_again(head_file, tmp_path):
+    folder, logits = _saved(head_file)
+    head_file.unlink()
+    code = "import hf_mmbalance; hf_mmbalance.MMBalanceConfig\n" + LOAD + "model.save_pretrained(sys.argv[3])\n"
+    done = run_python(code, folder, "trust", tmp_path / "again", HF_HOME=str(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "again" / "my_head.py").read_text() == HEAD
+    torch.testing.assert_close(torch.load(folder / "logits.pt"), logits, atol=1e-6, rtol=1e-6)
+
+
+def test_without_trust_the_error_names_module_and_remedy(head_file):
+    folder, _ = _saved(head_file)
+    FUSION_HEADS.pop("my_head:Half")
+    with pytest.raises(
+        ValueError, match="fusion head 'Half' of module 'my_head' is not loaded.*trust_remote_code=True"
+    ):
+        MMBalanceForAudioVisualClassification.from_pretrained(folder)
+    load_fusion_head(f"{folder}/my_head.py:Half")  # the remedy that the message names
+    MMBalanceForAudioVisualClassification.from_pretrained(folder)
+
+
+def test_a_missing_file_is_named(head_file):
+    folder, _ = _saved(head_file)
+    FUSION_HEADS.pop("my_head:Half")
+    (folder / "my_head.py").unlink()
+    with pytest.raises(
+        ValueError, match="fusion head 'Half' is missing: my_head.py was not found in .*saved; put the"
+    ):
+        MMBalanceForAudioVisualClassification.from_pretrained(folder, trust_remote_code=True)
+
+
+def test_a_file_without_the_class_is_named(head_file):
+    folder, _ = _saved(head_file)
+    FUSION_HEADS.pop("my_head:Half")
+    (folder / "my_head.py").write_text("x = 1\n")
+    with pytest.raises(ValueError, match="fusion head 'Half' is missing"):
+        MMBalanceForAudioVisualClassification.from_pretrained(folder, trust_remote_code=True)
+
+
+def test_two_models_with_heads_of_one_name_keep_their_own(head_file, tmp_path):
+    """The place's own file counts, and a model saves the code that it runs."""
+    folder, logits = _saved(head_file)
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    (other / "my_head.py").write_text(HEAD.replace("terms.sum(1)", "2 * terms.sum(1)"))
+    load = MMBalanceForAudioVisualClassification.from_pretrained
+    first, second = load(folder, trust_remote_code=True), load(other, trust_remote_code=True)
+    torch.testing.assert_close(first(**tiny_inputs()).logits, logits)
+    torch.testing.assert_close(second(**tiny_inputs()).logits, 2 * logits)
+    first.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "my_head.py").read_text() == HEAD
+
+
+def test_a_name_that_python_knows_already_is_not_overwritten(tmp_path):
+    (tmp_path / "random.py").write_text(HEAD)
+    before = sys.modules["random"]
+    assert load_fusion_head(f"{tmp_path}/random.py:Half") == "random:Half"
+    assert sys.modules["random"] is before
+
+
+@pytest.mark.parametrize("name", ["my-head.py", "my.head.py", "fusion_mmbalance.py"])
+def test_file_names_that_cannot_travel_are_refused(tmp_path, name):
+    (tmp_path / name).write_text(HEAD)
+    with pytest.raises(ValueError, match=f"rename {name} to letters, digits and underscores"):
+        load_fusion_head(f"{tmp_path}/{name}:Half")
+
+
+def test_bad_names_are_refused(head_file):
+    with pytest.raises(FileNotFoundError, match="there is no file .*nowhere.py"):
+        load_fusion_head("nowhere.py:Half")
+    with pytest.raises(ValueError, match="my_head.py has no class 'Whole'"):
+        load_fusion_head(f"{head_file}:Whole")
+    assert load_fusion_head("adaptive") == "adaptive"
+
+
+@register_fusion_head("test_registered")
+class Registered(FusionHead):
+    def forward(self, modality_logits, modality_mask, features=None):
+        terms = modality_logits * modality_mask.unsqueeze(-1)
+        return FusionOutput(logits=terms.sum(1), modality_contributions=terms)
+
+
+def test_a_registered_head_travels_too(tmp_path):
+    """Registered by decorator from a module of the user's own: saved as that module's file and class."""
+    FUSION_HEADS["test_registered"] = Registered
+    model = tiny_model(fusion="test_registered")
+    model.save_pretrained(tmp_path)
+    assert MMBalanceConfig.from_pretrained(tmp_path).fusion == "test_custom_fusion:Registered"
+    assert (tmp_path / "test_custom_fusion.py").read_text() == Path(__file__).read_text()
+    again = MMBalanceForAudioVisualClassification.from_pretrained(tmp_path)  # registered here: no trust needed
+    assert torch.equal(again(**tiny_inputs()).logits, model(**tiny_inputs()).logits)
+    del FUSION_HEADS["test_registered"]
+    with pytest.raises(ValueError, match="fusion head 'Registered' of module 'test_custom_fusion' is not loaded"):
+        MMBalanceForAudioVisualClassification.from_pretrained(tmp_path)
+
+
+def test_a_head_of_main_is_saved_by_name_with_a_warning(tmp_path, monkeypatch):
+    warnings: list[str] = []
+    monkeypatch.setattr(custom_fusion_mmbalance.logger, "warning", warnings.append)
+    FUSION_HEADS["mine"] = type("Mine", (Registered,), {"__module__": "__main__"})
+    model = MMBalanceForAudioVisualClassification(tiny_config(fusion="mine"))
+    model.save_pretrained(tmp_path)
+    assert MMBalanceConfig.from_pretrained(tmp_path).fusion == "mine"
+    assert len(warnings) == 1 and "fusion head 'mine' is defined in __main__" in warnings[0]
+
+
+def test_push_to_hub_while_saving_is_refused(head_file, tmp_path):
+    with pytest.raises(ValueError, match="call push_to_hub.. instead"):
+        _compose(head_file).save_pretrained(tmp_path / "saved", push_to_hub=True)
+    assert not (tmp_path / "saved").exists()
+
+
+def test_the_processor_knows_nothing_of_it(head_file, tmp_path):
+    """A folder with model and processor holds the head's file once."""
+    folder, _ = _saved(head_file)
+    config = MMBalanceConfig.from_pretrained(folder)
+    MMBalanceProcessor.from_backbones(config.audio_config, config.vision_config).save_pretrained(folder)
+    assert [path.name for path in folder.glob("*head*.py")] == ["my_head.py"]

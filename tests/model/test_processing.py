@@ -1,0 +1,430 @@
+"""The processor: sound and frames in every form people have them, and a refusal that says what was wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+from transformers import (
+    ASTConfig,
+    ASTFeatureExtractor,
+    AutoProcessor,
+    ConvNextConfig,
+    ViTConfig,
+    ViTImageProcessorPil,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+)
+
+from hf_mmbalance import MMBalanceProcessor
+from hf_mmbalance.model.inputs_mmbalance import as_frames, as_waveforms
+
+from .tiny import tiny_model
+
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def processor() -> MMBalanceProcessor:
+    return MMBalanceProcessor(
+        ASTFeatureExtractor(num_mel_bins=16, max_length=24),
+        ViTImageProcessorPil(size={"height": 16, "width": 16}),
+        frames_per_clip=3,
+    )
+
+
+def _tone(rate: int = RATE, seconds: float = 0.3, frequency: float = 300.0) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * frequency * np.arange(round(rate * seconds)) / rate)).astype(np.float32)
+
+
+def _frames(count: int = 3, size: int = 16, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One second: frames that get brighter, and a tone at 44.1 kHz."""
+    path = tmp_path_factory.mktemp("video") / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        pictures = container.add_stream("mpeg4", rate=12)
+        pictures.width = pictures.height = 32
+        sound = container.add_stream("aac", rate=44_100, layout="mono")
+        for index in range(12):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 20 * index, np.uint8), format="rgb24")
+            container.mux(pictures.encode(frame))
+        wave = av.AudioFrame.from_ndarray(_tone(44_100, 1.0)[None], format="fltp", layout="mono")
+        wave.sample_rate, wave.time_base, wave.pts = 44_100, Fraction(1, 44_100), 0
+        container.mux(sound.encode(wave))
+        container.mux(pictures.encode(None))
+        container.mux(sound.encode(None))
+    return path
+
+
+# -- sound ------------------------------------------------------------------------------------------------------
+
+
+def test_sound_equals_the_feature_extractor(processor):
+    wave = _tone()
+    expected = processor.feature_extractor(wave, sampling_rate=RATE, return_tensors="pt").input_values
+    out = processor(audio=wave, sampling_rate=RATE)
+    torch.testing.assert_close(out["input_values"], expected, atol=1e-3, rtol=0)
+    assert set(out) == {"input_values", "modality_mask"}
+    assert out["modality_mask"].tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000, 44_101, 96_000, 16_000.0, np.int64(32_000)])
+def test_any_rate_gives_the_same_tone(rate):
+    """Resampling keeps the tone: away from the ends the wave at 16 kHz is the tone made at 16 kHz."""
+    wave = as_waveforms(_tone(int(rate)), rate, RATE)[0]
+    expected = _tone()
+    assert wave.dtype == np.float32 and abs(len(wave) - len(expected)) <= 1
+    shared = slice(500, len(expected) - 500)
+    np.testing.assert_allclose(wave[shared], expected[shared], atol=5e-3)
+
+
+WAVE = _tone()
+FORMS = {
+    "mono": WAVE,
+    "channels first": np.stack([WAVE, WAVE]),
+    "channels last": np.stack([WAVE, WAVE], axis=1),
+    "one channel": WAVE[None],
+    "mix down": np.stack([2 * WAVE, 0 * WAVE]),
+    "float64": WAVE.astype(np.float64),
+    "int16": np.round(WAVE * 2**15).astype(np.int16),
+    "int32": np.round(WAVE.astype(np.float64) * 2**31).astype(np.int32),
+    "uint8": np.round(WAVE * 128 + 128).astype(np.uint8),
+    "tensor": torch.from_numpy(WAVE),
+    "stereo tensor": torch.from_numpy(np.stack([WAVE, WAVE])),
+    "bfloat16 tensor": torch.from_numpy(WAVE).bfloat16(),
+    "list of floats": WAVE.tolist(),
+    "list of numpy floats": list(WAVE),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_any_form_of_a_waveform(form):
+    (wave,) = as_waveforms(FORMS[form], RATE, RATE)
+    tolerance = {"uint8": 5e-3, "bfloat16 tensor": 2e-3, "int16": 2e-5}.get(form, 1e-6)
+    np.testing.assert_allclose(wave, WAVE, atol=tolerance)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_paths_and_bytes_know_their_rate(processor, tmp_path, suffix):
+    path = tmp_path / f"noise.{suffix}"
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 5000).astype(np.float32)
+    soundfile.write(path, noise, 22_050)
+    expected = processor(audio=noise, sampling_rate=22_050)["input_values"]
+    for source in (path, str(path), path.read_bytes(), [path], [path.read_bytes()]):
+        torch.testing.assert_close(processor(audio=source)["input_values"], expected, atol=0.01, rtol=0)
+
+
+def test_a_batch_of_different_lengths_with_none(processor):
+    waves = [_tone(seconds=0.1), None, _tone(seconds=0.2), _tone(seconds=3.0)]
+    out = processor(audio=waves, frames=[None, _frames(), None, _frames()], sampling_rate=RATE)
+    assert out["modality_mask"].tolist() == [[True, False], [False, True], [True, False], [True, True]]
+    for row in (0, 2, 3):
+        alone = processor(audio=waves[row], sampling_rate=RATE)["input_values"]
+        torch.testing.assert_close(out["input_values"][row : row + 1], alone, atol=1e-5, rtol=0)
+    assert (out["input_values"][1] == 0).all()
+
+
+def test_a_tensor_of_three_axes_is_a_batch(processor):
+    batch = torch.from_numpy(np.stack([FORMS["channels first"]] * 3))
+    out = processor(audio=batch, sampling_rate=RATE)
+    assert out["input_values"].shape[0] == 3
+
+
+def test_other_feature_extractors_take_raw_sound():
+    processor = MMBalanceProcessor(Wav2Vec2FeatureExtractor(), ViTImageProcessorPil())
+    out = processor(
+        audio=[_tone(seconds=0.1), None, _tone(seconds=0.2)], frames=[None, _frames(), None], sampling_rate=RATE
+    )
+    assert out["input_values"].shape == (3, 3200) and (out["input_values"][0, 1600:] == 0).all()
+
+
+# -- frames -----------------------------------------------------------------------------------------------------
+
+
+def test_frames_equal_the_image_processor(processor):
+    """At the processor's own size (all frames at once) and at another (its own resizing)."""
+    for size in (16, 24):
+        frames = _frames(size=size)
+        expected = processor.image_processor(list(frames), return_tensors="pt").pixel_values
+        out = processor(frames=frames)
+        torch.testing.assert_close(out["pixel_values"][0], expected, atol=1e-5, rtol=0)
+        assert set(out) == {"pixel_values", "frame_mask", "modality_mask"}
+        assert out["modality_mask"].tolist() == [[False, True]] and out["frame_mask"].tolist() == [[True] * 3]
+
+
+PICTURES = _frames()
+FRAME_FORMS = {
+    "list of arrays": list(PICTURES),
+    "channels first": PICTURES.transpose(0, 3, 1, 2),
+    "tensor": torch.from_numpy(PICTURES),
+    "tensor, channels first": torch.from_numpy(PICTURES).permute(0, 3, 1, 2),
+    "PIL": [Image.fromarray(frame) for frame in PICTURES],
+    "floats up to 1": PICTURES.astype(np.float32) / 255,
+    "floats up to 255": PICTURES.astype(np.float64),
+    "int64": PICTURES.astype(np.int64),
+    "batch of one": PICTURES[None],
+    "list of one": [PICTURES],
+}
+
+
+@pytest.mark.parametrize("form", FRAME_FORMS)
+def test_any_form_of_frames(form):
+    (clip,) = as_frames(FRAME_FORMS[form])
+    np.testing.assert_array_equal(np.stack(clip), PICTURES)
+
+
+def test_paths_bytes_and_other_pictures(tmp_path):
+    paths = []
+    for index, frame in enumerate(PICTURES):
+        paths.append(tmp_path / f"{index}.png")
+        Image.fromarray(frame).save(paths[-1])
+    for source in (paths, [str(path) for path in paths], [path.read_bytes() for path in paths], [paths]):
+        np.testing.assert_array_equal(np.stack(as_frames(source)[0]), PICTURES)
+    grey = PICTURES[0, :, :, 0]
+    for one in (grey, Image.fromarray(grey)):
+        np.testing.assert_array_equal(as_frames([one])[0][0], np.repeat(grey[..., None], 3, axis=2))
+    transparent = Image.fromarray(PICTURES[0]).convert("RGBA")
+    np.testing.assert_array_equal(as_frames([transparent])[0][0], PICTURES[0])
+
+
+def test_one_picture_is_a_clip_of_one_frame(tmp_path):
+    Image.fromarray(PICTURES[0]).save(tmp_path / "one.png")
+    for one in (PICTURES[0], Image.fromarray(PICTURES[0]), tmp_path / "one.png", torch.from_numpy(PICTURES[0])):
+        np.testing.assert_array_equal(as_frames(one)[0], PICTURES[:1])
+
+
+def test_dark_integer_frames_stay_dark():
+    dark = np.ones((1, 4, 4, 3), np.int32)
+    assert as_frames(dark)[0][0].max() == 1
+
+
+def test_clips_of_differing_numbers_of_frames(processor):
+    clips = [_frames(2, seed=1), None, _frames(4, seed=2), list(_frames(1, seed=3))]
+    out = processor(frames=clips, audio=[None, _tone(), None, None], sampling_rate=RATE)
+    assert out["pixel_values"].shape == (4, 4, 3, 16, 16)
+    assert out["frame_mask"].sum(1).tolist() == [2, 0, 4, 1]
+    for row in (0, 2, 3):
+        alone = processor(frames=clips[row])["pixel_values"][0]
+        torch.testing.assert_close(out["pixel_values"][row, : len(alone)], alone)
+    assert (out["pixel_values"][~out["frame_mask"]] == 0).all()
+
+
+def test_flat_images_stay_flat_and_nested_ones_are_frames(processor):
+    flat = processor(images=list(PICTURES))
+    assert flat["pixel_values"].shape == (3, 3, 16, 16) and flat["frame_mask"].tolist() == [[True]] * 3
+    assert processor(images=PICTURES[0])["pixel_values"].shape == (1, 3, 16, 16)
+    nested = processor(images=[list(PICTURES)])
+    assert torch.equal(nested["pixel_values"], processor(frames=PICTURES)["pixel_values"])
+    torch.testing.assert_close(nested["pixel_values"][0], flat["pixel_values"])
+    with_none = processor(images=[PICTURES[0], None], audio=[None, _tone()], sampling_rate=RATE)
+    assert with_none["frame_mask"].tolist() == [[True], [False]]
+
+
+# -- video ------------------------------------------------------------------------------------------------------
+
+
+def test_a_video_file_gives_its_own_sound_and_frames(processor, video):
+    for source in (video, str(video), video.read_bytes(), [video]):
+        out = processor(video=source)
+        assert out["modality_mask"].tolist() == [[True, True]]
+        assert out["pixel_values"].shape == (1, 3, 3, 16, 16)
+    brightness = out["pixel_values"][0].mean((1, 2, 3)) * 127.5 + 127.5  # mean and std 0.5
+    # Centres of three equal parts of twelve frames: the 3rd, 7th and 11th.
+    torch.testing.assert_close(brightness, torch.tensor([40.0, 120.0, 200.0]), atol=6.0, rtol=0)
+    tone = processor(audio=_tone(44_100, 1.0), sampling_rate=44_100)["input_values"]
+    # AAC is lossy: the loudest bins of the steady part must agree.
+    assert torch.equal(out["input_values"][0, 8:20].argmax(1), tone[0, 8:20].argmax(1))
+
+
+def test_inputs_passed_beside_a_video_stand_in_for_its_own(processor, video):
+    out = processor(video=video, audio=_tone(), sampling_rate=RATE)
+    assert torch.equal(out["input_values"], processor(audio=_tone(), sampling_rate=RATE)["input_values"])
+    assert torch.equal(out["pixel_values"], processor(video=video)["pixel_values"])
+    out = processor(video=[video, video], frames=[PICTURES, PICTURES])
+    assert torch.equal(out["pixel_values"][1], processor(frames=PICTURES)["pixel_values"][0])
+    assert out["modality_mask"].all()
+
+
+def test_a_sound_file_as_video_has_no_frames(processor, tmp_path):
+    soundfile.write(tmp_path / "tone.wav", _tone(), RATE)
+    out = processor(video=tmp_path / "tone.wav")
+    assert out["modality_mask"].tolist() == [[True, False]] and "pixel_values" not in out
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [0, -16_000, 16, 10**9, float("nan"), True, "16000", [16_000, 8_000]])
+def test_senseless_rates_are_refused(processor, rate):
+    with pytest.raises(
+        ValueError, match=r"sampling_rate=.* makes no sense for audio of clip 0: give one number of Hz"
+    ):
+        processor(audio=_tone(), sampling_rate=rate)
+
+
+def test_arrays_without_a_rate_are_refused(processor):
+    with pytest.raises(ValueError, match="audio of clip 1 is an array: pass its sampling_rate in Hz"):
+        processor(audio=[None, _tone()], frames=[PICTURES, None])
+
+
+@pytest.mark.parametrize(
+    ("wave", "message"),
+    [
+        (np.array([0.1, np.nan]), "audio of clip 0 has NaN or infinite samples: repair it"),
+        (np.array([0.1, np.inf]), "audio of clip 0 has NaN or infinite samples"),
+        (np.zeros(0, np.float32), "audio of clip 0 is empty: leave the sound out"),
+        (np.zeros((2, 0), np.float32), "audio of clip 0 is empty"),
+        ([], "audio is an empty list: pass at least one clip"),
+        (np.zeros((2, 2, 2, 2)), r"audio of clip 0 has shape \(2, 2, 2, 2\): expected \(samples,\)"),
+        (np.zeros(9, np.int64), "audio of clip 0 has samples of type int64: pass floats"),
+        ({"array": np.zeros(9)}, "audio of clip 0 has samples of type object: pass floats"),
+    ],
+)
+def test_waveforms_that_are_none_are_refused(processor, wave, message):
+    with pytest.raises(ValueError, match=message):
+        processor(audio=wave, sampling_rate=RATE)
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ([], "frames is an empty list: pass at least one clip"),
+        ([[]], "frames of clip 0: zero frames; leave the frames out"),
+        (np.zeros((0, 16, 16, 3), np.uint8), "frames of clip 0: zero frames"),
+        ([[PICTURES[0], None]], r"frame 1 of clip 0 has shape \(\)"),
+        (np.zeros((2, 16, 16, 4), np.uint8), r"frame 0 of clip 0 has shape \(16, 16, 4\): expected \(H, W, 3\)"),
+        (np.full((1, 4, 4, 3), 300.0), r"frame 0 of clip 0 has pixels outside \[0, 255\]"),
+        (np.full((1, 4, 4, 3), -0.5), r"frame 0 of clip 0 has pixels outside \[0, 255\]"),
+        (np.full((1, 4, 4, 3), np.nan), "frame 0 of clip 0 has NaN or infinite pixels"),
+        ([b"no picture"], "frame 0 of clip 0 cannot be read as an image"),
+        (["/no/such/picture.png"], "/no/such/picture.png cannot be read as an image"),
+    ],
+)
+def test_frames_that_are_none_are_refused(processor, frames, message):
+    with pytest.raises(ValueError, match=message):
+        processor(frames=frames)
+
+
+def test_files_that_cannot_be_decoded_are_refused(processor, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(bytes(range(256)) * 20)
+    pointer = tmp_path / "pointer.wav"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    for call in ({"video": broken}, {"audio": broken}):
+        with pytest.raises(ValueError, match="broken.mp4"):
+            processor(**call)
+    with pytest.raises(ValueError, match="pointer.wav.*git lfs pull"):
+        processor(audio=pointer)
+    with pytest.raises(ValueError, match="missing.wav: no such file"):
+        processor(audio=tmp_path / "missing.wav")
+
+
+def test_counts_that_disagree_are_refused(processor, video):
+    with pytest.raises(ValueError, match=r"audio and frames are of different numbers of clips: \[1, 2\]"):
+        processor(audio=_tone(), frames=[PICTURES, PICTURES], sampling_rate=RATE)
+    with pytest.raises(ValueError, match=r"different numbers of clips: \[1, 3\]"):
+        processor(audio=_tone(), images=list(PICTURES), sampling_rate=RATE)
+    with pytest.raises(ValueError, match=r"different numbers of clips: \[1, 2\]"):
+        processor(video=[video, video], audio=_tone(), sampling_rate=RATE)
+
+
+def test_nothing_at_all_is_refused(processor):
+    with pytest.raises(ValueError, match="no modality at all: pass audio, frames or video"):
+        processor()
+    with pytest.raises(ValueError, match=r"no modality at all in clip\(s\) \[1\]"):
+        processor(audio=[_tone(), None], sampling_rate=RATE)
+    with pytest.raises(ValueError, match=r"no modality at all in clip\(s\) \[0\]"):
+        processor(audio=[None, _tone()], frames=[None, PICTURES], sampling_rate=RATE)
+    with pytest.raises(ValueError, match="video is an empty list"):
+        processor(video=[])
+
+
+def test_two_names_of_frames_are_refused(processor):
+    with pytest.raises(ValueError, match="frames and images are two names of one input"):
+        processor(frames=PICTURES, images=PICTURES)
+
+
+# -- the whole --------------------------------------------------------------------------------------------------
+
+
+def test_numpy_output_and_options(processor):
+    out = processor(audio=_tone(), frames=PICTURES, sampling_rate=RATE, return_tensors="np")
+    assert all(isinstance(values, np.ndarray) for values in out.values())
+    nested = processor(audio=_tone(), audio_kwargs={"sampling_rate": RATE, "max_length": 40})
+    assert nested["input_values"].shape == (1, 40, 16)
+    unscaled = processor(frames=PICTURES, images_kwargs={"do_normalize": False})["pixel_values"]
+    torch.testing.assert_close(unscaled[0], torch.from_numpy(PICTURES).permute(0, 3, 1, 2) / 255, atol=1e-6, rtol=0)
+
+
+def test_save_and_load(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "processor_config.json").read_text())
+    assert saved["auto_map"]["AutoProcessor"] == "processing_mmbalance.MMBalanceProcessor"
+    assert (tmp_path / "processing_mmbalance.py").is_file() and (tmp_path / "media_mmbalance.py").is_file()
+    for again in (MMBalanceProcessor.from_pretrained(tmp_path), _auto(tmp_path)):
+        assert again.frames_per_clip == 3 and again.to_dict() == processor.to_dict()
+        inputs = {"audio": _tone(), "frames": PICTURES, "sampling_rate": RATE}
+        for name, values in processor(**inputs).items():
+            assert torch.equal(again(**inputs)[name], values)
+
+
+def _auto(folder: Path) -> MMBalanceProcessor:
+    tiny_model().save_pretrained(folder)
+    return AutoProcessor.from_pretrained(folder)
+
+
+def test_the_model_takes_what_the_processor_gives(processor):
+    batch = processor(
+        audio=[_tone(), None, _tone()], frames=[PICTURES, PICTURES[:1], None], sampling_rate=RATE, return_tensors="pt"
+    )
+    out = tiny_model()(**batch)
+    assert out.modality_mask.tolist() == [[1, 1], [0, 1], [1, 0]]
+    alone = tiny_model()(**processor(frames=PICTURES[:1])).logits
+    torch.testing.assert_close(out.logits[1:2], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_from_backbones(processor, tmp_path):
+    audio, vision = ASTConfig(num_mel_bins=16, max_length=24), ViTConfig(image_size=16)
+    new = MMBalanceProcessor.from_backbones(audio, vision, audio_max_length=40, frames_per_clip=5)
+    assert (new.feature_extractor.max_length, new.feature_extractor.num_mel_bins, new.frames_per_clip) == (40, 16, 5)
+    audio.save_pretrained(tmp_path / "audio")  # a backbone without a processor file
+    processor.image_processor.save_pretrained(tmp_path / "vision")
+    new = MMBalanceProcessor.from_backbones(tmp_path / "audio", tmp_path / "vision")
+    assert new.feature_extractor.max_length == 24
+    assert new.image_processor.to_dict() == processor.image_processor.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("audio", "vision", "message"),
+    [
+        (Wav2Vec2Config(), ViTConfig(), "audio backbone 'wav2vec2' has no feature extractor: save one beside"),
+        (ASTConfig(), Wav2Vec2Config(), "vision backbone 'wav2vec2' has no image processor: save one beside"),
+        ("/no/such/folder", ViTConfig(), "backbone '/no/such/folder' cannot be loaded"),
+    ],
+)
+def test_backbones_without_a_processor_are_refused(audio, vision, message):
+    with pytest.raises(ValueError, match=message):
+        MMBalanceProcessor.from_backbones(audio, vision)
+
+
+def test_pictures_in_another_shape_than_square():
+    new = MMBalanceProcessor.from_backbones(ASTConfig(), ConvNextConfig(image_size=[16, 24]))
+    assert new(frames=_frames())["pixel_values"].shape == (1, 3, 3, 16, 24)
+
+
+def test_bytes_io_is_not_mistaken_for_a_waveform(processor):
+    with pytest.raises(ValueError, match="audio of clip 0 has samples of type object"):
+        processor(audio=io.BytesIO(b"abc"), sampling_rate=RATE)
