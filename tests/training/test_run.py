@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.training import run as run_module
@@ -173,6 +174,27 @@ def test_a_finished_run_resumed_gives_the_same_results(finished, tmp_path):
     again = tiny_run(tmp_path / "again", "--resume_from_checkpoint", "true")
     first = json.loads((finished / "results.json").read_text())
     assert again["rows"] == first["rows"] and again["weights"] == first["weights"]
+
+
+@pytest.mark.parametrize(("workers", "steps"), [("0", (4, 6, 11)), ("2", (6,))])
+def test_going_on_with_accumulation_and_dropout_ends_with_the_same_weights(tmp_path, workers, steps):
+    """Epochs of 4 steps: gone on with at an epoch's end, in the middle of one and in that of the last."""
+    options = ["--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "4", "--num_train_epochs", "3",
+               "--save_strategy", "steps", "--eval_strategy", "steps", "--save_steps", "1", "--eval_steps", "1",
+               "--save_total_limit", "20", "--classifier_dropout", "0.4", "--modality_dropout", "0.3", "0.3",
+               "--time_masks", "1", "--dataloader_num_workers", workers]  # fmt: skip
+    whole = tmp_path / "whole"
+    tiny_run(whole, *options)
+    assert {int(path.name[11:]) for path in whole.glob("checkpoint-*")} == set(range(1, 13))
+    for step in steps:
+        resumed = tmp_path / f"resumed{step}"
+        state = json.loads((whole / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        for kept in {step, state["best_global_step"]}:
+            shutil.copytree(whole / f"checkpoint-{kept}", resumed / f"checkpoint-{kept}")
+        tiny_run(resumed, *options, "--resume_from_checkpoint", "true")
+        for part in ("checkpoint-12", "."):
+            expected, weights = (load_file(path / part / "model.safetensors") for path in (whole, resumed))
+            assert [name for name in expected if not torch.equal(expected[name], weights[name])] == [], step
 
 
 @pytest.mark.parametrize(
