@@ -30,7 +30,7 @@ class MediaOptions:
     train_snr_db: list[float] | None = option(
         None, "Range [low, high] the ratio of training clips is drawn from, every epoch anew."
     )
-    redraw_noise: bool = option(True, "Give training and calibration clips new noise every epoch.")
+    redraw_noise: bool = option(True, "Give training clips new noise every epoch.")
     shift: float = option(0.0, "Training: move the window by up to so many seconds.")
     crop_jitter: float = option(0.0, "Training: move the frames by up to this part of their size.")
     flip: bool = option(False, "Training: mirror half of the clips.")

@@ -83,6 +83,12 @@ def folder_clips(path: str, options: FolderOptions) -> ClipSplits:
         rows += _folder_rows(root / split if split else root, split, pattern, ignored)
     if not rows:
         raise DataError(f"{path}: no media files (e.g. mp4, flv, wav) in its class folders")
+    files = Counter(os.path.realpath(row.source) for row in rows)
+    doubled = [file for file, count in files.items() if count > 1]
+    if doubled:
+        raise DataError(
+            f"{path}: {len(doubled)} files stand twice (by links), e.g. {doubled[0]}; a clip has one split"
+        )
     notes = [f"{len(ignored)} files are no media and were ignored: {', '.join(ignored[:5])}"] if ignored else []
     return clips_from_rows(root.name, rows, sorted({row.label for row in rows}), options, notes)
 
@@ -94,7 +100,8 @@ def _folder_rows(root: Path, split: str | None, pattern: re.Pattern[str] | None,
             if path.suffix.lower() not in MEDIA_SUFFIXES:
                 ignored.append(str(path.relative_to(root)))
                 continue
-            name = path.relative_to(root).with_suffix("").as_posix()
+            # With split folders the split is part of the name: files of one name may stand in several.
+            name = path.relative_to(root.parent if split else root).with_suffix("").as_posix()
             found = pattern.search(path.stem) if pattern else None
             if pattern and (found is None or not found.groups()):
                 raise DataError(f"{path}: group_pattern {pattern.pattern!r} finds no group in {path.stem!r}")

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from media_factory import grey_of, write_clip
 
 from hf_mmbalance.data.building import engine
 from hf_mmbalance.data.building.card import fill_card
@@ -28,6 +27,7 @@ from hf_mmbalance.data.building.sheet import contact_sheet
 from hf_mmbalance.data.building.validate import validate
 from hf_mmbalance.data.clips import DataError
 from hf_mmbalance.model.media_mmbalance import MEDIA_REASONS, MediaError
+from tests.media_factory import grey_of, write_clip
 
 
 GROUP = {"group": {"dtype": "string", "_type": "Value"}}

@@ -8,10 +8,10 @@ import time
 
 import numpy as np
 import pytest
-from media_factory import grey_of, write_clip
 
 from hf_mmbalance.data import DataError, load_clips
 from hf_mmbalance.data.grid import parse_name, read_alignment, scan_grid
+from tests.media_factory import grey_of, write_clip
 
 
 NAMES = [f"b{colour}{prep}f{digit}{adverb}" for digit in "12" for colour in "bgrw" for prep in "ab" for adverb in "np"]

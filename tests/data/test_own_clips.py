@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from media_factory import write_clip
 from PIL import Image
 
 from hf_mmbalance.data import DataError, load_clips
 from hf_mmbalance.data.sources import source_of
+from tests.media_factory import write_clip
 
 
 SMALL = {"frames": 2, "frame_size": [16, 16]}

@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from media_factory import write_clip
 from torch.utils.data import DataLoader
 
 from hf_mmbalance.data.building.engine import build
@@ -16,6 +15,7 @@ from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions, PlannedCli
 from hf_mmbalance.data.building.report import finish
 from hf_mmbalance.data.clips import DataError
 from hf_mmbalance.data.reading import ClipStream, EpochOrder, load
+from tests.media_factory import write_clip
 
 
 SMALL = {"frames": 2, "frame_size": [16, 16]}

@@ -12,7 +12,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from media_factory import write_clip
 from test_crema_d import load_script
 
 from hf_mmbalance.data import DataError
@@ -26,6 +25,7 @@ from hf_mmbalance.data.catalogue.kinetics_sounds import (
     plan_kinetics_sounds,
     read_annotations,
 )
+from tests.media_factory import write_clip
 
 
 def youtube_id(number: int) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawn_tables import draw, make_table
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
@@ -16,6 +15,8 @@ from hf_mmbalance.decision.allocation import Allocation
 from hf_mmbalance.decision.crossfit import cross_fit_logits
 from hf_mmbalance.decision.shift import estimate_prior
 from hf_mmbalance.metrics.measures import log_softmax
+
+from .drawn_tables import draw, make_table
 
 
 FAST: dict[str, Any] = {"strengths": (30.0, 3.0), "folds": 3}

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn_tables import make_table
 
 from hf_mmbalance.decision.allocation import Allocation
 from hf_mmbalance.decision.cli import add_decide, add_diagnose
 from hf_mmbalance.decision.head import HeadState
+
+from .drawn_tables import make_table
 
 
 def run(*arguments: str) -> int:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawn_tables import make_table
 
 from hf_mmbalance.decision.balance import balance, class_mean_draws, subset_values
 from hf_mmbalance.decision.decide import Decided, decide_folds, decide_splits
@@ -17,6 +16,8 @@ from hf_mmbalance.decision.head import HeadState
 from hf_mmbalance.decision.table import DecisionTable, TableError
 from hf_mmbalance.metrics import geometry
 from hf_mmbalance.metrics.measures import accuracy, bootstrap_ci, correct, log_softmax
+
+from .drawn_tables import make_table
 
 
 FAST: dict[str, Any] = {"strengths": (30.0, 3.0)}

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawn_tables import draw
 from scipy.optimize import approx_fprime
 from sklearn.linear_model import LogisticRegression
 
@@ -15,6 +14,8 @@ from hf_mmbalance.decision.families import FitData, alone, fit_gate, fit_linear,
 from hf_mmbalance.decision.head import HeadState
 from hf_mmbalance.decision.objective import fit_temperature, fit_temperatures
 from hf_mmbalance.metrics.measures import log_softmax, nll
+
+from .drawn_tables import draw
 
 
 def parts(**options: Any) -> tuple[np.ndarray, np.ndarray, HeadState]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from drawn_tables import draw
 
 from hf_mmbalance.decision.allocation import Allocation
 from hf_mmbalance.decision.calibration import HEAD_CALIBRATIONS
 from hf_mmbalance.decision.families import PARENTS
 from hf_mmbalance.decision.head import HeadState, evidence, state_from_arrays
 from hf_mmbalance.metrics.measures import log_softmax
+
+from .drawn_tables import draw
 
 
 def test_plain_sum_adds_log_probabilities() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from drawn_tables import draw
 
 from hf_mmbalance.decision.calibration import calibrated_state
 from hf_mmbalance.decision.families import PARENTS, STIFF
 from hf_mmbalance.decision.folds import clip_folds, group_folds, standard_error
 from hf_mmbalance.decision.ladder import Ladder, RungScore, allowed_rungs, ancestry, choose, fit_ladder
+
+from .drawn_tables import draw
 
 
 def ladder(**options: object) -> Ladder:

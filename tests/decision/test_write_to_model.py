@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawn_tables import draw
 
 from hf_mmbalance.decision.allocation import Allocation
 from hf_mmbalance.decision.head import state_of_run
+
+from .drawn_tables import draw
 
 
 torch = pytest.importorskip("torch")

@@ -10,10 +10,10 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from media_factory import grey_of, write_clip
 
 from hf_mmbalance.model import media_streams_mmbalance
 from hf_mmbalance.model.media_mmbalance import MEDIA_REASONS, MediaError, read_audio, read_media, resample
+from tests.media_factory import grey_of, write_clip
 
 
 def greys(frames: np.ndarray) -> np.ndarray:

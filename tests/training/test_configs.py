@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from media_factory import write_clip
 from transformers import ASTModel, AutoConfig, ViTModel
 
 from hf_mmbalance.training.arguments import read_config
 from hf_mmbalance.training.run import main
+from tests.media_factory import write_clip
 
 from .tiny_runs import AUDIO, TOWERS, VISION
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from media_factory import write_clip
 from safetensors.torch import load_file
 
 from hf_mmbalance.training import arguments
 from hf_mmbalance.training.cli import train
 from hf_mmbalance.training.processes import check_joined, prefer_cpu_where_there_is_no_accelerator
+from tests.media_factory import write_clip
 
 from .tiny_runs import AUDIO, TINY, TOWERS, VISION, state_of
 
