@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_crema_d import load_script
 
 from hf_mmbalance.data import load_clips
 from hf_mmbalance.data.building.report import read_report
 from hf_mmbalance.data.building.validate import validate
+
+from .test_crema_d import load_script
 
 
 @pytest.fixture

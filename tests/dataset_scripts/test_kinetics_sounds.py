@@ -12,7 +12,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from test_crema_d import load_script
 
 from hf_mmbalance.data import DataError
 from hf_mmbalance.data.building.plan import EncodeOptions
@@ -26,6 +25,8 @@ from hf_mmbalance.data.catalogue.kinetics_sounds import (
     read_annotations,
 )
 from tests.media_factory import write_clip
+
+from .test_crema_d import load_script
 
 
 def youtube_id(number: int) -> str:

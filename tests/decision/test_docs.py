@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from test_cli import run
+
+from .test_cli import run
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "decision.md"
