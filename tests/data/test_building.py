@@ -384,10 +384,9 @@ def test_edge_cases_are_built_or_in_the_manifest(real_data, tmp_path, need_audio
 
 BUILD = """
 import sys
-sys.path.insert(0, {tests!r})
-sys.path.insert(0, {here!r})
+sys.path.insert(0, {root!r})
 from pathlib import Path
-from test_building import make_plan
+from tests.data.test_building import make_plan
 from hf_mmbalance.data.building import engine
 if __name__ == "__main__":
     engine.build(make_plan(Path({media!r})), Path({out!r}), num_proc={num_proc})
@@ -395,14 +394,14 @@ if __name__ == "__main__":
 
 
 def test_killed_at_ten_random_moments_the_shards_are_the_same(media, built, tmp_path):
-    here = Path(__file__).parent
     rng = random.Random(0)
     out, script, kills = tmp_path / "out", tmp_path / "run.py", 0
-    places = {"tests": str(here.parent), "here": str(here), "media": str(media)}
+    places = {"root": str(Path(__file__).parents[2]), "media": str(media)}
     for attempt in range(10):
         script.write_text(BUILD.format(**places, out=str(out), num_proc=1 + attempt % 2))
         run = subprocess.Popen([sys.executable, str(script)], start_new_session=True, stderr=subprocess.DEVNULL)
         while not (out / ".build" / "drafts").exists():
+            assert run.poll() is None, "the build ended before it began"
             time.sleep(0.005)
         time.sleep(rng.uniform(0.0, 0.25 if attempt % 2 == 0 else 1.5))
         os.killpg(run.pid, signal.SIGKILL)

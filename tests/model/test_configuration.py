@@ -66,6 +66,7 @@ WRONG = [
     ({"balance_loss_weight": -1.0}, "balance_loss_weight=-1.0 must not be negative"),
     ({"allocation_shrinkage": -1.0}, "allocation_shrinkage=-1.0 must not be negative"),
     ({"unimodal_loss_weight": -1.0}, "unimodal_loss_weight=-1.0 must not be negative"),
+    ({"fused_loss_weight": -1.0}, "fused_loss_weight=-1.0 must not be negative"),
     ({"class_weights": [1.0, 1.0]}, "class_weights: give 4 positive numbers, one for each class"),
     ({"class_weights": [1.0, 1.0, 0.0, 1.0]}, "class_weights: give 4 positive numbers"),
     ({"id2label": {0: "calm"}}, "id2label: name at least 2 classes"),

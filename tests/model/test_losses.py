@@ -76,6 +76,8 @@ def test_total_loss_of_each_head(fusion, fused_weight, unimodal_weight):
     assert out.allocation_loss is None and out.balance_loss is None
     out = _total(tiny_model(fusion=fusion, unimodal_loss_weight=0.3))
     torch.testing.assert_close(out.loss, fused_weight * out.fused_loss + 0.3 * out.unimodal_loss)
+    out = _total(tiny_model(fusion=fusion, fused_loss_weight=0.6))
+    torch.testing.assert_close(out.loss, 0.6 * out.fused_loss + unimodal_weight * out.unimodal_loss)
 
 
 def test_total_loss_of_the_adaptive_head():
