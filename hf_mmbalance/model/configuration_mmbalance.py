@@ -138,7 +138,7 @@ class MMBalanceConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} must lie in [0, 1)")
         if not self.cosine_scale > 0:
             raise ValueError(f"cosine_scale={self.cosine_scale!r} must be above 0")
-        for name in ("unimodal_loss_weight", "balance_loss_weight", "allocation_shrinkage"):
+        for name in ("fused_loss_weight", "unimodal_loss_weight", "balance_loss_weight", "allocation_shrinkage"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"{name}={value!r} must not be negative")
