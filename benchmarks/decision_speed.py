@@ -34,9 +34,7 @@ def main() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{arguments.clips} clips, 2 modalities, {arguments.classes} classes: one fit of the whole ladder"
           f" ({', '.join(allocation.ladder_.states)})")  # fmt: skip
-    print(
-        f"  {wall:.0f} s ({cpu:.0f} CPU seconds), peak memory {peak:.2f} GiB, chosen {allocation.chosen_}"
-    )
+    print(f"  {wall:.0f} s ({cpu:.0f} CPU seconds), peak memory {peak:.2f} GiB, chosen {allocation.chosen_}")
     for name, score in allocation.ladder_.scores.items():
         print(f"  {name:12s} held-out NLL {score.nll.mean():.4f}, accuracy {100 * score.hit.mean():.2f}")
     logits, labels, groups = draw(5000, 6, 10, 50)
