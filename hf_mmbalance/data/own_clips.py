@@ -86,9 +86,7 @@ def folder_clips(path: str, options: FolderOptions) -> ClipSplits:
     files = Counter(os.path.realpath(row.source) for row in rows)
     doubled = [file for file, count in files.items() if count > 1]
     if doubled:
-        raise DataError(
-            f"{path}: {len(doubled)} files stand twice (by links), e.g. {doubled[0]}; keep one"
-        )
+        raise DataError(f"{path}: {len(doubled)} files stand twice (by links), e.g. {doubled[0]}; keep one")
     notes = [f"{len(ignored)} files are no media and were ignored: {', '.join(ignored[:5])}"] if ignored else []
     return clips_from_rows(root.name, rows, sorted({row.label for row in rows}), options, notes)
 
