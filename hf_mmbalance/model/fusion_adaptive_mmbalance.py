@@ -132,7 +132,7 @@ class AdaptiveFusion(FusionHead):
             gate = torch.einsum(equation, own["gate_weight"], evidence(log_probs.detach(), modality_mask))
             scores = scores + (gate.unsqueeze(-1) if self.gate == "modality" else gate)
         missing = ~modality_mask.unsqueeze(-1)
-        # The smallest finite number instead of -inf: a clip with no modality must not turn the gradient into NaN.
+        # The smallest finite number instead of -inf: a clip with no modality must give no NaN on the way.
         shares = torch.softmax(scores.masked_fill(missing, torch.finfo(scores.dtype).min), dim=1)
         return shares.masked_fill(missing, 0.0)
 

@@ -76,6 +76,13 @@ def test_shapley_is_the_mean_marginal_over_orders_of_arrival():
         np.testing.assert_allclose(values.sum(0), worth[sum(present << m for m, present in enumerate(mask))])
 
 
+def test_shapley_never_asks_for_the_worth_of_nothing():
+    """A fuse that divides by the number of modalities would turn every contribution into NaN."""
+    mask = torch.tensor([[True, False], [False, True], [True, True]])
+    values = shapley_contributions(lambda part: 1 / part.sum(1, keepdim=True), mask, 1)
+    torch.testing.assert_close(values[..., 0], torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.25, 0.25]]))
+
+
 def test_base_head_has_no_losses_of_its_own():
     head = FUSION_HEADS["concat"](2, 3, (4, 5))
     assert head.balance_loss(None, torch.tensor([True])).item() == 0.0
