@@ -19,6 +19,7 @@ from .towers_mmbalance import (
     CosineClassifier,
     FramePooling,
     build_tower,
+    check_spectrograms,
     freeze_tower,
     pool_tokens,
     tower_options,
@@ -290,6 +291,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     ) -> tuple[torch.Tensor, ModelOutput | None]:
         if input_values is None:
             return self._no_features(0, modality_mask), None
+        check_spectrograms(input_values, self.audio_model.config)
         # Whatever stands where sound is missing (NaN, say) must not reach the tower.
         present = modality_mask[:, 0].view(-1, *[1] * (input_values.dim() - 1))
         values = input_values.masked_fill(~present, 0.0).to(self._input_dtype(self.audio_model))

@@ -10,6 +10,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.audio_spectrogram_transformer import ASTFeatureExtractor
 from transformers.models.vit import ViTImageProcessorPil
 from transformers.processing_utils import ProcessingKwargs, Unpack
+from transformers.utils import cached_file
 
 from .inputs_mmbalance import as_frames, as_waveforms
 from .logmel_mmbalance import log_mel
@@ -104,10 +105,16 @@ class MMBalanceProcessor(ProcessorMixin):
             ValueError: for input that makes no sense; the message names the clip, the trouble and the remedy.
             MediaError: (a ValueError) for a file that cannot be used.
         """
+        for name in ("text", "videos"):
+            if kwargs.get(name) is not None:  # transformers would pass over them without a word
+                raise ValueError(f"{name}= is not taken: pass audio=, frames= (or images=) or video=")
         merged = self._merge_kwargs(ProcessingKwargs, **kwargs)  # type: ignore[arg-type]
         audio_options, image_options = merged["audio_kwargs"], merged["images_kwargs"]
         sampling_rate = audio_options.pop("sampling_rate", None)
-        tensor_types = {options.pop("return_tensors", None) for options in (audio_options, image_options)}
+        tensor_types = {options.pop("return_tensors", None) or "pt" for options in (audio_options, image_options)}
+        tensor_types = {getattr(kind, "value", kind) for kind in tensor_types}  # a TensorType or its name
+        if not tensor_types <= {"pt", "np"}:
+            raise ValueError(f"return_tensors={kwargs.get('return_tensors')!r} is not offered: choose 'pt' or 'np'")
         if frames is not None and images is not None:
             raise ValueError("frames and images are two names of one input: pass one of them")
         flat = images is not None and not _is_nested(images)
@@ -240,11 +247,19 @@ def _load_part(auto_class: Any, backbone: Any, revision: str | None, make_new: A
     try:
         return auto_class.from_pretrained(backbone, **hub)
     except (OSError, ValueError):
-        try:
-            config = AutoConfig.from_pretrained(backbone, **hub)
-        except OSError as error:
-            raise ValueError(f"backbone {str(backbone)!r} cannot be loaded: {error}") from error
-        return make_new(config)
+        return make_new(_config_of_backbone_without_processor(backbone, hub))
+
+
+def _config_of_backbone_without_processor(backbone: Any, hub: dict) -> PreTrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(backbone, **hub)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"backbone {str(backbone)!r} cannot be loaded: {error}") from error
+    place = {key: value for key, value in hub.items() if key != "trust_remote_code"}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if cached_file(backbone, name, _raise_exceptions_for_missing_entries=False, **place) is not None:
+            raise ValueError(f"backbone {str(backbone)!r}: its {name} cannot be used; repair or remove the file")
+    return config
 
 
 def _new_feature_extractor(config: PreTrainedConfig) -> ASTFeatureExtractor:

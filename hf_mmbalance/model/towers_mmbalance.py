@@ -35,6 +35,21 @@ def tower_width(config: PreTrainedConfig) -> int:
     return width
 
 
+def check_spectrograms(values: torch.Tensor, config: PreTrainedConfig) -> None:
+    """Spectrograms must be of the size that an AST tower was built for; other towers take any length.
+
+    Raises:
+        ValueError: naming both sizes.
+    """
+    if config.model_type == "audio-spectrogram-transformer":
+        expected = (config.max_length, config.num_mel_bins)
+        if tuple(values.shape[1:]) != expected:
+            raise ValueError(
+                f"input_values has shape {tuple(values.shape)}, expected (B, {expected[0]}, {expected[1]}): use the"
+                " processor saved with the model"
+            )
+
+
 def pool_tokens(outputs: ModelOutput, without_pooler: bool) -> torch.Tensor:
     """One vector an input `(B, D)`: the CLS token of a tower without pooler, the pooler's output, or the mean."""
     hidden = outputs["last_hidden_state"]

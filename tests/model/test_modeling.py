@@ -145,6 +145,11 @@ def test_labels_outside_the_classes_are_refused(label):
     [
         ({"pixel_values": torch.zeros(3, 2, 3, 16, 16)}, "input_values has 4 clips, pixel_values 3: give as many"),
         ({"pixel_values": torch.zeros(4, 16, 16)}, r"pixel_values has 3 axes: expected \(B, T, 3, H, W\)"),
+        (
+            {"input_values": torch.zeros(4, 30, 16)},
+            r"input_values has shape \(4, 30, 16\), expected \(B, 24, 16\): use",
+        ),
+        ({"input_values": torch.zeros(4)}, r"input_values has shape \(4,\), expected \(B, 24, 16\)"),
         ({"modality_mask": torch.ones(4, 3)}, r"modality_mask has shape \(4, 3\), expected \(4, 2\)"),
         ({"frame_mask": torch.ones(4, 2)}, r"frame_mask has shape \(4, 2\), expected \(4, 3\)"),
         ({"frame_mask": torch.ones(3)}, r"frame_mask has shape \(3,\), expected \(4, 3\)"),

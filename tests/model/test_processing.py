@@ -23,6 +23,7 @@ from transformers import (
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
 )
+from transformers.utils import TensorType
 
 from hf_mmbalance import MMBalanceProcessor
 from hf_mmbalance.model.inputs_mmbalance import as_frames, as_waveforms
@@ -352,6 +353,17 @@ def test_nothing_at_all_is_refused(processor):
         processor(video=[])
 
 
+@pytest.mark.parametrize("name", ["text", "videos"])
+def test_inputs_of_other_processors_are_refused(processor, name):
+    with pytest.raises(ValueError, match=f"{name}= is not taken: pass audio=, frames= .or images=. or video="):
+        processor(audio=_tone(), sampling_rate=RATE, **{name: "clip.mp4"})
+
+
+def test_other_tensor_types_are_refused(processor):
+    with pytest.raises(ValueError, match="return_tensors='mlx' is not offered: choose 'pt' or 'np'"):
+        processor(audio=_tone(), sampling_rate=RATE, return_tensors="mlx")
+
+
 def test_two_names_of_frames_are_refused(processor):
     with pytest.raises(ValueError, match="frames and images are two names of one input"):
         processor(frames=PICTURES, images=PICTURES)
@@ -363,6 +375,8 @@ def test_two_names_of_frames_are_refused(processor):
 def test_numpy_output_and_options(processor):
     out = processor(audio=_tone(), frames=PICTURES, sampling_rate=RATE, return_tensors="np")
     assert all(isinstance(values, np.ndarray) for values in out.values())
+    for default in (None, TensorType.PYTORCH):
+        assert torch.is_tensor(processor(frames=PICTURES, return_tensors=default)["pixel_values"])
     nested = processor(audio=_tone(), audio_kwargs={"sampling_rate": RATE, "max_length": 40})
     assert nested["input_values"].shape == (1, 40, 16)
     unscaled = processor(frames=PICTURES, images_kwargs={"do_normalize": False})["pixel_values"]
@@ -418,6 +432,13 @@ def test_from_backbones(processor, tmp_path):
 def test_backbones_without_a_processor_are_refused(audio, vision, message):
     with pytest.raises(ValueError, match=message):
         MMBalanceProcessor.from_backbones(audio, vision)
+
+
+def test_a_broken_processor_file_is_not_replaced_by_defaults(tmp_path):
+    ASTConfig(num_mel_bins=16, max_length=24).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("{broken")
+    with pytest.raises(ValueError, match="its preprocessor_config.json cannot be used; repair or remove the file"):
+        MMBalanceProcessor.from_backbones(tmp_path, ViTConfig())
 
 
 def test_pictures_in_another_shape_than_square():
