@@ -23,7 +23,9 @@ class MMBalanceProcessor(ProcessorMixin):
 
     Args:
         feature_extractor: Feature extractor of the audio tower. Log-mel spectrograms of an `ASTFeatureExtractor` are
-            computed for the whole batch at once, equal to its own within 1e-3.
+            computed for the whole batch at once, equal to its own within 1e-3. Other extractors pad a batch to its
+            longest clip, and the padding is seen by the tower: give clips of one length, or fix the length by
+            `audio_kwargs={"padding": "max_length", "max_length": ...}`.
         image_processor: Image processor of the vision tower.
         frames_per_clip (`int`, *optional*, defaults to 8):
             Evenly spaced frames taken from a video file.

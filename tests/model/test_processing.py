@@ -150,6 +150,8 @@ def test_other_feature_extractors_take_raw_sound():
         audio=[_tone(seconds=0.1), None, _tone(seconds=0.2)], frames=[None, _frames(), None], sampling_rate=RATE
     )
     assert out["input_values"].shape == (3, 3200) and (out["input_values"][0, 1600:] == 0).all()
+    fixed = {"padding": "max_length", "max_length": 4000, "truncation": True}
+    assert processor(audio=_tone(), sampling_rate=RATE, audio_kwargs=fixed)["input_values"].shape == (1, 4000)
 
 
 # -- frames -----------------------------------------------------------------------------------------------------
