@@ -148,11 +148,10 @@ def _check_checkpoint(checkpoint: str, clips: ClipSplits) -> None:
 
 def _announce(clips: ClipSplits, model: Any) -> None:
     sizes = ", ".join(f"{split} {len(part)}" for split, part in clips.splits.items())
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.warning("%s: %d classes; clips: %s", clips.name, len(clips.classes), sizes)
     for note in clips.notes:
         logger.warning("note: %s", note)
-    logger.warning("model: %.2f M parameters, fusion head %r", parameters / 1e6, model.config.fusion)
+    logger.warning("model: %.2f M parameters, fusion head %r", model.num_parameters() / 1e6, model.config.fusion)
 
 
 def conclude(

@@ -152,9 +152,10 @@ class MMBalanceTrainer(Trainer):
         """Accuracy and negative log-likelihood of the fusion, of each modality and of their plain sum."""
         _, table = self.decide(self.eval_dataset if eval_dataset is None else eval_dataset, "validation")
         fused = table.references["fused"]
+        nll = measures.nll(fused, table.labels)
         metrics = {
-            "loss": measures.nll(fused, table.labels),
-            "nll": measures.nll(fused, table.labels),
+            "loss": nll,
+            "nll": nll,
             "accuracy": measures.accuracy(fused, table.labels),
             "accuracy_sum": measures.accuracy(uniform_sum(table), table.labels),
         }
