@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
+
+
+Answer = TypeVar("Answer")
+LOCK = ".lock"
 
 
 def prefer_cpu_where_there_is_no_accelerator() -> None:
@@ -33,3 +44,54 @@ def check_joined(world_size: int) -> None:
             f"{launched_processes()} processes were launched but {world_size} joined, each would train alone: on a CPU"
             " use accelerate_configs/cpu_2proc.yaml, and add --use_cpu true on a machine with a GPU"
         )
+
+
+def answered_by_main(question: Callable[[], Answer]) -> Answer:
+    """Ask the main process alone, and give its answer, or its `ValueError`, to every process.
+
+    What is read from disk while other processes may write there must not be asked twice.
+    """
+    answer: list = [None, None]
+    if PartialState().is_main_process:
+        try:
+            answer[0] = question()
+        except ValueError as error:
+            answer[1] = error
+    if PartialState().num_processes > 1:
+        answer = broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of `folder` for as long as this one trains; the system lets go when its process ends.
+
+    A launcher that is killed leaves its processes behind, and they train and save on: a run resumed beside them would
+    mix its checkpoints with theirs.
+
+    Raises:
+        ValueError: if another run is still at work there.
+    """
+    lock = FileLock(folder / LOCK, timeout=0)
+
+    def take() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ValueError(
+                f"another run still writes into {folder}: wait for it or end it (a killed launcher leaves its"
+                " processes running: `pkill -f train.py` ends them), then start again"
+            ) from None
+
+    answered_by_main(take)
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            with suppress(OSError):  # a folder in which nothing else was written goes with its lock
+                (folder / LOCK).unlink()
+                folder.rmdir()
+            lock.release()

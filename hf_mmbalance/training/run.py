@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.utils import logging
 
@@ -25,6 +24,7 @@ from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.training.arguments import RunArguments, parse_arguments
 from hf_mmbalance.training.build import build_model_and_processor, spec_augment
+from hf_mmbalance.training.processes import LOCK, answered_by_main, only_run_in
 from hf_mmbalance.training.results import mean_weights, render_rows, render_weights, rows_of
 from hf_mmbalance.training.trainer import MMBalanceTrainer, check_classes, uniform_sum
 
@@ -66,10 +66,11 @@ def run(arguments: RunArguments) -> dict[str, Any]:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=training.early_stopping_patience))
     augment = spec_augment(arguments.model, training.seed)
     trainer = MMBalanceTrainer(model, training, clips, processor, augment=augment, callbacks=callbacks)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.measures_capability:
-        trainer.measure_capability()  # of the weights that are kept, which need not be an epoch's last
-    trainer.save_model()
+    with only_run_in(Path(str(training.output_dir))):
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if trainer.measures_capability:
+            trainer.measure_capability()  # of the weights that are kept, which need not be an epoch's last
+        trainer.save_model()
     results, table = conclude(trainer, clips, arguments)
     if trainer.is_world_process_zero():
         write_outputs(Path(str(training.output_dir)), results, table)
@@ -94,15 +95,20 @@ def settle_output_dir(arguments: RunArguments) -> str | None:
     Raises:
         ValueError: if the folder holds another run, or there is nothing to resume from.
     """
-    training, state = arguments.training, PartialState()
+    training = arguments.training
+    training.output_dir, checkpoint = answered_by_main(lambda: _settle(arguments))
+    return checkpoint
+
+
+def _settle(arguments: RunArguments) -> tuple[str, str | None]:
+    training = arguments.training
     resume = training.resume_from_checkpoint
     resume = None if resume in (False, "false", "False") else resume
     if not training.output_dir:
         if resume in RESUME_LAST:
             raise ValueError("--resume_from_checkpoint true needs --output_dir: the folder of the run to go on with")
         name = Path(arguments.data.dataset.rstrip("/")).stem or "clips"
-        chosen = [f"outputs/{name}-{time.strftime('%Y%m%d-%H%M%S')}-s{training.seed}"]
-        training.output_dir = broadcast_object_list(chosen)[0] if state.num_processes > 1 else chosen[0]
+        training.output_dir = f"outputs/{name}-{time.strftime('%Y%m%d-%H%M%S')}-s{training.seed}"
     folder = Path(str(training.output_dir))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output folder {folder} is a file: choose another --output_dir")
@@ -110,18 +116,17 @@ def settle_output_dir(arguments: RunArguments) -> str | None:
         checkpoint = last_complete_checkpoint(folder)
         if checkpoint is None:
             raise ValueError(f"nothing to resume from: {folder} has no complete checkpoint; leave the option out")
-        return str(checkpoint)
+        return str(folder), str(checkpoint)
     named = None if resume is None else Path(str(resume))
     if named is not None and not is_complete(named):
         raise ValueError(f"{named} is no complete checkpoint of a run: it lacks a readable trainer_state.json")
-    state.wait_for_everyone()
     goes_on = named is not None and named.resolve().parent == folder.resolve()
-    if not goes_on and folder.is_dir() and any(folder.iterdir()):
+    if not goes_on and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise ValueError(
             f"output folder {folder} holds another run: choose a new --output_dir, or go on with that run by"
             " --resume_from_checkpoint true"
         )
-    return None if named is None else str(named)
+    return str(folder), None if named is None else str(named)
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:

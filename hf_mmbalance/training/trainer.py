@@ -228,7 +228,8 @@ class MMBalanceTrainer(Trainer):
                 outputs = model(**batch)
             kept = {name: outputs[name] for name in OUTPUTS if outputs.get(name) is not None}
             for name, values in self.accelerator.gather({"clip_index": index, **kept}).items():
-                parts.setdefault(name, []).append(values.detach().float().cpu())
+                values = values.detach().cpu()
+                parts.setdefault(name, []).append(values.float() if values.is_floating_point() else values)
         joined = {name: torch.cat(values).numpy() for name, values in parts.items()}
         # Accelerate repeats clips so that every process has as many: one row for each clip, in order.
         _, first = np.unique(joined.pop("clip_index"), return_index=True)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from hf_mmbalance.training import arguments
 from hf_mmbalance.training.cli import train
-from hf_mmbalance.training.processes import check_joined, prefer_cpu_where_there_is_no_accelerator
+from hf_mmbalance.training.processes import check_joined, only_run_in, prefer_cpu_where_there_is_no_accelerator
 from tests.media_factory import write_clip
 
 from .tiny_runs import AUDIO, TINY, TOWERS, VISION, state_of
@@ -137,24 +137,34 @@ DROPPING = (
 )
 
 
+def wait_for_checkpoint(process: subprocess.Popen, folder: Path, before: int) -> None:
+    deadline = time.monotonic() + 200
+    while not any((path / "trainer_state.json").exists() and int(path.name[11:]) > before
+                  for path in checkpoints(folder)):  # fmt: skip
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def kill_with_children(process: subprocess.Popen) -> None:
+    """SIGKILL a launcher and what it launched: its processes have sessions of their own and would train on."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in (process.pid, *map(int, children)):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()  # returns when the last of them has closed the pipe
+
+
 def kill_at_random(folder: Path, processes: int, *options: str) -> None:
     """Start, wait for a new checkpoint, then SIGKILL everything a moment later."""
     before = max([int(path.name[11:]) for path in checkpoints(folder)], default=0)
     process = start(folder, processes, *options)
     moment = random.uniform(0.0, 0.6)
     try:
-        deadline = time.monotonic() + 200
-        while not any((path / "trainer_state.json").exists() and int(path.name[11:]) > before
-                      for path in checkpoints(folder)):  # fmt: skip
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_for_checkpoint(process, folder, before)
         time.sleep(moment)
         assert process.poll() is None, "the run was over before it could be killed"
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        kill_with_children(process)
     last = max(int(path.name[11:]) for path in checkpoints(folder))
     logger.warning("killed %.3f s after a checkpoint, last step saved %d", moment, last)  # shown if the test fails
 
@@ -195,6 +205,32 @@ def test_a_run_killed_at_random_moments_ends_like_one_left_alone(tmp_path, proce
         kill_at_random(killed, processes, *options, *resume)
     finish(start(killed, processes, *options, *resume))
     assert_same_end(killed, left_alone)
+
+
+def test_a_folder_in_which_a_run_is_at_work_is_refused_to_others(tmp_path, capsys):
+    folder = tmp_path / "run"
+    with only_run_in(folder):
+        assert train([*TINY, "--output_dir", str(folder)]) == 2
+        assert f"error: another run still writes into {folder}" in capsys.readouterr().err
+    assert not folder.exists()
+    assert train([*TINY, "--output_dir", str(folder)]) == 0
+
+
+@pytest.mark.slow
+def test_a_killed_launcher_s_processes_keep_a_resumed_run_out_until_they_end(tmp_path):
+    options = (*DROPPING, "--num_train_epochs", "200")
+    process = start(tmp_path / "run", 2, *options)
+    wait_for_checkpoint(process, tmp_path / "run", 0)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(process.pid, signal.SIGKILL)
+    try:
+        resumed = start(tmp_path / "run", 1, *options, "--resume_from_checkpoint", "true")
+        assert "another run still writes into" in resumed.communicate(timeout=100)[0]
+        assert resumed.returncode == 2
+    finally:
+        for pid in workers:
+            os.kill(int(pid), signal.SIGKILL)
+        process.communicate()
 
 
 def test_processes_that_do_not_join_are_refused(monkeypatch, tmp_path, capsys):
