@@ -1,0 +1,26 @@
+"""To the Hub and back: models, data sets, metrics and the demo, pushed in one commit each, with errors that help."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+_NAMES = {
+    "HubError": "errors",
+    "explained": "errors",
+    "push_folder": "commit",
+    "without_tokens": "errors",
+}
+
+__all__ = list(_NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,241 @@
+"""A folder to a repository of the Hub in one commit, of which only what changed is uploaded."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hf_mmbalance.hub.errors import TOKEN, HubError, chain_of, explained, status_of
+
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo, HfApi
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# Files that Python unpickles on loading can run any code: none of ours is ever one.
+PICKLES = ("*.bin", "*.ckpt", "*.joblib", "*.pickle", "*.pkl", "*.pt", "*.pth")
+NEVER = ("*.pyc", "__pycache__/*", "*/__pycache__/*", ".git/*", "*/.git/*", ".cache/*", "*.lock", ".DS_Store")
+WAITS = (0.5, 1.0, 2.0)  # seconds between attempts
+MAX_TEXT = 1_000_000  # bytes; larger files are not searched for tokens
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a commit does: files put in, each a path on this machine or content, and paths taken out."""
+
+    files: Mapping[str, Path | bytes] = field(default_factory=dict)
+    deleted: Sequence[str] = ()
+
+
+def push_folder(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    message: str,
+    repo_type: str = "model",
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    allow_patterns: Sequence[str] | None = None,
+    ignore_patterns: Sequence[str] | None = None,
+    delete_patterns: Sequence[str] | None = None,
+    parent_commit: str | None = None,
+    space_sdk: str | None = None,
+) -> CommitInfo:
+    """Push a folder in one commit; the repository and the branch are made where they are missing.
+
+    What is the same on the Hub is not sent again, so the same call goes on with a push that was interrupted. If
+    somebody else's commit comes first, the change is made anew on top of it.
+
+    Args:
+        folder: Local folder.
+        repo_id: `user/name`, or `name` for your own.
+        message: Title of the commit.
+        repo_type: `model`, `dataset` or `space`.
+        private: Make a new repository private (True) or public (False); None leaves it to the account's default.
+            With True a repository that exists must be private.
+        revision: Branch, default `main`.
+        token: Access token; None takes the one of `hf auth login` or `HF_TOKEN`.
+        allow_patterns: Only files that match one (`*` also matches `/`).
+        ignore_patterns: No files that match one.
+        delete_patterns: Files of the repository that match one and are not in the folder are deleted.
+        parent_commit: Refuse to push if the branch stands at another commit; default: wherever it stands.
+        space_sdk: Kind of a new Space, e.g. `gradio`.
+
+    Returns:
+        The commit; the one that is there already if nothing changed.
+
+    Raises:
+        HubError: says what the Hub, or we, refused: pickles, links out of the folder, files that hold a token.
+    """
+    files = folder_files(Path(folder), allow_patterns, ignore_patterns)
+
+    def change(api: HfApi, repo: str, head: str) -> Change:
+        gone: list[str] = []
+        if delete_patterns:
+            there = api.list_repo_files(repo, revision=head, repo_type=repo_type)
+            gone = [path for path in there if path not in files and _matches(path, delete_patterns)]
+        return Change(files, [path for path in gone if path != ".gitattributes"])
+
+    return push_change(
+        change,
+        repo_id,
+        message=message,
+        repo_type=repo_type,
+        private=private,
+        revision=revision,
+        token=token,
+        parent_commit=parent_commit,
+        space_sdk=space_sdk,
+    )
+
+
+def push_change(
+    change: Callable[[HfApi, str, str], Change],
+    repo_id: str,
+    *,
+    message: str,
+    repo_type: str = "model",
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    parent_commit: str | None = None,
+    space_sdk: str | None = None,
+) -> CommitInfo:
+    """Push in one commit what `change(api, repo_id, head)` finds to do on top of the commit `head`.
+
+    It is called again if somebody else's commit comes first. All else is as in `push_folder`.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token, library_name="hf_mmbalance")
+    with explained(f"pushing to {repo_type} {repo_id}"):
+        repo = _patiently(lambda: _open_repo(api, repo_id, repo_type, private, revision, space_sdk))
+
+        def commit() -> CommitInfo:
+            head = parent_commit or api.repo_info(repo, revision=revision, repo_type=repo_type).sha
+            assert head is not None
+            done = api.create_commit(
+                repo,
+                _operations(change(api, repo, head)),
+                commit_message=message,
+                repo_type=repo_type,
+                revision=revision,
+                parent_commit=head,
+            )
+            logger.info("%s: %s", repo, f"one commit, {done.oid}" if done.oid != head else "nothing has changed")
+            return done
+
+        return _patiently(commit, moved=parent_commit is None)
+
+
+def folder_files(
+    folder: Path, allow_patterns: Sequence[str] | None = None, ignore_patterns: Sequence[str] | None = None
+) -> dict[str, Path]:
+    """Files of a folder that may be pushed, by their path in the repository.
+
+    Raises:
+        HubError: no folder, nothing left of it, a pickle, a link out of the folder, a token in a file.
+    """
+    if not folder.is_dir():
+        raise HubError(f"{folder} is not a folder; name the folder to push")
+    files: dict[str, Path] = {}
+    for place, subfolders, names in os.walk(folder):
+        subfolders.sort()
+        linked = [name for name in subfolders if (Path(place) / name).is_symlink()]
+        for name in sorted([*names, *linked]):
+            path = Path(place) / name
+            inside = path.relative_to(folder).as_posix()
+            if _matches(inside, [*NEVER, *(ignore_patterns or ())]):
+                continue
+            if allow_patterns is None or _matches(inside, allow_patterns):
+                files[inside] = path
+    if not files:
+        raise HubError(f"{folder}: there is no file to push; check the folder and the patterns")
+    check_files(files, folder)
+    return files
+
+
+def check_files(files: Mapping[str, Path | bytes], folder: Path | None = None) -> None:
+    """Refuse what must never reach the Hub.
+
+    Raises:
+        HubError: names the file and the remedy.
+    """
+    for inside, content in files.items():
+        if _matches(inside, PICKLES):
+            text = f"{inside}: pickled files are not pushed, since loading one can run any code"
+            raise HubError(f"{text}; save tensors as safetensors, or leave the file out")
+        if isinstance(content, Path):
+            if content.is_symlink() and folder is not None and not _stays_inside(content, folder):
+                raise HubError(f"{content} is a link out of the folder; put a copy in its place, or leave it out")
+            if content.is_dir():
+                raise HubError(f"{content} is a link to a folder; put a copy in its place, or leave it out")
+        if _holds_token(content):
+            raise HubError(f"{inside} holds an access token; take it out (and revoke it, if it was shown to anybody)")
+
+
+def _stays_inside(link: Path, folder: Path) -> bool:
+    return link.resolve().is_relative_to(folder.resolve())
+
+
+def _holds_token(content: Path | bytes) -> bool:
+    size = content.stat().st_size if isinstance(content, Path) else len(content)
+    if size > MAX_TEXT:
+        return False
+    data = content.read_bytes() if isinstance(content, Path) else content
+    return b"\0" not in data and TOKEN.search(data.decode("utf-8", "replace")) is not None
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _open_repo(
+    api: HfApi, repo_id: str, repo_type: str, private: bool | None, revision: str | None, space_sdk: str | None
+) -> str:
+    """Make repository and branch where they are missing; returns the full name."""
+    made = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=space_sdk)
+    repo = made.repo_id
+    if private and not api.repo_info(repo, repo_type=repo_type).private:
+        text = f"{repo} is public, and this push must be private"
+        raise HubError(f"{text}; make it private in its settings, or push to another name")
+    if revision is not None and not revision.startswith("refs/") and revision != "main":
+        api.create_branch(repo, branch=revision, repo_type=repo_type, exist_ok=True)
+    return repo
+
+
+def _operations(change: Change) -> list[Any]:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    gone = [CommitOperationDelete(path, is_folder=False) for path in change.deleted]
+    return [*gone, *(CommitOperationAdd(path, content) for path, content in change.files.items())]
+
+
+def _patiently(call: Callable[[], T], moved: bool = True) -> T:
+    """The call again, some times, after failures that pass by themselves."""
+    for wait in WAITS:
+        try:
+            return call()
+        except Exception as error:
+            if not _passes(error, moved):
+                raise
+            logger.info("again in %g s after: %s", wait, type(error).__name__)
+            time.sleep(wait)
+    return call()
+
+
+def _passes(error: BaseException, moved: bool) -> bool:
+    """Whether trying again can help: a branch that moved, a server that failed, a connection that broke."""
+    import httpx2
+
+    statuses = {500, 502, 503, 504, *((409, 412) if moved else ())}
+    return any(status_of(link) in statuses or isinstance(link, httpx2.TransportError) for link in chain_of(error))

@@ -1,0 +1,207 @@
+"""What the Hub's clients raise, in their own words and with one sentence on what to do; tokens are cut out."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+
+class HubError(RuntimeError):
+    """The Hub, or we, refused: the client's own message and one sentence on what to do."""
+
+
+# Access tokens of the Hub; a name such as hf_mmbalance is too short to be one.
+TOKEN = re.compile(r"\b(?:(?:hf|api_org)_[A-Za-z0-9]{20,}|hf_(?:oauth|jwt)_[A-Za-z0-9_.-]{20,})")
+# Also whatever follows "Bearer", and a password inside an address.
+SECRET = re.compile(rf"{TOKEN.pattern}|(?<=Bearer )[^\s'\",]+|(?<=://)[^/\s@:]*:[^/\s@]+(?=@)")
+CUT = "[token removed]"
+
+
+def without_tokens(text: str) -> str:
+    """The text with every access token replaced; also the value of `HF_TOKEN`, whatever it looks like."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if len(secret := os.environ.get(name, "")) >= 8:
+            text = text.replace(secret, CUT)
+    return SECRET.sub(CUT, text)
+
+
+@dataclass(frozen=True)
+class _Advice:
+    """What to do about an error that fits all that is given here.
+
+    Classes are told by name, so that this module imports none of the clients it speaks of.
+    """
+
+    text: str
+    kinds: tuple[str, ...] = ()  # names of exception classes or of their bases
+    statuses: tuple[int, ...] = ()  # of the server's answer
+    words: str = ""  # a regular expression found in the message
+
+    def fits(self, error: BaseException) -> bool:
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if self.kinds and not names & set(self.kinds):
+            return False
+        if self.statuses and status_of(error) not in self.statuses:
+            return False
+        return re.search(self.words, str(error)) is not None
+
+
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token from https://huggingface.co/settings/tokens"
+UPDATE = "update with `pip install -U hf_mmbalance transformers`, or name a revision made by your version"
+
+# The first that fits any error of the chain counts: from the particular to the general.
+_ADVICE = (
+    _Advice(
+        "Name a branch, tag or commit that exists; they are listed on the repository's page.",
+        words=r"Revision Not Found|is not a valid git identifier|[Rr]evision '.*' (doesn't|does not) exist",
+    ),
+    _Advice(f"Ask for access on the repository's page, then {LOG_IN}.", kinds=("GatedRepoError",)),
+    _Advice(
+        "Read the code on the repository's page; if you trust it, pass trust_remote_code=True with a pinned revision.",
+        words=r"contains custom code which must|references custom code|execute custom code",
+    ),
+    _Advice(
+        f"The repository holds no code for its model type, or needs a newer version: {UPDATE}, or push it again with"
+        " its code (`model.push_to_hub`).",
+        words=r"does not recognize this architecture|Unrecognized (model|processing class|configuration class)",
+    ),
+    _Advice(
+        f"Its config was made by another version or by hand: {UPDATE}.",
+        kinds=("StrictDataclassError",),
+    ),
+    _Advice(
+        "Delete the cached copy (`hf cache ls` names it) and load again; if it stays so, the upload was interrupted:"
+        " push again.",
+        kinds=("SafetensorError",),
+    ),
+    _Advice(
+        "The repository does not hold that file at this revision; if its upload was interrupted, push again (what is"
+        " there already is not sent twice), else name another revision.",
+        kinds=("RemoteEntryNotFoundError", "DataFilesNotFoundError", "EmptyDatasetError"),
+    ),
+    _Advice(
+        "The repository does not hold that file at this revision; if its upload was interrupted, push again (what is"
+        " there already is not sent twice), else name another revision.",
+        words=r"does not appear to have (a file|files) named|no file named",
+    ),
+    _Advice(
+        "Mend the YAML between the two --- lines at the top of the card and push again.",
+        words=r"Invalid metadata in README|metadata.*yaml",
+    ),
+    _Advice(f"Your token is not valid (any more): {LOG_IN}.", words=r"Invalid credentials"),
+    _Advice(
+        "A repository is named user/name, of letters, digits and . _ -; a folder must exist on this machine.",
+        kinds=("HFValidationError", "HfUriError"),
+    ),
+    _Advice(
+        "Check the name (user/name) and that it is a repository of this kind (model, dataset or space); for a private"
+        f" one, {LOG_IN} that may read it.",
+        words=r"Repository Not Found|not a valid model identifier|doesn't exist on the Hub or cannot be accessed"
+        r"|not a (local folder or a )?valid repository name|Couldn't find any data file|Couldn't find a module script",
+    ),
+    _Advice(
+        "Unset HF_HUB_OFFLINE, or run the command once without it so that the cache holds what is needed.",
+        kinds=("OfflineModeIsEnabled",),
+    ),
+    _Advice(
+        "Somebody else pushed at the same time; nothing of theirs is lost: run the same command again.",
+        statuses=(409, 412),
+    ),
+    _Advice(f"For this you must be known to the Hub: {LOG_IN}.", statuses=(401,)),
+    _Advice(f"For this you must be known to the Hub: {LOG_IN}.", kinds=("LocalTokenNotFoundError",)),
+    _Advice(
+        "Your token has no right to do this: use one with write access to that user or organization, or push to a name"
+        " of your own.",
+        statuses=(403,),
+    ),
+    _Advice("The Hub has no room for this: free some storage or make the files smaller.", statuses=(413, 507)),
+    _Advice("The Hub asks you to slow down: wait some minutes and run the same command again.", statuses=(429,)),
+    _Advice(
+        "The Hub failed for its part: run the same command again later; what was sent whole is not sent twice.",
+        statuses=tuple(range(500, 600)),
+    ),
+    _Advice(
+        "Check the network and HF_ENDPOINT and run the same command again; what came whole is kept.",
+        kinds=("TransportError", "ConnectionError", "TimeoutError", "LocalEntryNotFoundError"),
+    ),
+    _Advice(
+        "Check the network and HF_ENDPOINT and run the same command again; what came whole is kept.",
+        kinds=("RevisionResolutionError",),
+    ),
+    _Advice(
+        "Check the network and HF_ENDPOINT and run the same command again; what came whole is kept.",
+        words=r"[Cc]ouldn't (connect|reach)|specific connection error",
+    ),
+    _Advice("The Hub does not accept this: mend what its message names.", statuses=(400, 422)),
+)
+_DISK_FULL = (
+    "The disk is full: make room, or set HF_HOME to a folder on a larger disk, and run the same command again; what is"
+    " whole is kept."
+)
+
+
+def chain_of(error: BaseException) -> list[BaseException]:
+    """The error and what it came from, outermost first."""
+    chain: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following not in chain:
+        chain.append(following)
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+    return chain
+
+
+def status_of(error: BaseException) -> int | None:
+    """HTTP status of the answer that an error is about, if there was one."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def advice_for(error: BaseException) -> str | None:
+    """One sentence on what to do, or None for an error that is not about the Hub."""
+    chain = chain_of(error)
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if any(isinstance(link, OSError) and link.errno in full for link in chain):
+        return _DISK_FULL
+    if "No space left on device" in str(error):
+        return _DISK_FULL
+    return next((advice.text for advice in _ADVICE if any(advice.fits(link) for link in chain)), None)
+
+
+@contextmanager
+def explained(action: str) -> Iterator[None]:
+    """Turn what a Hub client raises inside into a `HubError` that says what was done and what to do.
+
+    Args:
+        action: What is being done, e.g. `"loading me/model"`; the message begins with it.
+
+    Raises:
+        HubError: for every error that is known to be about the Hub, chained to it. Others pass as they are. No
+            message holds a token, that of the original errors included.
+    """
+    try:
+        yield
+    except HubError:
+        raise
+    except Exception as error:
+        for link in chain_of(error):
+            link.args = tuple(_clean(part) for part in link.args)
+        advice = advice_for(error)
+        if advice is None:
+            raise
+        raise HubError(f"{action}: {_said(error)}\n{advice}") from error
+
+
+def _clean(part: Any) -> Any:
+    return without_tokens(part) if isinstance(part, str) else part
+
+
+def _said(error: BaseException) -> str:
+    """The client's message; one that only says where it broke is followed by what broke."""
+    text = str(error).strip() or type(error).__name__
+    if text.startswith("Error while uploading") and error.__cause__ is not None:
+        text += f" {str(error.__cause__).strip()}"
+    return without_tokens(text)
