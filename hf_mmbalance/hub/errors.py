@@ -87,7 +87,11 @@ _ADVICE = (
     _Advice(
         "The repository does not hold that file at this revision; if its upload was interrupted, push again (what is"
         " there already is not sent twice), else name another revision.",
-        words=r"does not appear to have (a file|files) named|no file named",
+        words=r"does not appear to have (a file|files) named|no file named|Unable to find '.*hf://",
+    ),
+    _Advice(
+        "Name one of the configurations that the message lists.",
+        words=r"Config name is missing|BuilderConfig .* not found",
     ),
     _Advice(
         "Mend the YAML between the two --- lines at the top of the card and push again.",
@@ -115,8 +119,8 @@ _ADVICE = (
     _Advice(f"For this you must be known to the Hub: {LOG_IN}.", statuses=(401,)),
     _Advice(f"For this you must be known to the Hub: {LOG_IN}.", kinds=("LocalTokenNotFoundError",)),
     _Advice(
-        "Your token has no right to do this: use one with write access to that user or organization, or push to a name"
-        " of your own.",
+        "Your token has no right to do this: to read, ask the owner for access; to push, use one with write access to"
+        " that user or organization, or a name of your own.",
         statuses=(403,),
     ),
     _Advice("The Hub has no room for this: free some storage or make the files smaller.", statuses=(413, 507)),
