@@ -204,8 +204,9 @@ def _clean(part: Any) -> Any:
 
 
 def _said(error: BaseException) -> str:
-    """The client's message; one that only says where it broke is followed by what broke."""
+    """The client's message; one that hides why it broke is followed by the server's answer."""
     text = str(error).strip() or type(error).__name__
-    if text.startswith("Error while uploading") and error.__cause__ is not None:
-        text += f" {str(error.__cause__).strip()}"
+    answer = next((link for link in chain_of(error) if status_of(link) is not None), None)
+    if answer is not None and text.startswith(("Error while uploading", "We couldn't connect")):
+        text += f"\n{str(answer).strip()}"
     return without_tokens(text)
