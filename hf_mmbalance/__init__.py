@@ -16,6 +16,7 @@ _MODEL_NAMES = {
     "MMBalanceConfig": "hf_mmbalance.model.configuration_mmbalance",
     "MMBalanceForAudioVisualClassification": "hf_mmbalance.model.modeling_mmbalance",
     "MMBalanceOutput": "hf_mmbalance.model.modeling_mmbalance",
+    "AudioVisualClassificationPipeline": "hf_mmbalance.model.pipeline_mmbalance",
     "MMBalanceProcessor": "hf_mmbalance.model.processing_mmbalance",
     "FusionHead": "hf_mmbalance.model.fusion_mmbalance",
     "register_fusion_head": "hf_mmbalance.model.fusion_mmbalance",

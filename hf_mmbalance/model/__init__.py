@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def register_auto_classes() -> None:
-    """Make transformers' Auto classes resolve `model_type="mmbalance"` to the classes of this package (idempotent)."""
+    """Make transformers resolve `model_type="mmbalance"` and our pipeline to this package's classes (idempotent)."""
     from transformers import (
         AutoConfig,
         AutoModel,
@@ -12,12 +12,18 @@ def register_auto_classes() -> None:
         AutoModelForVideoClassification,
         AutoProcessor,
     )
+    from transformers.pipelines import PIPELINE_REGISTRY
 
     from hf_mmbalance.model.configuration_mmbalance import MMBalanceConfig
     from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
+    from hf_mmbalance.model.pipeline_mmbalance import TASK, AudioVisualClassificationPipeline
     from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 
     AutoConfig.register("mmbalance", MMBalanceConfig, exist_ok=True)
     for auto_class in (AutoModel, AutoModelForAudioClassification, AutoModelForVideoClassification):
         auto_class.register(MMBalanceConfig, MMBalanceForAudioVisualClassification, exist_ok=True)
     AutoProcessor.register(MMBalanceConfig, MMBalanceProcessor, exist_ok=True)
+    if TASK not in PIPELINE_REGISTRY.supported_tasks:  # a second time it would warn
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK, AudioVisualClassificationPipeline, pt_model=AutoModel, type="multimodal"
+        )

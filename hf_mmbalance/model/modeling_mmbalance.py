@@ -164,6 +164,10 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(AUTO_CLASSES, own)}
         head = type(self.fusion)
         self.config.fusion = portable_name(self.config.fusion, head)
+        # Imported here, where it is needed: its file and those it imports are copied with this one's.
+        from .pipeline_mmbalance import custom_pipelines
+
+        self.config.custom_pipelines = custom_pipelines()
         if kwargs.get("push_to_hub") and ":" in self.config.fusion:
             raise ValueError("push_to_hub=True would leave the fusion head's file behind: call push_to_hub() instead")
         super().save_pretrained(

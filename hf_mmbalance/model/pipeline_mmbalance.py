@@ -1,0 +1,251 @@
+"""`pipeline("audio-visual-classification")`: clips in, classes out, with what each modality had to say in it."""
+
+import os
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers.models.audio_spectrogram_transformer import ASTFeatureExtractor
+from transformers.pipelines.base import ChunkPipeline
+from transformers.pipelines.pt_utils import PipelineChunkIterator, PipelineIterator, PipelinePackIterator
+
+from .clips_mmbalance import ClipReader, Window
+
+
+TASK = "audio-visual-classification"
+READER_OPTIONS = ("modalities", "window_seconds", "stride_seconds", "max_seconds", "max_pixels", "max_bytes")
+
+
+class AudioVisualClassificationPipeline(ChunkPipeline):
+    """
+    Classifies clips by sound and picture, and says how much each counted.
+
+    ```python
+    >>> from transformers import pipeline
+
+    >>> classifier = pipeline("audio-visual-classification", model="me/my-model", trust_remote_code=True)
+    >>> classifier("clip.mp4", top_k=1)
+    [{'label': 'angry', 'score': 0.81,
+      'share': {'audio': 0.62, 'vision': 0.38},
+      'modality_score': {'audio': 0.74, 'vision': 0.55}}]
+    ```
+
+    A clip longer than the audio tower takes is read in windows of that length, each with its own evenly spaced
+    frames; the numbers returned are means over the windows (a modality's over those windows that have it).
+    """
+
+    model: Any  # of the class that the saved code defines: not one that a type checker knows
+    processor: Any
+
+    _load_processor = True  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
+    _load_image_processor = False  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    _load_video_processor = False  # type: ignore[assignment]
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # transformers' pipeline() has put classes where the config had names, and could not be saved again.
+        self.model.config.custom_pipelines = custom_pipelines()
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # no further positions
+        """Classify one clip or many.
+
+        Args:
+            inputs: A clip: a path or http(s) address of a video or sound file, its bytes, or a dict of `audio` (with
+                `sampling_rate`, if it is an array) and `frames` or `images`, either of which may be missing, or
+                `video`. Or many: a list, a generator, or a dataset of those; other columns of a dataset are passed
+                over.
+            top_k (`int`, *optional*, defaults to 5): Most probable classes returned.
+            modalities (`str` or `list[str]`, *optional*): Use only these, as if clips had nothing else.
+            window_seconds (`float`, *optional*): Length of the windows that a long clip is read in. By default what
+                the audio tower takes, if it takes a fixed length, else the whole clip.
+            stride_seconds (`float`, *optional*): Step between windows. By default they do not overlap. The last one
+                ends where the clip ends.
+            max_seconds (`float`, *optional*, defaults to 600): Longest clip.
+            max_pixels (`int`, *optional*, defaults to 7680 x 4320): Largest frame.
+            max_bytes (`int`, *optional*, defaults to 2 GiB): Largest download, and most a window may decode to.
+            batch_size (`int`, *optional*, defaults to 1): Windows that go through the model at once, of one clip or
+                several.
+            num_workers (`int`, *optional*, defaults to 0): With 1, clips are read by another process meanwhile.
+
+        Returns:
+            For one clip a list of dicts, most probable class first; for a list of clips a list of those; for a
+            generator or dataset an iterator over them. Each dict has
+
+            - `label` (`str`);
+            - `score` (`float`): probability of that class;
+            - `share` (`dict[str, float]` or None): the part of the decision's weight for that class that each
+              modality had; None for fusion heads without weights;
+            - `modality_score` (`dict[str, float | None]`): probability of that class if only that modality were
+              there; None where it is not.
+
+        Raises:
+            MediaError: (a ValueError) for a file that cannot be used; `.reason` says why.
+            ValueError: for a clip or an option that makes no sense.
+        """
+        if isinstance(inputs, tuple):
+            inputs = list(inputs)
+        if isinstance(inputs, list) and not inputs:
+            return []
+        if not isinstance(inputs, (str, bytes, bytearray, os.PathLike, Mapping, list, Dataset, types.GeneratorType)):
+            inputs = _many(inputs)
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(
+        self, top_k: int | None = None, **options: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        unknown = set(options) - set(READER_OPTIONS)
+        if unknown:
+            raise TypeError(
+                f"{TASK}: unknown option {sorted(unknown)[0]!r}; there are top_k, batch_size, num_workers,"
+                f" {', '.join(READER_OPTIONS)}"
+            )
+        options = {name: value for name, value in options.items() if value is not None}
+        if "modalities" in options:
+            options["modalities"] = self._modalities(options["modalities"])
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k={top_k!r} must be at least 1")
+        return options, {}, {} if top_k is None else {"top_k": top_k}
+
+    def _modalities(self, chosen: str | list[str]) -> tuple[str, ...]:
+        known = self.model.config.modalities
+        names = (chosen,) if isinstance(chosen, str) else tuple(chosen)
+        if not names or not set(names) <= set(known):
+            raise ValueError(f"modalities={list(names)!r}: choose one or more of {list(known)}")
+        return names
+
+    def preprocess(self, input_: Any, **options: Any) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        """The windows of one clip, the last one marked."""
+        options = {"window_seconds": self._seconds_of_audio_tower(), **options}
+        reader = ClipReader(self.processor.audio_sampling_rate, self.processor.frames_per_clip, **options)
+        windows = reader.windows(input_)
+        window = next(windows)
+        for following in windows:
+            yield {"window": window, "is_last": False}
+            window = following
+        yield {"window": window, "is_last": True}
+
+    def _seconds_of_audio_tower(self) -> float | None:
+        extractor = self.processor.feature_extractor
+        return extractor.max_length / 100 if isinstance(extractor, ASTFeatureExtractor) else None  # 10 ms a frame
+
+    def _collate(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        windows: list[Window] = [item["window"] for item in items]
+        # A modality that no window has is left out; the processor takes None for those that lack it.
+        parts: dict[str, list] = {
+            "audio": [window.audio for window in windows],
+            "frames": [window.frames for window in windows],
+        }
+        parts = {name: values for name, values in parts.items() if any(value is not None for value in values)}
+        batch = self.processor(**parts, sampling_rate=self.processor.audio_sampling_rate, return_tensors="pt")
+        return {**batch, "is_last": torch.tensor([item["is_last"] for item in items])}
+
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> PipelineIterator:
+        """As the base class's, with batches made by the processor: it knows what to do where a modality is missing."""
+        windows = PipelineChunkIterator(inputs, self.preprocess, preprocess_params)
+        batches = DataLoader(windows, batch_size=batch_size, num_workers=min(num_workers, 1), collate_fn=self._collate)
+        clips = PipelinePackIterator(batches, self.forward, forward_params, loader_batch_size=batch_size)
+        return PipelineIterator(clips, self.postprocess, postprocess_params)
+
+    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> dict[str, Any]:  # type: ignore[override]
+        is_last = input_tensors.pop("is_last")
+        outputs = self.model(**input_tensors)
+        present = outputs.modality_mask.bool()
+        alone = [self._alone(outputs, present, modality) for modality in range(present.shape[1])]
+        share = outputs.modality_weights
+        if share is not None:
+            share = share / share.sum(1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
+        return {
+            "score": outputs.logits.float().softmax(-1),
+            "modality_score": torch.stack(alone, dim=1),
+            "share": share,
+            "present": present,
+            "is_last": is_last,
+        }
+
+    def _alone(self, outputs: Any, present: torch.Tensor, modality: int) -> torch.Tensor:
+        """What the decision layer makes of one modality `(B, C)`; of no meaning for clips that lack it."""
+        only = torch.zeros_like(present)
+        only[:, modality] = True
+        only = torch.where(present[:, modality : modality + 1], only, present)
+        fused = self.model.fusion(outputs.modality_logits, only, outputs.modality_features)
+        return fused.logits.float().softmax(-1)
+
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: list[dict[str, Any]], top_k: int = 5
+    ) -> list[dict[str, Any]]:
+        """Means over the windows of a clip, for its most probable classes."""
+        config = self.model.config
+        score, modality_score, present = (
+            torch.cat([window[name] for window in model_outputs]) for name in ("score", "modality_score", "present")
+        )
+        mean = score.mean(0)
+        counts = present.sum(0)
+        alone = (modality_score * present.unsqueeze(-1)).sum(0) / counts.clamp(min=1).unsqueeze(-1)
+        share = None
+        if model_outputs[0]["share"] is not None:
+            share = torch.cat([window["share"] for window in model_outputs]).float().mean(0)
+        return [
+            {
+                "label": config.id2label[index],
+                "score": float(mean[index]),
+                "share": None
+                if share is None
+                else {name: float(share[m, index]) for m, name in enumerate(config.modalities)},
+                "modality_score": {
+                    name: float(alone[m, index]) if counts[m] else None for m, name in enumerate(config.modalities)
+                },
+            }
+            for index in mean.topk(min(top_k, config.num_labels)).indices.tolist()
+        ]
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
+        """Save the model with its code and the processor; `pipeline()` loads the folder."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+
+
+def custom_pipelines() -> dict[str, dict[str, Any]]:
+    """What a model's config says of the pipeline saved beside it."""
+    impl = f"{__name__.rpartition('.')[2]}.{AudioVisualClassificationPipeline.__name__}"
+    return {TASK: {"impl": impl, "pt": ["AutoModel"], "type": "multimodal"}}
+
+
+class _Rows(Dataset):
+    """What can be counted and indexed, as torch's Dataset, which the base class looks for."""
+
+    def __init__(self, rows: Any):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        if index >= len(self.rows):
+            raise IndexError(index)
+        return self.rows[index]
+
+
+def _many(inputs: Any) -> Any:
+    """A dataset of another library, or an iterator; anything else is left as it is, for `preprocess` to refuse."""
+    if hasattr(inputs, "shape") and hasattr(inputs, "dtype"):  # an array alone: which modality would it be?
+        return inputs
+    if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
+        return _Rows(inputs)
+    if hasattr(inputs, "__iter__"):
+        return (item for item in inputs)
+    return inputs
+
+
+__all__ = ["AudioVisualClassificationPipeline"]
