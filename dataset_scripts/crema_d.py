@@ -15,6 +15,7 @@ from typing import Any
 from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions
 from hf_mmbalance.data.building.script import DatasetScript
 from hf_mmbalance.data.catalogue.crema_d import plan_crema_d
+from hf_mmbalance.hub.dataset_push import add_publish
 
 
 CARD = Path(__file__).parents[1] / "model_cards" / "dataset_crema_d.md"
@@ -50,6 +51,7 @@ def script() -> DatasetScript:
     flags = tool.verb("votes", "write the human votes as a decision table", votes)
     flags.add_argument("--source", type=Path, required=True, help="the repository, or tabulatedVotes.csv")
     flags.add_argument("--out", type=Path, required=True, help="decision table to write (.parquet or .npz)")
+    add_publish(tool)
     return tool
 
 

@@ -13,6 +13,7 @@ from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions
 from hf_mmbalance.data.building.script import DatasetScript
 from hf_mmbalance.data.catalogue.grid import plan_grid
 from hf_mmbalance.data.grid import WORDS
+from hf_mmbalance.hub.dataset_push import add_publish
 
 
 CARD = Path(__file__).parents[1] / "model_cards" / "dataset_grid.md"
@@ -34,6 +35,7 @@ def script() -> DatasetScript:
     add = tool.build_flags.add_argument
     add("--label", choices=WORDS, default="digit", help="word to balance and count by (all six are columns)")
     add("--speakers", nargs="+", help="build only these, e.g. s1 s2")
+    add_publish(tool)
     return tool
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions
 from hf_mmbalance.data.building.script import DatasetScript
 from hf_mmbalance.data.catalogue.kinetics_sounds import plan_kinetics_sounds, write_annotations
+from hf_mmbalance.hub.dataset_push import add_publish
 
 
 CARD = Path(__file__).parents[1] / "model_cards" / "dataset_kinetics_sounds.md"
@@ -60,6 +61,7 @@ def script() -> DatasetScript:
     flags = tool.verb("annotations", "write the publishable list: ids, times, labels, splits", write_list)
     add_list_flags(flags)
     flags.add_argument("--out", type=Path, required=True, help="folder to write")
+    add_publish(tool, media_may_be_public=False)
     return tool
 
 

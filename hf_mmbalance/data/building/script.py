@@ -40,6 +40,7 @@ class DatasetScript:
         kind = argparse.RawDescriptionHelpFormatter
         self.parser = argparse.ArgumentParser(description=doc, formatter_class=kind)
         self.verbs = self.parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+        self.refusals: tuple[type[Exception], ...] = (BuildError, DataError, MediaError, OSError, ValueError)
         self.runs: dict[str, Callable[[argparse.Namespace, Say], dict[str, Any]]] = {}
         self.build_flags = self.verb("build", "turn raw media into validated Parquet", self._build)
         _add_build_flags(self.build_flags, max_lost)
@@ -70,7 +71,7 @@ class DatasetScript:
 
         try:
             result = self.runs[args.verb](args, say)
-        except (BuildError, DataError, MediaError, OSError, ValueError) as error:
+        except self.refusals as error:
             sys.stderr.write(f"{self.name} {args.verb}: {error}\n")
             return 1
         if args.json == "-":

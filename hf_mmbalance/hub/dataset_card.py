@@ -1,0 +1,181 @@
+"""The card of a data set's repository: several builds under one head, of which a push replaces only its own."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_mmbalance.hub.errors import HubError
+
+
+HERE = '"path/of/this/folder"'  # what the templates of model_cards/ call the built folder in their snippets
+OTHERS = re.compile(r"\n*<!-- other builds -->.*?<!-- end of other builds -->\n*", re.DOTALL)
+ROW = re.compile(r"^\| \[`([\w-]+)`\].*$", re.MULTILINE)
+
+
+def read_card(text: str, where: str) -> tuple[dict[str, Any], str]:
+    """Head and body of a card.
+
+    Raises:
+        HubError: the head is not closed, or not YAML.
+    """
+    match = re.match(r"---\r?\n(.*?\n)---(?:\r?\n|$)(.*)", text, re.DOTALL)
+    try:
+        head = yaml.safe_load(match[1]) if match else None
+    except yaml.YAMLError as error:
+        raise HubError(f"{where}: the head of the card is not YAML ({error}); mend it and push again") from error
+    if match is None or not isinstance(head, dict):
+        raise HubError(f"{where}: the card has no YAML head between two --- lines; build the data set again")
+    return head, match[2]
+
+
+def write_card(head: dict[str, Any], body: str) -> str:
+    """The card's text."""
+    return "---\n" + yaml.safe_dump(head, sort_keys=False, width=110, allow_unicode=True) + "---\n" + body
+
+
+def config_names(head: dict[str, Any]) -> list[str]:
+    """Names of the configurations."""
+    return [config["config_name"] for config in head.get("configs") or []]
+
+
+def paths_of(config: dict[str, Any]) -> list[str]:
+    """File patterns of a configuration, those of all splits."""
+    files = config.get("data_files") or []
+    parts = [files] if isinstance(files, str) else [part["path"] if isinstance(part, dict) else part for part in files]
+    return [path for part in parts for path in ([part] if isinstance(part, str) else part)]
+
+
+def new_names(head: dict[str, Any], name: str | None) -> dict[str, str]:
+    """What the configurations of a build are called in the repository; {} if as they were."""
+    names = config_names(head)
+    return {old: name if names == [old] else f"{name}-{old}" for old in names} if name else {}
+
+
+def rename(head: dict[str, Any], name: str) -> dict[str, Any]:
+    """The head of a build that stands under a name of its own: its configurations and paths carry that name."""
+    new = new_names(head, name)
+    configs = []
+    for config in head["configs"]:
+        files = []
+        for part in config["data_files"]:
+            paths = [part["path"]] if isinstance(part["path"], str) else part["path"]
+            files.append({"split": part["split"], "path": [_under(name, path) for path in paths]})
+        configs.append(config | {"config_name": new[config["config_name"]], "data_files": files})
+    infos = [info | {"config_name": new[info["config_name"]]} for info in head.get("dataset_info") or []]
+    return head | {"configs": configs, "dataset_info": infos}
+
+
+def _under(name: str, path: str) -> str:
+    return f"{name}/{path.removeprefix('data/')}"
+
+
+def merge_heads(new: dict[str, Any], old: dict[str, Any], place: str, default: str | None) -> dict[str, Any]:
+    """The repository's head after a push: configurations of other builds stay, one configuration is the default.
+
+    Args:
+        new: Head of what is pushed.
+        old: Head that stands there; {} if none does.
+        place: Folder of the pushed build's shards in the repository; what the old head had there is replaced.
+        default: Configuration to make the default; None keeps the old one, else takes that of `new`.
+
+    Raises:
+        HubError: two builds use one name, or `default` is none of the configurations.
+    """
+    kept = [config for config in old.get("configs") or [] if not _lies_in(config, place)]
+    names = config_names({"configs": kept})
+    doubled = sorted(set(names) & set(config_names(new)))
+    if doubled:
+        text = f"the repository has a configuration {doubled[0]} of another build"
+        raise HubError(f"{text}; push under another --name, or remove that one from its card first")
+    configs = [dict(config) for config in [*new["configs"], *kept]]
+    marked = next((config["config_name"] for config in old.get("configs") or [] if config.get("default")), None)
+    names = config_names({"configs": configs})
+    chosen = default or (marked if marked in names else None) or names[0]
+    if chosen not in names:
+        raise HubError(f"--default {chosen}: the configurations are {', '.join(names)}")
+    for config in configs:
+        config.pop("default", None)
+        if config["config_name"] == chosen:
+            config["default"] = True
+    old_infos = old.get("dataset_info") or []
+    old_infos = [old_infos] if isinstance(old_infos, dict) else old_infos
+    infos = [*(new.get("dataset_info") or []), *(info for info in old_infos if info.get("config_name") in names)]
+    unique = {info["config_name"]: info for info in reversed(infos)}
+    rest = {key: entry for key, entry in (old | new).items() if key not in ("configs", "dataset_info")}
+    return rest | {"configs": configs, "dataset_info": [unique[name] for name in names if name in unique]}
+
+
+def _lies_in(config: dict[str, Any], place: str) -> bool:
+    return any(path.startswith(place + "/") for path in paths_of(config))
+
+
+def check_head(head: dict[str, Any], files: Iterable[str]) -> None:
+    """What `load_dataset` and the viewer need of a card.
+
+    Raises:
+        HubError: names what is missing.
+    """
+    if not head.get("license"):
+        raise HubError("the card names no license; add `license:` to its head (README.md) and push again")
+    there = list(files)
+    for config in head["configs"]:
+        for pattern in paths_of(config):
+            if not any(fnmatch.fnmatchcase(path, pattern) for path in there):
+                text = f"configuration {config['config_name']} names {pattern}, and no file fits it"
+                raise HubError(f"{text}; build the data set again, or push the build that it belongs to")
+
+
+def list_build(body: str, name: str, clips: str, configs: list[str]) -> str:
+    """The body with one line on a build that stands under a name of its own, beside those listed already."""
+    found = OTHERS.search(body)
+    rows = {match[1]: match[0] for match in ROW.finditer(found[0])} if found else {}
+    shown = ", ".join(f"`{config}`" for config in configs)
+    rows[name] = f"| [`{name}`]({name}/README.md) | {shown} | {clips} |"
+    return _with_others(OTHERS.sub("\n", body), rows)
+
+
+def keep_list(body: str, old: str) -> str:
+    """The body with the list of other builds that an older body had."""
+    found = OTHERS.search(old)
+    return _with_others(body, {match[1]: match[0] for match in ROW.finditer(found[0])} if found else {})
+
+
+def _with_others(body: str, rows: dict[str, str]) -> str:
+    if not rows:
+        return body
+    head = ["<!-- other builds -->", "## Other builds in this repository", ""]
+    head += ["| build and its card | configurations | clips |", "|---|---|---|"]
+    lines = [*head, *(rows[name] for name in sorted(rows)), "<!-- end of other builds -->"]
+    return body.rstrip("\n") + "\n\n" + "\n".join(lines) + "\n"
+
+
+def fill_snippets(body: str, repo_id: str, tag: str, renamed: dict[str, str]) -> str:
+    """The body with snippets that load from the repository, at the revision of this content."""
+    lines = body.split("\n")
+    for i, line in enumerate(lines):
+        if HERE not in line:
+            continue
+        source = f'"{repo_id}", revision="{tag}"'
+        if renamed and 'config="' not in line:
+            first = next(iter(renamed.values()))
+            source += f', name="{first}"' if "load_dataset(" in line else f', config="{first}"'
+        for old, new in renamed.items():
+            line = line.replace(f'config="{old}"', f'config="{new}"')
+        lines[i] = line.replace(HERE, source)
+    return "\n".join(lines)
+
+
+def without_places(text: str, sources: Iterable[str]) -> str:
+    """The text with the folders of this machine cut from paths: file names stay."""
+    parents = {str(parent) for source in sources for parent in list(Path(source).parents)[:3]}
+    places = [*sorted(parents, key=len, reverse=True), str(Path.home())]
+    for place in places:
+        if place.startswith("/") and place != "/":
+            text = re.sub(rf"(?<![\w.]){re.escape(place)}/", "", text)
+    return text

@@ -1,0 +1,284 @@
+"""A built data set to the Hub: shards that changed, one card for all builds of a repository, a tag for its content."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_mmbalance.data.building.engine import BuildError, file_sha256
+from hf_mmbalance.data.building.report import MANIFEST, REPORT
+from hf_mmbalance.data.building.script import DatasetScript
+from hf_mmbalance.hub import dataset_card as cards
+from hf_mmbalance.hub.commit import Change, push_change
+from hf_mmbalance.hub.errors import HubError, explained
+
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+BASE = "data"  # folder of the shards of the build that has no name of its own
+SHEET = "contact_sheet.png"
+Say = Callable[[str], None]
+
+
+@dataclass
+class Build:
+    """A folder that `build` or `annotations` wrote, as it will stand in the repository.
+
+    Attributes:
+        head, body: of its card.
+        shards: path in the repository -> local file.
+        extras: report, manifest, contact sheet, and with a name of its own the card.
+        sha256: path in the repository -> hash of the content, for shards and contact sheet.
+        place: folder of the shards in the repository.
+        tag: name of this content.
+        clips: how many, in words.
+        media: columns with sound or pictures.
+    """
+
+    head: dict[str, Any]
+    body: str
+    shards: dict[str, Path]
+    extras: dict[str, Path | bytes]
+    sha256: dict[str, str]
+    place: str
+    tag: str
+    clips: str
+    media: list[str]
+
+
+def publish(
+    folder: Path,
+    repo_id: str,
+    *,
+    name: str | None = None,
+    default: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    media_may_be_public: bool = True,
+    say: Say = lambda text: None,
+) -> dict[str, Any]:
+    """Push a built folder to a data set of the Hub in one commit; what is there unchanged is not sent.
+
+    Args:
+        folder: What `build` (or Kinetics-Sounds' `annotations`) wrote.
+        repo_id: `user/name`.
+        name: Name for this build where the repository holds several: its configurations are called so and its
+            shards lie in a folder of that name. Without it the build is the repository's main one.
+        default: Configuration to make the default (it stays what it was otherwise).
+        private: True: the repository must be private, and is made so if it is new.
+        revision: Branch.
+        token: Access token; default: that of `hf auth login` or `HF_TOKEN`.
+        media_may_be_public: False for media that may not be republished: these go to private repositories only.
+        say: Told what is done.
+
+    Returns:
+        `repo`, `url`, `commit`, `tag` (names this content: a revision to pin), `configs`, `default`, `files` and
+        `bytes` sent.
+
+    Raises:
+        HubError: says what the Hub, or we, refused, and the remedy.
+        BuildError: the folder is not a whole build.
+    """
+    build = read_build(folder, repo_id, name)
+    if build.media and not media_may_be_public and not private:
+        text = f"{folder} holds media ({', '.join(build.media)}) that may not be republished"
+        raise HubError(f"{text}; publish the list of clips (the verb annotations writes it), or pass --private")
+    result: dict[str, Any] = {}
+
+    def change(api: HfApi, repo: str, head: str) -> Change:
+        return _change(api, repo, head, build, name, default, result)
+
+    message = f"{'Build ' + name if name else 'Data'}: {build.clips} clips ({build.tag})"
+    done = push_change(
+        change, repo_id, message=message, repo_type="dataset", private=private, revision=revision, token=token
+    )
+    repo = done.repo_url.repo_id
+    _tag(repo, build.tag, done.oid, token)
+    say(f"{result['files']} of {len(build.shards)} shards sent ({result['bytes'] / 1e6:.1f} MB), in one commit")
+    say(f"configurations: {', '.join(result['configs'])} (default: {result['default']})")
+    say(f'load_dataset("{repo}", revision="{build.tag}")    {done.repo_url}')
+    return {"repo": repo, "url": str(done.repo_url), "commit": done.oid, "tag": build.tag, **result}
+
+
+def read_build(folder: Path, repo_id: str, name: str | None) -> Build:
+    """Read a built folder and check that it is whole.
+
+    Raises:
+        BuildError: there is no card, shards are missing or are not what was built.
+        HubError: a bad name, or a card that cannot be read.
+    """
+    if name is not None and (not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == BASE):
+        raise HubError(f"--name {name!r}: use letters, digits, _ and -, and not {BASE!r}")
+    card = folder / "README.md"
+    if not card.is_file():
+        raise BuildError(f"{folder}: there is no README.md; name a folder that `build` finished")
+    local = sorted((folder / "data").glob("*.parquet"))
+    hashes = {path.name: file_sha256(path) for path in local}
+    report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).exists() else None
+    listed = {Path(shard["file"]).name: shard["sha256"] for shard in report["shards"]} if report else hashes
+    wrong = sorted(file for file in listed.keys() | hashes.keys() if listed.get(file) != hashes.get(file))
+    if wrong or not local:
+        text = f"{folder}: {wrong[0]} is missing, or not what was built" if wrong else f"{folder}: there is no shard"
+        raise BuildError(f"{text}; run `build` again (it goes on with what is there)")
+    head, body = cards.read_card(card.read_text(), str(card))
+    if not head.get("configs"):
+        raise BuildError(f"{card}: there are no configs in its head; run `build` again")
+    schema = pq.read_schema(local[0])
+    rows = sum(pq.read_metadata(path).num_rows for path in local)
+    head = _with_features(head, schema)
+    renamed = cards.new_names(head, name)
+    head = cards.rename(head, name) if name else head
+    tag = "build-" + hashlib.sha256(json.dumps([hashes, head["configs"]]).encode()).hexdigest()[:10]
+    sources = _sources(folder)
+    body = cards.fill_snippets(cards.without_places(body, sources), repo_id, tag, renamed)
+    place = name or BASE
+    extras = {f"{place}/{file}" if name else file: text for file, text in _extras(folder, sources).items()}
+    if name:
+        extras[f"{name}/README.md"] = body.encode()
+    shards = {f"{place}/{path.name}": path for path in local}
+    sha256 = {f"{place}/{file}": digest for file, digest in hashes.items()}
+    sha256 |= {path: file_sha256(content) for path, content in extras.items() if isinstance(content, Path)}
+    return Build(head, body, shards, extras, sha256, place, tag, clips=f"{rows:,}", media=_media_columns(schema))
+
+
+def _with_features(head: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
+    """The head with the columns' types, so that the viewer and streams know them before a shard is read."""
+    from datasets import Features
+
+    features = Features.from_arrow_schema(schema)._to_yaml_list()
+    infos = {info["config_name"]: info for info in head.get("dataset_info") or []}
+    named = [{"config_name": config, "features": features} for config in cards.config_names(head)]
+    return head | {"dataset_info": [info | infos.get(info["config_name"], {}) for info in named]}
+
+
+def _media_columns(schema: pa.Schema) -> list[str]:
+    """Columns that hold files: bytes and path, alone or in lists."""
+
+    def holds(kind: pa.DataType) -> bool:
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            return holds(kind.value_type)
+        fields = {kind.field(i).name for i in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
+        return pa.types.is_binary(kind) or "bytes" in fields
+
+    return [field.name for field in schema if holds(field.type)]
+
+
+def _sources(folder: Path) -> list[str]:
+    """Raw files of a build, by the paths they have on this machine."""
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        return []
+    with manifest.open(newline="") as file:
+        return sorted({row["source"] for row in csv.DictReader(file) if row["source"]})
+
+
+def _extras(folder: Path, sources: list[str]) -> dict[str, Path | bytes]:
+    """Report, manifest and contact sheet, without the paths of this machine."""
+    extras: dict[str, Path | bytes] = {}
+    if (folder / REPORT).exists():
+        extras[REPORT] = cards.without_places((folder / REPORT).read_text(), sources).encode()
+    if (folder / MANIFEST).exists():
+        text = io.StringIO()
+        with (folder / MANIFEST).open(newline="") as file:
+            reader = csv.DictReader(file)
+            writer = csv.DictWriter(text, list(reader.fieldnames or ()), lineterminator="\n")
+            writer.writeheader()
+            for row in reader:
+                detail = cards.without_places(row["detail"], sources)
+                writer.writerow(row | {"source": Path(row["source"]).name, "detail": detail})
+        extras[MANIFEST] = text.getvalue().encode()
+    if (folder / SHEET).exists():
+        extras[SHEET] = folder / SHEET
+    return extras
+
+
+def _change(
+    api: HfApi, repo: str, head: str, build: Build, name: str | None, default: str | None, result: dict[str, Any]
+) -> Change:
+    """What the push does on top of the commit `head`; notes it in `result`."""
+    listed = api.list_repo_tree(repo, recursive=True, revision=head, repo_type="dataset")
+    there = {entry.path: entry for entry in listed if hasattr(entry, "blob_id")}
+    script = repo.split("/")[-1] + ".py"
+    if script in there:
+        text = f"{repo} holds {script}, and load_dataset refuses repositories with a script of their name"
+        raise HubError(f"{text}; delete that file on the Hub and push again")
+    old_head, old_body = _card_there(api, repo, head) if "README.md" in there else ({}, "")
+    merged = cards.merge_heads(build.head, old_head, build.place, default)
+    if name is None:
+        body = cards.keep_list(build.body, old_body)
+    else:
+        own = [config for config in cards.config_names(build.head)]
+        body = cards.list_build(old_body or f"# {merged.get('pretty_name', repo)}\n", name, build.clips, own)
+    mine = {**build.shards, **build.extras}
+    changed = {path: file for path, file in mine.items() if _hash_there(there.get(path)) != build.sha256.get(path, "")}
+    sent = changed.keys() & build.shards.keys()
+    gone = [path for path in there if path.startswith(build.place + "/") and path not in mine]
+    cards.check_head(merged, {*there, *mine} - set(gone))
+    result.update(
+        configs=cards.config_names(merged),
+        default=next(config["config_name"] for config in merged["configs"] if config.get("default")),
+        files=len(sent),
+        bytes=sum(build.shards[path].stat().st_size for path in sent),
+    )
+    card = cards.write_card(merged, body).encode()
+    return Change({**changed, "README.md": card}, gone)
+
+
+def _card_there(api: HfApi, repo: str, head: str) -> tuple[dict[str, Any], str]:
+    path = api.hf_hub_download(repo, "README.md", revision=head, repo_type="dataset")
+    text = Path(path).read_text(encoding="utf-8")
+    if not text.startswith("---"):
+        return {}, text
+    return cards.read_card(text, f"{repo}/README.md")
+
+
+def _hash_there(entry: Any) -> str | None:
+    return entry.lfs.sha256 if entry is not None and entry.lfs is not None else None
+
+
+def _tag(repo: str, tag: str, commit: str, token: str | None) -> None:
+    """Name the commit after its content; a tag that is there already names the same content."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with explained(f"tagging {repo}"):
+        if tag not in [ref.name for ref in api.list_repo_refs(repo, repo_type="dataset").tags]:
+            api.create_tag(repo, tag=tag, revision=commit, repo_type="dataset", exist_ok=True)
+
+
+def add_publish(tool: DatasetScript, *, media_may_be_public: bool = True) -> None:
+    """Give a script of dataset_scripts/ the verb `publish`."""
+
+    def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
+        return publish(
+            args.folder,
+            args.repo,
+            name=args.name,
+            default=args.default,
+            private=True if args.private else None,
+            revision=args.revision,
+            media_may_be_public=media_may_be_public,
+            say=say,
+        )
+
+    add = tool.verb("publish", "push a built folder to the Hub", run).add_argument
+    tool.refusals += (HubError,)
+    add("folder", type=Path, help="a built folder")
+    add("repo", help="user/name of the data set on the Hub")
+    add("--name", help="name of this build, where the repository holds several")
+    add("--default", metavar="CONFIG", help="configuration that load_dataset takes if none is named")
+    add("--private", action="store_true", help="only to a private repository (made if it is new)")
+    add("--revision", help="branch (default main)")
