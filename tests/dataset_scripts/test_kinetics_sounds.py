@@ -137,6 +137,45 @@ def test_the_whole_list_with_a_fifth_missing(real_data, clip, tmp_path):
     assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
 
 
+@pytest.mark.slow
+def test_the_whole_list_is_built_with_a_fifth_missing_and_some_damaged(real_data, clip, tmp_path):
+    source = real_data / "kinetics_sounds" / "KS_train_val.json"
+    sources = {"ok": clip, "undecodable": tmp_path / "broken.mp4"}
+    sources["undecodable"].write_bytes(b"not a video" * 50)
+    sources["no_audio"] = write_clip(tmp_path / "silent.mp4", seconds=0.4, tone=None, size=(16, 24))
+    sources["too_short"] = write_clip(tmp_path / "short.mp4", seconds=0.08, size=(16, 24))
+    rng, root, expected = random.Random(1), tmp_path / "k400", {}
+    kinds, shares = ["missing", *sources], [0.2, 0.77, 0.01, 0.01, 0.01]
+    entries = read_annotations([source])
+    for entry in entries:
+        expected[entry.id] = kind = rng.choices(kinds, shares)[0]
+        folder = root / entry.label.replace("_", " ")
+        folder.mkdir(parents=True, exist_ok=True)
+        if kind in sources:
+            os.link(sources[kind], folder / f"{entry.youtube_id}_{entry.start:06d}_{entry.end:06d}.mp4")
+    out = tmp_path / "out"
+    flags = ["--source", str(root), "--annotations", str(source), "--out", str(out), "--frames", "2"]
+    flags += ["--min-seconds", "0.3", "--num-proc", "2"]
+    assert load_script("kinetics_sounds").main(["build", *flags, "--max-lost", "0.3"]) == 0
+    report = read_report(out)
+    assert report["status"] == Counter(expected.values()) and sum(report["status"].values()) == 18_716
+    with (out / "manifest.csv").open(newline="") as file:
+        assert {row["id"]: row["status"] for row in csv.DictReader(file)} == expected
+    sizes = {}
+    for split, counts in report["splits"]["three_way"].items():
+        mine = [entry for entry in entries if entry.split == split]
+        built = [entry for entry in mine if expected[entry.id] == "ok"]
+        sizes[split] = len(built)
+        assert (counts["planned"], counts["built"]) == (len(mine), len(built))
+        assert counts["planned_classes"] == Counter(entry.label for entry in mine)
+        assert counts["classes"] == Counter(entry.label for entry in built)
+    assert validate(out) == []
+    code = f"import datasets; d = datasets.load_dataset({str(out)!r}); print({{k: len(v) for k, v in d.items()}})"
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert str(sizes) in done.stdout, done.stderr[-800:]
+
+
 def test_kinetics_own_tables_and_other_class_lists(clip, tmp_path):
     table = tmp_path / "train.csv"
     rows = [
