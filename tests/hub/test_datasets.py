@@ -284,3 +284,20 @@ def test_what_a_card_lacks_is_named():
         with pytest.raises(HubError, match="head"):
             cards.read_card(text, "x")
     assert yaml.safe_load(cards.write_card({"a": 1}, "body").split("---\n")[1]) == {"a": 1}
+
+
+DECODE = """
+import sys
+from datasets import load_dataset
+for streaming in (False, True):
+    row = next(iter(load_dataset(sys.argv[1], split="test", streaming=streaming)))
+    assert row["audio"]["array"].shape == (round(row["duration"] * 16000),), row["audio"]["array"].shape
+    assert row["frames"][0].size == (32, 24)
+"""
+
+
+def test_datasets_decodes_the_sound_itself_with_torchcodec(hub, publish, run_client, built):
+    if run_client("import torchcodec.decoders", check=False).returncode != 0:
+        pytest.skip("torchcodec is not installed, or finds no FFmpeg: pip install 'hf_mmbalance[torchcodec]'")
+    publish(built)
+    run_client(DECODE, args=[f"{hub.user}/toy"])
