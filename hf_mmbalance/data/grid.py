@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError, split_name
 from hf_mmbalance.data.files import walk_files
@@ -31,6 +32,8 @@ MEDIA_SUFFIXES = (".mpg", ".mp4", ".mpeg", ".avi", ".mov")
 @dataclass
 class GridOptions(MediaOptions):
     """Options of the `grid` data."""
+
+    short_clips: ClassVar[bool] = True
 
     data_dir: str | None = option(None, "Folder with s1/*.mpg or .mp4 and the alignments.")
     label: str = option("digit", "What to recognise: digit, letter, colour, command, preposition or adverb.")

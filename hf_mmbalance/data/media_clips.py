@@ -17,6 +17,7 @@ from hf_mmbalance.data.augment import add_noise, babble, cut, jitter_frames
 from hf_mmbalance.data.clips import ClipDataset, DataError
 from hf_mmbalance.data.options import MediaOptions
 from hf_mmbalance.data.seeding import rng_for
+from hf_mmbalance.data.sound import from_sixteen_bits, to_sixteen_bits
 from hf_mmbalance.model.media_mmbalance import MediaError, read_media
 
 
@@ -51,7 +52,8 @@ class DecodeSpec:
     def of(cls, options: MediaOptions, shift: float) -> DecodeSpec:
         size = None if options.frame_size is None else (options.frame_size[0], options.frame_size[1])
         crop = None if options.crop is None else tuple(options.crop)
-        whole = options.noise == "babble"  # other clips need the sound outside the window too
+        # Babble: other clips need the sound outside the window too.
+        whole = options.noise == "babble" or options.short_clips
         return cls(options.sampling_rate, options.frames, size, crop, shift, whole, options.max_seconds)  # type: ignore[arg-type]
 
 
@@ -77,7 +79,7 @@ Voices = Callable[[np.random.Generator], list[np.ndarray]]
 
 
 def decode_file(record: ClipRecord, spec: DecodeSpec) -> DecodedClip:
-    """Decode a clip's file.
+    """Decode a clip's file; its sound is rounded to 16 bits, as a built data set stores it: both train alike.
 
     Raises:
         MediaError: as `read_media`.
@@ -87,9 +89,8 @@ def decode_file(record: ClipRecord, spec: DecodeSpec) -> DecodedClip:
     many: int | None = 4 * spec.frames if spec.shift else spec.frames
     if record.window is None:
         clip = read_media(record.source, num_frames=many, **common)
-        return DecodedClip(
-            clip.audio, 0.0, clip.frames, clip.frame_times, (0.0, clip.duration), clip.notes, not spec.shift
-        )
+        audio, whole = _rounded(clip.audio), (0.0, clip.duration)
+        return DecodedClip(audio, 0.0, clip.frames, clip.frame_times, whole, clip.notes, not spec.shift)
     start, end = max(record.window[0] - spec.shift, 0.0), record.window[1] + spec.shift
     if spec.shift and end - start <= SHORT_WINDOW:
         many = None
@@ -104,7 +105,12 @@ def decode_file(record: ClipRecord, spec: DecodeSpec) -> DecodedClip:
     audio, audio_start = clip.audio, start
     if spec.whole_sound:
         audio, audio_start = _whole_sound(record, spec), 0.0
+    audio = _rounded(audio)
     return DecodedClip(audio, audio_start, clip.frames, clip.frame_times, record.window, clip.notes, not spec.shift)
+
+
+def _rounded(audio: np.ndarray | None) -> np.ndarray | None:
+    return None if audio is None else from_sixteen_bits(*to_sixteen_bits(audio))
 
 
 def _whole_sound(record: ClipRecord, spec: DecodeSpec) -> np.ndarray | None:
@@ -269,7 +275,10 @@ def _frames_at(clip: DecodedClip, start: float, end: float, count: int) -> np.nd
 def _cache_file(folder: Path, record: ClipRecord, spec: DecodeSpec) -> Path:
     stat = os.stat(record.source) if os.path.exists(record.source) else None
     state = (stat.st_size, stat.st_mtime_ns) if stat else None
-    layout = [field.name for field in fields(DecodedClip)]  # another version's files are not taken for this one's
+    layout = [
+        "16 bits",
+        *(field.name for field in fields(DecodedClip)),
+    ]  # another version's files are not taken for this one's
     named = repr((layout, record.source, state, record.window, spec))
     key = hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
     return folder / key[:2] / f"{key}.npz"

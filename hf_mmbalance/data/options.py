@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from hf_mmbalance.data.clips import DataError
 
@@ -18,6 +18,10 @@ def option(default: Any, text: str) -> Any:
 @dataclass
 class MediaOptions:
     """What every source of media files has in common."""
+
+    short_clips: ClassVar[bool] = (
+        False  # clips of a few seconds: their sound is decoded whole, windows are cut from it
+    )
 
     sampling_rate: int = option(16_000, "Rate the sound is resampled to, in Hz.")
     frames: int = option(8, "Frames a clip, spread evenly over its window.")

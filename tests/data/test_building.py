@@ -18,7 +18,7 @@ import pytest
 
 from hf_mmbalance.data.building import engine
 from hf_mmbalance.data.building.card import fill_card
-from hf_mmbalance.data.building.encode import encode_clip, flac
+from hf_mmbalance.data.building.encode import encode_clip
 from hf_mmbalance.data.building.engine import BuildError, build, file_sha256
 from hf_mmbalance.data.building.plan import STATUSES, BuildPlan, EncodeOptions, PlannedClip
 from hf_mmbalance.data.building.report import configs_of, finish, read_report
@@ -150,16 +150,6 @@ def test_report_card_and_configurations(built):
 
 def make_plan_like(folder: Path) -> BuildPlan:
     return BuildPlan.from_json(json.loads((folder / ".build" / "plan.json").read_text())["plan"])
-
-
-def test_flac_keeps_sixteen_bits():
-    import io
-
-    import soundfile
-
-    wave = np.array([0.0, 0.5, -1.0, 0.99999, 2.0], np.float32)
-    back, _ = soundfile.read(io.BytesIO(flac(wave, 16_000)), dtype="int16")
-    assert back.tolist() == [0, 16384, -32768, 32767, 32767]
 
 
 def test_sound_beyond_full_scale_keeps_its_shape(tmp_path):

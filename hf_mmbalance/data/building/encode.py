@@ -14,6 +14,7 @@ import soundfile
 from PIL import Image
 
 from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions, PlannedClip
+from hf_mmbalance.data.sound import to_sixteen_bits
 from hf_mmbalance.model.media_mmbalance import MediaClip, MediaError, declared_duration, read_audio, read_media
 
 
@@ -92,14 +93,14 @@ def encode_clip(clip: PlannedClip, label_column: str, options: EncodeOptions) ->
         notes = [note for note in notes if not note.startswith("no_audio")]
         duration = len(audio) / options.sampling_rate
     _check_parts(clip, audio, media, duration, options)
-    gain = 1.0 if audio is None else max(1.0, float(np.abs(audio).max()))  # lossy codecs overshoot full scale
+    samples, gain = (None, 1.0) if audio is None else to_sixteen_bits(audio)
     return {
         "id": clip.id,
         **clip.columns,
         label_column: clip.label,
         "audio": None
-        if audio is None
-        else {"bytes": flac(audio / gain, options.sampling_rate), "path": f"{clip.id}.flac"},
+        if samples is None
+        else {"bytes": flac(samples, options.sampling_rate), "path": f"{clip.id}.flac"},
         "audio_gain": gain,
         "frames": None
         if media.frames is None
@@ -163,10 +164,9 @@ def _check_parts(
         raise MediaError("too_short", f"{clip.source}: {duration:.2f} s, the least is {options.min_seconds:g} s")
 
 
-def flac(wave: np.ndarray, rate: int) -> bytes:
-    """16-bit FLAC; samples beyond full scale are clipped."""
+def flac(samples: np.ndarray, rate: int) -> bytes:
+    """FLAC of int16 samples."""
     out = io.BytesIO()
-    samples = np.clip(np.rint(wave * 32768.0), -32768, 32767).astype(np.int16)
     soundfile.write(out, samples, rate, format="FLAC", subtype="PCM_16")
     return out.getvalue()
 
