@@ -8,8 +8,10 @@ import sys
 
 EPILOG = """examples:
   mmbalance train --config configs/grid_digits.yaml --data_dir GRID    the same as train.py
+  mmbalance predict clip.mp4 --model user/name                         what is in it, by sound and by picture
   mmbalance decide outputs/grid-.../decisions.parquet                  the whole ladder of allocations, judged
   mmbalance diagnose outputs/grid-... --report lean.html               where a model leans, and why
+  mmbalance push outputs/grid-... user/name                            the model with its card to the Hub
 """
 
 
@@ -33,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of every verb."""
     import hf_mmbalance
     from hf_mmbalance.decision.cli import add_decide, add_diagnose
+    from hf_mmbalance.hub.cli import add_card, add_predict, add_push
 
     parser = argparse.ArgumentParser(
         prog="mmbalance",
@@ -43,8 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=hf_mmbalance.__version__)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
     verbs.add_parser("train", help="train a model (as train.py; mmbalance train --help shows its options)")
+    add_predict(verbs)
     add_decide(verbs)
     add_diagnose(verbs)
+    add_card(verbs)
+    add_push(verbs)
     return parser
 
 

@@ -9,7 +9,10 @@ from typing import Any
 _NAMES = {
     "HubError": "errors",
     "explained": "errors",
+    "load_classifier": "predict",
     "push_folder": "commit",
+    "push_model": "model_push",
+    "push_saved": "model_push",
     "without_tokens": "errors",
 }
 

@@ -98,6 +98,9 @@ class MMBalanceTrainingArguments(TrainingArguments):
     learning_rate: float = _help("Learning rate of towers and heads.", 1e-4)
     allocation_learning_rate: float = _help("Learning rate of what learns from calibration clips.", 0.01)
     calibration_per_step: int | None = _help("Calibration clips a global batch. Default: their share of the clips.")
+    save_features: bool = _help(
+        "Put the towers' features into decisions.parquet, for the geometry that diagnose shows.", False
+    )
     early_stopping_patience: int | None = _help("Stop after that many validations without improvement.")
     eval_strategy: str = _help("When to read the validation split.", "epoch")
     save_strategy: str = _help("When to save a checkpoint.", "epoch")
@@ -116,6 +119,9 @@ class MMBalanceTrainingArguments(TrainingArguments):
     seed: int = _help("Seed of weights, order, dropout and augmentation.", 0)
 
     def __post_init__(self) -> None:
+        if self.hub_token is not None:
+            # Trainer pickles its arguments into every checkpoint, and a command line is seen by all on a machine.
+            raise ValueError("hub_token is not taken: log in with `hf auth login`, or set HF_TOKEN")
         if self.greater_is_better is None:
             self.greater_is_better = "accuracy" in (self.metric_for_best_model or "")
         super().__post_init__()
@@ -141,6 +147,7 @@ class RunArguments:
     source: Any
     model: ModelArguments
     training: MMBalanceTrainingArguments
+    argv: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with what `results.json` keeps of a run's configuration."""
@@ -166,6 +173,7 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
         SystemExit: for an unknown option or `--help`, by argparse.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    given = list(argv)
     config_file, argv = _take(argv, "--config")
     settings = {} if config_file is None else read_config(config_file)
     dataset = _peek(argv, "--dataset") or settings.get("dataset") or "synthetic"
@@ -190,7 +198,7 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     check_joined(training.world_size)
     options = dataclasses.asdict(source)
     options["seed"] = options.pop("clip_seed")
-    return RunArguments(data, options_class(dataset)(**options), model, training)
+    return RunArguments(data, options_class(dataset)(**options), model, training, given)
 
 
 # A tower is named or configured, or comes with a trained model: what the command line says of it takes the place of

@@ -8,6 +8,7 @@ import sys
 from huggingface_hub.errors import StrictDataclassError
 
 from hf_mmbalance._environment import check_torchaudio
+from hf_mmbalance.hub.errors import HubError
 
 
 def train(argv: list[str] | None = None) -> int:
@@ -18,7 +19,7 @@ def train(argv: list[str] | None = None) -> int:
         from hf_mmbalance.training.run import main
 
         main(argv)
-    except (ValueError, ImportError, OSError, StrictDataclassError) as error:
+    except (ValueError, ImportError, OSError, StrictDataclassError, HubError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

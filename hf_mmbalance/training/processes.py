@@ -13,6 +13,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
+from hf_mmbalance.hub.errors import HubError
+
 
 Answer = TypeVar("Answer")
 LOCK = ".lock"
@@ -47,7 +49,7 @@ def check_joined(world_size: int) -> None:
 
 
 def answered_by_main(question: Callable[[], Answer]) -> Answer:
-    """Ask the main process alone, and give its answer, or its `ValueError`, to every process.
+    """Ask the main process alone, and give its answer, or its error, to every process.
 
     What is read from disk while other processes may write there must not be asked twice.
     """
@@ -55,7 +57,7 @@ def answered_by_main(question: Callable[[], Answer]) -> Answer:
     if PartialState().is_main_process:
         try:
             answer[0] = question()
-        except ValueError as error:
+        except (ValueError, HubError) as error:
             answer[1] = error
     if PartialState().num_processes > 1:
         answer = broadcast_object_list(answer)

@@ -21,10 +21,14 @@ import hf_mmbalance
 from hf_mmbalance.data import load_clips
 from hf_mmbalance.data.clips import ClipSplits
 from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.hub.errors import HubError
+from hf_mmbalance.hub.model_card import pinned_revision, write_card
+from hf_mmbalance.hub.model_push import prepare_repo
 from hf_mmbalance.metrics import measures
-from hf_mmbalance.training.arguments import RunArguments, parse_arguments
+from hf_mmbalance.training.arguments import MMBalanceTrainingArguments, RunArguments, parse_arguments
 from hf_mmbalance.training.build import build_model_and_processor, spec_augment
 from hf_mmbalance.training.processes import LOCK, answered_by_main, only_run_in
+from hf_mmbalance.training.provenance import provenance
 from hf_mmbalance.training.results import mean_weights, render_rows, render_weights, rows_of
 from hf_mmbalance.training.trainer import MMBalanceTrainer, check_classes, uniform_sum
 
@@ -52,6 +56,8 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     """Load clips, build, train, read validation and test once, write everything into the output folder."""
     training = arguments.training
     checkpoint = settle_output_dir(arguments)
+    if training.push_to_hub:
+        training.hub_model_id = answered_by_main(lambda: _open_repo(training))  # before hours of training, not after
     set_seed(training.seed)
     with PartialState().local_main_process_first():
         clips = load_clips(arguments.data.dataset, **dataclasses.asdict(arguments.source))
@@ -60,6 +66,7 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     model, processor = build_model_and_processor(arguments.model, clips, seed=training.seed)
     settle_threads(model)
     if training.process_index == 0:
+        origin = provenance(arguments, clips)
         _announce(clips, model)
     callbacks = []
     if training.early_stopping_patience is not None:
@@ -70,13 +77,38 @@ def run(arguments: RunArguments) -> dict[str, Any]:
         trainer.train(resume_from_checkpoint=checkpoint)
         if trainer.measures_capability:
             trainer.measure_capability()  # of the weights that are kept, which need not be an epoch's last
-        trainer.save_model()
+        trainer.save_model(_internal_call=True)  # which does not push: there is no card yet
     results, table = conclude(trainer, clips, arguments)
     if trainer.is_world_process_zero():
+        results["provenance"] = origin
         write_outputs(Path(str(training.output_dir)), results, table)
         logger.warning("%s", render(results, clips))
         logger.warning("everything is in %s", training.output_dir)
+        if training.push_to_hub:
+            _push(trainer, Path(str(training.output_dir)), str(training.hub_model_id))
     return results
+
+
+def _open_repo(training: MMBalanceTrainingArguments) -> str:
+    name = training.hub_model_id or Path(str(training.output_dir)).absolute().name
+    return prepare_repo(name, private=training.hub_private_repo)
+
+
+def _push(trainer: MMBalanceTrainer, folder: Path, repo_id: str) -> None:
+    """Push the finished run with its card.
+
+    Raises:
+        HubError: the run is whole in its folder all the same, and the message says how to push it from there.
+    """
+    write_card(folder, repo_id)
+    try:
+        commit = trainer.push_to_hub()
+    except HubError as error:
+        raise HubError(
+            f"{error}\nThe run is whole in {folder}: `mmbalance push {folder} {repo_id}` pushes it."
+        ) from error
+    assert commit is not None  # this is the main process
+    logger.warning("pushed to %s, revision %s", commit.repo_url.url, pinned_revision(folder))
 
 
 def settle_threads(model: torch.nn.Module) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,11 +13,17 @@ from transformers import Trainer, TrainerCallback
 
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits
 from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.hub.model_push import prepare_repo, push_saved
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.training.arguments import MMBalanceTrainingArguments
 from hf_mmbalance.training.batches import ClipCollator, MixedBatches, SpecAugment, TrainingClips
+from hf_mmbalance.training.pushing import CheckpointPushes
+
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
 
 
 class MeasureCapability(TrainerCallback):
@@ -58,6 +65,7 @@ class MMBalanceTrainer(Trainer):
     train_dataset: TrainingClips
     eval_dataset: ClipDataset
     model: MMBalanceForAudioVisualClassification
+    hub_model_id: Any
 
     def __init__(
         self,
@@ -198,11 +206,24 @@ class MMBalanceTrainer(Trainer):
             logits=modality_logits,
             classes=list(clips.classes),
             modalities=list(self.model.config.modalities),
-            features={},
+            features=self._features(outputs),
             references={"fused": outputs["logits"].astype(np.float64)},
             kind="logits",
         )
         return outputs, table
+
+    def _feature_names(self) -> list[str]:
+        return [f"features.{modality}" for modality in self.model.config.modalities]
+
+    def _features(self, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the towers made of each clip, where it was asked for; NaN where the modality is missing."""
+        if not self.args.save_features:
+            return {}
+        present = outputs["modality_mask"].T != 0
+        return {
+            name.removeprefix("features."): np.where(there[:, None], outputs[name], np.nan)
+            for name, there in zip(self._feature_names(), present, strict=True)
+        }
 
     @property
     def measures_capability(self) -> bool:
@@ -227,6 +248,8 @@ class MMBalanceTrainer(Trainer):
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = model(**batch)
             kept = {name: outputs[name] for name in OUTPUTS if outputs.get(name) is not None}
+            if self.args.save_features:
+                kept |= dict(zip(self._feature_names(), outputs["modality_features"], strict=True))
             for name, values in self.accelerator.gather({"clip_index": index, **kept}).items():
                 values = values.detach().cpu()
                 parts.setdefault(name, []).append(values.float() if values.is_floating_point() else values)
@@ -239,6 +262,39 @@ class MMBalanceTrainer(Trainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             self.processor.save_pretrained(output_dir if output_dir is not None else self.args.output_dir)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository, in the main process; from there on it is pushed by this package (one commit a time)."""
+        if self.is_world_process_zero():
+            name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
+            private = self.args.hub_private_repo if private is None else private
+            self.hub_model_id = prepare_repo(name, private=private, token=token)
+            self.checkpoint_pushes = CheckpointPushes(self.hub_model_id, self.args)
+
+    def push_to_hub(  # type: ignore[override]  # no model card of Trainer's
+        self, commit_message: str = "Upload trained model", **kwargs: Any
+    ) -> CommitInfo | None:
+        """Push what is in the output folder, with its card, in one commit; from the main process only."""
+        if self.hub_model_id is None:
+            self.init_hf_repo()
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        return push_saved(
+            Path(str(self.args.output_dir)),
+            self.hub_model_id,
+            message=commit_message,
+            private=self.args.hub_private_repo,
+            revision=kwargs.get("revision") or self.args.hub_revision,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero():
+            self.checkpoint_pushes.add(Path(checkpoint_folder), f"Training in progress, step {self.state.global_step}")
+
+    def _finish_current_push(self) -> None:
+        if self.args.push_to_hub and self.is_world_process_zero():
+            self.checkpoint_pushes.finish()
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

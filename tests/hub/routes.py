@@ -111,7 +111,7 @@ def _front_matter(hub: HubServer, commit: Commit) -> dict[str, Any]:
         if scalar := re.match(r"([\w-]+):\s*(.*)$", line):
             key, value = scalar[1], scalar[2].strip().strip("\"'")
             found[key] = value or []
-        elif (item := re.match(r"\s*- ([^:{]+)$", line)) and isinstance(found.get(key), list):
+        elif (item := re.match(r" {0,2}- ([^:{]+)$", line)) and isinstance(found.get(key), list):
             found[key].append(item[1].strip().strip("\"'"))
     return found
 
@@ -183,6 +183,12 @@ def revision_info(hub: HubServer, request: Request, kind: str, repo_id: str, rev
 @route("GET", "/api/{kind}/{repo_id}/auth-check")
 def auth_check(hub: HubServer, request: Request, kind: str, repo_id: str) -> Answer:
     readable(hub, request, kind, repo_id)
+    return Answer.json({})
+
+
+@route("GET", "/api/{kind}/{repo_id}/auth-check/write")
+def auth_check_write(hub: HubServer, request: Request, kind: str, repo_id: str) -> Answer:
+    writable(hub, request, kind, repo_id)
     return Answer.json({})
 
 

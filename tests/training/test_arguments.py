@@ -172,9 +172,13 @@ def test_one_process_trains_on_one_gpu_whatever_there_is(monkeypatch):
 
 
 def test_a_run_knows_its_arguments_but_no_token(tmp_path):
-    run = parse("--hub_token", "hf_secret", "--classes", "4", "--output_dir", str(tmp_path))
+    with pytest.raises(ValueError, match="hub_token is not taken: log in with `hf auth login`, or set HF_TOKEN") as no:
+        parse("--hub_token", "hf_secret", "--classes", "4", "--output_dir", str(tmp_path))
+    assert "hf_secret" not in str(no.value)
+    run = parse("--classes", "4", "--output_dir", str(tmp_path))
     kept = run.to_dict()
-    assert "hf_secret" not in json.dumps(kept, default=str) and "hub_token" not in kept
+    assert "hub_token" not in kept
+    assert run.argv == ["--classes", "4", "--output_dir", str(tmp_path)]
     assert kept["dataset"] == "synthetic" and kept["classes"] == 4 and kept["fusion"] == "adaptive"
     assert kept["learning_rate"] == SYNTHETIC["learning_rate"] and kept["allocation_learning_rate"] == 0.02
 

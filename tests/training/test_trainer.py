@@ -57,7 +57,9 @@ def test_results_have_the_promised_form(run):
     results = json.loads((folder / "results.json").read_text())
     promised = ["dataset", "n", "classes", "modalities", "bayes_accuracy", "ci_unit", "rows", "weights"]
     assert list(results)[:8] == promised
-    assert set(results) - set(promised) == {"n_per_split", "fusion", "best_checkpoint", "arguments", "versions"}
+    assert set(results) - set(promised) == {
+        *("n_per_split", "fusion", "best_checkpoint", "arguments", "versions", "provenance")
+    }
     assert (results["dataset"], results["n"], results["ci_unit"]) == ("synthetic", 15, "group")
     assert results["classes"] == ["class0", "class1", "class2"] and results["modalities"] == ["audio", "vision"]
     assert results["bayes_accuracy"] == pytest.approx(clips_of().bayes.accuracy)

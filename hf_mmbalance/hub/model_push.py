@@ -1,0 +1,174 @@
+"""Models to the Hub: weights, configs, code, pipeline, card and what a run measured, in one commit that gets a tag."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_mmbalance.hub.commit import push_folder
+from hf_mmbalance.hub.errors import HubError, explained
+from hf_mmbalance.hub.model_card import (
+    CARD,
+    DIAGNOSIS,
+    NUMBERS,
+    PICTURE,
+    RESULTS,
+    TABLE,
+    pinned_revision,
+    plain_card,
+    write_card,
+)
+
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+    from transformers import PreTrainedModel, ProcessorMixin
+
+logger = logging.getLogger(__name__)
+
+#: What makes a saved model: weights (or shards and their index), configs, code.
+MODEL_FILES = ("model*.safetensors", "model.safetensors.index.json", "config.json", "processor_config.json", "*.py")
+RUN_FILES = (*MODEL_FILES, CARD, RESULTS, TABLE, PICTURE, DIAGNOSIS, NUMBERS)
+#: Shards of an earlier push that this one has no more.
+STALE = ("model*.safetensors", "model.safetensors.index.json")
+#: Of a run's folder: the checkpoints on the way have their own weights and optimizer states.
+NOT_THE_MODEL = ("checkpoint-*/*", ".push-*/*")
+
+
+def push_model(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    repo_id: str,
+    *,
+    message: str = "Upload model",
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> CommitInfo:
+    """Push a model and its processor with code, pipeline and a card in one commit, and tag it.
+
+    Args:
+        model: An `MMBalanceForAudioVisualClassification`.
+        processor: Its `MMBalanceProcessor`.
+        repo_id: `user/name`, or `name` for your own.
+        message: Title of the commit.
+        private: Make a new repository private (True) or public (False); None leaves it to the account's default.
+        revision: Branch, default `main`.
+        token: Access token; None takes the one of `hf auth login` or `HF_TOKEN`.
+
+    Returns:
+        The commit.
+
+    Raises:
+        HubError: the client's error and one sentence on what to do.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return push_saved(folder, repo_id, message=message, private=private, revision=revision, token=token)
+
+
+def push_saved(
+    folder: Path,
+    repo_id: str,
+    *,
+    message: str = "Upload trained model",
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> CommitInfo:
+    """Push a saved model: the output folder of a run with results, decision table and diagnosis, or any other; tag it.
+
+    A card that is there is pushed as it is; otherwise it is written first. All else as in `push_model`.
+
+    Raises:
+        HubError: also for a folder that holds no saved model.
+    """
+    _check_saved(folder)
+    repo_id = prepare_repo(repo_id, private=private, token=token)
+    if not (folder / CARD).is_file():
+        if (folder / RESULTS).is_file():
+            write_card(folder, repo_id)
+        else:
+            (folder / CARD).write_text(plain_card(folder, repo_id), encoding="utf-8")
+    elif repo_id not in (folder / CARD).read_text(encoding="utf-8"):
+        logger.warning("%s does not name %s: `mmbalance card` writes it anew", folder / CARD, repo_id)
+    return _push_and_tag(folder, repo_id, message, private, revision, token)
+
+
+def _check_saved(folder: Path) -> None:
+    missing = [
+        name for name in ("model*.safetensors", "config.json", "processor_config.json") if not any(folder.glob(name))
+    ]
+    if missing:
+        raise HubError(
+            f"{folder} holds no {missing[0]}; name the output folder of a finished training run, or any"
+            " other with a saved model and processor"
+        )
+
+
+def prepare_repo(repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
+    """Make the repository if it is missing, and make sure that we may write to it: before training, not after.
+
+    Returns:
+        Its full name.
+
+    Raises:
+        HubError: no token, no right to write, a name that cannot be.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token, library_name="hf_mmbalance")
+    with explained(f"pushing to model {repo_id}"):
+        repo: str = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        api.auth_check(repo, write=True)
+    return repo
+
+
+def push_checkpoint(
+    folder: Path, repo_id: str, *, message: str, revision: str | None = None, token: str | bool | None = None
+) -> CommitInfo:
+    """Push the model in a checkpoint that training wrote; its optimizer state, a pickle, stays where it is."""
+    inside = tuple(f"{part}/{name}" for part in ("checkpoint-*", "last-checkpoint") for name in CHECKPOINT_FILES)
+    return push_folder(
+        folder, repo_id, message=message, allow_patterns=[*MODEL_FILES, *inside], revision=revision, token=token
+    )
+
+
+CHECKPOINT_FILES = (*MODEL_FILES, "trainer_state.json")
+
+
+def _push_and_tag(
+    folder: Path,
+    repo_id: str,
+    message: str,
+    private: bool | None,
+    revision: str | None,
+    token: str | bool | None,
+) -> CommitInfo:
+    from huggingface_hub import HfApi
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*about to commit a data file")  # the decision table belongs here
+        commit = push_folder(
+            folder,
+            repo_id,
+            message=message,
+            allow_patterns=RUN_FILES,
+            ignore_patterns=NOT_THE_MODEL,
+            delete_patterns=STALE,
+            private=private,
+            revision=revision,
+            token=token,
+        )
+    tag = pinned_revision(folder)
+    with explained(f"tagging {repo_id}"):
+        HfApi(token=token, library_name="hf_mmbalance").create_tag(
+            repo_id, tag=tag, revision=commit.oid, exist_ok=True
+        )
+    logger.info("%s: revision %s", repo_id, tag)
+    return commit

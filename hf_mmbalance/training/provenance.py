@@ -1,0 +1,127 @@
+"""Where a trained model comes from: data and their revision, backbones, code, and the command that made it."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+import hf_mmbalance
+from hf_mmbalance.data.clips import ClipSplits
+from hf_mmbalance.data.hub import HubOptions
+from hf_mmbalance.hub.errors import HubError, explained, without_tokens
+from hf_mmbalance.training.arguments import RunArguments
+
+
+logger = logging.get_logger(__name__)
+
+
+def provenance(arguments: RunArguments, clips: ClipSplits) -> dict[str, Any]:
+    """Everything a model card says of a run's origin, as plain values."""
+    return {
+        "data": data_source(arguments, clips),
+        "base_models": base_models(arguments),
+        "command": command(arguments.argv),
+        "processes": arguments.training.world_size,
+        "code": code_version(),
+    }
+
+
+def data_source(arguments: RunArguments, clips: ClipSplits) -> dict[str, Any]:
+    """Name, revision on the Hub (None for data that are not from there), fingerprint, counts and notes."""
+    name = arguments.data.dataset
+    on_hub = isinstance(arguments.source, HubOptions) and not Path(name).exists()
+    return {
+        "name": name if on_hub else Path(clips.name).name,
+        "on_hub": on_hub,
+        "revision": dataset_commit(name, getattr(arguments.source, "revision", None)) if on_hub else None,
+        "fingerprint": fingerprint(clips),
+        "splits": {
+            split: {"clips": len(part), "groups": len(set(part.groups))} for split, part in clips.splits.items()
+        },
+        "notes": list(clips.notes),
+    }
+
+
+def dataset_commit(name: str, revision: str | None) -> str | None:
+    """Commit that a branch or tag of a data set on the Hub stands at; None, with a warning, where it does not say."""
+    from huggingface_hub import HfApi
+
+    try:
+        with explained(f"asking for the commit of data set {name}"):
+            return HfApi(library_name="hf_mmbalance").dataset_info(name, revision=revision).sha
+    except HubError as error:  # e.g. loaded from a cache, offline
+        logger.warning("results and card will not say which commit of the data was used: %s", error)
+        return None
+
+
+def fingerprint(clips: ClipSplits) -> str:
+    """The same for the same clips, labels and splits: a short hash of their ids, split by split."""
+    digest = hashlib.sha256()
+    for split, part in clips.splits.items():
+        digest.update(f"{split}\0{part.classes}\0".encode())
+        for clip in zip(part.ids, part.groups, part.labels, strict=True):
+            digest.update(f"{clip}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def base_models(arguments: RunArguments) -> list[dict[str, str | None]]:
+    """Pretrained towers (or the trained model gone on from) and the commit of those from the Hub."""
+    from hf_mmbalance.model.backbones_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
+
+    model = arguments.model
+    if model.model_name_or_path is not None:
+        return [_base("whole", model.model_name_or_path, None)]
+    found = []
+    for modality, default in (("audio", DEFAULT_AUDIO), ("vision", DEFAULT_VISION)):
+        if getattr(model, f"{modality}_config") is None:
+            name = getattr(model, f"{modality}_model") or default
+            found.append(_base(modality, name, getattr(model, f"{modality}_revision")))
+    return found
+
+
+def _base(modality: str, name: str, revision: str | None) -> dict[str, str | None]:
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    commit = None
+    if not Path(name).exists():
+        # It has just been loaded: the cache knows, and nothing is asked of the Hub.
+        file = cached_file(
+            name,
+            "config.json",
+            revision=revision or "main",
+            local_files_only=True,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        commit = extract_commit_hash(file, None)
+    return {"modality": modality, "name": name, "revision": commit}
+
+
+def command(argv: list[str]) -> str:
+    """The command as it can be given again; a token in it is cut out."""
+    start = ["mmbalance", "train"] if Path(sys.argv[0]).name == "mmbalance" else ["accelerate", "launch", "train.py"]
+    return without_tokens(shlex.join([*start, *argv]))
+
+
+def code_version() -> str:
+    """Version of this package and, from a checkout, its commit."""
+    version = f"hf_mmbalance {hf_mmbalance.__version__}"
+    root = Path(hf_mmbalance.__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return version
+    try:
+        commit, changed = (
+            subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=30, check=True
+            ).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return version
+    return f"{version}, commit {commit}" + (", with changes that were not committed" if changed else "")

@@ -1,0 +1,79 @@
+"""Pushes of a run that is being trained: checkpoints in the background, the finished model at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import logging
+
+from hf_mmbalance.hub.errors import HubError
+from hf_mmbalance.hub.model_push import CHECKPOINT_FILES, MODEL_FILES, push_checkpoint
+from hf_mmbalance.training.arguments import MMBalanceTrainingArguments
+
+
+logger = logging.get_logger(__name__)
+
+
+class CheckpointPushes:
+    """Checkpoints of one run on their way to the Hub, one after the other, beside training.
+
+    A push that fails is warned of and does not stop training; what it missed comes with the next one.
+
+    Args:
+        repo_id: Repository, which must exist.
+        args: `hub_strategy` says what is pushed: with `every_save` and `checkpoint` each checkpoint's model to the
+            top of the repository, with `checkpoint` also to `last-checkpoint/`, with `all_checkpoints` also to
+            `checkpoint-N/`, with `end` nothing.
+    """
+
+    def __init__(self, repo_id: str, args: MMBalanceTrainingArguments):
+        self.repo_id, self.args = repo_id, args
+        self.strategy = HubStrategy(args.hub_strategy)
+        self._running: Future[None] | None = None
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="hub-push")
+
+    def add(self, checkpoint: Path, message: str) -> None:
+        """Push a checkpoint; passed over while the last push is still running, unless `hub_always_push`."""
+        if self.strategy == HubStrategy.END:
+            return
+        if self._running is not None and not self._running.done() and not self.args.hub_always_push:
+            logger.warning("%s is not pushed: the push before it is still running", checkpoint.name)
+            return
+        # What is to be pushed is held fast: training may delete the checkpoint meanwhile.
+        staged = Path(tempfile.mkdtemp(prefix=".push-", dir=checkpoint.parent))
+        _link_files(checkpoint, staged, MODEL_FILES)
+        subfolder = {
+            HubStrategy.CHECKPOINT: "last-checkpoint",
+            HubStrategy.ALL_CHECKPOINTS: checkpoint.name,
+        }.get(self.strategy)
+        if subfolder is not None:
+            (staged / subfolder).mkdir()
+            _link_files(checkpoint, staged / subfolder, CHECKPOINT_FILES)
+        self._running = self._worker.submit(self._push, staged, message)
+
+    def finish(self) -> None:
+        """Wait for pushes that are running."""
+        if self._running is not None:
+            self._running.result()
+
+    def _push(self, staged: Path, message: str) -> None:
+        try:
+            push_checkpoint(staged, self.repo_id, message=message, revision=self.args.hub_revision)
+        except (HubError, OSError) as error:
+            logger.warning("a checkpoint was not pushed, training goes on: %s", error)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+
+def _link_files(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
+    for pattern in patterns:
+        for file in source.glob(pattern):
+            try:
+                os.link(file, target / file.name)
+            except OSError:  # a file system without links
+                shutil.copy2(file, target / file.name)
