@@ -43,7 +43,8 @@ HEADS = sorted(name for name in FUSION_HEADS if ":" not in name)
 def run(tmp_path_factory):
     """A run whose best epoch is not its last: with this rate the towers over-fit 24 clips at once."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    results = tiny_run(folder, "--num_train_epochs", "4", "--learning_rate", "3e-2", "--save_total_limit", "4")
+    results = tiny_run(folder, "--num_train_epochs", "4", "--learning_rate", "3e-2", "--save_total_limit", "4",
+                       "--save_features", "true")  # fmt: skip
     return folder, results
 
 
@@ -107,6 +108,8 @@ def test_the_decision_table_holds_the_models_logits(run):
             )
         np.testing.assert_allclose(part.logits, out.modality_logits.numpy(), atol=1e-4)
         np.testing.assert_allclose(part.references["fused"], out.logits.numpy(), atol=1e-4)
+        for modality, features in zip(table.modalities, out.modality_features, strict=True):
+            np.testing.assert_allclose(part.features[modality], features.numpy(), atol=1e-4)
         if name == "test":
             expected = out.modality_weights.mean(0).numpy()
             np.testing.assert_allclose(list(results["weights"].values()), expected, atol=1e-4)
