@@ -205,7 +205,7 @@ class ClipReader:
             frames = [_source(frame) if _is_file(frame) else frame for frame in frames]
         elif _is_file(frames):
             frames = _source(frames)
-        return as_frames([frames])[0]
+        return as_frames([frames], self.max_pixels)[0]
 
     def _starts(self, duration: float) -> list[float]:
         """Starts of the windows: every stride, and one that ends where the clip ends."""

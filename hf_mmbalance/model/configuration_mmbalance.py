@@ -1,5 +1,6 @@
 """Configuration of the audio-visual classifier: two backbone configs, a pooling of frames and a fusion head."""
 
+import re
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -9,6 +10,8 @@ from transformers.configuration_utils import SubConfigSpec
 
 FRAME_POOLINGS = ("mean", "temporal")
 UNIMODAL_HEADS = ("linear", "cosine")
+FORMAT_VERSION = 1  # counts changes after which older code would misread a saved model
+FUSION_NAME = re.compile(r"[\w-]+(:[A-Za-z_]\w*)?")  # a file beside the model has no path: it could leave the folder
 
 
 @strict
@@ -59,6 +62,8 @@ class MMBalanceConfig(PreTrainedConfig):
             Weight of each class in all losses; their mean over the training clips should be 1.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of new linear weights.
+        format_version (`int`, *optional*, defaults to 1):
+            Version of the format that the model was saved in; a newer one than this code's is refused.
 
     Raises:
         `StrictDataclassError`: a field of the wrong type, or a value that the field's description does not allow.
@@ -109,11 +114,20 @@ class MMBalanceConfig(PreTrainedConfig):
     label_smoothing: float | int = 0.0
     class_weights: list[float | int] | None = None
     initializer_range: float | int = 0.02
+    format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.modalities = list(self.modalities)
         self.modality_dropout = list(self.modality_dropout)
         super().__post_init__(**kwargs)
+
+    def validate_format(self) -> None:
+        """A model saved by newer code may mean something else by the same fields."""
+        if self.format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"format_version={self.format_version}: the model was saved by a newer hf_mmbalance than this one,"
+                f" which knows {FORMAT_VERSION}: pip install -U hf_mmbalance"
+            )
 
     def validate_modalities(self) -> None:
         """Names and rates must fit the two towers."""
@@ -126,6 +140,11 @@ class MMBalanceConfig(PreTrainedConfig):
 
     def validate_choices(self) -> None:
         """Named choices must exist, rates and sizes must make sense."""
+        if not FUSION_NAME.fullmatch(self.fusion):
+            raise ValueError(
+                f"fusion={self.fusion!r} is no name: give a registered one, or 'file:ClassName' of a file beside the"
+                " model, without its folder and '.py'"
+            )
         if self.frame_pooling not in FRAME_POOLINGS:
             raise ValueError(f"frame_pooling={self.frame_pooling!r} is unknown: choose one of {FRAME_POOLINGS}")
         if self.unimodal_head not in UNIMODAL_HEADS:

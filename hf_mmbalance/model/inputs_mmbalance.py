@@ -3,6 +3,7 @@
 import io
 import numbers
 import os
+import warnings
 from fractions import Fraction
 from typing import Any
 
@@ -21,6 +22,7 @@ except ImportError:
     Image = None  # type: ignore[assignment]
 
 FileLike = (str, os.PathLike, bytes)
+MAX_PIXELS = 7680 * 4320
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
 # torchaudio's filter bank grows with the terms of the ratio of rates: 44101 to 16000 Hz would take gigabytes. So the
 # ratio is rounded to this denominator, by less than 4 parts in 100,000.
@@ -120,16 +122,18 @@ def resample(wave: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
     return torchaudio.functional.resample(tensor, ratio.numerator, ratio.denominator).numpy()
 
 
-def as_frames(frames: Any) -> list[list[np.ndarray]]:
+def as_frames(frames: Any, max_pixels: int = MAX_PIXELS) -> list[list[np.ndarray]]:
     """One list of RGB frames `(H, W, 3)` a clip, uint8; an empty list where a clip has no frames (None).
 
     Args:
         frames: One clip or a list of clips. A clip is an array or tensor `(T, H, W, 3)` or `(T, 3, H, W)`, a list of
             frames, one frame, or None. A frame is an array `(H, W, 3)`, `(3, H, W)` or `(H, W)` of integers up to 255,
             or of floats up to 1 or up to 255; a PIL image, a path or bytes.
+        max_pixels: Largest image file, against files that decode to much more than they weigh.
 
     Raises:
-        ValueError: for a clip with zero frames, something that is no frame, or no clip at all.
+        ValueError: for a clip with zero frames, something that is no frame, an image over `max_pixels`, or no clip at
+            all.
     """
     clips = list(frames) if _is_batch_of_frames(frames) else [frames]
     if not clips:
@@ -144,7 +148,7 @@ def as_frames(frames: Any) -> list[list[np.ndarray]]:
             clip = clip if getattr(clip, "ndim", 0) == 4 else [clip]
         if len(clip) == 0:
             raise ValueError(f"{name}: zero frames; leave the frames out (None) if the clip has none")
-        out.append([_frame(frame, f"frame {number} of clip {index}") for number, frame in enumerate(clip)])
+        out.append([_frame(frame, f"frame {number} of clip {index}", max_pixels) for number, frame in enumerate(clip)])
     return out
 
 
@@ -156,9 +160,9 @@ def _is_batch_of_frames(frames: Any) -> bool:
     )
 
 
-def _frame(frame: Any, name: str) -> np.ndarray:
+def _frame(frame: Any, name: str, max_pixels: int) -> np.ndarray:
     if isinstance(frame, FileLike):
-        frame = _open_image(frame, name)
+        frame = _open_image(frame, name, max_pixels)
     if Image is not None and isinstance(frame, Image.Image):
         frame = np.asarray(frame.convert("RGB"))
     frame = _to_numpy(frame)
@@ -178,15 +182,23 @@ def _frame(frame: Any, name: str) -> np.ndarray:
     return np.round(frame.astype(np.float32) * (255.0 / top)).astype(np.uint8)
 
 
-def _open_image(source: str | os.PathLike | bytes, name: str) -> Any:
+def _open_image(source: str | os.PathLike | bytes, name: str, max_pixels: int) -> Any:
     if Image is None:
         raise ImportError("reading image files needs Pillow: pip install pillow")
+    label = name if isinstance(source, bytes) else str(source)
     try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        if image.width * image.height > max_pixels:
+            raise ValueError(
+                f"{label} has {image.width} x {image.height} pixels, over max_pixels={max_pixels}; raise it"
+            )
         image.load()
         return image
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{label} is too large an image: {error} Raise PIL.Image.MAX_IMAGE_PIXELS.") from error
     except (OSError, SyntaxError) as error:
-        label = name if isinstance(source, bytes) else str(source)
         raise ValueError(f"{label} cannot be read as an image: {error}") from error
 
 

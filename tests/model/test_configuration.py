@@ -83,3 +83,23 @@ WRONG = [
 def test_senseless_values_are_refused(options, message):
     with pytest.raises(StrictDataclassError, match=message):
         tiny_config(**options)
+
+
+def test_a_model_of_newer_code_is_refused_and_the_format_is_saved(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["format_version"] == 1
+    (tmp_path / "config.json").write_text(json.dumps({**saved, "format_version": 2}))
+    with pytest.raises(StrictDataclassError, match="saved by a newer hf_mmbalance than this one, which knows 1: pip"):
+        MMBalanceConfig.from_pretrained(tmp_path)
+    del saved["format_version"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert MMBalanceConfig.from_pretrained(tmp_path).format_version == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil:Head", "/tmp/evil:Head", "sub/evil:Head", "evil.py:Head", "a:b:c", "a:../b", ""]
+)
+def test_the_file_of_a_fusion_head_cannot_lie_elsewhere(name):
+    with pytest.raises(StrictDataclassError, match="is no name: give a registered one, or 'file:ClassName'"):
+        tiny_config(fusion=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import io
 import json
 import math
 import threading
@@ -368,6 +369,12 @@ def test_absurd_lengths_are_refused_until_the_limit_is_raised(classify, folder):
     with pytest.raises(MediaError, match="max_pixels"):
         classify(path, max_pixels=100)
     assert classify(path, max_seconds=0.81)
+    bomb = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(bomb, "PNG")  # 81 million pixels in some thousand bytes
+    assert len(bomb.getvalue()) < 20_000
+    with pytest.raises(ValueError, match="9000 x 9000 pixels, over max_pixels=33177600; raise it"):
+        classify({"frames": [bomb.getvalue()]})
+    assert classify({"frames": [bomb.getvalue()]}, max_pixels=90_000_000)
     with pytest.raises(MediaError) as error:
         classify(str(folder / "sound.wav"), modalities="vision")
     assert error.value.reason == "no_video"
