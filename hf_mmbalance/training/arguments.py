@@ -183,6 +183,7 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     parts: Any = (DataArguments, _source_part(dataset), ModelArguments, MMBalanceTrainingArguments)
     parser = HfArgumentParser(parts, description=f"Train on clips of {dataset!r}.", allow_abbrev=False)
     known = {f.name for part in parts for f in dataclasses.fields(part) if f.init}
+    settings = _without_foreign(settings, known, dataset)
     for key in settings:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
@@ -210,6 +211,18 @@ OVERRULES = {
     "vision_config": ("vision_model", "vision_revision"),
     "model_name_or_path": ("audio_model", "audio_config", "audio_max_length", "vision_model", "vision_config"),
 }
+
+
+def _without_foreign(settings: dict[str, Any], known: set[str], dataset: str) -> dict[str, Any]:
+    """The settings less what only the file's own dataset has a use for, where the command line names another."""
+    own = settings.get("dataset", dataset)
+    if own == dataset:
+        return settings
+    foreign = {f.name for f in dataclasses.fields(_source_part(own))} - known
+    left_out = [key for key in settings if key in foreign]
+    if left_out:
+        logger.warning("left out for %s: %s of %r", dataset, ", ".join(left_out), own)
+    return {key: value for key, value in settings.items() if key not in foreign}
 
 
 def _overruled(key: str, argv: list[str]) -> bool:

@@ -46,11 +46,14 @@ def test_the_command_line_rules_over_the_file_and_the_file_over_defaults(write):
     assert parse(f"--config={config}").training.learning_rate == 0.5
 
 
-def test_the_file_may_name_the_dataset_and_the_command_line_another(write):
+def test_the_file_may_name_the_dataset_and_the_command_line_another(write, caplog):
     assert parse("--config", write(dataset="grid", label="colour")).source.label == "colour"
     assert parse("--config", write(dataset="grid"), "--dataset", "synthetic").data.dataset == "synthetic"
+    other = parse("--config", write(dataset="grid", label="colour", frames=3), "--dataset", "synthetic")
+    assert (other.data.dataset, other.source.frames) == ("synthetic", 3)
+    assert "left out for synthetic: label of 'grid'" in caplog.text
     with pytest.raises(ValueError, match="unknown key 'label'"):
-        parse("--config", write(dataset="grid", label="colour"), "--dataset", "synthetic")
+        parse("--config", write(dataset="synthetic", label="colour"))
 
 
 def test_without_a_file_synthetic_means_the_built_in_recipe():
@@ -177,7 +180,7 @@ def test_a_run_knows_its_arguments_but_no_token(tmp_path):
     run = parse("--classes", "4", "--output_dir", str(tmp_path))
     kept = run.to_dict()
     assert "hub_token" not in kept
-    assert run.argv[-4:] == ["--classes", "4", "--output_dir", str(tmp_path)]
+    assert run.argv[:4] == ["--classes", "4", "--output_dir", str(tmp_path)]
     assert kept["dataset"] == "synthetic" and kept["classes"] == 4 and kept["fusion"] == "adaptive"
     assert kept["learning_rate"] == SYNTHETIC["learning_rate"] and kept["allocation_learning_rate"] == 0.02
 
