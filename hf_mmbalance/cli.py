@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of every verb."""
     import hf_mmbalance
     from hf_mmbalance.decision.cli import add_decide, add_diagnose
-    from hf_mmbalance.hub.cli import add_card, add_predict, add_push
+    from hf_mmbalance.hub.cli import add_card, add_predict, add_push, add_space
 
     parser = argparse.ArgumentParser(
         prog="mmbalance",
@@ -51,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_diagnose(verbs)
     add_card(verbs)
     add_push(verbs)
+    add_space(verbs)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`mmbalance predict`, `mmbalance card` and `mmbalance push`: trained models from a shell."""
+"""`mmbalance predict`, `card`, `push` and `space`: trained models, metrics and the demo from a shell."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ What is there already is not sent again: the same command goes on with a push th
 
 example:
   mmbalance push outputs/my-run user/name --private
+"""
+SPACE = """Push a metric or the demo as a Space.
+
+example:
+  mmbalance space modality_balance user/modality_balance               then: evaluate.load("user/modality_balance")
+  mmbalance space demo user/my-demo --model user/name --trust_remote_code --examples clips/*.mp4
 """
 
 
@@ -70,6 +76,25 @@ def add_push(subparsers: Any) -> None:
     parser.set_defaults(func=run_push)
 
 
+def add_space(subparsers: Any) -> None:
+    """Add the verb `space`."""
+    from hf_mmbalance.hub.space_push import METRICS
+
+    parser = _verb(subparsers, "space", SPACE)
+    parser.add_argument("what", choices=[*METRICS, "demo"], help="a metric for `evaluate`, or the page of a model")
+    parser.add_argument("repo_id", metavar="USER/NAME", help="Space; made if it is missing")
+    parser.add_argument("--model", metavar="ID", help="demo: repository of the model it shows")
+    parser.add_argument("--model_revision", help="demo: branch, tag or commit (default: the commit main is at now)")
+    parser.add_argument("--trust_remote_code", action="store_true", help="demo: let the Space run the code in the"
+                        " model's repository, which it needs where hf_mmbalance is not installed")  # fmt: skip
+    parser.add_argument("--examples", nargs="+", type=Path, default=[], metavar="CLIP", help="demo: clips to pick from"
+                        " (default: those in the folder examples/ of the model's repository)")  # fmt: skip
+    parser.add_argument("--private", action="store_true", default=None, help="make a new Space private")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to push to (default: main)")
+    parser.add_argument("--json", metavar="FILE", help="write the result as JSON (- for stdout)")
+    parser.set_defaults(func=run_space)
+
+
 def run_predict(arguments: argparse.Namespace) -> int:
     """Run `predict`; returns the exit status (2 if a clip or the model cannot be used)."""
     from hf_mmbalance._environment import check_torchaudio
@@ -97,11 +122,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         if arguments.json != "-":
             print(render_answer(clip, answers[-1]["answer"], classify.model.config.modalities))
     if arguments.json is not None:
-        text = json.dumps(answers, indent=1, ensure_ascii=False)
-        if arguments.json == "-":
-            print(text)
-        else:
-            Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+        _write_json(arguments.json, answers)
     return 2 if any("error" in answer for answer in answers) else 0
 
 
@@ -153,6 +174,44 @@ def run_push(arguments: argparse.Namespace) -> int:
         return 2
     print(f"{commit.repo_url.url}: commit {commit.oid}, revision {pinned_revision(arguments.folder)}")
     return 0
+
+
+def run_space(arguments: argparse.Namespace) -> int:
+    """Run `space`; returns the exit status."""
+    from hf_mmbalance.hub.errors import HubError
+    from hf_mmbalance.hub.space_push import publish_demo, publish_metric
+
+    common = {"private": arguments.private, "revision": arguments.revision}
+    try:
+        if arguments.what != "demo":
+            done = publish_metric(arguments.what, arguments.repo_id, **common)
+        elif arguments.model is None:
+            raise ValueError("the demo needs --model: the repository of the model it shows")
+        else:
+            done = publish_demo(
+                arguments.repo_id,
+                arguments.model,
+                model_revision=arguments.model_revision,
+                trust_remote_code=arguments.trust_remote_code,
+                examples=arguments.examples,
+                **common,
+            )
+    except (HubError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.json != "-":
+        print("\n".join(f"{name:<15} {value}" for name, value in done.items()))
+    if arguments.json is not None:
+        _write_json(arguments.json, done)
+    return 0
+
+
+def _write_json(place: str, result: Any) -> None:
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    if place == "-":
+        print(text)
+    else:
+        Path(place).write_text(text + "\n", encoding="utf-8")
 
 
 def _verb(subparsers: Any, name: str, text: str) -> argparse.ArgumentParser:

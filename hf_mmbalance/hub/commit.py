@@ -49,6 +49,7 @@ def push_folder(
     delete_patterns: Sequence[str] | None = None,
     parent_commit: str | None = None,
     space_sdk: str | None = None,
+    tag: str | None = None,
 ) -> CommitInfo:
     """Push a folder in one commit; the repository and the branch are made where they are missing.
 
@@ -69,6 +70,8 @@ def push_folder(
         delete_patterns: Files of the repository that match one and are not in the folder are deleted.
         parent_commit: Refuse to push if the branch stands at another commit; default: wherever it stands.
         space_sdk: Kind of a new Space, e.g. `gradio`.
+        tag: Name of the content, a revision that snippets can pin; the commit gets it as a tag. One that is there
+            already stays: it names the same content.
 
     Returns:
         The commit; the one that is there already if nothing changed.
@@ -95,6 +98,7 @@ def push_folder(
         token=token,
         parent_commit=parent_commit,
         space_sdk=space_sdk,
+        tag=tag,
     )
 
 
@@ -109,6 +113,7 @@ def push_change(
     token: str | bool | None = None,
     parent_commit: str | None = None,
     space_sdk: str | None = None,
+    tag: str | None = None,
 ) -> CommitInfo:
     """Push in one commit what `change(api, repo_id, head)` finds to do on top of the commit `head`.
 
@@ -134,7 +139,10 @@ def push_change(
             logger.info("%s: %s", repo, f"one commit, {done.oid}" if done.oid != head else "nothing has changed")
             return done
 
-        return _patiently(commit, moved=parent_commit is None)
+        done = _patiently(commit, moved=parent_commit is None)
+        if tag is not None:
+            _patiently(lambda: api.create_tag(repo, tag=tag, revision=done.oid, repo_type=repo_type, exist_ok=True))
+        return done
 
 
 def folder_files(

@@ -21,7 +21,7 @@ from hf_mmbalance.data.building.report import MANIFEST, REPORT
 from hf_mmbalance.data.building.script import DatasetScript
 from hf_mmbalance.hub import dataset_card as cards
 from hf_mmbalance.hub.commit import Change, push_change
-from hf_mmbalance.hub.errors import HubError, explained
+from hf_mmbalance.hub.errors import HubError
 
 
 if TYPE_CHECKING:
@@ -103,10 +103,16 @@ def publish(
 
     message = f"{'Build ' + name if name else 'Data'}: {build.clips} clips ({build.tag})"
     done = push_change(
-        change, repo_id, message=message, repo_type="dataset", private=private, revision=revision, token=token
+        change,
+        repo_id,
+        message=message,
+        repo_type="dataset",
+        private=private,
+        revision=revision,
+        token=token,
+        tag=build.tag,
     )
     repo = done.repo_url.repo_id
-    _tag(repo, build.tag, done.oid, token)
     say(f"{result['files']} of {len(build.shards)} shards sent ({result['bytes'] / 1e6:.1f} MB), in one commit")
     say(f"configurations: {', '.join(result['configs'])} (default: {result['default']})")
     say(f'load_dataset("{repo}", revision="{build.tag}")    {done.repo_url}')
@@ -247,16 +253,6 @@ def _card_there(api: HfApi, repo: str, head: str) -> tuple[dict[str, Any], str]:
 
 def _hash_there(entry: Any) -> str | None:
     return entry.lfs.sha256 if entry is not None and entry.lfs is not None else None
-
-
-def _tag(repo: str, tag: str, commit: str, token: str | None) -> None:
-    """Name the commit after its content; a tag that is there already names the same content."""
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token)
-    with explained(f"tagging {repo}"):
-        if tag not in [ref.name for ref in api.list_repo_refs(repo, repo_type="dataset").tags]:
-            api.create_tag(repo, tag=tag, revision=commit, repo_type="dataset", exist_ok=True)
 
 
 def add_publish(tool: DatasetScript, *, media_may_be_public: bool = True) -> None:

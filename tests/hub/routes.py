@@ -192,6 +192,15 @@ def auth_check_write(hub: HubServer, request: Request, kind: str, repo_id: str) 
     return Answer.json({})
 
 
+@route("GET POST", "/api/spaces/{repo_id}/variables")
+def variables(hub: HubServer, request: Request, repo_id: str) -> Answer:
+    repo = writable(hub, request, "spaces", repo_id)
+    if request.method == "POST":
+        body = request.json()
+        repo.variables[body["key"]] = body["value"]
+    return Answer.json({name: {"value": value} for name, value in repo.variables.items()})
+
+
 @route("GET", "/api/{kind}/{repo_id}/refs")
 def refs(hub: HubServer, request: Request, kind: str, repo_id: str) -> Answer:
     repo = readable(hub, request, kind, repo_id)

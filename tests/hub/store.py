@@ -61,6 +61,7 @@ class Repo:
     id: str
     private: bool = False
     sdk: str | None = None
+    variables: dict[str, str] = field(default_factory=dict)  # of a Space
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,141 @@
+"""Spaces: the two `evaluate` modules with their cards, and the demo of a model."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hf_mmbalance.metrics
+from hf_mmbalance.hub.commit import push_folder
+from hf_mmbalance.hub.errors import HubError, explained
+
+
+METRICS = ("calibration_error", "modality_balance")
+DEMO = Path(__file__).parents[2] / "spaces" / "demo"  # in a checkout; an installed package has no demo
+CLIPS = (".mp4", ".webm", ".mov", ".mkv", ".avi")
+PLACE = re.compile(r'"me/(\w+)"')  # how the cards of the metrics name the Space
+
+
+def publish_metric(
+    name: str, repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
+) -> dict[str, Any]:
+    """Push a metric as a Space that `evaluate.load(repo_id)` loads.
+
+    Args:
+        name: One of `METRICS`.
+        repo_id: `user/name`, where the name is the metric's: `evaluate` looks for `<name>.py` there.
+        private, revision, token: As in `push_folder`.
+
+    Returns:
+        `repo`, `url`, `commit`, `tag` (a revision to pin).
+
+    Raises:
+        HubError: another name, or what the Hub refused.
+    """
+    if repo_id.split("/")[-1] != name:
+        raise HubError(f"{repo_id}: evaluate looks for <name>.py in a Space, so this one must be called {name}")
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made) / name
+        # Copies: the formulas and the page are links to the one file that both metrics share.
+        shutil.copytree(_of_metrics(name), folder, ignore=shutil.ignore_patterns("__pycache__"))
+        tag = _tag_of(folder)
+        card = folder / "README.md"
+        card.write_text(PLACE.sub(f'"{repo_id}", revision="{tag}"', card.read_text()))
+        return _push(folder, repo_id, f"Metric {name} ({tag})", tag, private, revision, token)
+
+
+def _of_metrics(name: str) -> Path:
+    if name not in METRICS:
+        raise HubError(f"there is no metric {name!r}; there are {', '.join(METRICS)}")
+    return Path(hf_mmbalance.metrics.__file__).parent / name
+
+
+def publish_demo(
+    repo_id: str,
+    model: str,
+    *,
+    model_revision: str | None = None,
+    trust_remote_code: bool = False,
+    examples: Sequence[Path] = (),
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> dict[str, Any]:
+    """Push the demo as a Space that shows one model at one revision.
+
+    Args:
+        repo_id: `user/name` of the Space.
+        model: Repository of the model.
+        model_revision: Branch, tag or commit; pinned to the commit it stands at now.
+        trust_remote_code: Let the Space run the code in the model's repository.
+        examples: Clips to pick from; default: those in the folder `examples/` of the model's repository.
+        private, revision, token: As in `push_folder`.
+
+    Returns:
+        `repo`, `url`, `commit`, `tag`, `model`, `model_revision`.
+
+    Raises:
+        HubError: no such model, no demo in this installation, examples that are no clips, or what the Hub refused.
+    """
+    from huggingface_hub import HfApi
+
+    if not DEMO.is_dir():
+        raise HubError(f"{DEMO} is missing: the demo comes with the source, not with an installed package; clone it")
+    for clip in examples:
+        if clip.suffix.lower() not in CLIPS or not clip.is_file():
+            raise HubError(f"{clip} is no clip to show; give video files ({', '.join(CLIPS)})")
+    api = HfApi(token=token, library_name="hf_mmbalance")
+    with explained(f"looking up model {model}"):
+        pinned = api.model_info(model, revision=model_revision).sha
+    variables = {
+        "MMBALANCE_MODEL": model,
+        "MMBALANCE_REVISION": pinned or "main",
+        "MMBALANCE_TRUST_REMOTE_CODE": "1" if trust_remote_code else "0",
+    }
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made) / "demo"
+        shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("__pycache__", "examples"))
+        card = folder / "README.md"
+        card.write_text(card.read_text().replace("models: []", f"models: [{model}]"))
+        (folder / "examples").mkdir()
+        for clip in examples:
+            shutil.copy(clip, folder / "examples" / clip.name)
+        tag = _tag_of(folder)
+        done = _push(folder, repo_id, f"Demo of {model} ({tag})", tag, private, revision, token)
+    with explained(f"setting the model of Space {done['repo']}"):
+        there = {name: variable.value for name, variable in api.get_space_variables(done["repo"]).items()}
+        for name, value in variables.items():
+            if there.get(name) != value:  # each change starts the Space anew
+                api.add_space_variable(done["repo"], name, value)
+    return done | {"model": model, "model_revision": pinned}
+
+
+def _tag_of(folder: Path) -> str:
+    """A name of the folder's content."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return f"space-{digest.hexdigest()[:10]}"
+
+
+def _push(
+    folder: Path, repo_id: str, message: str, tag: str, private: bool | None, revision: str | None, token: str | None
+) -> dict[str, Any]:
+    done = push_folder(
+        folder,
+        repo_id,
+        message=message,
+        repo_type="space",
+        private=private,
+        revision=revision,
+        token=token,
+        delete_patterns=["*"],
+        space_sdk="gradio",
+        tag=tag,
+    )
+    return {"repo": done.repo_url.repo_id, "url": done.repo_url.url, "commit": done.oid, "tag": tag}

@@ -1,0 +1,41 @@
+"""A page for an `evaluate` module as a Space: predictions and labels in, the metric out, its card below."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import evaluate
+import gradio as gr
+
+
+def page(name: str, predictions: list[Any], references: list[int]) -> gr.Blocks:
+    """The page of the metric `<name>.py` that lies beside this file.
+
+    Args:
+        name: Of the metric.
+        predictions: Example shown at the start.
+        references: Its labels.
+    """
+    here = Path(__file__).parent
+    metric = evaluate.load(str(here / f"{name}.py"))
+
+    def compute(predictions: str, references: str) -> dict[str, Any]:
+        try:
+            return metric.compute(predictions=json.loads(predictions), references=json.loads(references))
+        except (ValueError, TypeError, IndexError) as error:
+            raise gr.Error(f"{error}") from error
+
+    _, _, card = (here / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    with gr.Blocks(title=name) as demo:
+        gr.Markdown(f"# {name}\n{metric.description}")
+        with gr.Row():
+            with gr.Column():
+                one = gr.Code(json.dumps(predictions), language="json", label="predictions")
+                two = gr.Code(json.dumps(references), language="json", label="references (class numbers)")
+                button = gr.Button("Compute", variant="primary")
+            result = gr.JSON(label="result")
+        gr.on([button.click, demo.load], compute, [one, two], result)
+        gr.Markdown(card)
+    return demo
