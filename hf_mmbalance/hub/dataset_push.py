@@ -113,6 +113,8 @@ def publish(
         tag=build.tag,
     )
     repo = done.repo_url.repo_id
+    sent = result.pop("sent")
+    result |= {"files": len(sent), "bytes": sum(build.shards[path].stat().st_size for path in sent)}
     say(f"{result['files']} of {len(build.shards)} shards sent ({result['bytes'] / 1e6:.1f} MB), in one commit")
     say(f"configurations: {', '.join(result['configs'])} (default: {result['default']})")
     say(f'load_dataset("{repo}", revision="{build.tag}")    {done.repo_url}')
@@ -233,11 +235,12 @@ def _change(
     sent = changed.keys() & build.shards.keys()
     gone = [path for path in there if path.startswith(build.place + "/") and path not in mine]
     cards.check_head(merged, {*there, *mine} - set(gone))
+    # what an earlier attempt sent counts too: its commit may stand although the answer was lost
+    sent |= result.get("sent", set())
     result.update(
+        sent=sent,
         configs=cards.config_names(merged),
         default=next(config["config_name"] for config in merged["configs"] if config.get("default")),
-        files=len(sent),
-        bytes=sum(build.shards[path].stat().st_size for path in sent),
     )
     card = cards.write_card(merged, body).encode()
     return Change({**changed, "README.md": card}, gone)

@@ -95,7 +95,7 @@ _ADVICE = (
     ),
     _Advice(
         "Mend the YAML between the two --- lines at the top of the card and push again.",
-        words=r"Invalid metadata in README|metadata.*yaml",
+        words=r"Invalid metadata in README",
     ),
     _Advice(f"Your token is not valid (any more): {LOG_IN}.", words=r"Invalid credentials"),
     _Advice(
@@ -140,6 +140,10 @@ _ADVICE = (
     _Advice(
         "Check the network and HF_ENDPOINT and run the same command again; what came whole is kept.",
         words=r"[Cc]ouldn't (connect|reach)|specific connection error",
+    ),
+    _Advice(
+        "Its processor is missing or broken: push the repository again with it (`mmbalance push`).",
+        words=r"Can't load (feature extractor|image processor|processor) for",
     ),
     _Advice("The Hub does not accept this: mend what its message names.", statuses=(400, 422)),
 )

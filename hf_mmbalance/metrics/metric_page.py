@@ -32,7 +32,8 @@ def page(name: str, predictions: list[Any], references: list[int]) -> gr.Blocks:
         gr.Markdown(f"# {name}\n{metric.description}")
         with gr.Row():
             with gr.Column():
-                one = gr.Code(json.dumps(predictions), language="json", label="predictions")
+                rows = ",\n ".join(json.dumps(row) for row in predictions)  # a clip a line
+                one = gr.Code(f"[{rows}]", language="json", label="predictions")
                 two = gr.Code(json.dumps(references), language="json", label="references (class numbers)")
                 button = gr.Button("Compute", variant="primary")
             result = gr.JSON(label="result")

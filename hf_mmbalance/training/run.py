@@ -21,7 +21,7 @@ import hf_mmbalance
 from hf_mmbalance.data import load_clips
 from hf_mmbalance.data.clips import ClipSplits
 from hf_mmbalance.decision.table import DecisionTable
-from hf_mmbalance.hub.errors import HubError
+from hf_mmbalance.hub.errors import HubError, explained
 from hf_mmbalance.hub.model_card import pinned_revision, write_card
 from hf_mmbalance.hub.model_push import prepare_repo
 from hf_mmbalance.metrics import measures
@@ -59,7 +59,7 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     if training.push_to_hub:
         training.hub_model_id = answered_by_main(lambda: _open_repo(training))  # before hours of training, not after
     set_seed(training.seed)
-    with PartialState().local_main_process_first():
+    with PartialState().local_main_process_first(), explained("reading clips"):
         clips = load_clips(arguments.data.dataset, **dataclasses.asdict(arguments.source))
     if checkpoint is not None:
         _check_checkpoint(checkpoint, clips)
