@@ -108,9 +108,16 @@ def _load(
         hub = {**hub, "revision": revision or "main"}
         try:
             config = AutoConfig.from_pretrained(name, **hub)
-            model = AutoModel.from_pretrained(name, config=config, dtype=dtype, **tower_options(config), **hub)
+            options = {"dtype": dtype, "use_safetensors": True, **tower_options(config)}
+            model = AutoModel.from_pretrained(name, config=config, **options, **hub)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{modality} backbone {name!r} cannot be loaded: {error}") from error
+            text = f"{modality} backbone {name!r} cannot be loaded: {error}"
+            if "safetensors" in str(error):
+                text += (
+                    "\nPickled weights are not read, since they can run any code: if you trust them, load the backbone"
+                    " yourself and pass the model"
+                )
+            raise ValueError(text) from error
     _check_input(type(model), modality, main_input)
     tower_width(model.config)
     return model, model.config

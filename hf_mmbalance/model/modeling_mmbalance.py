@@ -137,11 +137,14 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     ) -> "MMBalanceForAudioVisualClassification":
         """As [`PreTrainedModel.from_pretrained`]; a fusion head of the user's own is loaded from the same place.
 
+        Weights are read from safetensors only, unless `use_safetensors=False` asks for pickled ones.
+
         Raises:
             ValueError: if the model's fusion head is not registered and its file may not be run
                 (`trust_remote_code=True` is missing) or is not there.
         """
         prepare_fusion_class(cls, pretrained_model_name_or_path, kwargs)
+        kwargs.setdefault("use_safetensors", True)
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     def save_pretrained(  # type: ignore[override]  # the rest is passed on
