@@ -32,7 +32,7 @@ def without_tokens(text: str) -> str:
 
 @dataclass(frozen=True)
 class _Advice:
-    """What to do about an error that fits all that is given here.
+    """What to do about an error of one of these classes, with one of these statuses, or that says one of these words.
 
     Classes are told by name, so that this module imports none of the clients it speaks of.
     """
@@ -43,12 +43,9 @@ class _Advice:
     words: str = ""  # a regular expression found in the message
 
     def fits(self, error: BaseException) -> bool:
-        names = {kind.__name__ for kind in type(error).__mro__}
-        if self.kinds and not names & set(self.kinds):
-            return False
-        if self.statuses and status_of(error) not in self.statuses:
-            return False
-        return re.search(self.words, str(error)) is not None
+        named = {kind.__name__ for kind in type(error).__mro__} & set(self.kinds)
+        said = self.words and re.search(self.words, str(error))
+        return bool(named or said) or status_of(error) in self.statuses
 
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token from https://huggingface.co/settings/tokens"
@@ -83,10 +80,6 @@ _ADVICE = (
         "The repository does not hold that file at this revision; if its upload was interrupted, push again (what is"
         " there already is not sent twice), else name another revision.",
         kinds=("RemoteEntryNotFoundError", "DataFilesNotFoundError", "EmptyDatasetError"),
-    ),
-    _Advice(
-        "The repository does not hold that file at this revision; if its upload was interrupted, push again (what is"
-        " there already is not sent twice), else name another revision.",
         words=r"does not appear to have (a file|files) named|no file named|Unable to find '.*hf://",
     ),
     _Advice(
@@ -116,8 +109,7 @@ _ADVICE = (
         "Somebody else pushed at the same time; nothing of theirs is lost: run the same command again.",
         statuses=(409, 412),
     ),
-    _Advice(f"For this you must be known to the Hub: {LOG_IN}.", statuses=(401,)),
-    _Advice(f"For this you must be known to the Hub: {LOG_IN}.", kinds=("LocalTokenNotFoundError",)),
+    _Advice(f"For this you must be known to the Hub: {LOG_IN}.", kinds=("LocalTokenNotFoundError",), statuses=(401,)),
     _Advice(
         "Your token has no right to do this: to read, ask the owner for access; to push, use one with write access to"
         " that user or organization, or a name of your own.",
@@ -131,14 +123,10 @@ _ADVICE = (
     ),
     _Advice(
         "Check the network and HF_ENDPOINT and run the same command again; what came whole is kept.",
-        kinds=("TransportError", "ConnectionError", "TimeoutError", "LocalEntryNotFoundError"),
-    ),
-    _Advice(
-        "Check the network and HF_ENDPOINT and run the same command again; what came whole is kept.",
-        kinds=("RevisionResolutionError",),
-    ),
-    _Advice(
-        "Check the network and HF_ENDPOINT and run the same command again; what came whole is kept.",
+        kinds=(
+            *("TransportError", "ConnectionError", "TimeoutError"),
+            *("LocalEntryNotFoundError", "RevisionResolutionError"),
+        ),
         words=r"[Cc]ouldn't (connect|reach)|specific connection error",
     ),
     _Advice(
