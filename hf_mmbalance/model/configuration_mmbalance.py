@@ -55,7 +55,8 @@ class MMBalanceConfig(PreTrainedConfig):
             Weight of the relative-balance term that pulls the adaptive head's mean share of each class towards the
             capability share.
         allocation_shrinkage (`float`, *optional*, defaults to 0.01):
-            Weight of the squared distance of the adaptive head's parameters from the plain sum.
+            Weight of the squared distance of the adaptive head's parameters from the plain sum; what all classes share
+            counts a tenth of what a class has of its own.
         label_smoothing (`float`, *optional*, defaults to 0.0):
             Label smoothing of the towers' losses.
         class_weights (`list[float]`, *optional*):

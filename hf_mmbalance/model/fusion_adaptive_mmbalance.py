@@ -12,6 +12,7 @@ from .fusion_base_mmbalance import FusionHead, FusionOutput, masked_log_softmax,
 CALIBRATIONS = ("temperature", "vector", "dirichlet")
 GATES = ("none", "modality", "class")
 EVIDENCE_SIZE = 3
+SHARED_PULL = 0.1
 
 
 @register_fusion_head("adaptive")
@@ -159,19 +160,29 @@ class AdaptiveFusion(FusionHead):
         return divergence.sum(0).mean() * clips.any()
 
     def shrinkage(self) -> torch.Tensor:
-        """Squared distance of the head's parameters from the plain sum, a scalar."""
-        total = self.alpha.square().sum() + self.bias.square().sum() + self.log_temperature.square().sum()
-        total = total + (self.log_kappa - math.log(self.num_modalities)).square().sum()
+        """Squared distance of the head's parameters from the plain sum, a scalar.
+
+        Temperatures and the mean over classes of what there is once a class count `SHARED_PULL` of theirs: every
+        calibration clip tells something of them, while a class's own deviation has only the clips of that class.
+        """
+        shared = SHARED_PULL * self.log_temperature.square().sum()
+        total = shared + _pull(self.alpha) + _pull(self.bias) + _pull(self.log_kappa - math.log(self.num_modalities))
         if self.calibration == "vector":
-            total = total + (self.calibration_scale - 1.0).square().sum()
+            total = total + _pull(self.calibration_scale - 1.0)
         if self.calibration == "dirichlet":
             identity = torch.eye(self.num_labels, device=self.calibration_map.device, dtype=self.alpha.dtype)
             total = total + (self.calibration_map - identity).square().sum()
         if self.calibration != "temperature":
-            total = total + self.calibration_bias.square().sum()
+            total = total + _pull(self.calibration_bias)
         if self.gate != "none":
             total = total + self.gate_weight.square().sum()
         return total
+
+
+def _pull(values: torch.Tensor) -> torch.Tensor:
+    """Sum of squares of values `(..., C)`, of which the part that all classes share counts `SHARED_PULL`."""
+    mean = values.mean(-1, keepdim=True)
+    return (values - mean).square().sum() + SHARED_PULL * values.shape[-1] * mean.square().sum()
 
 
 def evidence(log_probs: torch.Tensor, modality_mask: torch.Tensor) -> torch.Tensor:

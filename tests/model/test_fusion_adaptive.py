@@ -191,9 +191,19 @@ def test_shares_follow_capability_under_the_balance_loss_alone():
 
 @pytest.mark.parametrize(("calibration", "gate"), OPTIONS)
 def test_shrinkage_is_the_squared_distance_from_the_plain_sum(calibration, gate):
+    """All of a class's own deviation, a tenth of what classes share and of the temperatures."""
     head, neutral = _random_head(calibration=calibration, gate=gate), AdaptiveFusion(2, 4, (), calibration, gate)
-    pairs = zip(head.parameters(), neutral.parameters(), strict=True)
-    assert head.shrinkage().item() == pytest.approx(sum((a - b).square().sum().item() for a, b in pairs), rel=1e-5)
+    expected, others = 0.0, dict(neutral.named_parameters())
+    for name, value in head.named_parameters():
+        away = (value - others[name]).detach().double().numpy()
+        if name == "log_temperature":
+            expected += 0.1 * (away**2).sum()
+        elif name in ("calibration_map", "gate_weight"):
+            expected += (away**2).sum()
+        else:
+            for row in np.atleast_2d(away):
+                expected += sum((x - row.mean()) ** 2 for x in row) + 0.1 * len(row) * row.mean() ** 2
+    assert head.shrinkage().item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(("calibration", "gate"), OPTIONS)
