@@ -112,7 +112,10 @@ class Decided:
             "chosen_by_part": self.chosen_by_part,
             "weights": {name: weights[m].tolist() for m, name in enumerate(table.modalities)},
             "bias": allocation.state_.linear_part()[1].tolist(),
-            "differences": [self.difference("adaptive", name) for name in [*rival, "best_single"]],
+            # With too few clips to fit anything there is no best single modality either.
+            "differences": [
+                self.difference("adaptive", name) for name in (*rival, "best_single") if name in self.fusions
+            ],
             "notes": self.notes,
         }
 

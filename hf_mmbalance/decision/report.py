@@ -105,7 +105,8 @@ def _lead(report: Report) -> str:
 
 def _tiles(report: Report) -> str:
     rows = {row["method"]: row for row in report["rows"]}
-    tiles = [("adaptive", rows["adaptive"]), ("best single modality", rows["best_single"]), ("plain sum", rows["sum"])]
+    names = {"adaptive": "adaptive", "best_single": "best single modality", "sum": "plain sum"}
+    tiles = [(name, rows[method]) for method, name in names.items() if method in rows]
     cells = [
         f'<div class="tile"><span>{escape(name)}</span><b>{100 * row["accuracy"]:.1f} %</b>'
         f"<small>{_interval(row['accuracy_ci'], 100)} accuracy</small></div>"

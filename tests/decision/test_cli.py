@@ -143,3 +143,15 @@ def test_a_run_folders_own_head_is_judged(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert run("decide", tmp_path) == 2
     assert "(2, 5) modalities and classes" in capsys.readouterr().err
+
+
+def test_a_table_too_small_to_fit_anything_is_judged_by_the_plain_sum(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = make_table(n=40, classes=3)
+    first = [*np.flatnonzero(np.array(table.splits) == "calibration")[:8]]
+    table.take(np.array([*first, *np.flatnonzero(np.array(table.splits) == "test")])).write(tmp_path / "few.parquet")
+    assert run("decide", tmp_path / "few.parquet") == 0
+    assert "* chosen: sum" in capsys.readouterr().out
+    assert run("diagnose", tmp_path / "few.parquet", "--report", tmp_path / "few.html") == 0
+    assert "plain sum" in (tmp_path / "few.html").read_text()
