@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hf_mmbalance.metrics
 from hf_mmbalance.hub.commit import push_folder
 from hf_mmbalance.hub.errors import HubError, explained
 
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, ModelInfo
 
 METRICS = ("calibration_error", "modality_balance")
 DEMO = Path(__file__).parents[2] / "spaces" / "demo"  # in a checkout; an installed package has no demo
@@ -73,7 +77,8 @@ def publish_demo(
         model: Repository of the model.
         model_revision: Branch, tag or commit; pinned to the commit it stands at now.
         trust_remote_code: Let the Space run the code in the model's repository.
-        examples: Clips to pick from; default: those in the folder `examples/` of the model's repository.
+        examples: Clips to pick from; default: those in the folder `examples/` of the model's repository, or made-up
+            clips for a model that was trained on such.
         private, revision, token: As in `push_folder`.
 
     Returns:
@@ -91,7 +96,9 @@ def publish_demo(
             raise HubError(f"{clip} is no clip to show; give video files ({', '.join(CLIPS)})")
     api = HfApi(token=token, library_name="hf_mmbalance")
     with explained(f"looking up model {model}"):
-        pinned = api.model_info(model, revision=model_revision).sha
+        info = api.model_info(model, revision=model_revision)
+        options = {} if examples else _synthetic_options(api, info)
+    pinned = info.sha
     variables = {
         "MMBALANCE_MODEL": model,
         "MMBALANCE_REVISION": pinned or "main",
@@ -105,6 +112,10 @@ def publish_demo(
         (folder / "examples").mkdir()
         for clip in examples:
             shutil.copy(clip, folder / "examples" / clip.name)
+        if options:
+            from hf_mmbalance.hub.example_clips import synthetic_examples
+
+            synthetic_examples(folder / "examples", options)
         tag = _tag_of(folder)
         done = _push(folder, repo_id, f"Demo of {model} ({tag})", tag, private, revision, token)
     with explained(f"setting the model of Space {done['repo']}"):
@@ -113,6 +124,15 @@ def publish_demo(
             if there.get(name) != value:  # each change starts the Space anew
                 api.add_space_variable(done["repo"], name, value)
     return done | {"model": model, "model_revision": pinned}
+
+
+def _synthetic_options(api: HfApi, info: ModelInfo) -> dict[str, Any]:
+    """Options of the synthetic data a model was trained on; {} for other data, or where the model has examples."""
+    files = [sibling.rfilename for sibling in info.siblings or []]
+    if "results.json" not in files or any(file.startswith("examples/") for file in files):
+        return {}
+    results = json.loads(Path(api.hf_hub_download(info.id, "results.json", revision=info.sha)).read_text())
+    return results["arguments"] if results.get("dataset") == "synthetic" else {}
 
 
 def _tag_of(folder: Path) -> str:

@@ -20,8 +20,8 @@ MAX_EXAMPLES = 8
 MAX_SECONDS = 120.0
 INTRO = """# What it hears, what it sees
 
-A model that classifies clips by sound and picture. See what each of them says on its own, and what share of the
-decision it was given; switch one off and see the answer change."""
+A model that classifies clips by sound and picture: what each says alone, and its share of the decision. Switch one off
+and see the answer change."""
 
 
 def load() -> Any:
@@ -85,7 +85,7 @@ def make_page(classify: Any, examples: list[str]) -> gr.Blocks:
                 if examples:
                     gr.Examples([[path] for path in examples], [clip], label="Examples")
             with gr.Column(scale=3, min_width=300):
-                answer = gr.HTML(show(None, modalities), padding=False)
+                answer = gr.HTML(show(None, modalities), padding=False, elem_id="answer")
         gr.Markdown(_foot())
         gr.on([clip.change, senses.change], show, [clip, senses], answer, show_progress="minimal")
     return page
