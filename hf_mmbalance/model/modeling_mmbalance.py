@@ -19,9 +19,11 @@ from .towers_mmbalance import (
     CosineClassifier,
     FramePooling,
     build_tower,
+    check_audio_mask,
     check_spectrograms,
     freeze_tower,
     pool_tokens,
+    token_mask_of,
     tower_options,
     tower_width,
 )
@@ -200,6 +202,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         modality_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         calibration_mask: torch.Tensor | None = None,
+        audio_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | MMBalanceOutput:
         r"""
@@ -216,6 +219,8 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         calibration_mask (`torch.BoolTensor` of shape `(B,)`, *optional*):
             True for the clips that only the allocation learns from, False for those that only the towers learn from.
             Without it every clip serves both, which tends to trust an over-fitted tower too much.
+        audio_mask (`torch.LongTensor` of shape `(B, S)`, *optional*):
+            1 for raw sound, 0 for padding; only for audio towers that take an `attention_mask`.
 
         Raises:
             ValueError: if a clip has no modality at all, shapes disagree, or a label lies outside `[0, C)`.
@@ -223,7 +228,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         present = self._modality_mask(input_values, pixel_values, frame_mask, modality_mask)
         if self.training:
             present = self._drop_modalities(present, calibration_mask)
-        audio, audio_output = self._audio_features(input_values, present, dict(kwargs))
+        audio, audio_output = self._audio_features(input_values, audio_mask, present, dict(kwargs))
         vision, vision_output = self._vision_features(pixel_values, frame_mask, present, dict(kwargs))
         features = (audio, vision)
         # Decisions are made in float32: a log-softmax over many classes does not survive bf16.
@@ -294,7 +299,11 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         return torch.where(keep_all, modality_mask, kept)
 
     def _audio_features(
-        self, input_values: torch.Tensor | None, modality_mask: torch.Tensor, kwargs: dict[str, Any]
+        self,
+        input_values: torch.Tensor | None,
+        audio_mask: torch.Tensor | None,
+        modality_mask: torch.Tensor,
+        kwargs: dict[str, Any],
     ) -> tuple[torch.Tensor, ModelOutput | None]:
         if input_values is None:
             return self._no_features(0, modality_mask), None
@@ -302,8 +311,14 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         # Whatever stands where sound is missing (NaN, say) must not reach the tower.
         present = modality_mask[:, 0].view(-1, *[1] * (input_values.dim() - 1))
         values = input_values.masked_fill(~present, 0.0).to(self._input_dtype(self.audio_model))
+        if audio_mask is not None:
+            check_audio_mask(audio_mask, input_values, self.audio_model)
+            # A clip without sound attends everywhere: its result is dropped, and an empty softmax would give NaN.
+            audio_mask = audio_mask.bool() | ~audio_mask.any(1, keepdim=True)
+            kwargs["attention_mask"] = audio_mask.long()
         outputs = self.audio_model(values, **kwargs)
-        return pool_tokens(outputs, self._takes_cls[0]), outputs
+        token_mask = None if audio_mask is None else token_mask_of(audio_mask, outputs, self.audio_model)
+        return pool_tokens(outputs, self._takes_cls[0], token_mask), outputs
 
     def _vision_features(
         self,

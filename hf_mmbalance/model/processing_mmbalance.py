@@ -24,8 +24,10 @@ class MMBalanceProcessor(ProcessorMixin):
     Args:
         feature_extractor: Feature extractor of the audio tower. Log-mel spectrograms of an `ASTFeatureExtractor` are
             computed for the whole batch at once, equal to its own within 1e-3. Other extractors pad a batch to its
-            longest clip, and the padding is seen by the tower: give clips of one length, or fix the length by
-            `audio_kwargs={"padding": "max_length", "max_length": ...}`.
+            longest clip; those with `return_attention_mask=True` also give an `audio_mask`, under which padding
+            changes nothing. Without it (models whose first layer is normalised over time, which ask for none) the
+            tower sees the padding: give clips of one length, or fix it by `audio_kwargs={"padding": "max_length",
+            "max_length": ...}`.
         image_processor: Image processor of the vision tower.
         frames_per_clip (`int`, *optional*, defaults to 8):
             Evenly spaced frames taken from a video file.
@@ -100,7 +102,8 @@ class MMBalanceProcessor(ProcessorMixin):
                 `audio_kwargs={...}` and `images_kwargs={...}`.
 
         Returns:
-            `BatchFeature` with `input_values` `(B, ...)` and `pixel_values` `(B, T, 3, H, W)` with `frame_mask`
+            `BatchFeature` with `input_values` `(B, ...)` (and `audio_mask` `(B, S)`, 1 for what is no padding, where
+            the feature extractor gives one) and `pixel_values` `(B, T, 3, H, W)` with `frame_mask`
             `(B, T)`, each only if some clip was given it, and always `modality_mask` `(B, M)`.
 
         Raises:
@@ -127,7 +130,7 @@ class MMBalanceProcessor(ProcessorMixin):
         waveforms, clips = self._gather(audio, frames, video, sampling_rate)
         data: dict[str, Any] = {}
         if waveforms is not None and any(wave is not None for wave in waveforms):
-            data["input_values"] = self._audio_features(waveforms, audio_options)
+            data |= self._audio_features(waveforms, audio_options)
         if clips is not None and any(clips):
             data["pixel_values"], data["frame_mask"] = self._frame_features(clips, image_options)
         if flat:
@@ -139,7 +142,7 @@ class MMBalanceProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_values", "pixel_values", "frame_mask", "modality_mask"]
+        return ["input_values", "audio_mask", "pixel_values", "frame_mask", "modality_mask"]
 
     @property
     def audio_sampling_rate(self) -> int:
@@ -174,9 +177,10 @@ class MMBalanceProcessor(ProcessorMixin):
             clips = [[] if clip.frames is None else list(clip.frames) for clip in media]
         return waveforms, clips
 
-    def _audio_features(self, waveforms: list[np.ndarray | None], options: dict) -> torch.Tensor:
+    def _audio_features(self, waveforms: list[np.ndarray | None], options: dict) -> dict[str, torch.Tensor]:
         extractor = self.feature_extractor
         present = [wave for wave in waveforms if wave is not None]
+        parts = {}
         if isinstance(extractor, ASTFeatureExtractor):
             features, _ = log_mel(
                 present,
@@ -186,13 +190,15 @@ class MMBalanceProcessor(ProcessorMixin):
             )
             if extractor.do_normalize:
                 features = (features - extractor.mean) / (2 * extractor.std)
+            parts["input_values"] = features
         else:
             options = {"padding": True, **options}
             outputs = extractor(present, sampling_rate=self.audio_sampling_rate, return_tensors="pt", **options)
-            features = outputs[extractor.model_input_names[0]]
-        out = features.new_zeros(len(waveforms), *features.shape[1:])
-        out[[index for index, wave in enumerate(waveforms) if wave is not None]] = features
-        return out
+            parts["input_values"] = outputs[extractor.model_input_names[0]]
+            if "attention_mask" in outputs:
+                parts["audio_mask"] = outputs["attention_mask"]
+        rows = [index for index, wave in enumerate(waveforms) if wave is not None]
+        return {name: _at_rows(values, rows, len(waveforms)) for name, values in parts.items()}
 
     def _frame_features(self, clips: list[list[np.ndarray]], options: dict) -> tuple[torch.Tensor, torch.Tensor]:
         counts = torch.tensor([len(clip) for clip in clips])
@@ -210,6 +216,13 @@ class MMBalanceProcessor(ProcessorMixin):
             mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
             return (pixels * processor.rescale_factor - mean) / std
         return processor(frames, return_tensors="pt", **options).pixel_values
+
+
+def _at_rows(values: torch.Tensor, rows: list[int], batch: int) -> torch.Tensor:
+    """The values of the clips that have any, at their places in the batch; zeros elsewhere."""
+    out = values.new_zeros(batch, *values.shape[1:])
+    out[rows] = values
+    return out
 
 
 def _only_normalises(processor: Any, frames: list[np.ndarray]) -> bool:

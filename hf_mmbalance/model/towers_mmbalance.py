@@ -9,6 +9,8 @@ from transformers.utils import ModelOutput
 
 # Their pooler is a dense layer that most checkpoints lack. Other backbones pool without weights, or have no CLS token.
 CLS_BACKBONES = ("vit", "deit", "dpt")
+# What transformers calls the method of its models of raw sound that shortens a mask as their convolutions do.
+TOKEN_MASK = "_get_feature_vector_attention_mask"
 
 
 def tower_options(config: PreTrainedConfig) -> dict[str, bool]:
@@ -50,14 +52,44 @@ def check_spectrograms(values: torch.Tensor, config: PreTrainedConfig) -> None:
             )
 
 
-def pool_tokens(outputs: ModelOutput, without_pooler: bool) -> torch.Tensor:
-    """One vector an input `(B, D)`: the CLS token of a tower without pooler, the pooler's output, or the mean."""
+def check_audio_mask(mask: torch.Tensor, values: torch.Tensor, tower: PreTrainedModel) -> None:
+    """A mask of raw sound must be of its shape, and of use to the tower.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if mask.shape != values.shape[:2]:
+        raise ValueError(f"audio_mask has shape {tuple(mask.shape)}, expected {tuple(values.shape[:2])}")
+    if not hasattr(tower, TOKEN_MASK):
+        raise ValueError(f"audio tower {tower.config.model_type!r} takes no mask of sound: leave audio_mask out")
+
+
+def token_mask_of(mask: torch.Tensor, outputs: ModelOutput, tower: PreTrainedModel) -> torch.Tensor:
+    """The boolean mask `(B, T)` of a tower's outputs that belongs to a mask `(B, S)` of its inputs."""
+    tokens = outputs["last_hidden_state"].shape[1]
+    if tokens == mask.shape[1]:
+        return mask.bool()
+    token_mask: torch.Tensor = getattr(tower, TOKEN_MASK)(tokens, mask.long())
+    return token_mask.bool()
+
+
+def pool_tokens(outputs: ModelOutput, without_pooler: bool, token_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """One vector an input `(B, D)`: the CLS token of a tower without pooler, the pooler's output, or the mean.
+
+    Args:
+        outputs: What the tower gave.
+        without_pooler: Whether its CLS token stands for the input.
+        token_mask (`torch.BoolTensor` of shape `(B, T)`, *optional*): Tokens that the mean is taken over.
+    """
     hidden = outputs["last_hidden_state"]
     if without_pooler:
         return hidden[:, 0]
     pooled = getattr(outputs, "pooler_output", None)
     if pooled is not None:
         return pooled.flatten(1)
+    if token_mask is not None:
+        keep = token_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * keep).sum(1) / keep.sum(1).clamp(min=1.0)
     return hidden.mean(dim=1) if hidden.dim() == 3 else hidden.flatten(2).mean(dim=2)
 
 

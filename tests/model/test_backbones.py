@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -15,11 +16,13 @@ from transformers import (
     ConvNextConfig,
     Dinov2Config,
     ViTConfig,
+    ViTImageProcessorPil,
     ViTModel,
     Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
 )
 
-from hf_mmbalance import MMBalanceForAudioVisualClassification
+from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
 from hf_mmbalance.model.towers_mmbalance import fit_ast_positions
 
 from .tiny import AUDIO, CLASSES, SMALL, VISION, tiny_inputs
@@ -126,6 +129,43 @@ def test_other_backbones(vision, fusion, tmp_path):
     model.save_pretrained(tmp_path)
     again = MMBalanceForAudioVisualClassification.from_pretrained(tmp_path)
     assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+RAW = {
+    **{**SMALL, "hidden_size": 16, "num_attention_heads": 2},
+    **{"conv_dim": (8, 8), "conv_stride": (5, 2), "conv_kernel": (10, 3), "feat_extract_norm": "layer"},
+    **{"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "do_stable_layer_norm": True},
+}
+
+
+def test_padding_of_raw_sound_changes_nothing_under_its_mask():
+    """A short clip alone, and padded beside a longer one and a silent one: the same decision."""
+    model = compose(Wav2Vec2Config(**RAW), VIT, id2label=CLASSES).eval()
+    extractor = Wav2Vec2FeatureExtractor(return_attention_mask=True)
+    processor = MMBalanceProcessor(extractor, ViTImageProcessorPil(size={"height": 16, "width": 16}))
+    rng = np.random.default_rng(0)
+    short, long = rng.normal(size=700).astype("float32"), rng.normal(size=1600).astype("float32")
+    frames = [list(rng.integers(0, 255, (2, 16, 16, 3), dtype="uint8")) for _ in range(3)]
+    batch = processor(audio=[short, None, long], frames=frames, sampling_rate=16_000)
+    assert batch["audio_mask"].sum(1).tolist() == [700, 0, 1600]
+    together = model(**batch)
+    assert torch.isfinite(together.logits).all()
+    alone = model(**processor(audio=short, frames=frames[0], sampling_rate=16_000))
+    torch.testing.assert_close(together.logits[:1], alone.logits, atol=1e-5, rtol=1e-5)
+    unmasked = model(**{name: value for name, value in batch.items() if name != "audio_mask"})
+    assert (unmasked.modality_logits[0, 0] - alone.modality_logits[0, 0]).abs().max() > 1e-4
+    silent = model(pixel_values=batch["pixel_values"][1:2])
+    torch.testing.assert_close(together.logits[1:2], silent.logits, atol=1e-5, rtol=1e-5)
+
+
+def test_an_audio_mask_that_cannot_be_used_is_refused():
+    model = compose(AST, VIT, id2label=CLASSES).eval()
+    spectrograms = torch.zeros(1, AST.max_length, AST.num_mel_bins)
+    with pytest.raises(ValueError, match="'audio-spectrogram-transformer' takes no mask of sound: leave audio_mask"):
+        model(input_values=spectrograms, audio_mask=torch.ones(1, AST.max_length))
+    raw = compose(Wav2Vec2Config(**RAW), VIT, id2label=CLASSES).eval()
+    with pytest.raises(ValueError, match=r"audio_mask has shape \(1, 7\), expected \(1, 700\)"):
+        raw(input_values=torch.zeros(1, 700), audio_mask=torch.ones(1, 7))
 
 
 @pytest.mark.parametrize(
