@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig, set_seed
 
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
 from hf_mmbalance.data.clips import ClipSplits
+from hf_mmbalance.hub.errors import explained
 from hf_mmbalance.model.backbones_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
 from hf_mmbalance.training.arguments import ModelArguments
 from hf_mmbalance.training.batches import SpecAugment
@@ -26,10 +27,12 @@ def build_model_and_processor(
 
     Raises:
         ValueError: as [`compose_from_backbones`]; or if a trained model has other classes than the clips.
+        HubError: a backbone or model cannot be had from the Hub.
     """
     set_seed(seed)
     load = _compose if arguments.model_name_or_path is None else _load_trained
-    model, processor = load(arguments, clips)
+    with explained("building the model"):
+        model, processor = load(arguments, clips)
     if arguments.attn_implementation is not None:
         model.set_attn_implementation(arguments.attn_implementation)
     return model, processor

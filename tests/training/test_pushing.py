@@ -1,0 +1,156 @@
+"""What each `hub_strategy` pushes, that training never waits or dies for it, and what a run says of its origin."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from hf_mmbalance.hub.errors import HubError
+from hf_mmbalance.training import provenance, pushing
+from hf_mmbalance.training.arguments import parse_arguments
+from hf_mmbalance.training.pushing import CheckpointPushes
+
+from .tiny_runs import TINY, random_splits
+
+
+MODEL = {"model.safetensors", "config.json", "processor_config.json", "modeling_mmbalance.py"}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint-7"
+    folder.mkdir()
+    for name in (*MODEL, "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
+        (folder / name).write_text(name)
+    return folder
+
+
+@pytest.fixture
+def pushed(monkeypatch) -> list[set[str]]:
+    """The files of every push, instead of a push."""
+    found: list[set[str]] = []
+
+    def push(folder: Path, repo_id: str, **options) -> None:
+        found.append({path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()})
+
+    monkeypatch.setattr(pushing, "push_checkpoint", push)
+    return found
+
+
+def pushes(tmp_path: Path, *options: str) -> CheckpointPushes:
+    arguments = parse_arguments([*TINY, "--output_dir", str(tmp_path), *options])
+    return CheckpointPushes("me/x", arguments.training)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "subfolder"),
+    [("end", None), ("every_save", ""), ("checkpoint", "last-checkpoint"), ("all_checkpoints", "checkpoint-7")],
+)
+def test_each_strategy_pushes_its_files_and_never_a_pickle(tmp_path, checkpoint, pushed, strategy, subfolder):
+    queue = pushes(tmp_path, "--hub_strategy", strategy)
+    queue.add(checkpoint, "Step 7")
+    queue.finish()
+    more = {f"{subfolder}/{name}" for name in (*MODEL, "trainer_state.json")} if subfolder else set()
+    assert pushed == ([] if strategy == "end" else [MODEL | more])
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-7"}, "what was staged is not cleared away"
+
+
+def test_a_checkpoint_may_be_deleted_while_it_is_pushed(tmp_path, checkpoint, monkeypatch):
+    gone, contents = threading.Event(), []
+
+    def push(folder: Path, repo_id: str, **options) -> None:
+        gone.wait(10)
+        contents.append((folder / "model.safetensors").read_text())
+
+    monkeypatch.setattr(pushing, "push_checkpoint", push)
+    queue = pushes(tmp_path)
+    queue.add(checkpoint, "Step 7")
+    for path in checkpoint.iterdir():
+        path.unlink()
+    gone.set()
+    queue.finish()
+    assert contents == ["model.safetensors"]
+
+
+def test_a_push_still_running_is_not_waited_for(tmp_path, checkpoint, monkeypatch):
+    release, messages, warnings = threading.Event(), [], []
+
+    def push(folder: Path, repo_id: str, *, message: str, **options) -> None:
+        release.wait(10)
+        messages.append(message)
+
+    monkeypatch.setattr(pushing, "push_checkpoint", push)
+    monkeypatch.setattr(pushing.logger, "warning", lambda text, *values: warnings.append(text % values))
+    for options, expected in (((), ["one"]), (("--hub_always_push", "true"), ["one", "two"])):
+        release.clear()
+        messages.clear()
+        queue = pushes(tmp_path, *options)
+        queue.add(checkpoint, "one")
+        queue.add(checkpoint, "two")
+        assert messages == []
+        release.set()
+        queue.finish()
+        assert messages == expected
+    assert warnings == ["checkpoint-7 is not pushed: the push before it is still running"]
+
+
+def test_a_push_that_fails_is_warned_of_and_training_goes_on(tmp_path, checkpoint, monkeypatch):
+    warnings: list[str] = []
+
+    def push(folder: Path, repo_id: str, **options) -> None:
+        raise HubError("the Hub is down")
+
+    monkeypatch.setattr(pushing, "push_checkpoint", push)
+    monkeypatch.setattr(pushing.logger, "warning", lambda text, *values: warnings.append(text % values))
+    queue = pushes(tmp_path)
+    queue.add(checkpoint, "Step 7")
+    queue.finish()
+    assert warnings == ["a checkpoint was not pushed, training goes on: the Hub is down"]
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-7"}
+
+
+def test_the_fingerprint_follows_clips_labels_and_splits():
+    clips = random_splits()
+    first = provenance.fingerprint(clips)
+    assert first == provenance.fingerprint(random_splits()) and len(first) == 16
+    clips.splits["test"].labels[0] ^= 1
+    assert provenance.fingerprint(clips) != first
+    assert provenance.fingerprint(random_splits(train=15)) != first
+
+
+def test_the_command_can_be_given_again_and_holds_no_token(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/train.py"])
+    token = "hf_" + "a1B2" * 9
+    said = provenance.command(["--dataset", "my clips/", "--hub_model_id", token])
+    assert said == "accelerate launch train.py --dataset 'my clips/' --hub_model_id [token removed]"
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/mmbalance"])
+    assert provenance.command(["--seed", "1"]) == "mmbalance train --seed 1"
+
+
+def test_origin_of_data_and_towers(tmp_path, monkeypatch):
+    local = tmp_path / "my_clips.csv"
+    local.write_text("path,label\n")
+    clips = random_splits()
+    clips.name = str(local)
+    arguments = parse_arguments([*TINY, "--output_dir", str(tmp_path / "run")])
+    assert provenance.base_models(arguments) == []
+    arguments.data.dataset = str(local)
+    found = provenance.data_source(arguments, clips)
+    assert (found["name"], found["on_hub"], found["revision"]) == ("my_clips.csv", False, None)
+    assert found["splits"]["train"] == {"clips": 12, "groups": 12}
+
+    arguments = parse_arguments(["--dataset", "me/clips", "--revision", "v1", "--use_cpu", "true"])
+    clips.name = "me/clips"
+    monkeypatch.setattr(provenance, "dataset_commit", lambda name, revision: f"{name}@{revision}")
+    found = provenance.data_source(arguments, clips)
+    assert (found["name"], found["on_hub"], found["revision"]) == ("me/clips", True, "me/clips@v1")
+    names = [base["name"] for base in provenance.base_models(arguments)]
+    assert names == ["MIT/ast-finetuned-audioset-10-10-0.4593", "google/vit-base-patch16-224-in21k"]
+
+
+def test_the_code_is_named_by_version_and_commit():
+    import hf_mmbalance
+
+    assert provenance.code_version().startswith(f"hf_mmbalance {hf_mmbalance.__version__}")
