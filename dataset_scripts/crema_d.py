@@ -18,7 +18,7 @@ from hf_mmbalance.data.catalogue.crema_d import plan_crema_d
 from hf_mmbalance.hub.dataset_push import add_publish
 
 
-CARD = Path(__file__).parents[1] / "model_cards" / "dataset_crema_d.md"
+CARD = Path(__file__).resolve().parents[1] / "model_cards" / "dataset_crema_d.md"
 
 
 def plan(args: argparse.Namespace, encode: EncodeOptions) -> BuildPlan:

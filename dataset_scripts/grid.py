@@ -16,7 +16,7 @@ from hf_mmbalance.data.grid import WORDS
 from hf_mmbalance.hub.dataset_push import add_publish
 
 
-CARD = Path(__file__).parents[1] / "model_cards" / "dataset_grid.md"
+CARD = Path(__file__).resolve().parents[1] / "model_cards" / "dataset_grid.md"
 
 
 def plan(args: argparse.Namespace, encode: EncodeOptions) -> BuildPlan:

@@ -19,7 +19,7 @@ from hf_mmbalance.data.catalogue.kinetics_sounds import plan_kinetics_sounds, wr
 from hf_mmbalance.hub.dataset_push import add_publish
 
 
-CARD = Path(__file__).parents[1] / "model_cards" / "dataset_kinetics_sounds.md"
+CARD = Path(__file__).resolve().parents[1] / "model_cards" / "dataset_kinetics_sounds.md"
 
 
 def plan(args: argparse.Namespace, encode: EncodeOptions) -> BuildPlan:

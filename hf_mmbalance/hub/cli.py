@@ -201,6 +201,9 @@ def run_space(arguments: argparse.Namespace) -> int:
         return 2
     if arguments.json != "-":
         print("\n".join(f"{name:<15} {value}" for name, value in done.items()))
+    if arguments.what == "demo" and not arguments.trust_remote_code:
+        text = f"the Space may not run the code in {done['model']}, and starts only where hf_mmbalance is installed"
+        print(f"note: {text}; read that code, and if you trust it pass --trust_remote_code", file=sys.stderr)
     if arguments.json is not None:
         _write_json(arguments.json, done)
     return 0

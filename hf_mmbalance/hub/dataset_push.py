@@ -144,6 +144,8 @@ def read_build(folder: Path, repo_id: str, name: str | None) -> Build:
     head, body = cards.read_card(card.read_text(), str(card))
     if not head.get("configs"):
         raise BuildError(f"{card}: there are no configs in its head; run `build` again")
+    if not head.get("license"):
+        raise BuildError(f"{card} names no license; add `license:` to its head and publish again")
     schema = pq.read_schema(local[0])
     rows = sum(pq.read_metadata(path).num_rows for path in local)
     head = _with_features(head, schema)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,8 @@ from datasets import load_dataset
 loaded = load_dataset(sys.argv[1])
 print({name: len(part) for name, part in loaded.items()}, list(loaded["train"].features))
 """
+    body = card(hub, "list")[1]
+    assert f'load_dataset("{hub.user}/list", revision="build-' in body
     done = run_client(code, args=[f"{hub.user}/list"], without=["torchcodec", "hf_mmbalance"])
     assert done.stdout.startswith("{'train': 20, 'test': 20} ['id', 'youtube_id', 'start', 'end'"), done.stdout
 
@@ -250,7 +253,13 @@ def test_folders_that_are_no_build(hub, publish, built, media, tmp_path):
     broken = build_toy(media, tmp_path / "broken")
     shard = sorted((broken / "data").iterdir())[0]
     shard.write_bytes(shard.read_bytes()[:-1])
-    for folder, words in ((tmp_path, "no README.md"), (broken, f"{shard.name} is missing, or not what was built")):
+    unlicensed = shutil.copytree(built, tmp_path / "unlicensed")
+    (unlicensed / "README.md").write_text((built / "README.md").read_text().replace("license: cc-by-4.0\n", ""))
+    for folder, words in (
+        (tmp_path, "no README.md"),
+        (broken, f"{shard.name} is missing, or not what was built"),
+        (unlicensed, "names no license"),
+    ):
         done = publish(folder, check=False)
         assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
     assert not list(hub.log)
@@ -289,8 +298,6 @@ def test_heads_of_others_are_kept():
 
 
 def test_what_a_card_lacks_is_named():
-    with pytest.raises(HubError, match="names no license"):
-        cards.check_head({"configs": HEAD["configs"]}, ["data/x-0.parquet"])
     with pytest.raises(HubError, match="a names data/x-\\*.parquet, and no file fits"):
         cards.check_head(HEAD, ["data/y-0.parquet"])
     for text in ("# no head", "---\na: [1\n---\n", "---\nopen: 1\n"):

@@ -158,6 +158,13 @@ told(load("absent"), "doesn't exist on the Hub", "user/name")
 told(load("some", revision="v9"), "Revision 'v9'", "Name a branch, tag or commit that exists")
 told(load("private", token=False), "hf auth login")
 told(load("some"), "Name one of the configurations")
+
+import errno, huggingface_hub.file_download
+def full(*args, **options):
+    raise OSError(errno.ENOSPC, "No space left on device")
+whole, huggingface_hub.file_download.http_get = huggingface_hub.file_download.http_get, full
+told(load("some", "a"), "No space left on device", "HF_HOME")
+huggingface_hub.file_download.http_get = whole
 told(load("gone", "b"), "b.csv", "push again")
 told(load("some", "fold9"), "fold9", "Name one of the configurations")
 """

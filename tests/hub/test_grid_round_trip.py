@@ -92,5 +92,7 @@ def test_built_published_streamed_trained(hub, run_client, clips, tmp_path):
     results = json.loads((out / "results.json").read_text())
     assert sum(results["n_per_split"].values()) == 50 and results["n"] == results["n_per_split"]["test"], ran.stdout
     assert results["arguments"]["revision"] == done["tag"]
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or hub.token.encode() not in path.read_bytes(), f"{path} holds the token"
     everything = [ran.stdout, ran.stderr, interrupted.stderr, refused.stderr, (out / "results.json").read_text()]
     assert not any(token in text for text in everything for token in (hub.token, hub.account.read_token))

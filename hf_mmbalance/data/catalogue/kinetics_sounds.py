@@ -40,6 +40,11 @@ ANNOTATIONS_CARD = """
 YouTube ids, times (seconds), labels and splits of Kinetics-Sounds; no media. Build the media from your own copy of
 Kinetics-400 with `dataset_scripts/kinetics_sounds.py build`. Kinetics annotations are CC BY 4.0 (Google). An uploader
 who wants an id taken off the list opens a discussion on this page.
+
+```python
+from datasets import load_dataset
+clips = load_dataset("path/of/this/folder")
+```
 """
 FEATURES: dict[str, dict[str, Any]] = {
     "youtube_id": value("string"),
@@ -310,6 +315,7 @@ def write_annotations(annotations: Sequence[Path], classes: Sequence[str] | None
             pq.write_table(pa.Table.from_pylist(rows, schema=schema), out / path)
             files.append({"split": split, "path": path})
             total += len(rows)
-    head = {"license": "cc-by-4.0", "configs": [{"config_name": "default", "data_files": files, "default": True}]}
+    head = {"pretty_name": "Kinetics-Sounds (list of clips)", "license": "cc-by-4.0"}
+    head |= {"configs": [{"config_name": "default", "data_files": files, "default": True}]}
     (out / "README.md").write_text("---\n" + yaml.safe_dump(head, sort_keys=False) + "---\n" + ANNOTATIONS_CARD)
     return total
