@@ -315,7 +315,7 @@ def write_annotations(annotations: Sequence[Path], classes: Sequence[str] | None
             pq.write_table(pa.Table.from_pylist(rows, schema=schema), out / path)
             files.append({"split": split, "path": path})
             total += len(rows)
-    head = {"pretty_name": "Kinetics-Sounds (list of clips)", "license": "cc-by-4.0"}
+    head: dict[str, Any] = {"pretty_name": "Kinetics-Sounds (list of clips)", "license": "cc-by-4.0"}
     head |= {"configs": [{"config_name": "default", "data_files": files, "default": True}]}
     (out / "README.md").write_text("---\n" + yaml.safe_dump(head, sort_keys=False) + "---\n" + ANNOTATIONS_CARD)
     return total
