@@ -34,9 +34,16 @@ def read_card(text: str, where: str) -> tuple[dict[str, Any], str]:
     return head, match[2]
 
 
+class _Plain(yaml.SafeDumper):
+    """Writes what stands in several configurations out in full: not every reader of cards knows YAML's references."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def write_card(head: dict[str, Any], body: str) -> str:
     """The card's text."""
-    return "---\n" + yaml.safe_dump(head, sort_keys=False, width=110, allow_unicode=True) + "---\n" + body
+    return "---\n" + yaml.dump(head, Dumper=_Plain, sort_keys=False, width=110, allow_unicode=True) + "---\n" + body
 
 
 def config_names(head: dict[str, Any]) -> list[str]:

@@ -303,6 +303,8 @@ def test_what_a_card_lacks_is_named():
     for text in ("# no head", "---\na: [1\n---\n", "---\nopen: 1\n"):
         with pytest.raises(HubError, match="head"):
             cards.read_card(text, "x")
+    same = [1, 2]
+    assert "&" not in cards.write_card({"a": same, "b": same}, "")
     assert yaml.safe_load(cards.write_card({"a": 1}, "body").split("---\n")[1]) == {"a": 1}
 
 
