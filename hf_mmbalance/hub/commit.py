@@ -140,9 +140,11 @@ def push_change(
             return done
 
         done = _patiently(commit, moved=parent_commit is None)
-        if tag is not None:
+    if tag is not None:
+        with explained(f"tagging {repo_type} {repo}"):
             _patiently(lambda: api.create_tag(repo, tag=tag, revision=done.oid, repo_type=repo_type, exist_ok=True))
-        return done
+        logger.info("%s: revision %s", repo, tag)
+    return done
 
 
 def folder_files(

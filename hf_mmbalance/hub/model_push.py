@@ -150,11 +150,9 @@ def _push_and_tag(
     revision: str | None,
     token: str | bool | None,
 ) -> CommitInfo:
-    from huggingface_hub import HfApi
-
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*about to commit a data file")  # the decision table belongs here
-        commit = push_folder(
+        return push_folder(
             folder,
             repo_id,
             message=message,
@@ -164,11 +162,5 @@ def _push_and_tag(
             private=private,
             revision=revision,
             token=token,
+            tag=pinned_revision(folder),
         )
-    tag = pinned_revision(folder)
-    with explained(f"tagging {repo_id}"):
-        HfApi(token=token, library_name="hf_mmbalance").create_tag(
-            repo_id, tag=tag, revision=commit.oid, exist_ok=True
-        )
-    logger.info("%s: revision %s", repo_id, tag)
-    return commit
