@@ -4,8 +4,8 @@
 
 A model of AST-base and ViT-base towers (random weights, 690 MB; `--small` takes tiny ones) is pushed to a Hub of the
 tests' own on this machine, and both towers by themselves. Then, from a warm cache and offline, in a process without
-the package: the model by `AutoModel` with its own code, against its two towers by `AutoModel`, alternately; median.
-Imports are timed in processes of their own.
+the package: the model by `AutoModel` with its own code, against its two towers by `AutoModel`; medians of processes,
+their first load (which imports what it needs) and the later ones apart. Imports are timed in processes of their own.
 """
 
 from __future__ import annotations
@@ -53,20 +53,18 @@ for name in ("audio", "vision"):
 """
 LOAD = """
 import json, sys, time
-import torch
 from transformers import AutoModel
 def model():
     return AutoModel.from_pretrained("me/model", trust_remote_code=True)
 def towers():
     return AutoModel.from_pretrained("me/audio"), AutoModel.from_pretrained("me/vision", add_pooling_layer=False)
-times = {"model": [], "towers": []}
-for _ in range(int(sys.argv[1]) + 1):
-    for name, load in (("model", model), ("towers", towers)):
-        start = time.perf_counter()
-        loaded = load()
-        times[name].append(time.perf_counter() - start)
-        del loaded
-print("TIMES", json.dumps({name: values[1:] for name, values in times.items()}))
+times = []
+for _ in range(4):
+    start = time.perf_counter()
+    loaded = (model if sys.argv[1] == "model" else towers)()
+    times.append(time.perf_counter() - start)
+    del loaded
+print("TIMES", json.dumps(times))
 """
 IMPORT = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
 
@@ -74,7 +72,7 @@ IMPORT = "import time; start = time.perf_counter(); import {}; print(time.perf_c
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="tiny towers: for trying this script")
-    parser.add_argument("--runs", type=int, default=5, help="timed runs of each kind (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=5, help="processes of each kind (default: %(default)s)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, HubServer(Path(name) / "store") as hub:
         folder, token = Path(name), hub.add_account("me").token
@@ -102,18 +100,28 @@ def pushes(hub: HubServer, folder: Path, token: str) -> None:
 
 
 def loads(hub: HubServer, folder: Path, runs: int) -> None:
-    """Median times from a warm cache, offline."""
+    """Median times from a warm cache, offline: of the first load of a process, and of those after it."""
     options = {"home": folder / "load", "without": ["hf_mmbalance"], "timeout": 600}
-    run_python(hub, LOAD, args=["0"], **options)
+    for what in ("model", "towers"):
+        run_python(hub, LOAD, args=[what], **options)
     hub.log.clear()
-    done = run_python(hub, LOAD, args=[str(runs)], env={"HF_HUB_OFFLINE": "1"}, **options)
-    line = next(line for line in done.stdout.splitlines() if line.startswith("TIMES"))
-    times = {name: statistics.median(values) for name, values in json.loads(line[6:]).items()}
-    ratio = times["model"] / times["towers"]
-    print(
-        f"load, warm and offline: model {times['model']:.3f} s, its two towers alone {times['towers']:.3f} s:"
-        f" {ratio:.2f} times (median of {runs}; {len(list(hub.log))} requests)"
-    )
+    times: dict[str, list[list[float]]] = {"model": [], "towers": []}
+    for _ in range(runs):
+        for what, measured in times.items():
+            done = run_python(hub, LOAD, args=[what], env={"HF_HUB_OFFLINE": "1"}, **options)
+            line = next(line for line in done.stdout.splitlines() if line.startswith("TIMES"))
+            measured.append(json.loads(line[6:]))
+    for name, part in (("first", slice(0, 1)), ("later", slice(1, None))):
+        medians = {
+            what: statistics.median(value for process in measured for value in process[part])
+            for what, measured in times.items()
+        }
+        ratio = medians["model"] / medians["towers"]
+        print(
+            f"{name} load in a process, warm and offline: model {medians['model']:.3f} s, its two towers alone"
+            f" {medians['towers']:.3f} s: {ratio:.2f} times (median of {runs} processes)"
+        )
+    print(f"requests meanwhile: {len(list(hub.log))}")
 
 
 def imports(hub: HubServer, folder: Path, runs: int) -> None:

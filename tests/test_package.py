@@ -61,3 +61,12 @@ def test_reading_clips_needs_no_working_torchaudio(tmp_path):
     (tmp_path / "torchaudio" / "__init__.py").write_text("raise OSError('undefined symbol')\n")
     done = _run("from hf_mmbalance.model.media_mmbalance import read_media", path=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_package_beside_transformers_imports_nothing_heavy_more():
+    """What makes `import hf_mmbalance` cheap, without a stopwatch: no module of note is loaded by it."""
+    code = "import sys, transformers\nbefore = set(sys.modules)\nimport hf_mmbalance\n"
+    code += "print(sorted(name.split('.')[0] for name in set(sys.modules) - before))"
+    done = _run(code)
+    assert done.returncode == 0, done.stderr
+    assert set(eval(done.stdout)) <= {"hf_mmbalance"}  # noqa: S307

@@ -1,0 +1,47 @@
+"""docs/hub.md, models: its blocks are run one after the other as written, with a user's name put in."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from hf_mmbalance.cli import build_parser
+from hf_mmbalance.training.arguments import parse_arguments
+from tests.media_factory import write_clip
+from tests.training.tiny_runs import TINY, tiny_run
+
+from .test_docs_data import ROOT, RUN, blocks
+from .test_models import no_token_in, stored
+
+
+def test_every_flag_of_the_docs_is_known(tmp_path):
+    text = "\n".join(block for kind, block in blocks("Models") if kind == "bash")
+    for line in re.findall(r"^mmbalance (.*)$", text, re.M):
+        build_parser().parse_args(line.split())
+    (train,) = re.findall(r"^accelerate launch train.py (.*)$", text, re.M)
+    arguments = parse_arguments([*TINY, *train.split()])
+    assert arguments.training.push_to_hub and arguments.training.hub_model_id == "user/my-model"
+    readme = (ROOT / "README.md").read_text()
+    for line in re.findall(r"^mmbalance (predict|card|push)(.*?)#", readme, re.M):
+        build_parser().parse_args("".join(line).split())
+
+
+@pytest.mark.slow
+def test_the_blocks_run_as_written(hub, run_client, tmp_path):
+    home = tmp_path / "home"
+    tiny_run(home / "outputs" / "my-run")
+    write_clip(home / "clip.mp4", seconds=0.5)
+    # training, and backbones of the public Hub, have tests of their own
+    left_out = ("train.py", "from_backbones")
+    wanted = [(kind, text) for kind, text in blocks("Models") if not any(word in text for word in left_out)]
+    assert len(wanted) == 4
+    told = json.dumps([(kind, text.replace("user/", f"{hub.user}/")) for kind, text in wanted])
+    done = run_client(RUN, args=[told], home=home, timeout=300)
+    assert "'modality_score': {'audio': " in done.stdout and "'vision': None" in done.stdout
+    answers = json.loads((home / "answers.json").read_text())
+    assert len(answers) == 1 and len(answers[0]["answer"]) == 3
+    assert "diagnosis.html" in stored(hub, f"{hub.user}/my-model")[1].files
+    assert "processor_config.json" in stored(hub, f"{hub.user}/my-other-model")[1].files
+    no_token_in(hub, done.stdout, done.stderr, folders=(home,))
