@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from hf_mmbalance.hub import dataset_card as cards
+from hf_mmbalance.hub.dataset_push import publish as push_build
 from hf_mmbalance.hub.errors import HubError
 from tests.dataset_scripts.test_crema_d import load_script
 
@@ -214,6 +216,20 @@ def test_faults_while_publishing_and_reading(hub, publish, run_client, built, tm
     assert failed.returncode == 1 and "500 Internal Server Error" in failed.stderr
     assert "train" in run_client(read, args=[f"{hub.user}/toy"], home=home).stdout
     assert [fault.hits for fault in faults] == [1] * len(faults)
+
+
+def test_builds_pushed_at_the_same_time_all_stand(hub, publish, built):
+    """Each commit changes the card: whoever comes second must build on the first one's, not overwrite it."""
+    publish(built)
+    hub.fail(Slow(path="/preupload/", seconds=0.5, times=3))  # all have read the branch before any commits
+    with ThreadPoolExecutor(3) as pool:
+        pushes = [pool.submit(push_build, built, f"{hub.user}/toy", name=f"b{n}") for n in range(3)]
+        done = [push.result() for push in pushes]
+    names = [f"b{n}-fold{k}" for n in range(3) for k in range(2)]
+    assert sorted(cards.config_names(card(hub)[0])) == sorted(["fold0", "fold1", *names])
+    assert len(titles(hub)) == 5 and hub.log.count("commit", status=412) >= 1
+    assert all(row in card(hub)[1] for row in ("(b0/README.md)", "(b1/README.md)", "(b2/README.md)"))
+    assert len({result["commit"] for result in done}) == 3
 
 
 def test_an_interrupted_push_goes_on(hub, publish, built):
