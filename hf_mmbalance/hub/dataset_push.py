@@ -20,7 +20,7 @@ from hf_mmbalance.data.building.engine import BuildError, file_sha256
 from hf_mmbalance.data.building.report import MANIFEST, REPORT
 from hf_mmbalance.data.building.script import DatasetScript
 from hf_mmbalance.hub import dataset_card as cards
-from hf_mmbalance.hub.commit import Change, push_change
+from hf_mmbalance.hub.commit import Change, check_files, push_change
 from hf_mmbalance.hub.errors import HubError
 
 
@@ -126,7 +126,7 @@ def read_build(folder: Path, repo_id: str, name: str | None) -> Build:
 
     Raises:
         BuildError: there is no card, shards are missing or are not what was built.
-        HubError: a bad name, or a card that cannot be read.
+        HubError: a bad name, a card that cannot be read, an access token in what would be published.
     """
     if name is not None and (not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == BASE):
         raise HubError(f"--name {name!r}: use letters, digits, _ and -, and not {BASE!r}")
@@ -140,7 +140,7 @@ def read_build(folder: Path, repo_id: str, name: str | None) -> Build:
     wrong = sorted(file for file in listed.keys() | hashes.keys() if listed.get(file) != hashes.get(file))
     if wrong or not local:
         text = f"{folder}: {wrong[0]} is missing, or not what was built" if wrong else f"{folder}: there is no shard"
-        raise BuildError(f"{text}; run `build` again (it goes on with what is there)")
+        raise BuildError(f"{text}; delete it if it is there, and run `build` again (it goes on with the rest)")
     head, body = cards.read_card(card.read_text(), str(card))
     if not head.get("configs"):
         raise BuildError(f"{card}: there are no configs in its head; run `build` again")
@@ -158,6 +158,7 @@ def read_build(folder: Path, repo_id: str, name: str | None) -> Build:
     extras = {f"{place}/{file}" if name else file: text for file, text in _extras(folder, sources).items()}
     if name:
         extras[f"{name}/README.md"] = body.encode()
+    check_files({**extras, "README.md": body.encode()})
     shards = {f"{place}/{path.name}": path for path in local}
     sha256 = {f"{place}/{file}": digest for file, digest in hashes.items()}
     sha256 |= {path: file_sha256(content) for path, content in extras.items() if isinstance(content, Path)}
@@ -230,8 +231,8 @@ def _change(
     if name is None:
         body = cards.keep_list(build.body, old_body)
     else:
-        own = [config for config in cards.config_names(build.head)]
-        body = cards.list_build(old_body or f"# {merged.get('pretty_name', repo)}\n", name, build.clips, own)
+        old_body = old_body or f"# {merged.get('pretty_name', repo)}\n"
+        body = cards.list_build(old_body, name, build.clips, cards.config_names(build.head))
     mine = {**build.shards, **build.extras}
     changed = {path: file for path, file in mine.items() if _hash_there(there.get(path)) != build.sha256.get(path, "")}
     sent = changed.keys() & build.shards.keys()

@@ -296,8 +296,11 @@ def test_folders_that_are_no_build(hub, publish, built, media, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1])
     unlicensed = shutil.copytree(built, tmp_path / "unlicensed")
     (unlicensed / "README.md").write_text((built / "README.md").read_text().replace("license: cc-by-4.0\n", ""))
+    leaky = shutil.copytree(built, tmp_path / "leaky")
+    (leaky / "README.md").write_text((built / "README.md").read_text() + "hf_" + "aB3" * 12)
     for folder, words in (
         (tmp_path, "no README.md"),
+        (leaky, "README.md holds an access token"),
         (broken, f"{shard.name} is missing, or not what was built"),
         (unlicensed, "names no license"),
     ):
