@@ -123,7 +123,7 @@ def push_change(
 
     api = HfApi(token=token, library_name="hf_mmbalance")
     with explained(f"pushing to {repo_type} {repo_id}"):
-        repo = _patiently(lambda: _open_repo(api, repo_id, repo_type, private, revision, space_sdk))
+        repo = patiently(lambda: open_repo(api, repo_id, repo_type, private, revision, space_sdk))
 
         def commit() -> CommitInfo:
             head = parent_commit or api.repo_info(repo, revision=revision, repo_type=repo_type).sha
@@ -139,10 +139,10 @@ def push_change(
             logger.info("%s: %s", repo, f"one commit, {done.oid}" if done.oid != head else "nothing has changed")
             return done
 
-        done = _patiently(commit, moved=parent_commit is None)
+        done = patiently(commit, moved=parent_commit is None)
     if tag is not None:
         with explained(f"tagging {repo_type} {repo}"):
-            _patiently(lambda: api.create_tag(repo, tag=tag, revision=done.oid, repo_type=repo_type, exist_ok=True))
+            patiently(lambda: api.create_tag(repo, tag=tag, revision=done.oid, repo_type=repo_type, exist_ok=True))
         logger.info("%s: revision %s", repo, tag)
     return done
 
@@ -209,7 +209,7 @@ def _matches(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
-def _open_repo(
+def open_repo(
     api: HfApi, repo_id: str, repo_type: str, private: bool | None, revision: str | None, space_sdk: str | None
 ) -> str:
     """Make repository and branch where they are missing; returns the full name."""
@@ -230,7 +230,7 @@ def _operations(change: Change) -> list[Any]:
     return [*gone, *(CommitOperationAdd(path, content) for path, content in change.files.items())]
 
 
-def _patiently(call: Callable[[], T], moved: bool = True) -> T:
+def patiently(call: Callable[[], T], moved: bool = True) -> T:
     """The call again, some times, after failures that pass by themselves."""
     for wait in WAITS:
         try:

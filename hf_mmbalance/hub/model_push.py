@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_mmbalance.hub.commit import push_folder
+from hf_mmbalance.hub.commit import open_repo, patiently, push_folder
 from hf_mmbalance.hub.errors import HubError, explained
 from hf_mmbalance.hub.model_card import (
     CARD,
@@ -89,7 +89,7 @@ def push_saved(
         HubError: also for a folder that holds no saved model.
     """
     _check_saved(folder)
-    repo_id = prepare_repo(repo_id, private=private, token=token)
+    repo_id = prepare_repo(repo_id, private=private, revision=revision, token=token)
     if not (folder / CARD).is_file():
         if (folder / RESULTS).is_file():
             write_card(folder, repo_id)
@@ -111,21 +111,23 @@ def _check_saved(folder: Path) -> None:
         )
 
 
-def prepare_repo(repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
-    """Make the repository if it is missing, and make sure that we may write to it: before training, not after.
+def prepare_repo(
+    repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | bool | None = None
+) -> str:
+    """Make repository and branch if they are missing, and make sure that we may write there: before training, not after.
 
     Returns:
         Its full name.
 
     Raises:
-        HubError: no token, no right to write, a name that cannot be.
+        HubError: no token, no right to write, a name that cannot be, a public repository that must be private.
     """
     from huggingface_hub import HfApi
 
     api = HfApi(token=token, library_name="hf_mmbalance")
     with explained(f"pushing to model {repo_id}"):
-        repo: str = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        api.auth_check(repo, write=True)
+        repo = patiently(lambda: open_repo(api, repo_id, "model", private, revision, None))
+        patiently(lambda: api.auth_check(repo, write=True))
     return repo
 
 

@@ -91,7 +91,7 @@ def run(arguments: RunArguments) -> dict[str, Any]:
 
 def _open_repo(training: MMBalanceTrainingArguments) -> str:
     name = training.hub_model_id or Path(str(training.output_dir)).absolute().name
-    return prepare_repo(name, private=training.hub_private_repo)
+    return prepare_repo(name, private=training.hub_private_repo, revision=training.hub_revision)
 
 
 def _push(trainer: MMBalanceTrainer, folder: Path, repo_id: str) -> None:

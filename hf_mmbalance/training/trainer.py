@@ -268,7 +268,7 @@ class MMBalanceTrainer(Trainer):
         if self.is_world_process_zero():
             name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
             private = self.args.hub_private_repo if private is None else private
-            self.hub_model_id = prepare_repo(name, private=private, token=token)
+            self.hub_model_id = prepare_repo(name, private=private, revision=self.args.hub_revision, token=token)
             self.checkpoint_pushes = CheckpointPushes(self.hub_model_id, self.args)
 
     def push_to_hub(  # type: ignore[override]  # no model card of Trainer's

@@ -211,12 +211,13 @@ def test_pushes_through_faults(hub, run_client, saved, tmp_path):
         RacingCommit(path="/raced/commit/"),
         Refuse(path="/full/commit/", status=507, times=None, message="Storage is full"),
         Refuse(path="/untagged/tag/", status=500, times=None),
+        Refuse(path="/untried/auth-check/", status=500),
     )
     hub.server.add_account("other")
-    names = ["fails", "down", "cut", "lost", "slow", "raced", "full", "untagged", "other/m", "a b"]
+    names = ["fails", "down", "cut", "lost", "slow", "raced", "full", "untagged", "untried", "other/m", "a b"]
     done = run_client(FAULTY_PUSHES, args=[str(folder), ",".join(names)])
     said = answers_of(done)
-    for name in ("fails", "cut", "lost", "slow", "raced"):
+    for name in ("fails", "cut", "lost", "slow", "raced", "untried"):
         assert said[name] == "pushed", said[name]
         repo, head = stored(hub, f"{hub.user}/{name}")
         assert "model.safetensors" in head.files and len(repo.tags) == 1
