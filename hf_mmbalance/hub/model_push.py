@@ -114,7 +114,7 @@ def _check_saved(folder: Path) -> None:
 def prepare_repo(
     repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | bool | None = None
 ) -> str:
-    """Make repository and branch if they are missing, and make sure that we may write there: before training, not after.
+    """Make repository and branch if missing, and make sure that we may write there: before training, not after.
 
     Returns:
         Its full name.
