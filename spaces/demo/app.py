@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 from answer import hint, render, word
-from huggingface_hub import hf_hub_download, list_repo_files
+from huggingface_hub import constants, hf_hub_download, list_repo_files
 from transformers import pipeline
 
 
@@ -35,7 +35,7 @@ def load() -> Any:
             from hf_mmbalance.hub import load_classifier  # our own code, none of the repository's
         except ImportError:
             text = (
-                f"The model needs the code in its repository: read https://huggingface.co/{name}, and if you trust it"
+                f"The model needs the code in its repository: read {constants.ENDPOINT}/{name}, and if you trust it"
             )
             raise SystemExit(f"{text}, set MMBALANCE_TRUST_REMOTE_CODE=1 (or install hf_mmbalance).") from None
         return load_classifier(name, os.environ.get("MMBALANCE_REVISION"))
@@ -93,7 +93,7 @@ def make_page(classify: Any, examples: list[str]) -> gr.Blocks:
 
 def _foot() -> str:
     name, revision = os.environ["MMBALANCE_MODEL"], os.environ.get("MMBALANCE_REVISION")
-    shown = name if Path(name).is_dir() else f"[{name}](https://huggingface.co/{name})"
+    shown = name if Path(name).is_dir() else f"[{name}]({constants.ENDPOINT}/{name})"
     pinned = f" at `{revision[:10]}`" if revision else ""
     return f"Model: {shown}{pinned}. Clips up to {MAX_SECONDS:.0f} s; they are deleted after an hour."
 
