@@ -17,6 +17,7 @@ from .media_mmbalance import MediaClip, MediaError, declared_duration, read_audi
 logger = logging.get_logger(__name__)
 
 SOUND_KEYS, FRAME_KEYS, FILE_KEY = ("audio",), ("frames", "images"), "video"
+ENCODED = "_hf_encoded"  # where `datasets` keeps the file behind a decoder
 DOWNLOAD_TIMEOUT = 60.0  # seconds without a byte
 Source = str | os.PathLike | bytes
 
@@ -236,13 +237,14 @@ class ClipReader:
 
 
 def _is_file(value: Any) -> bool:
-    """A path, address, bytes, or what `datasets` gives for a column that is not decoded."""
+    """A path, address, bytes, or what `datasets` gives for a column, not decoded or as torchcodec's decoder."""
     if isinstance(value, Mapping):
         return bool(value) and set(value) <= {"bytes", "path"}
-    return isinstance(value, (str, os.PathLike, bytes, bytearray))
+    return isinstance(value, (str, os.PathLike, bytes, bytearray)) or hasattr(value, ENCODED)
 
 
 def _source(value: Any) -> Source:
+    value = getattr(value, ENCODED, value)
     if isinstance(value, Mapping):
         content = value.get("bytes")
         value = value.get("path") if content is None else content

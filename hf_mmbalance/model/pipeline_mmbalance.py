@@ -1,5 +1,6 @@
 """`pipeline("audio-visual-classification")`: clips in, classes out, with what each modality had to say in it."""
 
+import dataclasses
 import os
 import types
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers.models.audio_spectrogram_transformer import ASTFeatureExtractor
 from transformers.pipelines.base import ChunkPipeline
-from transformers.pipelines.pt_utils import PipelineChunkIterator, PipelineIterator, PipelinePackIterator
+from transformers.pipelines.pt_utils import KeyDataset, PipelineChunkIterator, PipelineIterator, PipelinePackIterator
 
 from .clips_mmbalance import ClipReader, Window
 
@@ -92,6 +93,8 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
             return []
         if not isinstance(inputs, (str, bytes, bytearray, os.PathLike, Mapping, list, Dataset, types.GeneratorType)):
             inputs = _many(inputs)
+        elif isinstance(inputs, KeyDataset):
+            inputs = KeyDataset(_undecoded(inputs.dataset), inputs.key)
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(
@@ -242,10 +245,26 @@ def _many(inputs: Any) -> Any:
     if hasattr(inputs, "shape") and hasattr(inputs, "dtype"):  # an array alone: which modality would it be?
         return inputs
     if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
-        return _Rows(inputs)
+        return _Rows(_undecoded(inputs))
     if hasattr(inputs, "__iter__"):
-        return (item for item in inputs)
+        return (item for item in _undecoded(inputs))
     return inputs
+
+
+def _undecoded(rows: Any) -> Any:
+    """A dataset of the library `datasets` with media left as bytes or paths: they are decoded here, by one decoder.
+
+    So torchcodec is not needed, and a video column gives its sound too.
+    """
+    features = getattr(rows, "features", None) or {}
+    if features and hasattr(rows, "decode"):  # a stream, which would decode before it casts
+        return rows.decode(False)
+    for column, feature in features.items():
+        inner = getattr(feature, "feature", feature)  # of a list
+        if getattr(inner, "decode", False):
+            raw = dataclasses.replace(inner, decode=False)
+            rows = rows.cast_column(column, raw if inner is feature else dataclasses.replace(feature, feature=raw))
+    return rows
 
 
 __all__ = ["AudioVisualClassificationPipeline"]

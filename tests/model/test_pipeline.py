@@ -146,6 +146,35 @@ def test_many_clips_as_list_generator_and_datasets(classify, folder):
     assert classify([]) == []
 
 
+def test_columns_of_datasets_need_no_torchcodec(classify, folder):
+    """Sound, images in a list, and video, as `load_dataset` gives them: they would be decoded by torchcodec."""
+    datasets = pytest.importorskip("datasets")
+    media = read_media(folder / "short.mkv", num_frames=3)
+    images = []
+    for frame in media.frames:
+        buffer = io.BytesIO()
+        Image.fromarray(frame).save(buffer, "PNG")
+        images.append({"bytes": buffer.getvalue(), "path": None})
+    sound = {"bytes": (folder / "sound.wav").read_bytes(), "path": None}
+    rows = datasets.Dataset.from_dict({"audio": [sound], "frames": [images], "label": [1]})
+    rows = rows.cast_column("audio", datasets.Audio(decode=False)).cast_column("audio", datasets.Audio())
+    rows = rows.cast_column("frames", datasets.List(datasets.Image()))
+    (expected,) = classify([{"audio": folder / "sound.wav", "frames": media.frames}])
+    for form in (rows, rows.to_iterable_dataset()):
+        (answer,) = list(classify(form))
+        assert_same(answer, expected)
+    films = datasets.Dataset.from_dict({"video": [str(folder / "short.mkv")]})
+    films = films.cast_column("video", datasets.Video(decode=False)).cast_column("video", datasets.Video())
+    for form in (films, KeyDataset(films, "video")):
+        (answer,) = list(classify(form))
+        assert_same(answer, classify(folder / "short.mkv"))
+
+    class Decoder:
+        _hf_encoded = {"path": str(folder / "short.mkv"), "bytes": None}
+
+    assert_same(classify({"video": Decoder()}), classify(folder / "short.mkv"))
+
+
 def test_a_generator_is_read_as_it_goes(classify, folder):
     read = []
 
