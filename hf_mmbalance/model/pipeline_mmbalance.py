@@ -91,10 +91,12 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
             inputs = list(inputs)
         if isinstance(inputs, list) and not inputs:
             return []
-        if not isinstance(inputs, (str, bytes, bytearray, os.PathLike, Mapping, list, Dataset, types.GeneratorType)):
-            inputs = _many(inputs)
-        elif isinstance(inputs, KeyDataset):
+        if isinstance(inputs, KeyDataset):
             inputs = KeyDataset(_undecoded(inputs.dataset), inputs.key)
+        elif isinstance(inputs, Dataset):  # of torch; a stream of `datasets` is one
+            inputs = _undecoded(inputs)
+        elif not isinstance(inputs, (str, bytes, bytearray, os.PathLike, Mapping, list, types.GeneratorType)):
+            inputs = _many(inputs)
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(

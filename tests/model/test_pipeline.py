@@ -146,7 +146,7 @@ def test_many_clips_as_list_generator_and_datasets(classify, folder):
     assert classify([]) == []
 
 
-def test_columns_of_datasets_need_no_torchcodec(classify, folder):
+def test_columns_of_datasets_need_no_torchcodec(classify, folder, tmp_path):
     """Sound, images in a list, and video, as `load_dataset` gives them: they would be decoded by torchcodec."""
     datasets = pytest.importorskip("datasets")
     media = read_media(folder / "short.mkv", num_frames=3)
@@ -160,7 +160,9 @@ def test_columns_of_datasets_need_no_torchcodec(classify, folder):
     rows = rows.cast_column("audio", datasets.Audio(decode=False)).cast_column("audio", datasets.Audio())
     rows = rows.cast_column("frames", datasets.List(datasets.Image()))
     (expected,) = classify([{"audio": folder / "sound.wav", "frames": media.frames}])
-    for form in (rows, rows.to_iterable_dataset()):
+    rows.to_parquet(tmp_path / "rows.parquet")
+    files = {"data_files": str(tmp_path / "rows.parquet"), "split": "train", "cache_dir": str(tmp_path / "cache")}
+    for form in (rows, datasets.load_dataset("parquet", **files, streaming=True)):
         (answer,) = list(classify(form))
         assert_same(answer, expected)
     films = datasets.Dataset.from_dict({"video": [str(folder / "short.mkv")]})
