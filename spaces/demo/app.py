@@ -34,9 +34,7 @@ def load() -> Any:
         try:
             from hf_mmbalance.hub import load_classifier  # our own code, none of the repository's
         except ImportError:
-            text = (
-                f"The model needs the code in its repository: read {constants.ENDPOINT}/{name}, and if you trust it"
-            )
+            text = f"The model needs the code in its repository: read {constants.ENDPOINT}/{name}, and if you trust it"
             raise SystemExit(f"{text}, set MMBALANCE_TRUST_REMOTE_CODE=1 (or install hf_mmbalance).") from None
         return load_classifier(name, os.environ.get("MMBALANCE_REVISION"))
     return pipeline(TASK, model=name, revision=os.environ.get("MMBALANCE_REVISION"), trust_remote_code=True)

@@ -280,14 +280,10 @@ print({name: len(part) for name, part in loaded.items()}, list(loaded["train"].f
 @pytest.mark.slow
 def test_train_says_what_to_do_about_data_it_cannot_have(hub, run_client):
     hub.server.seed("datasets", f"{hub.user}/private", {"a.csv": b"x"}, private=True)
-    train = SCRIPTS.parent / "train.py"
-    for name, options, words in (
-        ("absent", [], ["doesn't exist on the Hub", "Check the name (user/name)"]),
-        ("private", ["--revision", "v9"], ["Revision 'v9'", "Name a branch, tag or commit that exists"]),
-    ):
-        done = run_client(train, args=["--dataset", f"{hub.user}/{name}", *options], check=False)
-        assert done.returncode == 2 and all(word in done.stderr for word in words), done.stderr
-        assert "Traceback" not in done.stderr and hub.token not in done.stderr
+    args = ["--dataset", f"{hub.user}/private"]
+    done = run_client(SCRIPTS.parent / "train.py", args=args, token=None, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "doesn't exist on the Hub" in done.stderr and "for a private one, log in" in done.stderr
 
 
 def test_folders_that_are_no_build(hub, publish, built, media, tmp_path):
