@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hf_mmbalance import AudioVisualClassificationPipeline, MMBalanceForAudioVisualClassification, MMBalanceProcessor
-from hf_mmbalance.hub.errors import explained
+from hf_mmbalance.hub.errors import HubError, explained
 
 
 def load_classifier(
@@ -28,6 +28,11 @@ def load_classifier(
     with explained(f"loading model {name}"):
         declared, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
         kind = declared.get("model_type")
+        if kind is None:
+            raise HubError(
+                f"{name} has no config.json that names a model type: check the name; if its upload was interrupted,"
+                " push it again"
+            )
         if kind != MMBalanceForAudioVisualClassification.config_class.model_type:
             raise ValueError(f"{name} is a {kind!r} model: name one that was trained with hf_mmbalance")
         model = MMBalanceForAudioVisualClassification.from_pretrained(

@@ -298,6 +298,10 @@ def test_loads_that_cannot_be(hub, run_client, saved, tmp_path):
         hub.server.seed("models", f"{hub.user}/hostile", parts)
         return f"{hub.user}/hostile"
 
+    def empty() -> str:
+        hub.server.seed("models", f"{hub.user}/empty", {"README.md": b""})
+        return f"{hub.user}/empty"
+
     def pickled() -> str:
         parts = {name: data for name, data in files.items() if not name.startswith("model.")}
         hub.server.seed("models", f"{hub.user}/pickled", {**parts, "pytorch_model.bin": b"not to be opened"})
@@ -325,6 +329,7 @@ def test_loads_that_cannot_be(hub, run_client, saved, tmp_path):
         (seed("bert", model_type="bert"), None): "is a 'bert' model: name one that was trained with hf_mmbalance",
         (seed("escape", fusion="../../evil:Head"), None): "is no name: give a registered one",
         (seed("own", fusion="evil:Head"), None): "load the model by from_pretrained with trust_remote_code=True",
+        (empty(), None): "has no config.json that names a model type.*push it again",
         (hostile(), None): "cannot contain a '..' path segment",
         (pickled(), None): "does not appear to have a file named model.safetensors",
     }
