@@ -22,6 +22,7 @@ TEMPLATE = Path(__file__).with_name("model_card.md")
 CARD, RESULTS, TABLE = "README.md", "results.json", "decisions.parquet"
 PICTURE, DIAGNOSIS, NUMBERS = "weights_by_class.png", "diagnosis.html", "diagnosis.json"
 TAGS = ["audio-visual-classification", "audio-visual", "multimodal", "late-fusion", "hf_mmbalance"]
+PICTURED = 40  # classes in the picture; the card's table has all
 METHODS = {"audio": "sound alone", "vision": "frames alone", "sum": "plain sum", "fused": "the decision"}
 Results = dict[str, Any]
 
@@ -127,6 +128,7 @@ def render_card(folder: Path, repo_id: str, results: Results, no_diagnosis: str 
         rows=[_row(row) for row in results["rows"] if row["split"] == split],
         weights=_weight_rows(results),
         picture=PICTURE,
+        pictured=PICTURED,
         no_diagnosis=no_diagnosis,
     )
 
@@ -229,9 +231,9 @@ def _weights_by_class(results: Results, table: DecisionTable) -> Figure:
     """What each modality can do alone and, where the head has weights, what the decision gives it, class by class."""
     import matplotlib.pyplot as plt
 
-    from hf_mmbalance.decision.figures import COLOURS, MAX_CLASSES
+    from hf_mmbalance.decision.figures import COLOURS
 
-    names, modalities = results["classes"][:MAX_CLASSES], results["modalities"]
+    names, modalities = results["classes"][:PICTURED], results["modalities"]
     worth = measures.capability(table.logits, table.labels)
     panels = [("Alone: recall above chance", dict(zip(modalities, worth, strict=True)))]
     if results["weights"] is not None:
