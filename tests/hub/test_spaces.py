@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from .faults import CutAnswer, RacingCommit, Refuse
 
 
@@ -39,8 +41,7 @@ def files(hub, repo: str) -> dict[str, bytes]:
     return {path: hub.server.store.read(entry) for path, entry in commit.files.items() if path != ".gitattributes"}
 
 
-def test_the_metrics_are_pushed_and_loaded(hub, run_client):
-    """The cards' snippets run as written, in a fresh cache, without this package."""
+def test_the_metrics_are_pushed_whole_and_once(hub, run_client):
     hub.fail(Refuse(path="/commit/main", status=500), RacingCommit(skip=1))
     first = run_client(BOTH, args=[hub.user]).stdout
     for name in ("modality_balance", "calibration_error"):
@@ -51,6 +52,12 @@ def test_the_metrics_are_pushed_and_loaded(hub, run_client):
         assert hub.server.store.repos["spaces", f"{hub.user}/{name}"].sdk == "gradio"
     hub.log.clear()
     assert run_client(BOTH, args=[hub.user]).stdout == first and hub.log.count("commit") == 0
+
+
+@pytest.mark.slow
+def test_the_metrics_load_by_evaluate(hub, run_client):
+    """The cards' snippets run as written, in a fresh cache, without this package."""
+    run_client(BOTH, args=[hub.user])
     used = run_client(USE, args=[hub.user], without=["hf_mmbalance", "gradio"])
     assert "'accuracy': 1.0" in used.stdout and "'ece': 0.15" in used.stdout, used.stdout
     assert "none" not in hub.log.by_route(), hub.log.select(status=404)
