@@ -186,7 +186,8 @@ def test_pulled_without_the_package_by_every_revision_and_the_cards_snippets_run
 FAULTY_PUSHES = """
 import json, os, sys
 from pathlib import Path
-from hf_mmbalance.hub import HubError, push_saved
+from hf_mmbalance.hub import HubError, commit, push_saved
+commit.WAITS = (0.05,) * len(commit.WAITS)
 said = {}
 for name in sys.argv[2].split(","):
     repo = name if "/" in name else os.environ["USER"] + "/" + name

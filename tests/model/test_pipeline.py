@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import io
 import json
@@ -18,10 +19,15 @@ from transformers import ASTFeatureExtractor, ViTImageProcessorPil, Wav2Vec2Feat
 from transformers.pipelines.pt_utils import KeyDataset
 
 from hf_mmbalance import AudioVisualClassificationPipeline, MMBalanceProcessor
+from hf_mmbalance.data import load_clips
+from hf_mmbalance.decision import DecisionTable
+from hf_mmbalance.hub import load_classifier
 from hf_mmbalance.model import clips_mmbalance
 from hf_mmbalance.model.clips_mmbalance import ClipReader
 from hf_mmbalance.model.media_mmbalance import MediaError, read_media
+from hf_mmbalance.training.arguments import parse_arguments
 from tests.media_factory import write_clip
+from tests.training.tiny_runs import TINY, tiny_run
 
 from .tiny import CLASSES, HEADS, run_python, tiny_model
 
@@ -409,6 +415,20 @@ def test_absurd_lengths_are_refused_until_the_limit_is_raised(classify, folder):
     with pytest.raises(MediaError) as error:
         classify(str(folder / "sound.wav"), modalities="vision")
     assert error.value.reason == "no_video"
+
+
+def test_says_of_a_data_set_what_training_measured(tmp_path):
+    """The trained model, saved and loaded, answers the test clips as `decisions.parquet` has it."""
+    arguments = parse_arguments([*TINY, "--output_dir", str(tmp_path / "run")])
+    clips = load_clips("synthetic", **dataclasses.asdict(arguments.source)).splits["test"]
+    tiny_run(tmp_path / "run")
+    table = DecisionTable.read(tmp_path / "run" / "decisions.parquet").select("test")
+    fused = table.references["fused"]
+    expected = np.exp(fused) / np.exp(fused).sum(1, keepdims=True)
+    classify = load_classifier(str(tmp_path / "run"), device="cpu")
+    for answer, row in zip(classify(clips, batch_size=4), expected, strict=True):
+        found = {entry["label"]: entry["score"] for entry in answer}
+        assert [found[name] for name in table.classes] == pytest.approx(row, abs=1e-5)
 
 
 LOAD = """
