@@ -126,6 +126,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         self.fusion: FusionHead = _build_fusion(head_class, config, widths)
         if not self.fusion.owns_unimodal_logits:
             self.unimodal_heads = nn.ModuleList(_build_unimodal_head(config, head_class, width) for width in widths)
+        self.add_model_tags(["audio-visual-classification", "multimodal", "hf_mmbalance"])  # for the Hub's search
         self.post_init()
 
     @classmethod

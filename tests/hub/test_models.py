@@ -118,6 +118,8 @@ def test_objects_are_pushed_whole_by_us_and_by_transformers_own_method(hub, run_
         needed = {"config.json", "model.safetensors", "README.md"} | CODE | own
         assert needed - set(head.files) == (own if name == "model" else set())  # which goes with the processor
         assert repo.private == (name == "pushed")
+        card = hub.server.store.read(head.files["README.md"]).decode()
+        assert "- audio-visual-classification\n" in card or name == "pipeline"  # where transformers tags nothing
         config = json.loads(hub.server.store.read(head.files["config.json"]))
         assert config["auto_map"]["AutoModel"] == "modeling_mmbalance.MMBalanceForAudioVisualClassification"
         assert "audio-visual-classification" in config["custom_pipelines"]
