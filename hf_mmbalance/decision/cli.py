@@ -124,7 +124,8 @@ def print_diagnosis(name: str, report: dict[str, Any]) -> None:
         leans = "".join(f" {found['mean_lean'][m]['value']:+16.3f}" for m in modalities)
         print(f"{method:14s} {found['index']:13.3f} [{low:6.3f}, {high:6.3f}]{leans}"
               f" {100 * report['rescued'][method]['lost']:5.1f} %")  # fmt: skip
-    print("weights            accuracy     nll   over global [95 %]     over + bias [95 %]")
+    if report["ablation"]:
+        print("weights            accuracy     nll   over global [95 %]     over + bias [95 %]")
     for row in report["ablation"]:
         parts = []
         for key in ("over_global", "over_bias"):

@@ -24,6 +24,7 @@ PARENTS: dict[str, str | None] = {
     "class_gate": "gate",
 }
 STIFF = ("sum", "temperature", "global")
+SHOWN = ("global_bias", "class", "class_bias")  # with `global`: what biases, class weights and both bring
 GATES = ("gate", "class_gate")
 #: Rungs with a parameter for every pair of classes or every class and piece of evidence; left out above MAX_CLASSES.
 WIDE = ("linear", "class_gate")

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from hf_mmbalance.decision import families
-from hf_mmbalance.decision.families import GATES, MAX_CLASSES, PARENTS, STIFF, WIDE, FitData
+from hf_mmbalance.decision.families import GATES, MAX_CLASSES, PARENTS, SHOWN, STIFF, WIDE, FitData
 from hf_mmbalance.decision.folds import clip_folds, group_folds, standard_error
 from hf_mmbalance.decision.head import NEGLIGIBLE, HeadState
 from hf_mmbalance.decision.objective import fit_temperature, fit_temperatures
@@ -123,7 +123,9 @@ def fit_ladder(
     held_out = [fold == k for k in range(len(parts))]
     scores: dict[str, RungScore] = {}
     best_single = _fallbacks(whole, parts, held_out, logits, labels, scores)
-    for name in allowed[1:]:
+    # What weights and biases bring is shown also where these data are too few to choose them by.
+    beside = [name for name in SHOWN if name not in allowed and rung is None and "global" in allowed]
+    for name in [*allowed[1:], *beside]:
         # Where one gate for all classes brings nothing, a gate a class is tried at full shrinkage only: it is costly.
         worth = name != "class_gate" or _gain(scores["class_bias"], scores["gate"], groups) > 0
         scores[name] = _climb(name, whole, parts, held_out, logits, labels, strengths if worth else strengths[:1])
@@ -151,7 +153,8 @@ def allowed_rungs(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) ->
         allowed = [rung for rung in allowed if rung in STIFF]
         notes.append(
             f"{number} group(s): clip folds cannot see a new group, so only {', '.join(STIFF)} and the best single"
-            f" modality are considered (at least {MIN_GROUPS} groups are needed for more)"
+            f" modality can be chosen (at least {MIN_GROUPS} groups are needed for more); {', '.join(SHOWN)} are shown"
+            " beside them"
         )
     elif logits.shape[2] > MAX_CLASSES:
         allowed = [rung for rung in allowed if rung not in WIDE]

@@ -149,7 +149,7 @@ def _ladder(report: Report) -> str:
 
 def _ablation(report: Report) -> str:
     if not report["ablation"]:
-        return "<p>These data do not allow class-level rungs.</p>"
+        return "<p>No weights could be fitted to these data.</p>"
     return _table(
         ["weights", "accuracy %", "NLL", "over global", "95 % interval", "over + bias", "95 % interval"],
         [

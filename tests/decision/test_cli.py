@@ -120,7 +120,19 @@ def test_a_stiff_table_has_a_report_too(tmp_path: Path) -> None:
     table.logits[np.array(table.splits) == "calibration", 1] = np.nan
     table.write(tmp_path / "t.npz")
     assert run("diagnose", tmp_path / "t.npz", "--report", tmp_path / "r.html", "--draws", "10") == 0
-    assert "do not allow class-level rungs" in (tmp_path / "r.html").read_text()
+    assert "No weights could be fitted" in (tmp_path / "r.html").read_text()
+
+
+def test_what_weights_and_biases_bring_is_shown_for_a_single_speaker_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = make_table(n=300, classes=3)
+    table.groups = ["s1"] * len(table.labels)
+    table.write(tmp_path / "t.npz")
+    assert run("diagnose", tmp_path / "t.npz", "--draws", "10") == 0
+    said = capsys.readouterr().out
+    assert all(f"\n{label} " in said for label in ("global", "+ bias", "class", "both"))
+    assert "can be chosen" in said
 
 
 def test_a_run_folders_own_head_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
