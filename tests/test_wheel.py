@@ -36,3 +36,6 @@ def test_wheel_trains_outside_the_checkout(tmp_path: Path) -> None:
     where = [sys.executable, "-c", "import hf_mmbalance; print(hf_mmbalance.__file__)"]
     found = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert str(site) in found.stdout
+    card = [sys.executable, "-m", "hf_mmbalance.cli", "card", "run", "--repo_id", "me/made-up"]
+    subprocess.run(card, cwd=tmp_path, env=environment, capture_output=True, check=True, timeout=300)
+    assert 'model="me/made-up"' in (tmp_path / "run" / "README.md").read_text()
