@@ -23,13 +23,16 @@ except ImportError:
 
 FileLike = (str, os.PathLike, bytes)
 MAX_PIXELS = 7680 * 4320
+MAX_SECONDS = 600.0
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
 # torchaudio's filter bank grows with the terms of the ratio of rates: 44101 to 16000 Hz would take gigabytes. So the
 # ratio is rounded to this denominator, by less than 4 parts in 100,000.
 MAX_RATIO_TERM = 1_000
 
 
-def as_waveforms(audio: Any, sampling_rate: int | None, target_rate: int) -> list[np.ndarray | None]:
+def as_waveforms(
+    audio: Any, sampling_rate: int | None, target_rate: int, max_seconds: float = MAX_SECONDS
+) -> list[np.ndarray | None]:
     """One mono float32 waveform `(S,)` a clip at `target_rate`; None where a clip has no sound.
 
     Args:
@@ -37,6 +40,7 @@ def as_waveforms(audio: Any, sampling_rate: int | None, target_rate: int) -> lis
             `(S, channels)` of floats or 8, 16 or 32-bit integers, a list of floats, or None.
         sampling_rate: Samples a second of arrays; files know their own.
         target_rate: Samples a second of the result.
+        max_seconds: Longest file.
 
     Raises:
         ValueError: for arrays without (or with a senseless) `sampling_rate`, an empty or not finite waveform, or no
@@ -46,7 +50,7 @@ def as_waveforms(audio: Any, sampling_rate: int | None, target_rate: int) -> lis
     if not batch:
         raise ValueError("audio is an empty list: pass at least one clip, or leave audio out")
     return [
-        None if clip is None else _waveform(clip, sampling_rate, target_rate, f"audio of clip {index}")
+        None if clip is None else _waveform(clip, sampling_rate, target_rate, f"audio of clip {index}", max_seconds)
         for index, clip in enumerate(batch)
     ]
 
@@ -57,9 +61,9 @@ def _is_batch_of_audio(audio: Any) -> bool:
     return hasattr(audio, "ndim") and audio.ndim == 3
 
 
-def _waveform(clip: Any, sampling_rate: int | None, target_rate: int, name: str) -> np.ndarray:
+def _waveform(clip: Any, sampling_rate: int | None, target_rate: int, name: str, max_seconds: float) -> np.ndarray:
     if isinstance(clip, FileLike):
-        wave, rate = read_audio(clip)
+        wave, rate = read_audio(clip, max_seconds=max_seconds)
         name = str(clip) if not isinstance(clip, bytes) else name
     else:
         rate = _check_rate(sampling_rate, name)

@@ -12,7 +12,7 @@ from transformers.models.vit import ViTImageProcessorPil
 from transformers.processing_utils import ProcessingKwargs, Unpack
 from transformers.utils import cached_file
 
-from .inputs_mmbalance import as_frames, as_waveforms
+from .inputs_mmbalance import MAX_SECONDS, as_frames, as_waveforms
 from .logmel_mmbalance import log_mel
 from .media_mmbalance import read_media
 
@@ -84,6 +84,7 @@ class MMBalanceProcessor(ProcessorMixin):
         frames: Any = None,
         images: Any = None,
         video: Any = None,
+        max_seconds: float | None = None,
         **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
         """Prepare one clip or a list of clips.
@@ -97,6 +98,7 @@ class MMBalanceProcessor(ProcessorMixin):
                 `(B, 3, H, W)`.
             video: File(s) whose own sound and evenly spaced frames are taken; `audio` or `frames` passed beside it
                 stand in for the file's own.
+            max_seconds: Longest file that is taken, 600 by default.
             **kwargs: `sampling_rate`, Hz of waveforms passed as arrays, required for them; `return_tensors`, `"pt"`
                 (default) or `"np"`; options of the feature extractor and image processor, flat or as
                 `audio_kwargs={...}` and `images_kwargs={...}`.
@@ -127,7 +129,7 @@ class MMBalanceProcessor(ProcessorMixin):
             frames = [[image] for image in (images if isinstance(images, (list, tuple)) else [images])]
         elif images is not None:
             frames = images
-        waveforms, clips = self._gather(audio, frames, video, sampling_rate)
+        waveforms, clips = self._gather(audio, frames, video, sampling_rate, max_seconds or MAX_SECONDS)
         data: dict[str, Any] = {}
         if waveforms is not None and any(wave is not None for wave in waveforms):
             data |= self._audio_features(waveforms, audio_options)
@@ -150,9 +152,11 @@ class MMBalanceProcessor(ProcessorMixin):
         return self.feature_extractor.sampling_rate
 
     def _gather(
-        self, audio: Any, frames: Any, video: Any, sampling_rate: int | None
+        self, audio: Any, frames: Any, video: Any, sampling_rate: int | None, max_seconds: float
     ) -> tuple[list[np.ndarray | None] | None, list[list[np.ndarray]] | None]:
-        waveforms = None if audio is None else as_waveforms(audio, sampling_rate, self.audio_sampling_rate)
+        waveforms = (
+            None if audio is None else as_waveforms(audio, sampling_rate, self.audio_sampling_rate, max_seconds)
+        )
         clips = None if frames is None else as_frames(frames)
         if video is None:
             return waveforms, clips
@@ -161,7 +165,11 @@ class MMBalanceProcessor(ProcessorMixin):
             raise ValueError("video is an empty list: pass at least one file, or leave video out")
         media = [
             read_media(
-                source, num_frames=self.frames_per_clip, want_audio=waveforms is None, want_frames=clips is None
+                source,
+                num_frames=self.frames_per_clip,
+                want_audio=waveforms is None,
+                want_frames=clips is None,
+                max_seconds=max_seconds,
             )
             for source in videos
             if waveforms is None or clips is None

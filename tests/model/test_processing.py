@@ -451,3 +451,13 @@ def test_pictures_in_another_shape_than_square():
 def test_bytes_io_is_not_mistaken_for_a_waveform(processor):
     with pytest.raises(ValueError, match="audio of clip 0 has samples of type object"):
         processor(audio=io.BytesIO(b"abc"), sampling_rate=RATE)
+
+
+def test_files_of_absurd_length_are_refused_until_the_limit_is_raised(processor, video, tmp_path):
+    soundfile.write(tmp_path / "long.wav", np.zeros(1000 * 601, np.float32), 1000)
+    for inputs in ({"audio": tmp_path / "long.wav"}, {"video": tmp_path / "long.wav"}):
+        with pytest.raises(ValueError, match="max_seconds=600; raise it"):
+            processor(**inputs)
+        assert processor(**inputs, max_seconds=700)["modality_mask"].tolist() == [[True, False]]
+    with pytest.raises(ValueError, match="max_seconds=0.1; raise it"):
+        processor(video=video, max_seconds=0.1)
