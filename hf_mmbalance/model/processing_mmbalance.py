@@ -144,7 +144,9 @@ class MMBalanceProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_values", "audio_mask", "pixel_values", "frame_mask", "modality_mask"]
+        extractor = self.feature_extractor
+        masked = getattr(extractor, "return_attention_mask", False) and not isinstance(extractor, ASTFeatureExtractor)
+        return ["input_values", *["audio_mask"] * masked, "pixel_values", "frame_mask", "modality_mask"]
 
     @property
     def audio_sampling_rate(self) -> int:
