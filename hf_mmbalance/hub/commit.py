@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import io
 import logging
 import os
 import time
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hf_mmbalance.hub.errors import TOKEN, HubError, chain_of, explained, status_of
+from hf_mmbalance.hub.errors import HubError, chain_of, explained, names_token, status_of
 
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ T = TypeVar("T")
 PICKLES = ("*.bin", "*.ckpt", "*.joblib", "*.pickle", "*.pkl", "*.pt", "*.pth")
 NEVER = ("*.pyc", "__pycache__/*", "*/__pycache__/*", ".git/*", "*/.git/*", ".cache/*", "*.lock", ".DS_Store")
 WAITS = (0.5, 1.0, 2.0)  # seconds between attempts
-MAX_TEXT = 1_000_000  # bytes; larger files are not searched for tokens
+PIECE = 1 << 20  # bytes searched for tokens at once
+LONGEST_TOKEN = 4096  # bytes
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def check_files(files: Mapping[str, Path | bytes], folder: Path | None = None) -
         HubError: names the file and the remedy.
     """
     for inside, content in files.items():
-        if _matches(inside, PICKLES):
+        if _matches(inside.lower(), PICKLES):
             text = f"{inside}: pickled files are not pushed, since loading one can run any code"
             raise HubError(f"{text}; save tensors as safetensors, or leave the file out")
         if isinstance(content, Path):
@@ -198,11 +200,16 @@ def _stays_inside(link: Path, folder: Path) -> bool:
 
 
 def _holds_token(content: Path | bytes) -> bool:
-    size = content.stat().st_size if isinstance(content, Path) else len(content)
-    if size > MAX_TEXT:
-        return False
-    data = content.read_bytes() if isinstance(content, Path) else content
-    return b"\0" not in data and TOKEN.search(data.decode("utf-8", "replace")) is not None
+    """Whether a text names a token; piece by piece, up to the first zero byte: what holds one is no text."""
+    with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
+        data = b""
+        while piece := file.read(PIECE):
+            data = data[-LONGEST_TOKEN:] + piece
+            if b"\0" in piece:
+                return False
+            if names_token(data.decode("utf-8", "replace")):
+                return True
+    return False
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:

@@ -24,10 +24,19 @@ CUT = "[token removed]"
 
 def without_tokens(text: str) -> str:
     """The text with every access token replaced; also the value of `HF_TOKEN`, whatever it looks like."""
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        if len(secret := os.environ.get(name, "")) >= 8:
-            text = text.replace(secret, CUT)
+    for secret in _own_tokens():
+        text = text.replace(secret, CUT)
     return SECRET.sub(CUT, text)
+
+
+def names_token(text: str) -> bool:
+    """Whether an access token stands in the text, or the value of `HF_TOKEN`."""
+    return TOKEN.search(text) is not None or any(secret in text for secret in _own_tokens())
+
+
+def _own_tokens() -> list[str]:
+    values = (os.environ.get(name, "").strip() for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
+    return [value for value in values if len(value) >= 8]  # a shorter one would be found in many words
 
 
 @dataclass(frozen=True)

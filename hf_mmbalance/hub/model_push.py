@@ -33,9 +33,9 @@ logger = logging.getLogger(__name__)
 MODEL_FILES = ("model*.safetensors", "model.safetensors.index.json", "config.json", "processor_config.json", "*.py")
 RUN_FILES = (*MODEL_FILES, CARD, RESULTS, TABLE, PICTURE, DIAGNOSIS, NUMBERS)
 #: Shards of an earlier push that this one has no more.
-STALE = ("model*.safetensors", "model.safetensors.index.json")
-#: Of a run's folder: the checkpoints on the way have their own weights and optimizer states.
-NOT_THE_MODEL = ("checkpoint-*/*", ".push-*/*")
+STALE = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
+#: Below the folder lie checkpoints with weights of their own, and code that is none of the model's.
+NOT_THE_MODEL = ("*/*",)
 
 
 def push_model(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_mmbalance.hub.commit import folder_files
+from hf_mmbalance.hub.commit import PIECE, folder_files
 from hf_mmbalance.hub.errors import HubError
 
 from .faults import CutAnswer, CutRequest, RacingCommit, Refuse, Slow
@@ -146,7 +146,9 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["training_args.bin", "sub/optimizer.pt", "rng_state_0.pth", "clf.pkl", "clf.joblib"])
+@pytest.mark.parametrize(
+    "name", ["training_args.bin", "sub/optimizer.pt", "rng_state_0.pth", "clf.pkl", "clf.joblib", "W.PT"]
+)
 def test_pickles_are_refused(folder: Path, name: str):
     (folder / "sub").mkdir()
     (folder / name).write_bytes(b"x")
@@ -173,6 +175,26 @@ def test_tokens_are_not_pushed(folder: Path):
     with pytest.raises(HubError, match="notes.md holds an access token") as caught:
         folder_files(folder)
     assert "aB3" not in str(caught.value)
+
+
+@pytest.mark.parametrize("before", [0, PIECE - 10, 2 * PIECE - 10])
+def test_tokens_are_found_wherever_they_stand(folder: Path, before: int):
+    """Also far into a long page, and across the border of two pieces that are read."""
+    page = folder / "page.html"
+    page.write_text("." * (before - 1) + " hf_" + "aB3" * 12 + " ." * 100)
+    with pytest.raises(HubError, match=r"page.html holds an access token"):
+        folder_files(folder)
+    page.write_bytes(b"\0" + page.read_bytes())  # no text
+    assert "page.html" in folder_files(folder)
+
+
+def test_the_token_of_the_environment_is_not_pushed_whatever_it_looks_like(folder: Path, monkeypatch):
+    (folder / "notes.md").write_text("login with my-own-secret")
+    monkeypatch.setenv("HF_TOKEN", "my-own-secret")
+    with pytest.raises(HubError, match="notes.md holds an access token"):
+        folder_files(folder)
+    monkeypatch.setenv("HF_TOKEN", "")
+    assert "notes.md" in folder_files(folder)
 
 
 def test_nothing_to_push(folder: Path, tmp_path: Path):

@@ -96,6 +96,21 @@ def test_one_commit_and_a_tag_and_only_what_changed_again(hub, run_client, saved
     assert len(repo.tags) == 2 and repo.tags[tag] == oid, "a tag that a card pins must not move"
 
 
+def test_only_the_model_is_pushed_and_only_its_own_old_shards_go(hub, run_client, saved, tmp_path):
+    """What lies below the folder is not the model's, and other weights of the repository are not its old ones."""
+    folder, repo_id = shutil.copytree(saved, tmp_path / "model"), f"{hub.user}/m"
+    for inside in ("notes/plan.py", "checkpoint-3/model.safetensors", "model_v1/model.safetensors"):
+        (folder / inside).parent.mkdir()
+        (folder / inside).write_text("x")
+    others = ["models/tower.safetensors", "model_v0/model.safetensors", "notes.txt"]
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    old = [*others, *shards, "model.safetensors.index.json"]
+    hub.server.seed("models", repo_id, dict.fromkeys(old, b"x"))
+    run_client(PUSH, args=[str(folder), "m", "First"])
+    files = set(stored(hub, repo_id)[1].files) - {".gitattributes"}
+    assert files == {path.name for path in folder.iterdir() if path.is_file()} | set(others)
+
+
 PUSH_OBJECTS = """
 import os, sys
 from hf_mmbalance import AudioVisualClassificationPipeline, MMBalanceForAudioVisualClassification, MMBalanceProcessor
