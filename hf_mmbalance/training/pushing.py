@@ -11,12 +11,14 @@ from pathlib import Path
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
-from hf_mmbalance.hub.errors import HubError
+from hf_mmbalance.hub.errors import without_tokens
 from hf_mmbalance.hub.model_push import CHECKPOINT_FILES, MODEL_FILES, push_checkpoint
 from hf_mmbalance.training.arguments import MMBalanceTrainingArguments
 
 
 logger = logging.get_logger(__name__)
+
+NOT_PUSHED = "a checkpoint was not pushed, training goes on: %s"
 
 
 class CheckpointPushes:
@@ -44,16 +46,11 @@ class CheckpointPushes:
         if self._running is not None and not self._running.done() and not self.args.hub_always_push:
             logger.warning("%s is not pushed: the push before it is still running", checkpoint.name)
             return
-        # What is to be pushed is held fast: training may delete the checkpoint meanwhile.
-        staged = Path(tempfile.mkdtemp(prefix=".push-", dir=checkpoint.parent))
-        _link_files(checkpoint, staged, MODEL_FILES)
-        subfolder = {
-            HubStrategy.CHECKPOINT: "last-checkpoint",
-            HubStrategy.ALL_CHECKPOINTS: checkpoint.name,
-        }.get(self.strategy)
-        if subfolder is not None:
-            (staged / subfolder).mkdir()
-            _link_files(checkpoint, staged / subfolder, CHECKPOINT_FILES)
+        try:
+            staged = self._stage(checkpoint)
+        except OSError as error:  # e.g. a full disk that cannot link
+            logger.warning(NOT_PUSHED, without_tokens(str(error)))
+            return
         self._running = self._worker.submit(self._push, staged, message)
 
     def finish(self) -> None:
@@ -61,11 +58,28 @@ class CheckpointPushes:
         if self._running is not None:
             self._running.result()
 
+    def _stage(self, checkpoint: Path) -> Path:
+        """Hold fast what is to be pushed: training may delete the checkpoint meanwhile."""
+        staged = Path(tempfile.mkdtemp(prefix=".push-", dir=checkpoint.parent))
+        try:
+            _link_files(checkpoint, staged, MODEL_FILES)
+            subfolder = {
+                HubStrategy.CHECKPOINT: "last-checkpoint",
+                HubStrategy.ALL_CHECKPOINTS: checkpoint.name,
+            }.get(self.strategy)
+            if subfolder is not None:
+                (staged / subfolder).mkdir()
+                _link_files(checkpoint, staged / subfolder, CHECKPOINT_FILES)
+        except OSError:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        return staged
+
     def _push(self, staged: Path, message: str) -> None:
         try:
             push_checkpoint(staged, self.repo_id, message=message, revision=self.args.hub_revision)
-        except (HubError, OSError) as error:
-            logger.warning("a checkpoint was not pushed, training goes on: %s", error)
+        except Exception as error:  # whatever a client may raise: hours of training are worth more than this push
+            logger.warning(NOT_PUSHED, without_tokens(str(error) or type(error).__name__))
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 

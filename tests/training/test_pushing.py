@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from pathlib import Path
 
@@ -96,18 +97,38 @@ def test_a_push_still_running_is_not_waited_for(tmp_path, checkpoint, monkeypatc
     assert warnings == ["checkpoint-7 is not pushed: the push before it is still running"]
 
 
-def test_a_push_that_fails_is_warned_of_and_training_goes_on(tmp_path, checkpoint, monkeypatch):
+@pytest.mark.parametrize("kind", [HubError, OSError, RuntimeError, KeyError])
+def test_a_push_that_fails_is_warned_of_and_training_goes_on(tmp_path, checkpoint, monkeypatch, kind):
+    """Also one that fails as no client should: what `finish` raised would end the run before it is saved."""
     warnings: list[str] = []
 
     def push(folder: Path, repo_id: str, **options) -> None:
-        raise HubError("the Hub is down")
+        raise kind("the Hub is down, hf_" + "aB3" * 12)
 
     monkeypatch.setattr(pushing, "push_checkpoint", push)
     monkeypatch.setattr(pushing.logger, "warning", lambda text, *values: warnings.append(text % values))
     queue = pushes(tmp_path)
     queue.add(checkpoint, "Step 7")
     queue.finish()
-    assert warnings == ["a checkpoint was not pushed, training goes on: the Hub is down"]
+    (warning,) = warnings
+    assert warning.replace("'", "") == (
+        "a checkpoint was not pushed, training goes on: the Hub is down, [token removed]"
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-7"}
+
+
+def test_a_checkpoint_that_cannot_be_staged_does_not_stop_training(tmp_path, checkpoint, pushed, monkeypatch):
+    def full(*args) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    warnings: list[str] = []
+    monkeypatch.setattr(pushing.logger, "warning", lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(pushing.os, "link", full)
+    monkeypatch.setattr(pushing.shutil, "copy2", full)
+    queue = pushes(tmp_path)
+    queue.add(checkpoint, "Step 7")
+    queue.finish()
+    assert "No space left on device" in warnings[0] and pushed == []
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-7"}
 
 
