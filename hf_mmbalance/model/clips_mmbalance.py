@@ -1,6 +1,7 @@
 """What a pipeline is given as one clip (a file, an address, bytes, arrays), read window by window."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -174,9 +175,11 @@ class ClipReader:
             if FILE_KEY not in parts:
                 return None
             source = self._fetch(_source(parts[FILE_KEY]))
-            return self._sound_of(read_media(source, want_frames=False, max_seconds=self.max_seconds))
+            media = read_media(source, want_frames=False, max_seconds=self.max_seconds, max_bytes=self.max_bytes)
+            return self._sound_of(media)
         if _is_file(audio):
-            audio, rate = read_audio(self._fetch(_source(audio)), max_seconds=self.max_seconds)
+            source = self._fetch(_source(audio))
+            audio, rate = read_audio(source, max_seconds=self.max_seconds, max_bytes=self.max_bytes)
         elif not hasattr(audio, "shape") and not isinstance(audio, (list, tuple)):
             try:  # what `datasets` gives for an Audio column
                 audio, rate = audio["array"], audio["sampling_rate"]
@@ -219,7 +222,8 @@ class ClipReader:
         """The content behind an http(s) address; anything else as it is."""
         if not isinstance(source, str) or not source.lower().startswith(("http://", "https://")):
             return source
-        name = source.split("?", 1)[0]  # what follows may be a signature
+        # what is cut off may be a password or a signature
+        name = re.sub(r"//[^/]*@", "//", re.split(r"[?#]", source, maxsplit=1)[0])
         content = bytearray()
         try:
             with get_session().stream("GET", source, follow_redirects=True, timeout=DOWNLOAD_TIMEOUT) as answer:

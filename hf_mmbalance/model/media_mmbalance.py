@@ -9,7 +9,16 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .media_streams_mmbalance import MEDIA_REASONS, Box, FrameReader, MediaError, MediaRequest, SoundReader, resample
+from .media_streams_mmbalance import (
+    MEDIA_REASONS,
+    Box,
+    FrameReader,
+    MediaError,
+    MediaRequest,
+    SoundReader,
+    check_sound_bytes,
+    resample,
+)
 
 
 try:  # optional for whoever loads a published model: only needed to read media files
@@ -128,6 +137,7 @@ def read_audio(
     start: float | None = None,
     end: float | None = None,
     max_seconds: float = 600.0,
+    max_bytes: int = 2 << 30,
 ) -> tuple[np.ndarray, int]:
     """Read a sound file (wav, flac, ogg, mp3, or the sound of a video) as mono.
 
@@ -136,6 +146,7 @@ def read_audio(
         sampling_rate (`int`, *optional*): Hz to resample to; None keeps the file's own rate.
         start, end (`float`, *optional*): window in seconds.
         max_seconds (`float`, *optional*, defaults to 600): limit on the window.
+        max_bytes (`int`, *optional*, defaults to 2 GiB): limit on what it decodes to.
 
     Returns:
         `tuple[np.ndarray, int]`: `(S,)` float32 and its rate in Hz.
@@ -153,6 +164,7 @@ def read_audio(
                 if (last - first) / file.samplerate > max_seconds:
                     text = f"{name}: {(last - first) / file.samplerate:.1f} s is over max_seconds={max_seconds:g}"
                     raise MediaError("too_long", f"{text}; raise it")
+                check_sound_bytes(name, (last - first) * file.channels * 4, max_bytes)
                 file.seek(first)
                 wave = file.read(last - first, dtype="float32", always_2d=True).mean(axis=1)
                 rate = file.samplerate
@@ -166,7 +178,13 @@ def read_audio(
         except soundfile.SoundFileError:
             pass  # a format libsndfile does not know: FFmpeg's turn
     clip = read_media(
-        source, sampling_rate=sampling_rate, start=start, end=end, want_frames=False, max_seconds=max_seconds
+        source,
+        sampling_rate=sampling_rate,
+        start=start,
+        end=end,
+        want_frames=False,
+        max_seconds=max_seconds,
+        max_bytes=max_bytes,
     )
     assert clip.audio is not None and clip.sampling_rate is not None  # read_media raises otherwise
     return clip.audio, clip.sampling_rate

@@ -136,6 +136,7 @@ class SoundReader:
         self.rate = 0
         self.chunks: list[tuple[float | None, np.ndarray]] = []
         self.errors = 0
+        self.held = 0  # bytes
         if stream is not None:
             self.base = float(stream.time_base)
             stream.codec_context.thread_count = request.threads
@@ -151,7 +152,10 @@ class SoundReader:
                 self.errors += 1  # a change of rate in the middle: not the same recording any more
                 continue
             self.rate = frame.sample_rate
-            self.chunks.append((None if frame.time is None else frame.time - origin, _mono(frame)))
+            chunk = _mono(frame)
+            self.held += chunk.nbytes
+            check_sound_bytes(self.request.name, self.held, self.request.max_bytes)
+            self.chunks.append((None if frame.time is None else frame.time - origin, chunk))
 
     def wave(self, notes: list[str]) -> tuple[np.ndarray | None, int | None]:
         if self.stream is None:
@@ -189,6 +193,12 @@ class SoundReader:
             cursor += len(chunk)
         last = None if self.request.end is None else max(round((self.request.end - start) * self.rate) - begin, 0)
         return np.concatenate(parts)[-begin:last]
+
+
+def check_sound_bytes(name: str, held: int, most: int) -> None:
+    """Refuse sound that decodes to more than was allowed."""
+    if held > most:
+        raise MediaError("too_large", f"{name}: {held} bytes of decoded sound are over max_bytes={most}; raise it")
 
 
 def _mono(frame: Any) -> np.ndarray:

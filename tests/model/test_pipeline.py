@@ -358,6 +358,9 @@ def test_an_address_is_downloaded(classify, folder, address, monkeypatch):
     with pytest.raises(MediaError, match=r"/absent.mp4: cannot be downloaded \(HTTP status 404\)") as error:
         classify(f"{address}/absent.mp4?signature=secret")
     assert "secret" not in str(error.value)
+    with pytest.raises(MediaError, match=r"^http://127.0.0.1:9/x.mp4: cannot be downloaded") as error:
+        classify("http://me:password@127.0.0.1:9/x.mp4#token")
+    assert "token" not in str(error.value)
     with pytest.raises(MediaError, match="the download is over max_bytes=1000; raise it"):
         classify(f"{address}/short.mkv", max_bytes=1000)
     with pytest.raises(MediaError, match="cannot be downloaded"):
@@ -412,6 +415,11 @@ def test_absurd_lengths_are_refused_until_the_limit_is_raised(classify, folder):
     with pytest.raises(ValueError, match="9000 x 9000 pixels, over max_pixels=33177600; raise it"):
         classify({"frames": [bomb.getvalue()]})
     assert classify({"frames": [bomb.getvalue()]}, max_pixels=90_000_000)
+    sound, frames = str(folder / "sound.wav"), [np.zeros((8, 8, 3), np.uint8)]
+    for clip in (sound, {"audio": sound}, {"video": path, "frames": frames}):
+        with pytest.raises(MediaError, match="bytes of decoded sound are over max_bytes=2000; raise it") as error:
+            classify(clip, max_bytes=2000)
+        assert error.value.reason == "too_large"
     with pytest.raises(MediaError) as error:
         classify(str(folder / "sound.wav"), modalities="vision")
     assert error.value.reason == "no_video"
