@@ -121,9 +121,8 @@ def run_predict(arguments: argparse.Namespace) -> int:
             continue
         if arguments.json != "-":
             print(render_answer(clip, answers[-1]["answer"], classify.model.config.modalities))
-    if arguments.json is not None:
-        _write_json(arguments.json, answers)
-    return 2 if any("error" in answer for answer in answers) else 0
+    status = 2 if any("error" in answer for answer in answers) else 0
+    return max(status, _write_json(arguments.json, answers))
 
 
 def render_answer(clip: str, answer: list[dict[str, Any]], modalities: list[str]) -> str:
@@ -204,17 +203,21 @@ def run_space(arguments: argparse.Namespace) -> int:
     if arguments.what == "demo" and not arguments.trust_remote_code:
         text = f"the Space may not run the code in {done['model']}, and starts only where hf_mmbalance is installed"
         print(f"note: {text}; read that code, and if you trust it pass --trust_remote_code", file=sys.stderr)
-    if arguments.json is not None:
-        _write_json(arguments.json, done)
-    return 0
+    return _write_json(arguments.json, done)
 
 
-def _write_json(place: str, result: Any) -> None:
+def _write_json(place: str | None, result: Any) -> int:
+    """Write the result where `--json` says; returns the exit status."""
     text = json.dumps(result, indent=1, ensure_ascii=False)
     if place == "-":
         print(text)
-    else:
-        Path(place).write_text(text + "\n", encoding="utf-8")
+    elif place is not None:
+        try:
+            Path(place).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            print(f"error: --json {place} cannot be written ({error.strerror}); name another file", file=sys.stderr)
+            return 2
+    return 0
 
 
 def _verb(subparsers: Any, name: str, text: str) -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -95,9 +96,18 @@ def push_saved(
             write_card(folder, repo_id)
         else:
             (folder / CARD).write_text(plain_card(folder, repo_id), encoding="utf-8")
-    elif repo_id not in (folder / CARD).read_text(encoding="utf-8"):
-        logger.warning("%s does not name %s: `mmbalance card` writes it anew", folder / CARD, repo_id)
+    else:
+        _warn_of_anothers_card(folder, repo_id)
     return _push_and_tag(folder, repo_id, message, private, revision, token)
+
+
+def _warn_of_anothers_card(folder: Path, repo_id: str) -> None:
+    """A card kept from another push names a repository or a revision whose weights are not these."""
+    text = (folder / CARD).read_text(encoding="utf-8")
+    for name in (repo_id, pinned_revision(folder)):
+        if not re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", text):
+            remedy = "`mmbalance card` writes that of a run anew; delete any other, and it is written anew"
+            logger.warning("%s does not name %s, which is pushed: %s", folder / CARD, name, remedy)
 
 
 def _check_saved(folder: Path) -> None:

@@ -94,6 +94,9 @@ def publish_demo(
     for clip in examples:
         if clip.suffix.lower() not in CLIPS or not clip.is_file():
             raise HubError(f"{clip} is no clip to show; give video files ({', '.join(CLIPS)})")
+    names = [clip.name for clip in examples]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise HubError(f"two examples are called {twice}, and both would be examples/{twice}; rename one of them")
     api = HfApi(token=token, library_name="hf_mmbalance")
     with explained(f"looking up model {model}"):
         info = api.model_info(model, revision=model_revision)
@@ -113,9 +116,7 @@ def publish_demo(
         for clip in examples:
             shutil.copy(clip, folder / "examples" / clip.name)
         if options:
-            from hf_mmbalance.hub.example_clips import synthetic_examples
-
-            synthetic_examples(folder / "examples", options)
+            _make_examples(folder / "examples", options, model)
         tag = _tag_of(folder)
         done = _push(folder, repo_id, f"Demo of {model} ({tag})", tag, private, revision, token)
     with explained(f"setting the model of Space {done['repo']}"):
@@ -131,8 +132,25 @@ def _synthetic_options(api: HfApi, info: ModelInfo) -> dict[str, Any]:
     files = [sibling.rfilename for sibling in info.siblings or []]
     if "results.json" not in files or any(file.startswith("examples/") for file in files):
         return {}
-    results = json.loads(Path(api.hf_hub_download(info.id, "results.json", revision=info.sha)).read_text())
-    return results["arguments"] if results.get("dataset") == "synthetic" else {}
+    text = Path(api.hf_hub_download(info.id, "results.json", revision=info.sha)).read_text(encoding="utf-8")
+    try:
+        results = json.loads(text)
+        return dict(results["arguments"]) if results["dataset"] == "synthetic" else {}
+    except (ValueError, LookupError, TypeError) as error:
+        raise HubError(_strange(info.id)) from error
+
+
+def _make_examples(folder: Path, options: dict[str, Any], model: str) -> None:
+    from hf_mmbalance.hub.example_clips import synthetic_examples
+
+    try:
+        synthetic_examples(folder, options)
+    except (ValueError, LookupError, TypeError, ArithmeticError) as error:  # numbers from somebody's repository
+        raise HubError(f"{_strange(model)} ({error})") from error
+
+
+def _strange(model: str) -> str:
+    return f"results.json of {model} is not as training writes it, so no examples can be made; give some by --examples"
 
 
 def _tag_of(folder: Path) -> str:

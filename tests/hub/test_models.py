@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import ASTConfig, ASTForAudioClassification, ViTConfig, ViTForImageClassification
 
 from hf_mmbalance import AudioVisualClassificationPipeline
+from hf_mmbalance.hub import model_push
+from hf_mmbalance.hub.model_card import pinned_revision
 from tests.media_factory import write_clip
 from tests.model.test_pipeline import assert_same, tiny_processor
 from tests.model.tiny import AUDIO, VISION, tiny_model
@@ -109,6 +111,22 @@ def test_only_the_model_is_pushed_and_only_its_own_old_shards_go(hub, run_client
     run_client(PUSH, args=[str(folder), "m", "First"])
     files = set(stored(hub, repo_id)[1].files) - {".gitattributes"}
     assert files == {path.name for path in folder.iterdir() if path.is_file()} | set(others)
+
+
+def test_a_card_that_names_other_weights_is_warned_of(saved, tmp_path, monkeypatch, caplog):
+    folder = shutil.copytree(saved, tmp_path / "model")
+    monkeypatch.setattr(model_push, "prepare_repo", lambda name, **options: name)
+    monkeypatch.setattr(model_push, "push_folder", lambda *args, **options: None)
+    model_push.push_saved(folder, "me/m2")  # which writes the card
+    model_push.push_saved(folder, "me/m2")
+    assert not caplog.messages
+    model_push.push_saved(folder, "me/m")
+    assert re.search("README.md does not name me/m, which is pushed: .*written anew", caplog.text)
+    caplog.clear()
+    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+    model_push.push_saved(folder, "me/m2")
+    (message,) = caplog.messages
+    assert f"does not name {pinned_revision(folder)}, which is pushed" in message
 
 
 PUSH_OBJECTS = """

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_mmbalance.hub.cli import _write_json
+
 from .faults import CutAnswer, RacingCommit, Refuse
 
 
@@ -63,6 +65,12 @@ def test_the_metrics_load_by_evaluate(hub, run_client):
     assert "none" not in hub.log.by_route(), hub.log.select(status=404)
 
 
+@pytest.mark.parametrize(("place", "status"), [("absent/x.json", 2), ("x.json", 0), (None, 0)])
+def test_a_result_that_cannot_be_written_is_told_in_one_sentence(tmp_path, capsys, place, status):
+    assert _write_json(None if place is None else str(tmp_path / place), [1]) == status
+    assert ("cannot be written (No such file" in capsys.readouterr().err) == (status == 2)
+
+
 def test_a_metric_of_another_name_is_refused(hub, run_client):
     done = run_client(SPACE, args=["modality_balance", f"{hub.user}/balance"], check=False)
     assert done.returncode == 2 and "must be called modality_balance" in done.stderr and not list(hub.log)
@@ -87,7 +95,17 @@ def test_the_demo_is_pinned_to_the_model_as_it_stands(hub, run_client, tmp_path)
     assert space.variables == variables | {"MMBALANCE_TRUST_REMOTE_CODE": "1"}
     assert hub.log.count("variables", method="POST") == 1, "each change starts the Space anew"
     assert "examples/cat one.mp4" not in files(hub, f"{hub.user}/page")
+    strange = json.dumps({"dataset": "synthetic", "arguments": {"classes": "many"}}).encode()
+    for name, results in (("no-json", b"{"), ("no-run", b"[]"), ("strange", strange)):
+        hub.server.seed("models", f"{hub.user}/{name}", {"config.json": b"{}", "results.json": results})
+    double = tmp_path / "other" / clip.name
+    double.parent.mkdir()
+    double.write_bytes(b"another clip of that name")
     for extra, words in (
+        (["--examples", str(clip), str(double)], "two examples are called cat one.mp4"),
+        (["--model", f"{hub.user}/no-json"], "no-json is not as training writes it"),
+        (["--model", f"{hub.user}/no-run"], "give some by --examples"),
+        (["--model", f"{hub.user}/strange"], "strange is not as training writes it"),
         (["--model", f"{hub.user}/absent"], "Repository Not Found"),
         (["--model_revision", "v9"], "Name a branch, tag or commit that exists"),
         (["--examples", str(tmp_path / "notes.txt")], "is no clip to show"),
