@@ -73,7 +73,7 @@ def make_page(classify: Any, examples: list[str]) -> gr.Blocks:
             # what a file cannot be used for; without the folder it lies in
             return hint(str(error).replace(str(Path(clip).parent) + os.sep, ""), "error")
 
-    with gr.Blocks(title="What it hears, what it sees", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with gr.Blocks(title="What it hears, what it sees", analytics_enabled=False, delete_cache=(600, 3000)) as page:
         gr.Markdown(INTRO)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):

@@ -113,6 +113,12 @@ def test_the_page_answers_by_the_switches(page):
     assert "broken.mp4: not a media file" in text and "secret-folder" not in text and "mm-error" in text
 
 
+def test_clips_stay_for_an_hour_at_most(page):
+    """As the page says: what is looked at every so many seconds, and then deleted if older than so many."""
+    blocks, _ = page
+    assert 0 < sum(blocks.delete_cache) <= 3600
+
+
 def test_without_a_model_or_trust_it_says_what_to_set(page, monkeypatch):
     app = sys.modules["app"]
     monkeypatch.setitem(sys.modules, "hf_mmbalance.hub", None)

@@ -38,8 +38,8 @@ Args:
     bias (optional): (C,) class bias of the decision layer. Default: none.
     modalities (optional): M names, for the keys of the result.
 Returns:
-    accuracy, relative_balance_index, lost (floats); lean, rescued (by modality); capability, contribution,
-    participation (by modality, a list a class).
+    accuracy, relative_balance_index, lost (floats); lean, rescued (by modality); weak (name of the modality that is
+    right least often); capability, contribution, participation (by modality, a list a class).
 Examples:
     >>> metric = evaluate.load("modality_balance")
     >>> metric.compute(predictions=[[[2.0, 0.0], [0.5, 0.0]], [[0.0, 1.0], [0.3, 0.0]]], references=[0, 1])
