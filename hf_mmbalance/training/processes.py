@@ -57,7 +57,7 @@ def answered_by_main(question: Callable[[], Answer]) -> Answer:
     if PartialState().is_main_process:
         try:
             answer[0] = question()
-        except (ValueError, HubError) as error:
+        except (ValueError, OSError, HubError) as error:
             answer[1] = error
     if PartialState().num_processes > 1:
         answer = broadcast_object_list(answer)
