@@ -216,6 +216,7 @@ def conclude(
         "weights": weights,
         "n_per_split": {split: len(part) for split, part in clips.splits.items()},
         "fusion": trainer.model.config.fusion,
+        "learns_from_calibration": trainer.learns_from_calibration,
         "best_checkpoint": trainer.state.best_model_checkpoint,
         "arguments": arguments.to_dict(),
         "versions": _versions(),

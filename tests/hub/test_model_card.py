@@ -71,6 +71,30 @@ def test_a_head_without_weights_and_a_modality_that_no_clip_has(run):
     assert (run / "weights_by_class.png").stat().st_size > 5000
 
 
+def test_what_training_read_is_told_as_it_was(run):
+    """A test split is read once; without one the numbers are those of the split that training looked at."""
+    results = json.loads((run / "results.json").read_text())
+    assert results["learns_from_calibration"] is True
+    write_card(run, "me/model")
+    text = (run / "README.md").read_text()
+    assert re.search(r"On the test split .* which was read once, after\straining\. Intervals", text)
+    assert "learned from `train`, the decision layer from `calibration`;" in text
+    rows = [row for row in results["rows"] if row["split"] == "validation"]
+    base = {"modality": "whole", "name": "me/before", "revision": "1" * 40}
+    origin = {**results["provenance"], "base_models": [base, {**base, "modality": "audio"}]}
+    change(run, rows=rows, learns_from_calibration=False, provenance=origin)
+    for best, words in (
+        (None, "read after every epoch too. Int"),
+        ("checkpoint-3", "on new clips will be lower. Int"),
+    ):
+        change(run, best_checkpoint=best)
+        write_card(run, "me/model")
+        text = (run / "README.md").read_text()
+        assert words in text and "read once" not in text
+    assert "Towers and decision layer learned from `train`; `validation` chose the epoch." in text
+    assert "All weights from `me/before` at" in text and "Audio tower from `me/before` at" in text
+
+
 def test_without_a_calibration_split_the_card_says_why_there_is_no_diagnosis(run):
     table = DecisionTable.read(run / "decisions.parquet")
     table.take(np.flatnonzero(np.array(table.splits) != "calibration")).write(run / "decisions.parquet")

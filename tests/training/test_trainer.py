@@ -59,7 +59,7 @@ def test_results_have_the_promised_form(run):
     promised = ["dataset", "n", "classes", "modalities", "bayes_accuracy", "ci_unit", "rows", "weights"]
     assert list(results)[:8] == promised
     assert set(results) - set(promised) == {
-        *("n_per_split", "fusion", "best_checkpoint", "arguments", "versions", "provenance")
+        *("n_per_split", "fusion", "learns_from_calibration", "best_checkpoint", "arguments", "versions", "provenance")
     }
     assert (results["dataset"], results["n"], results["ci_unit"]) == ("synthetic", 15, "group")
     assert results["classes"] == ["class0", "class1", "class2"] and results["modalities"] == ["audio", "vision"]
