@@ -82,7 +82,9 @@ def _under(name: str, path: str) -> str:
     return f"{name}/{path.removeprefix('data/')}"
 
 
-def merge_heads(new: dict[str, Any], old: dict[str, Any], place: str, default: str | None) -> dict[str, Any]:
+def merge_heads(
+    new: dict[str, Any], old: dict[str, Any], place: str, default: str | None, *, beside: bool = False
+) -> dict[str, Any]:
     """The repository's head after a push: configurations of other builds stay, one configuration is the default.
 
     Args:
@@ -90,9 +92,10 @@ def merge_heads(new: dict[str, Any], old: dict[str, Any], place: str, default: s
         old: Head that stands there; {} if none does.
         place: Folder of the pushed build's shards in the repository; what the old head had there is replaced.
         default: Configuration to make the default; None keeps the old one, else takes that of `new`.
+        beside: The build stands beside others under a name of its own: license, title and tags stay theirs.
 
     Raises:
-        HubError: two builds use one name, or `default` is none of the configurations.
+        HubError: two builds use one name or have different licenses, or `default` is none of the configurations.
     """
     kept = [config for config in old.get("configs") or [] if not _lies_in(config, place)]
     names = config_names({"configs": kept})
@@ -114,7 +117,15 @@ def merge_heads(new: dict[str, Any], old: dict[str, Any], place: str, default: s
     old_infos = [old_infos] if isinstance(old_infos, dict) else old_infos
     infos = [*(new.get("dataset_info") or []), *(info for info in old_infos if info.get("config_name") in names)]
     unique = {info["config_name"]: info for info in reversed(infos)}
-    rest = {key: entry for key, entry in (old | new).items() if key not in ("configs", "dataset_info")}
+    beside = beside and bool(kept)
+    if beside and (old.get("license") or new["license"]) != new["license"]:
+        text = f"the repository's card says license {old['license']}, this build's says {new['license']}"
+        raise HubError(f"{text}; push it to a repository of its own, or mend the card that is wrong")
+    rest = {
+        key: entry
+        for key, entry in ((new | old) if beside else (old | new)).items()
+        if key not in ("configs", "dataset_info")
+    }
     return rest | {"configs": configs, "dataset_info": [unique[name] for name in names if name in unique]}
 
 

@@ -158,8 +158,8 @@ def read_build(folder: Path, repo_id: str, name: str | None) -> Build:
     extras = {f"{place}/{file}" if name else file: text for file, text in _extras(folder, sources).items()}
     if name:
         extras[f"{name}/README.md"] = body.encode()
-    check_files({**extras, "README.md": body.encode()})
     shards = {f"{place}/{path.name}": path for path in local}
+    check_files({**shards, **extras, "README.md": body.encode()}, folder)
     sha256 = {f"{place}/{file}": digest for file, digest in hashes.items()}
     sha256 |= {path: file_sha256(content) for path, content in extras.items() if isinstance(content, Path)}
     return Build(head, body, shards, extras, sha256, place, tag, clips=f"{rows:,}", media=_media_columns(schema))
@@ -227,7 +227,7 @@ def _change(
         text = f"{repo} holds {script}, and load_dataset refuses repositories with a script of their name"
         raise HubError(f"{text}; delete that file on the Hub and push again")
     old_head, old_body = _card_there(api, repo, head) if "README.md" in there else ({}, "")
-    merged = cards.merge_heads(build.head, old_head, build.place, default)
+    merged = cards.merge_heads(build.head, old_head, build.place, default, beside=name is not None)
     if name is None:
         body = cards.keep_list(build.body, old_body)
     else:

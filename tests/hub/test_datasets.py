@@ -294,8 +294,12 @@ def test_folders_that_are_no_build(hub, publish, built, media, tmp_path):
     (unlicensed / "README.md").write_text((built / "README.md").read_text().replace("license: cc-by-4.0\n", ""))
     leaky = shutil.copytree(built, tmp_path / "leaky")
     (leaky / "README.md").write_text((built / "README.md").read_text() + "hf_" + "aB3" * 12)
+    linked = shutil.copytree(built, tmp_path / "linked")
+    (linked / "contact_sheet.png").unlink()
+    (linked / "contact_sheet.png").symlink_to(shard)
     for folder, words in (
         (tmp_path, "no README.md"),
+        (linked, "contact_sheet.png is a link out of the folder"),
         (leaky, "README.md holds an access token"),
         (broken, f"{shard.name} is missing, or not what was built"),
         (unlicensed, "names no license"),
@@ -331,6 +335,13 @@ def test_heads_of_others_are_kept():
     assert merged["license"] == "mit" and merged["tags"] == ["mine"]
     assert [info["config_name"] for info in merged["dataset_info"]] == ["a", "b"]
     assert cards.merge_heads(HEAD, old, "data", "b")["configs"][1]["default"] is True
+    beside = {**HEAD, "license": "odbl", "tags": ["lips"], "language": ["en"]}
+    merged = cards.merge_heads(beside, old, "lips", None, beside=True)
+    assert merged["tags"] == ["mine"] and merged["language"] == ["en"], "a build under a name changed what is others'"
+    with pytest.raises(
+        HubError, match="card says license odbl, this build's says mit; push it to a repository of its"
+    ):
+        cards.merge_heads(HEAD, old, "lips", None, beside=True)
     with pytest.raises(HubError, match="--default c: the configurations are a, b"):
         cards.merge_heads(HEAD, old, "data", "c")
     with pytest.raises(HubError, match="configuration a of another build"):
