@@ -64,7 +64,10 @@ class _Jpeg:
             return None
         if len(frames) != 1 or frames[0].format.name not in PLAIN_JPEG:
             return None
-        return self.converter.reformat(frames[0], format="rgb24", **ONE_THREAD).to_ndarray()
+        frame = self.converter.reformat(frames[0], format="rgb24", **ONE_THREAD)
+        # A view: what is stacked into the clip is copied once, there.
+        rows = np.frombuffer(frame.planes[0], np.uint8).reshape(frame.height, -1)
+        return rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
 
 
 def _by_pillow(content: bytes) -> np.ndarray:
