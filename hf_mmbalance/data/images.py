@@ -66,7 +66,7 @@ class _Jpeg:
             return None
         frame = self.converter.reformat(frames[0], format="rgb24", **ONE_THREAD)
         # A view: what is stacked into the clip is copied once, there.
-        rows = np.frombuffer(frame.planes[0], np.uint8).reshape(frame.height, -1)
+        rows = np.frombuffer(memoryview(frame.planes[0]), np.uint8).reshape(frame.height, -1)
         return rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
 
 
