@@ -275,10 +275,8 @@ def _frames_at(clip: DecodedClip, start: float, end: float, count: int) -> np.nd
 def _cache_file(folder: Path, record: ClipRecord, spec: DecodeSpec) -> Path:
     stat = os.stat(record.source) if os.path.exists(record.source) else None
     state = (stat.st_size, stat.st_mtime_ns) if stat else None
-    layout = [
-        "16 bits",
-        *(field.name for field in fields(DecodedClip)),
-    ]  # another version's files are not taken for this one's
+    # Another version's files are not taken for this one's.
+    layout = ["16 bits", *(field.name for field in fields(DecodedClip))]
     named = repr((layout, record.source, state, record.window, spec))
     key = hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
     return folder / key[:2] / f"{key}.npz"

@@ -19,9 +19,8 @@ def option(default: Any, text: str) -> Any:
 class MediaOptions:
     """What every source of media files has in common."""
 
-    short_clips: ClassVar[bool] = (
-        False  # clips of a few seconds: their sound is decoded whole, windows are cut from it
-    )
+    # True for clips of a few seconds: their sound is decoded whole, and windows are cut from it.
+    short_clips: ClassVar[bool] = False
 
     sampling_rate: int = option(16_000, "Rate the sound is resampled to, in Hz.")
     frames: int = option(8, "Frames a clip, spread evenly over its window.")
