@@ -23,9 +23,9 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from hf_mmbalance.data.building.engine import build
-from hf_mmbalance.data.building.plan import EncodeOptions
-from hf_mmbalance.data.catalogue.grid import plan_grid
+from hf_mmbalance.building.engine import build
+from hf_mmbalance.building.plan import EncodeOptions
+from hf_mmbalance.building.recipes.grid import plan_grid
 
 
 def bare(paths: list[Path]) -> None:
@@ -65,9 +65,9 @@ def _cpu() -> float:
 WORKER = """
 import resource, sys
 from pathlib import Path
-from hf_mmbalance.data.building import engine
-from hf_mmbalance.data.building.plan import EncodeOptions
-from hf_mmbalance.data.catalogue.grid import plan_grid
+from hf_mmbalance.building import engine
+from hf_mmbalance.building.plan import EncodeOptions
+from hf_mmbalance.building.recipes.grid import plan_grid
 import tempfile
 engine.pa.set_memory_pool(engine.pa.system_memory_pool())
 plan = plan_grid(Path(sys.argv[1]), EncodeOptions())

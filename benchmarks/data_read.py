@@ -26,13 +26,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from hf_mmbalance.data.building.engine import build
-from hf_mmbalance.data.building.plan import EncodeOptions
-from hf_mmbalance.data.building.report import finish
-from hf_mmbalance.data.catalogue.grid import plan_grid
-from hf_mmbalance.data.reading import ClipStream, load
-from hf_mmbalance.model.logmel_mmbalance import log_mel
+from hf_mmbalance.building.engine import build
+from hf_mmbalance.building.plan import EncodeOptions
+from hf_mmbalance.building.recipes.grid import plan_grid
+from hf_mmbalance.building.report import finish
+from hf_mmbalance.data.streaming import ClipStream, load
 from hf_mmbalance.model.media_mmbalance import read_media
+from hf_mmbalance.model.processing_mmbalance import log_mel
 
 
 BATCH = 16

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_mmbalance.data.votes import crema_d_votes
+from hf_mmbalance.building.recipes.crema_d_votes import crema_d_votes
 from hf_mmbalance.decision.decide import Decided, decide_folds
 from hf_mmbalance.decision.table import DecisionTable
 

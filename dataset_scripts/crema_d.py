@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions
-from hf_mmbalance.data.building.script import DatasetScript
-from hf_mmbalance.data.catalogue.crema_d import plan_crema_d
+from hf_mmbalance.building.cli import DatasetScript
+from hf_mmbalance.building.plan import BuildPlan, EncodeOptions
+from hf_mmbalance.building.recipes.crema_d import plan_crema_d
 from hf_mmbalance.hub.dataset_push import add_publish
 
 
@@ -33,7 +33,7 @@ def plan(args: argparse.Namespace, encode: EncodeOptions) -> BuildPlan:
 
 
 def votes(args: argparse.Namespace, say: Any) -> dict[str, Any]:
-    from hf_mmbalance.data.votes import crema_d_votes
+    from hf_mmbalance.building.recipes.crema_d_votes import crema_d_votes
     from hf_mmbalance.decision.table import DecisionTable
 
     fields = crema_d_votes(args.source)

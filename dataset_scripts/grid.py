@@ -9,10 +9,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions
-from hf_mmbalance.data.building.script import DatasetScript
-from hf_mmbalance.data.catalogue.grid import plan_grid
-from hf_mmbalance.data.grid import WORDS
+from hf_mmbalance.building.cli import DatasetScript
+from hf_mmbalance.building.plan import BuildPlan, EncodeOptions
+from hf_mmbalance.building.recipes.grid import plan_grid
+from hf_mmbalance.data.sources.grid import WORDS
 from hf_mmbalance.hub.dataset_push import add_publish
 
 

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions
-from hf_mmbalance.data.building.script import DatasetScript
-from hf_mmbalance.data.catalogue.kinetics_sounds import plan_kinetics_sounds, write_annotations
+from hf_mmbalance.building.cli import DatasetScript
+from hf_mmbalance.building.plan import BuildPlan, EncodeOptions
+from hf_mmbalance.building.recipes.kinetics_sounds import plan_kinetics_sounds, write_annotations
 from hf_mmbalance.hub.dataset_push import add_publish
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from hf_mmbalance.data.augment import add_noise, babble, cut, jitter_frames
+from hf_mmbalance.data.augmentation import add_noise, babble, cut, jitter_frames
 from hf_mmbalance.data.clips import ClipDataset, DataError
 from hf_mmbalance.data.options import MediaOptions
 from hf_mmbalance.data.seeding import rng_for

@@ -15,7 +15,7 @@ from hf_mmbalance.data.clips import SPLIT_ALIASES, SPLITS, ClipDataset, ClipSpli
 from hf_mmbalance.data.files import walk_files
 from hf_mmbalance.data.media_clips import ClipRecord, Decoder, MediaClips, decode_all, decode_file
 from hf_mmbalance.data.options import MediaOptions, option
-from hf_mmbalance.data.splitting import fill_splits
+from hf_mmbalance.data.splits import fill_splits
 
 
 MEDIA_SUFFIXES = frozenset(

@@ -172,7 +172,7 @@ class Allocation(ClassifierMixin, BaseEstimator):
         """
         import torch
 
-        from hf_mmbalance.model.fusion_mmbalance import AdaptiveFusion
+        from hf_mmbalance.model.fusion_adaptive_mmbalance import AdaptiveFusion
 
         options, arrays = self.to_head_state()
         self._check_model(model)

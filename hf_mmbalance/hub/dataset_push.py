@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_mmbalance.data.building.engine import BuildError, file_sha256
-from hf_mmbalance.data.building.report import MANIFEST, REPORT
-from hf_mmbalance.data.building.script import DatasetScript
+from hf_mmbalance.building.cli import DatasetScript
+from hf_mmbalance.building.engine import BuildError, file_sha256
+from hf_mmbalance.building.report import MANIFEST, REPORT
 from hf_mmbalance.hub import dataset_card as cards
 from hf_mmbalance.hub.commit import Change, check_files, push_change
 from hf_mmbalance.hub.errors import HubError

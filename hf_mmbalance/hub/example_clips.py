@@ -8,7 +8,7 @@ from typing import Any
 import av
 import numpy as np
 
-from hf_mmbalance.data.synthetic import SyntheticOptions, synthetic_clips
+from hf_mmbalance.data.sources.synthetic import SyntheticOptions, synthetic_clips
 
 
 # Options that examples take over, and the most they may be: they come from a file of somebody's repository.

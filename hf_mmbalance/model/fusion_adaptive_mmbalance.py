@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .fusion_base_mmbalance import FusionHead, FusionOutput, masked_log_softmax, register_fusion_head
+from .fusion_mmbalance import FusionHead, FusionOutput, masked_log_softmax, register_fusion_head
 
 
 CALIBRATIONS = ("temperature", "vector", "dirichlet")

@@ -1,21 +1,377 @@
-"""All fusion heads of the package behind one door; importing it fills the registry."""
+"""The interface of every fusion head, the registry that names them, and the baseline heads."""
 
-from .fusion_adaptive_mmbalance import AdaptiveFusion, evidence
-from .fusion_base_mmbalance import (
-    FUSION_HEADS,
-    FusionHead,
-    FusionOutput,
-    masked_log_softmax,
-    mean_log_prob,
-    register_fusion_head,
-    shapley_contributions,
-)
-from .fusion_features_mmbalance import ConcatFusion, FilmFusion, GatedFusion
-from .fusion_pooling_mmbalance import MeanProbFusion, MMCosineFusion, QMFFusion, SumFusion
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class FusionOutput(ModelOutput):
+    """What a fusion head returns for `B` clips, `M` modalities and `C` classes.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(B, C)`):
+            Fused logits.
+        modality_weights (`torch.FloatTensor` of shape `(B, M, C)`, *optional*):
+            The weights the head used, 0 where a modality is missing; `None` where a head has none.
+        modality_contributions (`torch.FloatTensor` of shape `(B, M, C)`, *optional*):
+            Exact terms that sum over modalities to the logits minus the head's bias.
+        shares (`torch.FloatTensor` of shape `(B, M, C)`, *optional*):
+            Weights normalised over the modalities present, where the head learns them.
+    """
+
+    logits: torch.Tensor = None  # type: ignore[assignment]  # ModelOutput wants defaults; always given
+    modality_weights: torch.Tensor | None = None
+    modality_contributions: torch.Tensor | None = None
+    shares: torch.Tensor | None = None
+
+
+class FusionHead(nn.Module):
+    """Base of all fusion heads: unimodal logits in, fused logits out.
+
+    A head of your own subclasses this, sets the class attributes that apply, implements `forward`, and is registered
+    with [`register_fusion_head`] or named in the config as `"file:ClassName"`.
+
+    Args:
+        num_modalities (`int`): Number of modalities `M`.
+        num_labels (`int`): Number of classes `C`.
+        feature_sizes (`tuple[int, ...]`): Width `D_m` of each tower's features, in the order of the modalities.
+        **options: What the head itself takes, from `config.fusion_options`.
+    """
+
+    #: The head computes the unimodal logits itself, from features (`unimodal_logits`), instead of the model's heads.
+    owns_unimodal_logits: bool = False
+    #: Form of the model's unimodal heads that this head requires ("linear" or "cosine"); `None` takes the config's.
+    required_unimodal_head: str | None = None
+    #: The unimodal heads learn for diagnosis only: their loss does not reach the towers.
+    unimodal_for_diagnosis: bool = False
+    #: Weight of the summed unimodal losses unless the config sets one.
+    default_unimodal_loss_weight: float = 1.0
+    #: Weight of the fused loss; 0 for ensembles of towers trained apart.
+    default_fused_loss_weight: float = 1.0
+    #: The head has parameters that must learn only from calibration clips.
+    learns_from_calibration: bool = False
+
+    def __init__(self, num_modalities: int, num_labels: int, feature_sizes: tuple[int, ...] = ()):
+        super().__init__()
+        self.num_modalities = num_modalities
+        self.num_labels = num_labels
+        self.feature_sizes = tuple(feature_sizes)
+
+    def forward(
+        self,
+        modality_logits: torch.Tensor,
+        modality_mask: torch.Tensor,
+        features: tuple[torch.Tensor, ...] | None = None,
+    ) -> FusionOutput:
+        """Fuse.
+
+        Args:
+            modality_logits (`torch.FloatTensor` of shape `(B, M, C)`):
+                Unimodal logits, any finite value where missing.
+            modality_mask (`torch.BoolTensor` of shape `(B, M)`): True where a modality is present.
+            features (`tuple` of `torch.FloatTensor` of shape `(B, D_m)`): Features of every tower.
+        """
+        raise NotImplementedError
+
+    def unimodal_logits(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Unimodal logits `(B, M, C)` of a head that `owns_unimodal_logits`."""
+        raise NotImplementedError
+
+    def balance_loss(self, shares: torch.Tensor | None, clips: torch.Tensor) -> torch.Tensor:
+        """Relative-balance term of a head that `learns_from_calibration`, on its `shares`; 0 unless it has one.
+
+        The `forward` of such a head also takes `freeze_allocation`, under which its own parameters get no gradient.
+        """
+        return torch.zeros((), device=clips.device)
+
+    def shrinkage(self) -> torch.Tensor:
+        """Penalty on the parameters of a head that `learns_from_calibration`; 0 unless it has one."""
+        return torch.zeros((), device=next(self.parameters()).device)
+
+    def init_weights(self) -> None:
+        """Set parameters and buffers that are neither Linear nor LayerNorm, by `transformers.initialization`."""
+
+
+FUSION_HEADS: dict[str, type[FusionHead]] = {}
+
+
+def register_fusion_head(name: str) -> Callable[[type], type]:
+    """Class decorator that makes a head available as `config.fusion = name`.
+
+    Raises:
+        ValueError: if another class already has the name.
+    """
+
+    def register(cls: type) -> type:
+        taken = FUSION_HEADS.get(name)
+        if taken is not None and taken.__qualname__ != cls.__qualname__:
+            raise ValueError(f"fusion head {name!r} is already registered ({taken.__qualname__}): choose another name")
+        FUSION_HEADS[name] = cls
+        return cls
+
+    return register
+
+
+def masked_log_softmax(modality_logits: torch.Tensor, modality_mask: torch.Tensor) -> torch.Tensor:
+    """Log-softmax of every row `(B, M, C)`, 0 where the modality is missing."""
+    return torch.log_softmax(modality_logits, dim=-1).masked_fill(~modality_mask.unsqueeze(-1), 0.0)
+
+
+def mean_log_prob(log_probs: torch.Tensor, modality_mask: torch.Tensor) -> torch.Tensor:
+    """Log of the mean probability over the modalities present: `(B, M, C)` -> `(B, C)`; zeros where none is."""
+    missing = ~modality_mask.unsqueeze(-1)
+    total = torch.logsumexp(log_probs.masked_fill(missing, -torch.inf), dim=1)
+    pooled = total - modality_mask.sum(1, keepdim=True).clamp(min=1).log()
+    return torch.where(modality_mask.any(1, keepdim=True), pooled, torch.zeros_like(pooled))
+
+
+def shapley_contributions(
+    fuse: Callable[[torch.Tensor], torch.Tensor], modality_mask: torch.Tensor, num_labels: int
+) -> torch.Tensor:
+    """Shapley value of every modality for the fused logits of a head that is not additive.
+
+    phi_m = sum over S without m of |S|! (M - |S| - 1)! / M! (f(S + m) - f(S)), with f(empty) = 0 (Shapley, 1953).
+    A missing modality gets 0, the rest sum to f(present).
+
+    Args:
+        fuse: Maps a mask `(B, M)` to fused logits `(B, C)`.
+        modality_mask (`torch.BoolTensor` of shape `(B, M)`): Modalities present.
+        num_labels: Number of classes.
+
+    Returns:
+        `torch.FloatTensor` of shape `(B, M, C)`.
+    """
+    batch, modalities = modality_mask.shape
+    values: dict[tuple[int, ...], torch.Tensor] = {}
+    for size in range(1, modalities + 1):
+        for subset in itertools.combinations(range(modalities), size):
+            inside = torch.zeros_like(modality_mask)
+            inside[:, list(subset)] = True
+            inside = inside & modality_mask
+            # A subset whose members are all missing is worth nothing; fuse() needs at least one modality.
+            worth = inside.any(1, keepdim=True)
+            value = fuse(torch.where(worth, inside, modality_mask))
+            values[subset] = value * worth
+    values[()] = torch.zeros_like(values[(0,)])
+    contributions = []
+    for modality in range(modalities):
+        others = [m for m in range(modalities) if m != modality]
+        total = torch.zeros_like(values[()])
+        for size in range(modalities):
+            weight = math.factorial(size) * math.factorial(modalities - size - 1) / math.factorial(modalities)
+            for subset in itertools.combinations(others, size):
+                joined = tuple(sorted((*subset, modality)))
+                total = total + weight * (values[joined] - values[subset])
+        contributions.append(total)
+    return torch.stack(contributions, dim=1)
+
+
+@register_fusion_head("sum")
+class SumFusion(FusionHead):
+    """Unweighted sum of log-probabilities over the modalities present."""
+
+    def forward(
+        self,
+        modality_logits: torch.Tensor,
+        modality_mask: torch.Tensor,
+        features: tuple[torch.Tensor, ...] | None = None,
+    ) -> FusionOutput:
+        log_probs = masked_log_softmax(modality_logits, modality_mask)
+        weights = modality_mask.unsqueeze(-1).to(log_probs.dtype).expand_as(log_probs)
+        return FusionOutput(logits=log_probs.sum(1), modality_weights=weights, modality_contributions=log_probs)
+
+
+@register_fusion_head("mean_prob")
+class MeanProbFusion(FusionHead):
+    """Linear pool: log of the mean probability over the modalities present.
+
+    The towers learn from their own losses only, so that this is the unimodal ensemble which the literature compares
+    with (UME); contributions are Shapley values over masks.
+    """
+
+    default_fused_loss_weight = 0.0
+
+    def forward(
+        self,
+        modality_logits: torch.Tensor,
+        modality_mask: torch.Tensor,
+        features: tuple[torch.Tensor, ...] | None = None,
+    ) -> FusionOutput:
+        log_probs = torch.log_softmax(modality_logits, dim=-1)
+        contributions = shapley_contributions(
+            lambda mask: mean_log_prob(log_probs, mask), modality_mask, self.num_labels
+        )
+        return FusionOutput(logits=mean_log_prob(log_probs, modality_mask), modality_contributions=contributions)
+
+
+class _LogitSum(FusionHead):
+    """Weighted sum of raw logits, for methods defined on raw logits."""
+
+    def raw_sum(
+        self, modality_logits: torch.Tensor, modality_mask: torch.Tensor, weights: torch.Tensor
+    ) -> FusionOutput:
+        weights = weights * modality_mask.unsqueeze(-1)
+        contributions = weights * modality_logits
+        return FusionOutput(
+            logits=contributions.sum(1), modality_weights=weights, modality_contributions=contributions
+        )
+
+
+@register_fusion_head("mmcosine")
+class MMCosineFusion(_LogitSum):
+    """Sum of scaled cosine logits, s (cos(W_a, f_a) + cos(W_v, f_v)) (MMCosine, Xu et al., 2023).
+
+    The scale s is `config.cosine_scale`; the loss is that of the fused logits alone, as published.
+    """
+
+    required_unimodal_head = "cosine"
+    default_unimodal_loss_weight = 0.0
+
+    def forward(
+        self,
+        modality_logits: torch.Tensor,
+        modality_mask: torch.Tensor,
+        features: tuple[torch.Tensor, ...] | None = None,
+    ) -> FusionOutput:
+        return self.raw_sum(modality_logits, modality_mask, torch.ones_like(modality_logits))
+
+
+@register_fusion_head("qmf")
+class QMFFusion(_LogitSum):
+    """Energy weights: z = sum_m c_m z_m with c_m = logsumexp(z_m) / 10, detached (QMF, Zhang et al., 2023).
+
+    Raw logits on purpose: energy is lost under log-softmax. The published ranking loss over each clip's loss history
+    is not part of the head.
+    """
+
+    temperature = 10.0
+
+    def forward(
+        self,
+        modality_logits: torch.Tensor,
+        modality_mask: torch.Tensor,
+        features: tuple[torch.Tensor, ...] | None = None,
+    ) -> FusionOutput:
+        energy = torch.logsumexp(modality_logits.detach(), dim=-1, keepdim=True) / self.temperature
+        return self.raw_sum(modality_logits, modality_mask, energy.expand_as(modality_logits))
+
+
+@register_fusion_head("concat")
+class ConcatFusion(FusionHead):
+    """One linear layer on the concatenated features, trained by the fused loss alone.
+
+    Its split halves are the unimodal logits, z_m = W_m f_m + b / M (OGM-GE, Peng et al., 2022), so a missing modality
+    simply leaves its half out.
+    """
+
+    owns_unimodal_logits = True
+    default_unimodal_loss_weight = 0.0
+
+    def __init__(self, num_modalities: int, num_labels: int, feature_sizes: tuple[int, ...] = ()):
+        super().__init__(num_modalities, num_labels, feature_sizes)
+        self.halves = nn.ModuleList(nn.Linear(size, num_labels, bias=False) for size in feature_sizes)
+        self.bias = nn.Parameter(torch.zeros(num_labels))
+
+    def init_weights(self) -> None:
+        init.zeros_(self.bias)
+
+    def unimodal_logits(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        halves = [half(feature) for half, feature in zip(self.halves, features, strict=True)]
+        return torch.stack(halves, dim=1) + self.bias / self.num_modalities
+
+    def forward(
+        self,
+        modality_logits: torch.Tensor,
+        modality_mask: torch.Tensor,
+        features: tuple[torch.Tensor, ...] | None = None,
+    ) -> FusionOutput:
+        weights = modality_mask.unsqueeze(-1).to(modality_logits.dtype).expand_as(modality_logits)
+        contributions = modality_logits * weights
+        return FusionOutput(
+            logits=contributions.sum(1), modality_weights=weights, modality_contributions=contributions
+        )
+
+
+class _ConditionedFusion(FusionHead):
+    """A head in which all modalities but the last condition the last; clips with a part missing fall back.
+
+    The fallback is the linear pool of the unimodal heads, which therefore learn under their own loss, on detached
+    features so that they change nothing in the towers.
+    """
+
+    unimodal_for_diagnosis = True
+
+    def __init__(
+        self, num_modalities: int, num_labels: int, feature_sizes: tuple[int, ...] = (), hidden_size: int = 256
+    ):
+        super().__init__(num_modalities, num_labels, feature_sizes)
+        self.classifier = nn.Linear(hidden_size, num_labels)
+
+    def condition(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Joint features `(B, hidden_size)` of clips with every modality."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        modality_logits: torch.Tensor,
+        modality_mask: torch.Tensor,
+        features: tuple[torch.Tensor, ...] | None = None,
+    ) -> FusionOutput:
+        assert features is not None  # this head is built on them
+        joint = torch.log_softmax(self.classifier(self.condition(features)).float(), dim=-1)
+        log_probs = torch.log_softmax(modality_logits, dim=-1)
+
+        def fuse(mask: torch.Tensor) -> torch.Tensor:
+            return torch.where(mask.all(1, keepdim=True), joint, mean_log_prob(log_probs, mask))
+
+        contributions = shapley_contributions(fuse, modality_mask, self.num_labels)
+        return FusionOutput(logits=fuse(modality_mask), modality_contributions=contributions)
+
+
+@register_fusion_head("gated")
+class GatedFusion(_ConditionedFusion):
+    """z = W (sigmoid(U_x x) * U_y y) + b, x gating y (OGM-GE code base; Kiela et al., 2018)."""
+
+    def __init__(
+        self, num_modalities: int, num_labels: int, feature_sizes: tuple[int, ...] = (), hidden_size: int = 256
+    ):
+        super().__init__(num_modalities, num_labels, feature_sizes, hidden_size)
+        self.projections = nn.ModuleList(nn.Linear(size, hidden_size) for size in feature_sizes)
+
+    def condition(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        *gates, last = (project(feature) for project, feature in zip(self.projections, features, strict=True))
+        for gate in gates:
+            last = torch.sigmoid(gate) * last
+        return last
+
+
+@register_fusion_head("film")
+class FilmFusion(_ConditionedFusion):
+    """z = W (gamma * y + beta) + b with gamma, beta linear in x (Perez et al., 2018)."""
+
+    def __init__(
+        self, num_modalities: int, num_labels: int, feature_sizes: tuple[int, ...] = (), hidden_size: int = 256
+    ):
+        super().__init__(num_modalities, num_labels, feature_sizes, hidden_size)
+        self.generators = nn.ModuleList(nn.Linear(size, 2 * hidden_size) for size in feature_sizes[:-1])
+        self.project = nn.Linear(feature_sizes[-1], hidden_size)
+
+    def condition(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        conditioned = self.project(features[-1])
+        for generator, feature in zip(self.generators, features[:-1], strict=True):
+            gamma, beta = generator(feature).chunk(2, dim=-1)
+            conditioned = gamma * conditioned + beta
+        return conditioned
 
 
 __all__ = [
-    "AdaptiveFusion",
     "ConcatFusion",
     "FUSION_HEADS",
     "FilmFusion",
@@ -26,7 +382,6 @@ __all__ = [
     "MeanProbFusion",
     "QMFFusion",
     "SumFusion",
-    "evidence",
     "masked_log_softmax",
     "mean_log_prob",
     "register_fusion_head",

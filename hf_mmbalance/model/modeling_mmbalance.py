@@ -10,23 +10,70 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from .backbones_mmbalance import Backbone, compose_from_backbones
 from .configuration_mmbalance import MMBalanceConfig
-from .custom_fusion_mmbalance import copy_fusion_file, fusion_class, portable_name, prepare_fusion_class
+from .fusion_files_mmbalance import copy_fusion_file, fusion_class, portable_name, prepare_fusion_class
 from .fusion_mmbalance import FusionHead, FusionOutput
-from .losses_mmbalance import LossParts, clip_cross_entropy, mean_over, tower_losses
 from .towers_mmbalance import (
+    Backbone,
     CosineClassifier,
     FramePooling,
     build_tower,
     check_audio_mask,
     check_spectrograms,
+    compose_from_backbones,
     freeze_tower,
     pool_tokens,
     token_mask_of,
     tower_options,
     tower_width,
 )
+
+
+@dataclass
+class LossParts:
+    """Scalars: the total and what it is made of; all None without labels."""
+
+    loss: torch.Tensor | None = None
+    fused: torch.Tensor | None = None
+    unimodal: torch.Tensor | None = None
+    allocation: torch.Tensor | None = None
+    balance: torch.Tensor | None = None
+
+
+def clip_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, class_weights: torch.Tensor | None = None, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """Cross-entropy of every clip, times the weight of its class: `(..., C)` and `(...)` -> `(...)`."""
+    loss = nn.functional.cross_entropy(
+        logits.flatten(0, -2), labels.flatten(), reduction="none", label_smoothing=label_smoothing
+    ).view(labels.shape)
+    return loss if class_weights is None else loss * class_weights[labels]
+
+
+def mean_over(values: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
+    """Mean of `(B,)` values over the clips marked, 0 without any (and then still part of the graph)."""
+    return (values * clips).sum() / clips.sum().clamp(min=1)
+
+
+def tower_losses(
+    fused: FusionOutput,
+    modality_logits: torch.Tensor,
+    modality_mask: torch.Tensor,
+    labels: torch.Tensor,
+    clips: torch.Tensor,
+    class_weights: torch.Tensor | None,
+    label_smoothing: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fused and summed unimodal cross-entropy over the clips that the towers learn from.
+
+    A missing modality adds 0 to its clip's unimodal loss; the sum is divided by the number of clips, not of modalities
+    present, so that batches of equal size weigh the same whatever is missing in them.
+    """
+    every = labels.unsqueeze(1).expand(modality_logits.shape[:2])
+    unimodal = clip_cross_entropy(modality_logits, every, class_weights, label_smoothing)
+    unimodal = torch.where(modality_mask, unimodal, torch.zeros_like(unimodal)).sum(1)
+    fused_loss = clip_cross_entropy(fused.logits, labels, class_weights, label_smoothing)
+    return mean_over(fused_loss, clips), mean_over(unimodal, clips)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 import hf_mmbalance
 from hf_mmbalance.data.clips import ClipSplits
-from hf_mmbalance.data.hub import HubOptions
+from hf_mmbalance.data.sources.hub import HubOptions
 from hf_mmbalance.hub.errors import HubError, explained, without_tokens
 from hf_mmbalance.training.arguments import RunArguments
 
@@ -72,7 +72,7 @@ def fingerprint(clips: ClipSplits) -> str:
 
 def base_models(arguments: RunArguments) -> list[dict[str, str | None]]:
     """Pretrained towers (or the trained model gone on from) and the commit of those from the Hub."""
-    from hf_mmbalance.model.backbones_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
+    from hf_mmbalance.model.towers_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
 
     model = arguments.model
     if model.model_name_or_path is not None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from hf_mmbalance.data.building.encode import flac
+from hf_mmbalance.building.encode import flac
 from hf_mmbalance.data.sound import from_sixteen_bits, to_sixteen_bits
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from hf_mmbalance.building.plan import EncodeOptions
+from hf_mmbalance.building.recipes.crema_d import CLASSES, KNOWN_BAD, actor_folds, plan_crema_d
+from hf_mmbalance.building.report import read_report
+from hf_mmbalance.building.validate import validate
 from hf_mmbalance.data import DataError, load_clips
-from hf_mmbalance.data.building.plan import EncodeOptions
-from hf_mmbalance.data.building.report import read_report
-from hf_mmbalance.data.building.validate import validate
-from hf_mmbalance.data.catalogue.crema_d import CLASSES, KNOWN_BAD, actor_folds, plan_crema_d
 from tests.media_factory import write_clip
 
 

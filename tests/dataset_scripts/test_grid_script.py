@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from hf_mmbalance.building.report import read_report
+from hf_mmbalance.building.validate import validate
 from hf_mmbalance.data import load_clips
-from hf_mmbalance.data.building.report import read_report
-from hf_mmbalance.data.building.validate import validate
 
 from .test_crema_d import load_script
 

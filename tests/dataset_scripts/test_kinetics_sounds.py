@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from hf_mmbalance.data import DataError
-from hf_mmbalance.data.building.plan import EncodeOptions
-from hf_mmbalance.data.building.report import read_report
-from hf_mmbalance.data.building.validate import validate
-from hf_mmbalance.data.catalogue.kinetics_sounds import (
+from hf_mmbalance.building.plan import EncodeOptions
+from hf_mmbalance.building.recipes.kinetics_sounds import (
     CLASSES,
     find_media,
     parse_name,
     plan_kinetics_sounds,
     read_annotations,
 )
+from hf_mmbalance.building.report import read_report
+from hf_mmbalance.building.validate import validate
+from hf_mmbalance.data import DataError
 from tests.media_factory import write_clip
 
 from .test_crema_d import load_script

@@ -75,7 +75,7 @@ def fitted() -> dict[str, tuple[Allocation, np.ndarray]]:
 @pytest.mark.parametrize("rung", [*PARENTS, "best_single"])
 def test_the_models_head_decides_alike(fitted: dict[str, tuple[Allocation, np.ndarray]], kind: str, rung: str) -> None:
     torch = pytest.importorskip("torch")
-    from hf_mmbalance.model.fusion_mmbalance import AdaptiveFusion
+    from hf_mmbalance.model.fusion_adaptive_mmbalance import AdaptiveFusion
 
     allocation, logits = fitted[kind]
     allocation.state_ = allocation.ladder_.states[rung]

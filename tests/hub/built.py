@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from hf_mmbalance.data.building.engine import build
-from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions, PlannedClip
-from hf_mmbalance.data.building.report import finish
-from hf_mmbalance.data.building.sheet import contact_sheet
+from hf_mmbalance.building.engine import build
+from hf_mmbalance.building.plan import BuildPlan, EncodeOptions, PlannedClip
+from hf_mmbalance.building.report import finish
+from hf_mmbalance.building.sheet import contact_sheet
 from tests.media_factory import write_clip
 
 

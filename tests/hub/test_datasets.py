@@ -256,7 +256,7 @@ def test_media_that_may_not_be_republished(hub, publish, built, tmp_path):
 
 
 def test_the_list_of_kinetics_sounds_is_public(hub, publish, run_client, tmp_path):
-    from hf_mmbalance.data.catalogue.kinetics_sounds import CLASSES, write_annotations
+    from hf_mmbalance.building.recipes.kinetics_sounds import CLASSES, write_annotations
 
     database = {
         f"abcdefgh{i:03d}_{i}": {"subset": ("training", "testing")[i % 2], "label": CLASSES[i % 31]} for i in range(40)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mmbalance.model.fusion_mmbalance import AdaptiveFusion, SumFusion, evidence
+from hf_mmbalance.model.fusion_adaptive_mmbalance import AdaptiveFusion, evidence
+from hf_mmbalance.model.fusion_mmbalance import SumFusion
 
 from .tiny import log_softmax, random_case
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_mmbalance.model.fusion_mmbalance import FusionOutput
-from hf_mmbalance.model.losses_mmbalance import clip_cross_entropy, mean_over, tower_losses
+from hf_mmbalance.model.modeling_mmbalance import clip_cross_entropy, mean_over, tower_losses
 
 from .tiny import log_softmax, random_case, tiny_inputs, tiny_model
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from hf_mmbalance import MMBalanceConfig, MMBalanceForAudioVisualClassification, MMBalanceProcessor
-from hf_mmbalance.model import custom_fusion_mmbalance
-from hf_mmbalance.model.custom_fusion_mmbalance import load_fusion_head
+from hf_mmbalance.model import fusion_files_mmbalance
+from hf_mmbalance.model.fusion_files_mmbalance import load_fusion_head
 from hf_mmbalance.model.fusion_mmbalance import FUSION_HEADS, FusionHead, FusionOutput, register_fusion_head
 
 from .tiny import AUDIO, CLASSES, VISION, run_python, tiny_config, tiny_inputs, tiny_model
@@ -197,18 +197,18 @@ def test_a_registered_head_travels_too(tmp_path):
     FUSION_HEADS["test_registered"] = Registered
     model = tiny_model(fusion="test_registered")
     model.save_pretrained(tmp_path)
-    assert MMBalanceConfig.from_pretrained(tmp_path).fusion == "test_custom_fusion:Registered"
-    assert (tmp_path / "test_custom_fusion.py").read_text() == Path(__file__).read_text()
+    assert MMBalanceConfig.from_pretrained(tmp_path).fusion == "test_fusion_files:Registered"
+    assert (tmp_path / "test_fusion_files.py").read_text() == Path(__file__).read_text()
     again = MMBalanceForAudioVisualClassification.from_pretrained(tmp_path)  # registered here: no trust needed
     assert torch.equal(again(**tiny_inputs()).logits, model(**tiny_inputs()).logits)
     del FUSION_HEADS["test_registered"]
-    with pytest.raises(ValueError, match="fusion head 'Registered' of module 'test_custom_fusion' is not loaded"):
+    with pytest.raises(ValueError, match="fusion head 'Registered' of module 'test_fusion_files' is not loaded"):
         MMBalanceForAudioVisualClassification.from_pretrained(tmp_path)
 
 
 def test_a_head_of_main_is_saved_by_name_with_a_warning(tmp_path, monkeypatch):
     warnings: list[str] = []
-    monkeypatch.setattr(custom_fusion_mmbalance.logger, "warning", warnings.append)
+    monkeypatch.setattr(fusion_files_mmbalance.logger, "warning", warnings.append)
     FUSION_HEADS["mine"] = type("Mine", (Registered,), {"__module__": "__main__"})
     model = MMBalanceForAudioVisualClassification(tiny_config(fusion="mine"))
     model.save_pretrained(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hf_mmbalance.data.augment import add_noise, babble, cut, jitter_frames
+from hf_mmbalance.data.augmentation import add_noise, babble, cut, jitter_frames
 
 
 @pytest.mark.parametrize("snr", [-6.0, 0.0, 10.0])

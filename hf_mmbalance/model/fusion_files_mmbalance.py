@@ -29,6 +29,7 @@ from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import logging
 
+from .fusion_adaptive_mmbalance import AdaptiveFusion  # noqa: F401  # registers itself
 from .fusion_mmbalance import FUSION_HEADS
 
 

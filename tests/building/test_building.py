@@ -16,15 +16,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from hf_mmbalance.data.building import engine
-from hf_mmbalance.data.building.card import fill_card
-from hf_mmbalance.data.building.encode import encode_clip
-from hf_mmbalance.data.building.engine import BuildError, build, file_sha256
-from hf_mmbalance.data.building.plan import STATUSES, BuildPlan, EncodeOptions, PlannedClip
-from hf_mmbalance.data.building.report import configs_of, finish, read_report
-from hf_mmbalance.data.building.script import join_parts
-from hf_mmbalance.data.building.sheet import contact_sheet
-from hf_mmbalance.data.building.validate import validate
+from hf_mmbalance.building import engine
+from hf_mmbalance.building.card import fill_card
+from hf_mmbalance.building.cli import join_parts
+from hf_mmbalance.building.encode import encode_clip
+from hf_mmbalance.building.engine import BuildError, build, file_sha256
+from hf_mmbalance.building.plan import STATUSES, BuildPlan, EncodeOptions, PlannedClip
+from hf_mmbalance.building.report import configs_of, finish, read_report
+from hf_mmbalance.building.sheet import contact_sheet
+from hf_mmbalance.building.validate import validate
 from hf_mmbalance.data.clips import DataError
 from hf_mmbalance.model.media_mmbalance import MEDIA_REASONS, MediaError
 from tests.media_factory import grey_of, write_clip
@@ -127,7 +127,7 @@ def test_rows_hold_what_the_clips_hold(built):
     assert row["duration"] == pytest.approx(0.4, abs=0.07)
     assert row["audio"]["path"] == "c05.flac" and row["audio"]["bytes"][:4] == b"fLaC"
     np.testing.assert_allclose(row["frame_times"], [0.04, 0.2, 0.32], atol=0.041)
-    from hf_mmbalance.data.building.validate import _check_media
+    from hf_mmbalance.building.validate import _check_media
     from hf_mmbalance.data.images import decode_images
 
     greys = decode_images([image["bytes"] for image in row["frames"]]).mean(axis=(1, 2, 3))
@@ -171,8 +171,8 @@ def test_two_processes_give_the_same_bytes_and_stay_lean(media, built, tmp_path,
     assert shard_hashes(tmp_path / "two") == shard_hashes(built)
     assert run["clips"] == 24
     code = (
-        "import sys, hf_mmbalance.data.building.engine, hf_mmbalance.data.building.script as s, resource;"
-        "import hf_mmbalance.data.catalogue.crema_d, hf_mmbalance.data.catalogue.grid;"
+        "import sys, hf_mmbalance.building.engine, hf_mmbalance.building.cli as s, resource;"
+        "import hf_mmbalance.building.recipes.crema_d, hf_mmbalance.building.recipes.grid;"
         "print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
@@ -376,8 +376,8 @@ BUILD = """
 import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from tests.data.test_building import make_plan
-from hf_mmbalance.data.building import engine
+from tests.building.test_building import make_plan
+from hf_mmbalance.building import engine
 if __name__ == "__main__":
     engine.build(make_plan(Path({media!r})), Path({out!r}), num_proc={num_proc})
 """

@@ -11,7 +11,7 @@ from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError, split_na
 from hf_mmbalance.data.files import walk_files
 from hf_mmbalance.data.media_clips import ClipRecord, MediaClips, decode_all
 from hf_mmbalance.data.options import MediaOptions, option
-from hf_mmbalance.data.splitting import MIN_GROUPS, fill_splits
+from hf_mmbalance.data.splits import MIN_GROUPS, fill_splits
 
 
 WORDS = ("command", "colour", "preposition", "letter", "digit", "adverb")

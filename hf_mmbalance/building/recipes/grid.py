@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hf_mmbalance.data.building.encode import class_label, file_size, value
-from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions, PlannedClip
+from hf_mmbalance.building.encode import class_label, file_size, value
+from hf_mmbalance.building.plan import BuildPlan, EncodeOptions, PlannedClip
 from hf_mmbalance.data.clips import SPLITS
-from hf_mmbalance.data.grid import VOCABULARY, WORDS, GridOptions, assign_splits, scan_grid
-from hf_mmbalance.data.splitting import MIN_GROUPS
+from hf_mmbalance.data.sources.grid import VOCABULARY, WORDS, GridOptions, assign_splits, scan_grid
+from hf_mmbalance.data.splits import MIN_GROUPS
 
 
 def plan_grid(

@@ -13,7 +13,7 @@ import pyarrow as pa
 import soundfile
 from PIL import Image
 
-from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions, PlannedClip
+from hf_mmbalance.building.plan import BuildPlan, EncodeOptions, PlannedClip
 from hf_mmbalance.data.sound import to_sixteen_bits
 from hf_mmbalance.model.media_mmbalance import MediaClip, MediaError, declared_duration, read_audio, read_media
 

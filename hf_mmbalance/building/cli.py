@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_mmbalance.data.building.engine import STATE, BuildError, build, write_json
-from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions
-from hf_mmbalance.data.building.report import finish, read_report
-from hf_mmbalance.data.building.sheet import contact_sheet
-from hf_mmbalance.data.building.validate import validate
+from hf_mmbalance.building.engine import STATE, BuildError, build, write_json
+from hf_mmbalance.building.plan import BuildPlan, EncodeOptions
+from hf_mmbalance.building.report import finish, read_report
+from hf_mmbalance.building.sheet import contact_sheet
+from hf_mmbalance.building.validate import validate
 from hf_mmbalance.data.clips import DataError
 from hf_mmbalance.model.media_mmbalance import MediaError
 

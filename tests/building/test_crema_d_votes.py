@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_mmbalance.data.votes import crema_d_votes
+from hf_mmbalance.building.recipes.crema_d_votes import crema_d_votes
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.metrics.measures import accuracy
 

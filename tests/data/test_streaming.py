@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from hf_mmbalance.data.building.engine import build
-from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions, PlannedClip
-from hf_mmbalance.data.building.report import finish
+from hf_mmbalance.building.engine import build
+from hf_mmbalance.building.plan import BuildPlan, EncodeOptions, PlannedClip
+from hf_mmbalance.building.report import finish
 from hf_mmbalance.data.clips import DataError
-from hf_mmbalance.data.reading import ClipStream, EpochOrder, load
+from hf_mmbalance.data.sources.hub import HubOptions
+from hf_mmbalance.data.streaming import ClipStream, EpochOrder, load
 from tests.media_factory import write_clip
 
 
@@ -163,13 +164,13 @@ def test_what_cannot_be_streamed(built, tmp_path):
     (tmp_path / "train.csv").write_text("label,x\n1,2\n")
     (tmp_path / "README.md").write_text("")
     with pytest.raises(DataError, match="only Parquet"):
-        ClipStream.open(str(tmp_path), "train", __import__("hf_mmbalance.data.hub", fromlist=["x"]).HubOptions())
+        ClipStream.open(str(tmp_path), "train", HubOptions())
 
 
 MEMORY = """
 import sys, resource
 sys.path.insert(0, {tests!r})
-from hf_mmbalance.data.reading import load
+from hf_mmbalance.data.streaming import load
 stream = load({built!r}, streaming=True, batch_size=8, frames=2, frame_size=[16, 16])
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hf_mmbalance.data import DataError, load_clips
-from hf_mmbalance.data.grid import parse_name, read_alignment, scan_grid
+from hf_mmbalance.data.sources.grid import parse_name, read_alignment, scan_grid
 from tests.media_factory import grey_of, write_clip
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from hf_mmbalance.data.building.encode import class_label, file_size, list_of, value
-from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions, PlannedClip, check_ids
+from hf_mmbalance.building.encode import class_label, file_size, list_of, value
+from hf_mmbalance.building.plan import BuildPlan, EncodeOptions, PlannedClip, check_ids
 from hf_mmbalance.data.clips import DataError
 from hf_mmbalance.data.seeding import rng_for
-from hf_mmbalance.data.splitting import carve
+from hf_mmbalance.data.splits import carve
 
 
 # Cao et al., CREMA-D: Crowd-sourced Emotional Multimodal Actors Dataset, IEEE Trans. Affective Computing 5(4), 2014.

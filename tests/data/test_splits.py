@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_mmbalance.data.clips import DataError, split_name
-from hf_mmbalance.data.splitting import carve, fill_splits
+from hf_mmbalance.data.splits import carve, fill_splits
 
 
 def clips(groups: int, a_group: int, classes: int = 4):

@@ -10,10 +10,10 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from hf_mmbalance.data.clips import Clip, ClipDataset, DataError, split_name
-from hf_mmbalance.data.hub import Columns, HubOptions, decode_row, find_columns, read_row
 from hf_mmbalance.data.media_clips import ClipRecord, DecodeSpec, present
 from hf_mmbalance.data.seeding import rng_for
 from hf_mmbalance.data.sources import load_clips, source_of
+from hf_mmbalance.data.sources.hub import Columns, HubOptions, decode_row, find_columns, read_row
 
 
 WINDOW_GROUPS = 8  # row groups that are shuffled together; what a worker holds in memory

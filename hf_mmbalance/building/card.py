@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from hf_mmbalance.data.building.plan import BuildPlan
+from hf_mmbalance.building.plan import BuildPlan
 from hf_mmbalance.data.clips import DataError
 
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from hf_mmbalance.data.building.encode import arrow_schema, class_label, file_size, value
-from hf_mmbalance.data.building.plan import BuildPlan, EncodeOptions, PlannedClip, check_ids
+from hf_mmbalance.building.encode import arrow_schema, class_label, file_size, value
+from hf_mmbalance.building.plan import BuildPlan, EncodeOptions, PlannedClip, check_ids
 from hf_mmbalance.data.clips import SPLITS, DataError, split_name
 from hf_mmbalance.data.files import walk_files
 

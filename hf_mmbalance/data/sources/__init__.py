@@ -14,11 +14,11 @@ from hf_mmbalance.data.files import walk_files
 
 # source -> module, options, loader
 SOURCES = {
-    "synthetic": ("synthetic", "SyntheticOptions", "synthetic_clips"),
-    "grid": ("grid", "GridOptions", "grid_clips"),
+    "synthetic": ("sources.synthetic", "SyntheticOptions", "synthetic_clips"),
+    "grid": ("sources.grid", "GridOptions", "grid_clips"),
     "folder": ("own_clips", "FolderOptions", "folder_clips"),
     "table": ("own_clips", "TableOptions", "table_clips"),
-    "hub": ("hub", "HubOptions", "hub_clips"),
+    "hub": ("sources.hub", "HubOptions", "hub_clips"),
 }
 NAMED = ("synthetic", "grid")
 BUILT_SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".tar"}

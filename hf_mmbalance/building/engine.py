@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from hf_mmbalance.data.building.encode import arrow_schema, encode_clip, features_of
-from hf_mmbalance.data.building.plan import BuildPlan, Shard
+from hf_mmbalance.building.encode import arrow_schema, encode_clip, features_of
+from hf_mmbalance.building.plan import BuildPlan, Shard
 from hf_mmbalance.data.clips import DataError
 from hf_mmbalance.model.media_mmbalance import MediaError
 

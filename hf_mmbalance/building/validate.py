@@ -12,7 +12,7 @@ import soundfile
 import yaml
 from PIL import Image
 
-from hf_mmbalance.data.building.report import read_report, shard_is_intact
+from hf_mmbalance.building.report import read_report, shard_is_intact
 
 
 def validate(folder: Path) -> list[str]:
