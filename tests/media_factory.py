@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 
 def grey_of(frame: int) -> int:
@@ -27,8 +28,12 @@ def write_clip(
     colour: tuple[int, int, int] | None = None,
     gop: int = 12,
     channels: int = 1,
+    texture: int | None = None,
 ) -> Path:
-    """Write a clip whose n-th frame is `grey_of(n)` (or one colour) and whose sound is a tone (None: no sound)."""
+    """Write a clip whose n-th frame is `grey_of(n)` (or one colour) and whose sound is a tone (None: no sound).
+
+    With `texture` (a seed) frames are smooth patterns that differ from place to place and from frame to frame.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as out:
         pictures = None
@@ -42,6 +47,8 @@ def write_clip(
             picture = np.full((*size, 3), grey_of(n) if colour is None else 0, dtype=np.uint8)
             if colour is not None:
                 picture[:] = colour
+            if texture is not None:
+                picture = _pattern(size, texture, n)
             for packet in pictures.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
                 out.mux(packet)
         if pictures is not None:
@@ -49,6 +56,11 @@ def write_clip(
         if sound is not None:
             _write_tone(out, sound, seconds, rate, tone, layout, channels)
     return path
+
+
+def _pattern(size: tuple[int, int], seed: int, number: int) -> np.ndarray:
+    small = np.random.default_rng([seed, number]).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
 def _write_tone(out, sound, seconds: float, rate: int, tone: float, layout: str, channels: int) -> None:

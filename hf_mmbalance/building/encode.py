@@ -6,16 +6,16 @@ import hashlib
 import io
 import json
 import os
+import stat
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import soundfile
-from PIL import Image
 
 from hf_mmbalance.building.plan import BuildPlan, EncodeOptions, PlannedClip
-from hf_mmbalance.data.sound import to_sixteen_bits
-from hf_mmbalance.model.media_mmbalance import MediaClip, MediaError, declared_duration, read_audio, read_media
+from hf_mmbalance.model.media_mmbalance import Limits, MediaError, declared_duration
+from hf_mmbalance.model.reading_mmbalance import Clip, read, stored_frames, stored_times
 
 
 MEDIA = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # how `datasets` stores Audio and Image
@@ -80,40 +80,30 @@ def encode_clip(clip: PlannedClip, label_column: str, options: EncodeOptions) ->
     if clip.problem is not None:
         raise MediaError(*clip.problem)
     assert clip.source is not None  # a clip without a file has a problem
-    content = _read_whole(clip.source, clip.size, clip.sha256)
-    media = _decode(clip, content, options)
-    notes = [*clip.notes, *media.notes]
-    audio, duration = media.audio, media.duration
-    if clip.sound is not None:
-        audio, _ = read_audio(
-            _read_whole(clip.sound, None, clip.sound_sha256),
-            sampling_rate=options.sampling_rate,
-            max_seconds=options.max_seconds,
-        )
-        notes = [note for note in notes if not note.startswith("no_audio")]
-        duration = len(audio) / options.sampling_rate
-    _check_parts(clip, audio, media, duration, options)
-    samples, gain = (None, 1.0) if audio is None else to_sixteen_bits(audio)
+    made = _read_clip(clip, options)
+    _check_parts(clip, made, options)
+    audio, frames = made.parts["audio"], made.parts["vision"]
+    sound, gain = (None, 1.0) if audio is None else flac(audio, options.sampling_rate)
     return {
         "id": clip.id,
         **clip.columns,
         label_column: clip.label,
-        "audio": None
-        if samples is None
-        else {"bytes": flac(samples, options.sampling_rate), "path": f"{clip.id}.flac"},
+        "audio": None if sound is None else {"bytes": sound, "path": f"{clip.id}.flac"},
         "audio_gain": gain,
-        "frames": None
-        if media.frames is None
-        else [_image(clip.id, i, f, options) for i, f in enumerate(media.frames)],
-        "frame_times": None if media.frame_times is None else [round(float(time), 6) for time in media.frame_times],
-        "duration": round(float(duration), 6),
-        "notes": "; ".join(notes) or None,
+        "frames": None if frames is None else _images(clip.id, made, options),
+        "frame_times": None if frames is None else stored_times(made),
+        "duration": round(float(made.seconds), 6),
+        "notes": "; ".join([*clip.notes, *made.notes]) or None,
     }
 
 
-def _read_whole(path: str, size: int | None, sha256: str | None) -> bytes:
+def _read_whole(path: str, size: int | None, sha256: str | None, limits: Limits) -> bytes:
     """A file's bytes, read once, so that what is checked is what is decoded."""
     try:
+        state = os.stat(path)
+        if not stat.S_ISREG(state.st_mode):  # a pipe would wait for ever
+            raise MediaError("unreadable", f"{path}: not a regular file")
+        limits.check_bytes(path, state.st_size, "file")
         with open(path, "rb") as file:
             content = file.read()
     except FileNotFoundError:
@@ -129,56 +119,59 @@ def _read_whole(path: str, size: int | None, sha256: str | None) -> bytes:
     return content
 
 
-def _decode(clip: PlannedClip, content: bytes, options: EncodeOptions) -> MediaClip:
-    start, end = clip.window or (None, None)
+def _read_clip(clip: PlannedClip, options: EncodeOptions) -> Clip:
+    """Read a clip by the reader that also serves a model trained on these rows."""
+    limits = Limits(max_seconds=options.max_seconds)
+    assert clip.source is not None  # a clip without a file has a problem
+    media: dict[str, Any] = {"video": _read_whole(clip.source, clip.size, clip.sha256, limits)}
+    if clip.sound is not None:
+        media["audio"] = _read_whole(clip.sound, None, clip.sound_sha256, limits)
+    span = clip.window
     try:
-        if end is not None and clip.window_if_longer:
-            seconds = declared_duration(content)
-            if seconds is not None and seconds < end:
-                start = end = None
-        return read_media(
-            content,
-            num_frames=options.frames if options.fps is None else None,
-            fps=options.fps,
-            sampling_rate=options.sampling_rate,
-            start=start,
-            end=end,
-            crop=options.crop,
-            size=options.frame_size,
-            want_audio=clip.sound is None,
-            max_seconds=options.max_seconds,
-        )
+        if span is not None and clip.window_if_longer:
+            seconds = declared_duration(media["video"])
+            if seconds is not None and seconds < span[1]:
+                span = None
+        return read(media, options.reading(), span, limits=limits)
     except MediaError as error:
         raise MediaError(error.reason, str(error).replace("<bytes>", str(clip.source))) from None
 
 
-def _check_parts(
-    clip: PlannedClip, audio: np.ndarray | None, media: MediaClip, duration: float, options: EncodeOptions
-) -> None:
-    why = "; ".join(media.notes)
-    if options.need_audio and audio is None:
+def _check_parts(clip: PlannedClip, made: Clip, options: EncodeOptions) -> None:
+    why = "; ".join(made.notes)
+    if options.need_audio and made.parts["audio"] is None:
         raise MediaError("no_audio", f"{clip.source}: {why}")
-    if options.need_frames and media.frames is None:
+    if options.need_frames and made.parts["vision"] is None:
         raise MediaError("no_video", f"{clip.source}: {why}")
-    if duration < options.min_seconds:
-        raise MediaError("too_short", f"{clip.source}: {duration:.2f} s, the least is {options.min_seconds:g} s")
+    if made.seconds < options.min_seconds:
+        raise MediaError("too_short", f"{clip.source}: {made.seconds:.2f} s, the least is {options.min_seconds:g} s")
 
 
-def flac(samples: np.ndarray, rate: int) -> bytes:
-    """FLAC of int16 samples."""
+def flac(wave: np.ndarray, rate: int) -> tuple[bytes, float]:
+    """FLAC that holds every sample exactly, and the gain that it is to be multiplied by.
+
+    Args:
+        wave: in steps of 1 / 32768 (`round_sound`); lossy codecs overshoot full scale.
+        rate: Hz.
+
+    Returns:
+        The file, 16 bit with a gain of 1, or 24 bit with a power of 2 where the sound goes beyond full scale.
+    """
+    peak = float(np.abs(wave).max(initial=0.0))
+    gain = 1.0 if peak < 1.0 else 2.0 ** (np.floor(np.log2(peak)) + 1)
     out = io.BytesIO()
-    soundfile.write(out, samples, rate, format="FLAC", subtype="PCM_16")
-    return out.getvalue()
-
-
-def _image(clip_id: str, number: int, frame: np.ndarray, options: EncodeOptions) -> dict[str, Any]:
-    out = io.BytesIO()
-    if options.image_format == "png":
-        Image.fromarray(frame).save(out, "PNG", compress_level=3)
+    if gain == 1.0:
+        soundfile.write(out, np.rint(wave * 2.0**15).astype(np.int16), rate, format="FLAC", subtype="PCM_16")
     else:
-        Image.fromarray(frame).save(out, "JPEG", quality=options.quality)
+        samples = np.rint(wave.astype(np.float64) / gain * 2.0**23).astype(np.int32) << 8
+        soundfile.write(out, samples, rate, format="FLAC", subtype="PCM_24")
+    return out.getvalue(), float(gain)
+
+
+def _images(clip_id: str, made: Clip, options: EncodeOptions) -> list[dict[str, Any]]:
     suffix = "png" if options.image_format == "png" else "jpg"
-    return {"bytes": out.getvalue(), "path": f"{clip_id}_{number:03d}.{suffix}"}
+    images = stored_frames(made, options.reading())
+    return [{"bytes": image, "path": f"{clip_id}_{i:03d}.{suffix}"} for i, image in enumerate(images)]
 
 
 def file_size(path: str | os.PathLike[str]) -> int:

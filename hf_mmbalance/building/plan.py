@@ -11,6 +11,7 @@ from typing import Any
 
 from hf_mmbalance.data.clips import SPLITS, DataError
 from hf_mmbalance.data.seeding import rng_for
+from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 
 # What became of a planned clip. `ok` clips are in the shards; all others are in the manifest with the reason.
@@ -37,8 +38,8 @@ class EncodeOptions:
 
     Attributes:
         sampling_rate: Hz of the FLAC, 16 bit mono.
-        frames: frames a clip, evenly spaced; ignored with `fps`.
-        fps: frames a second instead.
+        frames: frames per clip, evenly spaced; ignored with `fps`.
+        fps: frames per second instead.
         frame_size: length of the shorter side in pixels (the shape is kept), or (height, width); None keeps the
             pixels.
         crop: left, top, right, bottom as parts of the frame.
@@ -68,6 +69,18 @@ class EncodeOptions:
             raise DataError(f"frames and fps must be positive, got {self.frames} and {self.fps}")
         if not 1 <= self.quality <= 95:
             raise DataError(f"quality must be between 1 and 95, got {self.quality}")
+
+    def reading(self) -> ReadingSpec:
+        """How the build reads a clip; kept in the build's report, so that a model trained on it reads raw files so."""
+        return ReadingSpec(
+            sampling_rate=self.sampling_rate,
+            frames=self.frames if self.fps is None else None,
+            fps=self.fps,
+            frame_size=self.frame_size,
+            crop=self.crop,
+            image_format=self.image_format,
+            image_quality=self.quality,
+        )
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,7 @@ def _report(plan: BuildPlan, records: list[dict], clips: dict[str, dict], run: d
         "name": plan.name,
         "fingerprint": plan.fingerprint(),
         "encode": asdict(plan.encode),
+        "reading": plan.encode.reading().to_dict(),
         "classes": plan.classes,
         "label_column": plan.label_column,
         "group_column": plan.group_column,

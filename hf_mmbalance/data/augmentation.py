@@ -31,7 +31,7 @@ def babble(voices: Sequence[np.ndarray]) -> np.ndarray:
     return np.sum([voice / level for voice, level in zip(voices, levels, strict=True) if level > 0] or voices, axis=0)
 
 
-def cut(wave: np.ndarray, first: int, length: int) -> np.ndarray:
+def cut_padded(wave: np.ndarray, first: int, length: int) -> np.ndarray:
     """`length` samples from `first` on, with silence where the wave has none."""
     out = np.zeros(length, dtype=np.float32)
     low, high = max(first, 0), min(first + length, len(wave))

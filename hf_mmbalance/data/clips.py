@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hf_mmbalance.data.bayes import BayesOptimum
+from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 
 SPLITS = ("train", "calibration", "validation", "test")
@@ -41,10 +42,10 @@ class ClipDataset(ABC):
 
     `dataset[3]` reads the fourth clip as it is; `dataset[3, 7]` reads it augmented for epoch 7, keyed by seed, epoch
     and clip id. An example is `{"id": str, "group": str, "label": int, "audio": float32 (S,) or None,
-    "sampling_rate": int, "frames": uint8 (T, H, W, 3) or None}`.
+    "sampling_rate": int, "frames": uint8 (T, H, W, 3) or None, "seconds": float}`, the seconds those of its sound.
 
     Attributes:
-        ids, groups, labels: one entry a clip; a group (actor, speaker, source video) stays on one side of a split.
+        ids, groups, labels: one entry per clip; a group (actor, speaker, source video) stays on one side of a split.
         classes: names of the labels, in order.
         sampling_rate: Hz of every clip's audio.
     """
@@ -88,6 +89,7 @@ class ClipDataset(ABC):
             "audio": audio,
             "sampling_rate": self.sampling_rate,
             "frames": frames,
+            "seconds": 0.0 if audio is None else len(audio) / self.sampling_rate,
         }
 
     def __iter__(self) -> Iterator[Clip]:
@@ -114,6 +116,7 @@ class ClipSplits:
         sampling_rate: Hz.
         notes: what a person should know about how the splits came about.
         bayes: the optimum in closed form, for synthetic data only.
+        reading: how a clip was read, to be saved with a model's processor; None for clips that are not media.
     """
 
     name: str
@@ -122,6 +125,7 @@ class ClipSplits:
     sampling_rate: int
     notes: list[str] = field(default_factory=list)
     bayes: BayesOptimum | None = None
+    reading: ReadingSpec | None = None
 
     def __post_init__(self) -> None:
         self.splits = {name: self.splits[name] for name in SPLITS if name in self.splits}

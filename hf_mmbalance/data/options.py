@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from hf_mmbalance.data.clips import DataError
+from hf_mmbalance.model.media_streams_mmbalance import LIMITS, Limits
+from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 
 def option(default: Any, text: str) -> Any:
@@ -19,11 +21,8 @@ def option(default: Any, text: str) -> Any:
 class MediaOptions:
     """What every source of media files has in common."""
 
-    # True for clips of a few seconds: their sound is decoded whole, and windows are cut from it.
-    short_clips: ClassVar[bool] = False
-
     sampling_rate: int = option(16_000, "Rate the sound is resampled to, in Hz.")
-    frames: int = option(8, "Frames a clip, spread evenly over its window.")
+    frames: int = option(8, "Frames per clip, spread evenly over its window.")
     frame_size: list[int] | None = option([224, 224], "Height and width of a frame.")
     crop: list[float] | None = option(
         None, "Box to cut from every frame: left, top, right, bottom as parts of the frame, e.g. [0.3,0.7,0.7,1.0]."
@@ -31,8 +30,9 @@ class MediaOptions:
     noise: str = option("none", "Noise on the sound: none, white, or babble (other clips of the split).")
     snr_db: float = option(0.0, "Signal-to-noise ratio in dB over the window.")
     train_snr_db: list[float] | None = option(
-        None, "Range [low, high] the ratio of training clips is drawn from, every epoch anew."
+        None, "Range [low, high] from which the ratio of training clips is drawn, anew every epoch."
     )
+    margin: float = option(0.0, "Seconds kept before and after a window of a clip (a word, an event).")
     redraw_noise: bool = option(True, "Give training clips new noise every epoch.")
     shift: float = option(0.0, "Training: move the window by up to so many seconds.")
     crop_jitter: float = option(0.0, "Training: move the frames by up to this part of their size.")
@@ -45,8 +45,8 @@ class MediaOptions:
     cache: str = option("auto", "Keep decoded clips in memory: auto (if they fit in cache_gib), memory, none.")
     cache_gib: float = option(2.0, "Memory that `auto` may use, in GiB.")
     cache_dir: str | None = option(None, "Also keep decoded clips in this folder, for the next run.")
-    workers: int = option(0, "Threads that decode; 0 is one a processor.")
-    max_seconds: float = option(600.0, "Longest clip that is read.")
+    workers: int = option(0, "Threads that decode; 0 is one per processor.")
+    max_seconds: float = option(LIMITS.max_seconds, "Longest clip that is read.")
     seed: int = option(0, "Seed of splits, noise and augmentation.")
 
     def __post_init__(self) -> None:
@@ -63,3 +63,33 @@ class MediaOptions:
                 raise DataError(f"{name} needs {length} numbers, got {value}")
         if self.frames < 1:
             raise DataError(f"frames must be at least 1, got {self.frames}")
+        if self.margin < 0:
+            raise DataError(f"margin must be at least 0 seconds, got {self.margin}")
+
+    def reading(self, spans: bool = False, stored: ReadingSpec | None = None) -> ReadingSpec:
+        """How these options read a clip: what training uses, and what is saved with the processor.
+
+        Args:
+            spans: an input is a span of a clip (a word, an event), not a whole clip.
+            stored: how raw files were stored where rows of a built data set are read.
+
+        Raises:
+            DataError: a crop that is not inside the frame.
+        """
+        try:
+            return ReadingSpec(
+                sampling_rate=self.sampling_rate,
+                frames=self.frames,
+                frame_size=None if self.frame_size is None else (self.frame_size[0], self.frame_size[1]),
+                crop=None if self.crop is None else (self.crop[0], self.crop[1], self.crop[2], self.crop[3]),
+                unit="span" if spans else "clip",
+                margin=self.margin if spans else 0.0,
+                stored=stored,
+            )
+        except ValueError as error:
+            raise DataError(str(error)) from None
+
+    @property
+    def limits(self) -> Limits:
+        """The most that one clip may be."""
+        return Limits(max_seconds=self.max_seconds)

@@ -10,10 +10,11 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from hf_mmbalance.data.clips import Clip, ClipDataset, DataError, split_name
-from hf_mmbalance.data.media_clips import ClipRecord, DecodeSpec, present
+from hf_mmbalance.data.media_clips import ClipRecord, augmented, decode_record
 from hf_mmbalance.data.seeding import rng_for
 from hf_mmbalance.data.sources import load_clips, source_of
-from hf_mmbalance.data.sources.hub import Columns, HubOptions, decode_row, find_columns, read_row
+from hf_mmbalance.data.sources.hub import Columns, HubOptions, find_columns, media_of_row, read_row, stored_reading
+from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 
 WINDOW_GROUPS = 8  # row groups that are shuffled together; what a worker holds in memory
@@ -74,6 +75,7 @@ class ClipStream(IterableDataset):
         split: its name; clips of `train` are augmented.
         batch_size: clips a batch.
         shuffle: row groups among each other, and rows within eight row groups.
+        stored: how raw files were stored in a built data set.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class ClipStream(IterableDataset):
         *,
         batch_size: int = 32,
         shuffle: bool = True,
+        stored: ReadingSpec | None = None,
     ):
         if options.noise == "babble":
             raise DataError("babble mixes clips of the whole split, so it needs streaming=False")
@@ -96,7 +99,9 @@ class ClipStream(IterableDataset):
         # file, row group, its rows, and the rows of the file before it
         self.groups = [(f, g, n, sum(counts[:g])) for f, counts in enumerate(rows) for g, n in enumerate(counts)]
         self.options, self.split, self.batch_size, self.shuffle = options, split, batch_size, shuffle
-        self.spec = DecodeSpec.of(options, options.shift if split == "train" else 0.0)
+        spans = columns.start is not None and columns.end is not None
+        self.reading = options.reading(spans=spans, stored=stored)
+        self.around = options.shift if split == "train" else 0.0
         self.rank, self.world = 0, 1
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that live on
 
@@ -131,7 +136,9 @@ class ClipStream(IterableDataset):
         names = getattr(features[columns.label], "names", None)  # type: ignore[index]
         if names is None:
             raise DataError(f"{name}: column {columns.label!r} has no class names; streaming needs a ClassLabel")
-        return cls(files, rows, columns, names, options, split_name(split), batch_size=batch_size, shuffle=shuffle)
+        stored = stored_reading(name, options)
+        order = {"batch_size": batch_size, "shuffle": shuffle}
+        return cls(files, rows, columns, names, options, split_name(split), stored=stored, **order)
 
     @property
     def num_clips(self) -> int:
@@ -163,6 +170,7 @@ class ClipStream(IterableDataset):
             self.split,
             batch_size=self.batch_size,
             shuffle=self.shuffle,
+            stored=self.reading.stored,
         )
         part.groups, part.rank, part.world = self.groups, rank, world
         return part
@@ -214,9 +222,9 @@ class ClipStream(IterableDataset):
         row = read_row(entry, f"{self.split}-{file}", before + place, self.columns, self.classes, self.options)
         label = self.classes.index(row.label)
         record = ClipRecord(row.id, row.group, label, row.source, row.window)
-        clip = decode_row(entry, self.columns, record, self.spec)
+        clip = decode_record(record, media_of_row(entry, self.columns), self.reading, self.options, self.around)
         epoch = int(self._epoch) if self.shuffle and self.split == "train" else None
-        audio, frames = present(clip, row.id, self.options, self.split, epoch, lambda rng: [])
+        audio, frames = augmented(clip, self.reading, row.id, self.options, self.split, epoch, lambda rng: [])
         return {
             "id": row.id,
             "group": row.group,
@@ -224,6 +232,7 @@ class ClipStream(IterableDataset):
             "audio": audio,
             "sampling_rate": self.options.sampling_rate,
             "frames": frames,
+            "seconds": 0.0 if audio is None else len(audio) / self.options.sampling_rate,
             "epoch": epoch,
         }
 

@@ -1,79 +1,181 @@
-"""What users pass for sound and frames, brought to one form and checked: mono waveforms and lists of RGB frames."""
+"""What people pass as sound and frames (files, addresses, bytes, arrays, images), brought to one form and checked."""
 
 import io
+import ipaddress
 import numbers
 import os
+import re
+import socket
+import time
 import warnings
-from fractions import Fraction
+from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import numpy as np
 
 from .media_mmbalance import read_audio
+from .media_streams_mmbalance import LIMITS, ONE_THREAD, Box, Limits, MediaError, fit_frame
 
 
-try:  # optional for whoever loads a published model: only needed for waveforms at another rate than the model's
-    import torchaudio
-except (ImportError, OSError):
-    torchaudio = None  # type: ignore[assignment]
+try:  # optional for whoever loads a published model: only needed to read files
+    import av
+    from av.video.reformatter import VideoReformatter
+except ImportError:
+    av = None  # type: ignore[assignment]
 try:
-    from PIL import Image
+    from PIL import Image, ImageOps
 except ImportError:
     Image = None  # type: ignore[assignment]
 
+Source = str | os.PathLike | bytes
 FileLike = (str, os.PathLike, bytes)
-MAX_PIXELS = 7680 * 4320
-MAX_SECONDS = 600.0
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
-# torchaudio's filter bank grows with the terms of the ratio of rates: 44101 to 16000 Hz would take gigabytes. So the
-# ratio is rounded to this denominator, by less than 4 parts in 100,000.
-MAX_RATIO_TERM = 1_000
+FULL_SCALE = 32768.0
+ENCODED = "_hf_encoded"  # where `datasets` keeps the file behind a decoder
+PLAIN_JPEG = ("yuvj420p", "yuvj422p", "yuvj444p")  # neither grey nor CMYK
+IDLE_SECONDS, DOWNLOAD_SECONDS, MOST_REDIRECTS = 60.0, 600.0, 5
 
 
-def as_waveforms(
-    audio: Any, sampling_rate: int | None, target_rate: int, max_seconds: float = MAX_SECONDS
-) -> list[np.ndarray | None]:
-    """One mono float32 waveform `(S,)` a clip at `target_rate`; None where a clip has no sound.
+# -- files and addresses ----------------------------------------------------------------------------------------
 
-    Args:
-        audio: One clip or a list of clips. A clip is a path, bytes, an array or tensor `(S,)`, `(channels, S)` or
-            `(S, channels)` of floats or 8, 16 or 32-bit integers, a list of floats, or None.
-        sampling_rate: Samples a second of arrays; files know their own.
-        target_rate: Samples a second of the result.
-        max_seconds: Longest file.
+
+def is_file(value: Any) -> bool:
+    """A path, address, bytes, or what `datasets` gives for a column, not decoded or as torchcodec's decoder."""
+    if isinstance(value, Mapping):
+        return bool(value) and set(value) <= {"bytes", "path"}
+    return isinstance(value, (str, os.PathLike, bytes, bytearray)) or hasattr(value, ENCODED)
+
+
+def source_of(value: Any, limits: Limits = LIMITS) -> Source:
+    """The path or content behind a value that `is_file`; an http(s) address is downloaded.
 
     Raises:
-        ValueError: for arrays without (or with a senseless) `sampling_rate`, an empty or not finite waveform, or no
-            clip at all.
+        MediaError: the address cannot be downloaded, or there is neither content nor path.
     """
-    batch = list(audio) if _is_batch_of_audio(audio) else [audio]
-    if not batch:
-        raise ValueError("audio is an empty list: pass at least one clip, or leave audio out")
-    return [
-        None if clip is None else _waveform(clip, sampling_rate, target_rate, f"audio of clip {index}", max_seconds)
-        for index, clip in enumerate(batch)
-    ]
+    value = getattr(value, ENCODED, value)
+    if isinstance(value, Mapping):
+        content = value.get("bytes")
+        value = value.get("path") if content is None else content
+        if value is None:
+            raise MediaError("missing", "a file with neither bytes nor a path")
+    if isinstance(value, bytearray):
+        return bytes(value)
+    if not isinstance(value, FileLike):
+        raise ValueError(f"a file of type {type(value).__name__} is not taken: give a path, an address or bytes")
+    if isinstance(value, str) and value.lower().startswith(("http://", "https://")):
+        return _download(value, limits)
+    return value
 
 
-def _is_batch_of_audio(audio: Any) -> bool:
+def _download(address: str, limits: Limits) -> bytes:
+    """The content behind an http(s) address, within the limits of size and time."""
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import httpx
+
+    name, first, deadline = _shown(address), address, time.monotonic() + DOWNLOAD_SECONDS
+    try:
+        for _ in range(MOST_REDIRECTS + 1):
+            # Not compressed: what is counted is then what is held.
+            headers = {"Accept-Encoding": "identity"}
+            with get_session().stream(
+                "GET", address, headers=headers, follow_redirects=False, timeout=IDLE_SECONDS
+            ) as answer:
+                if answer.is_redirect:
+                    address = urljoin(address, answer.headers["location"])
+                    _check_redirect(first, address, name)
+                    continue
+                if answer.status_code != 200:
+                    raise MediaError("missing", f"{name}: cannot be downloaded (HTTP status {answer.status_code})")
+                if answer.headers.get("content-encoding", "identity") != "identity":
+                    raise MediaError("unreadable", f"{name}: the server sends it compressed; download it first")
+                return _content(answer.iter_raw(), name, limits, deadline)
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        raise MediaError("unreadable", f"{name}: cannot be downloaded ({type(error).__name__})") from error
+    raise MediaError("unreadable", f"{name}: more than {MOST_REDIRECTS} redirects")
+
+
+def _content(pieces: Any, name: str, limits: Limits, deadline: float) -> bytes:
+    content = bytearray()
+    for piece in pieces:
+        content += piece
+        limits.check_bytes(name, len(content), "the download")
+        if time.monotonic() > deadline:
+            raise MediaError("unreadable", f"{name}: the download took over {DOWNLOAD_SECONDS:g} s; download it first")
+    return bytes(content)
+
+
+def _check_redirect(first: str, address: str, name: str) -> None:
+    """A public address must not lead a server into its own network."""
+    if urlsplit(address).scheme not in ("http", "https"):
+        raise MediaError("unreadable", f"{name}: redirects to something that is not http")
+    if _is_local(address) and not _is_local(first):
+        raise MediaError("unreadable", f"{name}: redirects to a local address; give that one if it is meant")
+
+
+def _is_local(address: str) -> bool:
+    host = urlsplit(address).hostname or ""
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False  # the download says what is wrong with it
+    return any(not ipaddress.ip_address(str(place).split("%")[0]).is_global for place in found)
+
+
+def _shown(address: str) -> str:
+    """An address without what may be a password or a signature."""
+    return re.sub(r"//[^/]*@", "//", re.split(r"[?#]", address, maxsplit=1)[0])
+
+
+def shown_name(source: Source) -> str:
+    """What messages call a source."""
+    return "<bytes>" if isinstance(source, bytes) else os.fspath(source)
+
+
+# -- sound ------------------------------------------------------------------------------------------------------
+
+
+def as_sound(audio: Any, sampling_rate: int | None, name: str, limits: Limits = LIMITS) -> tuple[np.ndarray, int]:
+    """One clip's mono float32 waveform `(S,)` and its rate in Hz, not resampled.
+
+    Args:
+        audio: A file, what `datasets` gives for an Audio column, an array or tensor `(S,)`, `(channels, S)` or
+            `(S, channels)` of floats or 8, 16 or 32-bit integers, or a list of floats.
+        sampling_rate: Hz of an array; files know their own.
+        name: What messages call it.
+        limits: Refuse what is larger.
+
+    Raises:
+        MediaError: (a ValueError) for a file that cannot be used.
+        ValueError: for an array without (or with a senseless) `sampling_rate`, an empty or not finite waveform.
+    """
+    if is_file(audio):
+        return read_audio(source_of(audio, limits), limits=limits)
+    if not hasattr(audio, "shape") and not isinstance(audio, (list, tuple)):
+        try:  # what `datasets` gives for a decoded column
+            audio, sampling_rate = audio["array"], audio["sampling_rate"]
+        except (KeyError, TypeError):
+            raise ValueError(
+                f"{name} of type {type(audio).__name__} is not taken: give an array and its sampling_rate, {{'array':"
+                " ..., 'sampling_rate': ...}, or a file"
+            ) from None
+    rate = _check_rate(sampling_rate, name)
+    wave = _mono(to_numpy(audio), name)
+    if not np.isfinite(wave).all():
+        raise ValueError(f"{name} has NaN or infinite samples: repair it, or leave the sound out (None)")
+    limits.check_seconds(name, len(wave) / rate)
+    return wave, rate
+
+
+def is_batch_of_audio(audio: Any) -> bool:
+    """Whether a value is many clips' sound, not one's."""
     if isinstance(audio, (list, tuple)):
         return not (len(audio) > 0 and all(isinstance(value, numbers.Number) for value in audio))
     return hasattr(audio, "ndim") and audio.ndim == 3
 
 
-def _waveform(clip: Any, sampling_rate: int | None, target_rate: int, name: str, max_seconds: float) -> np.ndarray:
-    if isinstance(clip, FileLike):
-        wave, rate = read_audio(clip, max_seconds=max_seconds)
-        name = str(clip) if not isinstance(clip, bytes) else name
-    else:
-        rate = _check_rate(sampling_rate, name)
-        wave = _mono(_to_numpy(clip), name)
-    if not np.isfinite(wave).all():
-        raise ValueError(f"{name} has NaN or infinite samples: repair it, or leave the sound out (None)")
-    return resample(wave, rate, target_rate)
-
-
-def _to_numpy(values: Any) -> np.ndarray:
+def to_numpy(values: Any) -> np.ndarray:
+    """An array, also of a tensor on any device and of any type."""
     if hasattr(values, "cpu"):  # a tensor
         values = values.detach().cpu()
         values = (values.float() if values.is_floating_point() else values).numpy()  # numpy has no bfloat16
@@ -106,57 +208,55 @@ def _check_rate(sampling_rate: Any, name: str) -> int:
     return int(sampling_rate)
 
 
-def resample(wave: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
-    """Resample `(S,)` with torchaudio's windowed sinc.
-
-    Raises:
-        ImportError: if the rates differ and torchaudio does not work.
-    """
-    if rate == target_rate:
-        return np.ascontiguousarray(wave)
-    if torchaudio is None:
-        raise ImportError(
-            f"resampling from {rate} to {target_rate} Hz needs torchaudio:"
-            ' pip install "torch>=2.11,<2.15" "torchaudio==2.11.*"'
-        )
-    import torch
-
-    ratio = Fraction(rate, target_rate).limit_denominator(MAX_RATIO_TERM)
-    tensor = torch.from_numpy(np.ascontiguousarray(wave))
-    return torchaudio.functional.resample(tensor, ratio.numerator, ratio.denominator).numpy()
+def round_sound(wave: np.ndarray) -> np.ndarray:
+    """Sound in steps of 16 bits, 1 / 32768, as data sets store it; what overshoots full scale is kept."""
+    return (np.rint(wave * FULL_SCALE) / FULL_SCALE).astype(np.float32)
 
 
-def as_frames(frames: Any, max_pixels: int = MAX_PIXELS) -> list[list[np.ndarray]]:
-    """One list of RGB frames `(H, W, 3)` a clip, uint8; an empty list where a clip has no frames (None).
+# -- frames -----------------------------------------------------------------------------------------------------
+
+
+def as_frames(
+    frames: Any,
+    *,
+    crop: Box | None = None,
+    size: int | tuple[int, int] | None = None,
+    limits: Limits = LIMITS,
+) -> list[np.ndarray]:
+    """One clip's RGB frames `(H, W, 3)`, uint8, upright, cropped and sized.
 
     Args:
-        frames: One clip or a list of clips. A clip is an array or tensor `(T, H, W, 3)` or `(T, 3, H, W)`, a list of
-            frames, one frame, or None. A frame is an array `(H, W, 3)`, `(3, H, W)` or `(H, W)` of integers up to 255,
-            or of floats up to 1 or up to 255; a PIL image, a path or bytes.
-        max_pixels: Largest image file, against files that decode to much more than they weigh.
+        frames: An array or tensor `(T, H, W, 3)` or `(T, 3, H, W)`, a list of frames, or one frame. A frame is an
+            array `(H, W, 3)`, `(3, H, W)` or `(H, W)` of integers up to 255, or of floats up to 1 or up to 255; a PIL
+            image, or an image file.
+        crop: Left, top, right, bottom as parts of the frame.
+        size: (height, width) or shorter side; None keeps the pixels.
+        limits: Refuse what is larger.
 
     Raises:
-        ValueError: for a clip with zero frames, something that is no frame, an image over `max_pixels`, or no clip at
-            all.
+        MediaError: (a ValueError) for an image file that does not decode or is over the limits.
+        ValueError: for zero frames, or something that is not a frame.
     """
-    clips = list(frames) if _is_batch_of_frames(frames) else [frames]
-    if not clips:
-        raise ValueError("frames is an empty list: pass at least one clip, or leave frames out")
-    out: list[list[np.ndarray]] = []
-    for index, clip in enumerate(clips):
-        if clip is None:
-            out.append([])
-            continue
-        name = f"frames of clip {index}"
-        if not isinstance(clip, (list, tuple)):
-            clip = clip if getattr(clip, "ndim", 0) == 4 else [clip]
-        if len(clip) == 0:
-            raise ValueError(f"{name}: zero frames; leave the frames out (None) if the clip has none")
-        out.append([_frame(frame, f"frame {number} of clip {index}", max_pixels) for number, frame in enumerate(clip)])
-    return out
+    if not isinstance(frames, (list, tuple)):
+        frames = frames if getattr(frames, "ndim", 0) == 4 else [frames]
+    if len(frames) == 0:
+        raise ValueError("zero frames: leave the frames out (None) if the clip has none")
+    jpeg, done, held = _Jpeg(), [], 0
+    for number, frame in enumerate(frames):
+        label = f"frame {number}"
+        if is_file(frame) or frame is None:
+            pixels = _image_file(frame, label, jpeg, limits)
+        else:
+            pixels = _frame(frame, label)
+            limits.check_pixels(label, pixels.shape[1], pixels.shape[0])
+        done.append(fit_frame(pixels, crop, size))
+        held += done[-1].nbytes
+        limits.check_bytes(f"{len(frames)} frames", held, "pixels")
+    return done
 
 
-def _is_batch_of_frames(frames: Any) -> bool:
+def is_batch_of_frames(frames: Any) -> bool:
+    """Whether a value is many clips' frames, not one's."""
     if not isinstance(frames, (list, tuple)):
         return hasattr(frames, "ndim") and frames.ndim == 5
     return not frames or any(
@@ -164,12 +264,10 @@ def _is_batch_of_frames(frames: Any) -> bool:
     )
 
 
-def _frame(frame: Any, name: str, max_pixels: int) -> np.ndarray:
-    if isinstance(frame, FileLike):
-        frame = _open_image(frame, name, max_pixels)
+def _frame(frame: Any, name: str) -> np.ndarray:
     if Image is not None and isinstance(frame, Image.Image):
         frame = np.asarray(frame.convert("RGB"))
-    frame = _to_numpy(frame)
+    frame = to_numpy(frame)
     if frame.ndim == 2:
         frame = np.repeat(frame[..., None], 3, axis=-1)
     if frame.ndim == 3 and frame.shape[0] == 3 and frame.shape[-1] != 3:
@@ -186,24 +284,75 @@ def _frame(frame: Any, name: str, max_pixels: int) -> np.ndarray:
     return np.round(frame.astype(np.float32) * (255.0 / top)).astype(np.uint8)
 
 
-def _open_image(source: str | os.PathLike | bytes, name: str, max_pixels: int) -> Any:
+def _image_file(image: Any, name: str, jpeg: "_Jpeg", limits: Limits) -> np.ndarray:
     if Image is None:
         raise ImportError("reading image files needs Pillow: pip install pillow")
-    label = name if isinstance(source, bytes) else str(source)
+    if image is None:
+        raise MediaError("missing", f"{name} is null")
+    source = source_of(image, limits)
+    label = name if isinstance(source, bytes) else os.fspath(source)
     try:
+        if not isinstance(source, bytes):
+            with open(source, "rb") as file:
+                source = file.read()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        if image.width * image.height > max_pixels:
-            raise ValueError(
-                f"{label} has {image.width} x {image.height} pixels, over max_pixels={max_pixels}; raise it"
-            )
-        image.load()
-        return image
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{label} is too large an image: {error} Raise PIL.Image.MAX_IMAGE_PIXELS.") from error
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{label} cannot be read as an image: {error}") from error
+            opened = Image.open(io.BytesIO(source))
+        limits.check_pixels(label, *opened.size)
+        pixels = jpeg.decode(source)
+        return np.asarray(ImageOps.exif_transpose(opened).convert("RGB")) if pixels is None else pixels
+    except MediaError:
+        raise
+    except FileNotFoundError:
+        raise MediaError("missing", f"{label}: no such image file") from None
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        raise MediaError("undecodable", f"{label} cannot be read as an image ({error})") from error
 
 
-__all__ = ["as_frames", "as_waveforms", "resample"]
+class _Jpeg:
+    """FFmpeg's JPEG decoder, set up once per clip: it takes less than half of Pillow's time.
+
+    FFmpeg interpolates colour more simply than Pillow: values differ by about one level of 255 in the mean.
+    """
+
+    def __init__(self) -> None:
+        self.codec: Any = None
+
+    def decode(self, content: bytes) -> np.ndarray | None:
+        """Pixels, or None for what Pillow should decode (other formats, turned or unusual JPEG, damage)."""
+        # Pillow refuses an image that ends early; FFmpeg would make up the rest.
+        whole = content.startswith(b"\xff\xd8") and content.rstrip(b"\0").endswith(b"\xff\xd9")
+        if av is None or not whole or b"Exif" in content[:64]:
+            return None
+        if self.codec is None:
+            self.codec = av.CodecContext.create("mjpeg", "r")
+            self.codec.thread_count = 1
+            self.converter = VideoReformatter()
+        try:
+            frames = self.codec.decode(av.Packet(content))
+        except av.error.FFmpegError:
+            return None
+        if len(frames) != 1 or frames[0].format.name not in PLAIN_JPEG or frames[0].is_corrupt:
+            return None
+        frame = self.converter.reformat(frames[0], format="rgb24", **ONE_THREAD)
+        # A view: what is stacked into the clip is copied once, there.
+        rows = np.frombuffer(memoryview(frame.planes[0]), np.uint8).reshape(frame.height, -1)
+        return rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
+
+
+def encode_image(frame: np.ndarray, image_format: str, quality: int) -> bytes:
+    """A frame `(H, W, 3)` as a data set stores it: JPEG of that quality, or PNG (lossless)."""
+    out = io.BytesIO()
+    if image_format == "png":
+        Image.fromarray(frame).save(out, "PNG", compress_level=3)
+    else:
+        Image.fromarray(frame).save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+def same_size(frames: Sequence[np.ndarray]) -> bool:
+    """Whether frames can be stacked."""
+    return len({frame.shape for frame in frames}) == 1
+
+
+__all__ = ["as_frames", "as_sound", "encode_image", "is_file", "round_sound", "source_of"]

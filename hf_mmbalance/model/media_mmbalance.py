@@ -2,7 +2,8 @@
 
 import io
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -10,13 +11,17 @@ from typing import Any, NoReturn
 import numpy as np
 
 from .media_streams_mmbalance import (
+    LIMITS,
     MEDIA_REASONS,
     Box,
     FrameReader,
+    Limits,
     MediaError,
     MediaRequest,
+    Pick,
     SoundReader,
-    check_sound_bytes,
+    aligned_span,
+    cut_sound,
     resample,
 )
 
@@ -40,7 +45,18 @@ MAX_ERRORS = 50  # consecutive demuxing errors after which the rest of a file is
 
 Source = str | os.PathLike | bytes
 
-__all__ = ["MEDIA_REASONS", "MediaClip", "MediaError", "declared_duration", "read_audio", "read_media", "resample"]
+__all__ = [
+    "LIMITS",
+    "MEDIA_REASONS",
+    "Limits",
+    "MediaClip",
+    "MediaError",
+    "Pick",
+    "declared_duration",
+    "read_audio",
+    "read_media",
+    "resample",
+]
 
 
 @dataclass(frozen=True)
@@ -52,8 +68,10 @@ class MediaClip:
         sampling_rate: Hz of `audio`, or None.
         frames: `(T, H, W, 3)` uint8 RGB, upright, or None.
         frame_times: `(T,)` float64 seconds on the clip's clock (0 = start of the container), or None.
-        duration: seconds of the part that was read.
+        duration: seconds of the window that was read.
         notes: what is worth knowing, each `code: text`; empty for a sound clip.
+        audio_start: second of the first sample.
+        frame_span: seconds of the window in which there is video, or None.
     """
 
     audio: np.ndarray | None
@@ -62,6 +80,8 @@ class MediaClip:
     frame_times: np.ndarray | None
     duration: float
     notes: tuple[str, ...] = ()
+    audio_start: float = 0.0
+    frame_span: tuple[float, float] | None = None
 
 
 def read_media(
@@ -76,9 +96,9 @@ def read_media(
     size: int | tuple[int, int] | None = None,
     want_audio: bool = True,
     want_frames: bool = True,
-    max_seconds: float = 600.0,
-    max_pixels: int = 7680 * 4320,
-    max_bytes: int = 2 << 30,
+    more_frames: Sequence[Pick] = (),
+    audio_span: tuple[float | None, float | None] | None = None,
+    limits: Limits = LIMITS,
     threads: int = 1,
 ) -> MediaClip:
     """Read the sound and evenly spaced frames of a clip, decoding each stream once.
@@ -90,22 +110,25 @@ def read_media(
     Args:
         source (`str`, `os.PathLike` or `bytes`): a local file or its content. Nothing is fetched from a network.
         num_frames (`int`, *optional*, defaults to 8): frames to take; None takes every frame of the window.
-        fps (`float`, *optional*): frames a second to take instead of `num_frames`.
+        fps (`float`, *optional*): frames per second to take instead of `num_frames`.
         sampling_rate (`int`, *optional*): Hz to resample to (inside FFmpeg); None keeps the file's own rate.
-        start, end (`float`, *optional*): window in seconds from the start of the clip, cut to the clip.
+        start, end (`float`, *optional*): window in seconds from the start of the clip, cut to the clip. Its samples
+            are those that the whole clip would have there after resampling.
         crop (`tuple[float, float, float, float]`, *optional*): left, top, right, bottom as parts of the upright frame.
         size (`tuple[int, int]` or `int`, *optional*): (height, width) after the crop, or the length of the shorter
             side with the shape kept; None keeps the pixels.
         want_audio, want_frames (`bool`): leave a part undecoded.
-        max_seconds, max_pixels, max_bytes: limits on the window, on one frame and on the decoded output (against
-            files that decode to much more than they weigh); raise them for honest large files.
+        more_frames (`Sequence[Pick]`, *optional*): further stretches to take frames from in the same pass; with any,
+            `frames` holds every frame once, in order of time, whichever stretch asked for it.
+        audio_span (`tuple`, *optional*): seconds of sound to return where that is not the window.
+        limits (`Limits`, *optional*): refuse what is larger; raise them for honest large files.
         threads (`int`, *optional*, defaults to 1): decoding threads.
 
     Returns:
         `MediaClip`: a stream that is absent or does not decode gives None for that part and a note.
 
     Raises:
-        MediaError: nothing that was asked for can be had; `.reason` is one of `MEDIA_REASONS`.
+        MediaError: nothing that was asked for is there; `.reason` is one of `MEDIA_REASONS`.
         ValueError: senseless arguments.
         ImportError: PyAV or Pillow is not installed.
     """
@@ -114,20 +137,31 @@ def read_media(
     if not (want_audio or want_frames):
         raise ValueError("want_audio and want_frames are both off: nothing to read")
     name = _name(source)
-    request = MediaRequest(
-        name, num_frames, fps, sampling_rate, start, end, crop, size, max_seconds, max_pixels, max_bytes, threads
-    )
+    picks = (Pick(start, end, num_frames), *more_frames)
+    request = MediaRequest(name, picks, fps, sampling_rate, audio_span or (start, end), crop, size, limits, threads)
+    with _decoder_errors(name):
+        return _read(source, request, want_audio, want_frames)
+
+
+def _read(source: Source, request: MediaRequest, want_audio: bool, want_frames: bool) -> MediaClip:
     notes: list[str] = []
-    with _open(source, name) as container:
+    window = request.picks[0]
+    with _open(source, request.name) as container:
         _check_declared_length(container, request)
         sound = SoundReader(_best_stream(container, "audio"), request) if want_audio else None
         video = FrameReader(_best_stream(container, "video"), request) if want_frames else None
         _demux(container, request, sound, video, notes)
-        audio, rate = sound.wave(notes) if sound else (None, None)
+        audio, rate, audio_start = sound.wave(notes) if sound else (None, None, 0.0)
         frames, times = video.frames(lambda: _replay(source, video, request), notes) if video else (None, None)
     if audio is None and frames is None:
-        _raise_nothing(name, want_audio, want_frames, notes)
-    return MediaClip(audio, rate, frames, times, _duration(request, audio, rate, video), tuple(notes))
+        _raise_nothing(request.name, want_audio, want_frames, notes)
+    ends = [] if audio is None or rate is None else [audio_start + len(audio) / rate]
+    if video is not None and video.times:
+        ends.append(video.span[1])
+    last = max(ends) if window.end is None else min(max(ends), window.end)
+    duration = max(last - max(window.start or 0.0, 0.0), 0.0)
+    span = None if video is None or frames is None else window.overlap(video.span)
+    return MediaClip(audio, rate, frames, times, duration, tuple(notes), audio_start, span)
 
 
 def read_audio(
@@ -136,17 +170,15 @@ def read_audio(
     sampling_rate: int | None = None,
     start: float | None = None,
     end: float | None = None,
-    max_seconds: float = 600.0,
-    max_bytes: int = 2 << 30,
+    limits: Limits = LIMITS,
 ) -> tuple[np.ndarray, int]:
     """Read a sound file (wav, flac, ogg, mp3, or the sound of a video) as mono.
 
     Args:
         source (`str`, `os.PathLike` or `bytes`): a local file or its content.
         sampling_rate (`int`, *optional*): Hz to resample to; None keeps the file's own rate.
-        start, end (`float`, *optional*): window in seconds.
-        max_seconds (`float`, *optional*, defaults to 600): limit on the window.
-        max_bytes (`int`, *optional*, defaults to 2 GiB): limit on what it decodes to.
+        start, end (`float`, *optional*): window in seconds, cut to the file.
+        limits (`Limits`, *optional*): refuse what is larger.
 
     Returns:
         `tuple[np.ndarray, int]`: `(S,)` float32 and its rate in Hz.
@@ -158,36 +190,40 @@ def read_audio(
     if soundfile is not None:
         _head(source, name)
         try:
-            with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as file:
-                first = min(int((start or 0.0) * file.samplerate), file.frames)
-                last = file.frames if end is None else min(int(end * file.samplerate), file.frames)
-                if (last - first) / file.samplerate > max_seconds:
-                    text = f"{name}: {(last - first) / file.samplerate:.1f} s is over max_seconds={max_seconds:g}"
-                    raise MediaError("too_long", f"{text}; raise it")
-                check_sound_bytes(name, (last - first) * file.channels * 4, max_bytes)
-                file.seek(first)
-                wave = file.read(last - first, dtype="float32", always_2d=True).mean(axis=1)
-                rate = file.samplerate
-            if len(wave) == 0:
-                raise MediaError("too_short", f"{name}: no sound between {start} s and {end} s")
-            if not np.isfinite(wave).all():
-                raise MediaError("undecodable", f"{name}: the sound holds values that are not finite")
-            return (
-                (wave, rate) if sampling_rate in (None, rate) else (resample(wave, rate, sampling_rate), sampling_rate)
-            )
-        except soundfile.SoundFileError:
-            pass  # a format libsndfile does not know: FFmpeg's turn
-    clip = read_media(
-        source,
-        sampling_rate=sampling_rate,
-        start=start,
-        end=end,
-        want_frames=False,
-        max_seconds=max_seconds,
-        max_bytes=max_bytes,
-    )
+            with _decoder_errors(name):
+                return _read_soundfile(source, name, sampling_rate, (start, end), limits)
+        except _NotForLibsndfile:
+            pass  # FFmpeg's turn
+    clip = read_media(source, sampling_rate=sampling_rate, start=start, end=end, want_frames=False, limits=limits)
     assert clip.audio is not None and clip.sampling_rate is not None  # read_media raises otherwise
     return clip.audio, clip.sampling_rate
+
+
+class _NotForLibsndfile(Exception):
+    """A format that libsndfile does not know."""
+
+
+def _read_soundfile(
+    source: Source, name: str, sampling_rate: int | None, span: tuple[float | None, float | None], limits: Limits
+) -> tuple[np.ndarray, int]:
+    try:
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as file:
+            rate = file.samplerate
+            new_rate = sampling_rate or rate
+            first, last = aligned_span(span, rate, new_rate)
+            first, last = min(first, file.frames), file.frames if last is None else min(last, file.frames)
+            limits.check_seconds(name, (last - first) / rate)
+            limits.check_bytes(name, (last - first) * file.channels * 4, "decoded sound")
+            file.seek(first)
+            wave = file.read(last - first, dtype="float32", always_2d=True).mean(axis=1)
+    except soundfile.SoundFileError as error:
+        raise _NotForLibsndfile from error
+    if not np.isfinite(wave).all():
+        raise MediaError("undecodable", f"{name}: the sound holds values that are not finite")
+    wave, _ = cut_sound(resample(wave, rate, new_rate), first * new_rate // rate, new_rate, span)
+    if len(wave) == 0:
+        raise MediaError("too_short", f"{name}: no sound between {span[0]} s and {span[1]} s")
+    return wave, new_rate
 
 
 def declared_duration(source: Source) -> float | None:
@@ -196,8 +232,22 @@ def declared_duration(source: Source) -> float | None:
     Raises:
         MediaError: the file cannot be opened.
     """
-    with _open(source, _name(source)) as container:
+    name = _name(source)
+    with _decoder_errors(name), _open(source, name) as container:
         return None if container.duration is None else container.duration / 1e6
+
+
+@contextmanager
+def _decoder_errors(name: str) -> Iterator[None]:
+    """Whatever a decoder raises about a damaged file is that file's error, not the end of a run."""
+    try:
+        yield
+    except (MediaError, ImportError, _NotForLibsndfile):
+        raise
+    except MemoryError:
+        raise MediaError("too_large", f"{name}: decoding asks for more memory than there is") from None
+    except Exception as error:
+        raise MediaError("undecodable", f"{name}: does not decode ({type(error).__name__}: {error})") from error
 
 
 # -- opening ----------------------------------------------------------------------------------------------------
@@ -213,6 +263,9 @@ def _head(source: Source, name: str) -> None:
         head = source[:64]
     else:
         try:
+            if not stat.S_ISREG(os.stat(source).st_mode):
+                # A pipe or a device would wait for ever, or never end.
+                raise MediaError("unreadable", f"{name}: not a regular file; give a media file")
             with open(source, "rb") as file:
                 head = file.read(64)
         except (FileNotFoundError, NotADirectoryError):
@@ -263,9 +316,7 @@ def _check_declared_length(container: Any, request: MediaRequest) -> None:
     if request.start is not None and request.start >= seconds + 1:
         text = f"{request.name}: the window starts at {request.start:g} s, the clip ends at {seconds:.2f} s"
         raise MediaError("too_short", text)
-    length = min(seconds, request.end or seconds) - (request.start or 0.0)
-    if length > request.max_seconds:
-        request.too_long(length)
+    request.limits.check_seconds(request.name, min(seconds, request.end or seconds) - (request.start or 0.0))
 
 
 def _origin(container: Any) -> float:
@@ -303,7 +354,7 @@ def _demux(
     """Hand every packet of the window to its stream's reader."""
     origin = _origin(container)
     readers = {part.stream.index: part for part in (sound, video) if part is not None and part.stream is not None}
-    limit = (request.start or 0.0) + request.max_seconds if request.end is None else request.end
+    limit = (request.start or 0.0) + request.limits.max_seconds if request.end is None else request.end
     done: set[int] = set()
     for packet in _packets(container, [part.stream for part in readers.values()], request, notes) if readers else ():
         reader = readers[packet.stream.index]
@@ -311,7 +362,7 @@ def _demux(
         time = None if stamp is None else stamp * reader.base - origin
         if time is not None and time > limit + (0 if request.end is None else 1.0):
             if request.end is None:
-                request.too_long(time - (request.start or 0.0))
+                request.limits.check_seconds(request.name, time - (request.start or 0.0))
             done.add(packet.stream.index)
             if len(done) == len(readers):
                 break
@@ -326,16 +377,6 @@ def _raise_nothing(name: str, want_audio: bool, want_frames: bool, notes: list[s
     if want_audio and want_frames or any("decode" in note for note in notes):
         raise MediaError("undecodable", f"{name}: neither sound nor frames could be decoded ({why})")
     raise MediaError("no_audio" if want_audio else "no_video", f"{name}: {why}")
-
-
-def _duration(
-    request: MediaRequest, clip_sound: np.ndarray | None, rate: int | None, video: FrameReader | None
-) -> float:
-    ends = [] if clip_sound is None or rate is None else [len(clip_sound) / rate + (request.start or 0.0)]
-    if video is not None and video.times:
-        ends.append(video.span[1])
-    last = max(ends) if request.end is None else min(max(ends), request.end)
-    return max(last - max(request.start or 0.0, 0.0), 0.0)
 
 
 def _replay(source: Source, video: FrameReader, request: MediaRequest) -> Iterator[Any]:

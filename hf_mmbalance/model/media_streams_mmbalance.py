@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NoReturn
+from math import gcd
+from typing import Any
 
 import numpy as np
 
@@ -32,8 +33,9 @@ MEDIA_REASONS = (
     "too_long",  # longer than max_seconds
     "too_large",  # more pixels than max_pixels, or more output than max_bytes
 )
-# swscale's own threads cost milliseconds a frame to start; older PyAV has no such argument.
+# swscale's own threads cost milliseconds per frame to start; older PyAV has no such argument.
 ONE_THREAD = {"threads": 1} if av is not None and "threads" in (VideoReformatter.reformat.__doc__ or "") else {}
+SOUND_LEAD = 0.05  # seconds of sound read beyond both ends of a window, so that resampling has no edge inside it
 SOUND_GAP = 0.05  # seconds; smaller steps of sound timestamps are rounding (FLV counts in milliseconds)
 PACKET_STORE = 128 << 20  # bytes of compressed video kept while its timestamps are read; beyond, it is read twice
 
@@ -55,51 +57,113 @@ class MediaError(ValueError):
 
 
 @dataclass(frozen=True)
+class Limits:
+    """The most that one input may be, against files that decode to much more than they weigh.
+
+    Args:
+        max_seconds (`float`, *optional*, defaults to 600): length of what is read.
+        max_pixels (`int`, *optional*, defaults to 7680 x 4320): pixels of one frame.
+        max_bytes (`int`, *optional*, defaults to 2 GiB): a download, and what one input decodes to.
+    """
+
+    max_seconds: float = 600.0
+    max_pixels: int = 7680 * 4320
+    max_bytes: int = 2 << 30
+
+    def check_seconds(self, name: str, seconds: float) -> None:
+        if seconds > self.max_seconds:
+            raise MediaError("too_long", f"{name}: {seconds:.1f} s is over max_seconds={self.max_seconds:g}; raise it")
+
+    def check_pixels(self, name: str, width: int, height: int) -> None:
+        if width * height > self.max_pixels:
+            text = f"{name}: {width} x {height} pixels are over max_pixels={self.max_pixels}; raise it"
+            raise MediaError("too_large", text)
+
+    def check_bytes(self, name: str, held: int, what: str) -> None:
+        if held > self.max_bytes:
+            text = f"{name}: {held} bytes of {what} are over max_bytes={self.max_bytes}; raise it"
+            raise MediaError("too_large", text)
+
+
+LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Frames to take: those on show at the centres of `count` equal parts of a stretch of the clip.
+
+    Args:
+        start, end (`float`, *optional*): seconds; None is the start or end of the video stream.
+        count (`int`, *optional*): None takes every frame of the stretch.
+    """
+
+    start: float | None = None
+    end: float | None = None
+    count: int | None = None
+
+    def overlap(self, span: tuple[float, float]) -> tuple[float, float]:
+        """The part of the stretch that lies inside `span`."""
+        low = span[0] if self.start is None else max(span[0], self.start)
+        return low, span[1] if self.end is None else min(span[1], self.end)
+
+
+@dataclass(frozen=True)
 class MediaRequest:
-    """The arguments of `read_media`, checked."""
+    """The arguments of `read_media`, checked.
+
+    Args:
+        picks: stretches to take frames from; the first one is the window of the input.
+        audio_span: seconds of sound to return; None in either place is the start or end of the clip.
+    """
 
     name: str
-    num_frames: int | None
+    picks: tuple[Pick, ...]
     fps: float | None
     sampling_rate: int | None
-    start: float | None
-    end: float | None
+    audio_span: tuple[float | None, float | None]
     crop: Box | None
     size: int | tuple[int, int] | None
-    max_seconds: float
-    max_pixels: int
-    max_bytes: int
+    limits: Limits
     threads: int
 
     def __post_init__(self) -> None:
-        if self.num_frames is not None and self.num_frames < 1:
-            raise ValueError(f"num_frames must be at least 1 or None (every frame), got {self.num_frames}")
+        for pick in self.picks:
+            if pick.count is not None and pick.count < 1:
+                raise ValueError(f"num_frames must be at least 1 or None (every frame), got {pick.count}")
+            if pick.start is not None and pick.end is not None and not pick.start < pick.end:
+                raise ValueError(f"the window must have start < end (seconds), got {pick.start} and {pick.end}")
         if self.fps is not None and self.fps <= 0:
             raise ValueError(f"fps must be positive, got {self.fps}")
         if self.sampling_rate is not None and not 100 <= self.sampling_rate <= 768_000:
             raise ValueError(f"sampling_rate must be in Hz, between 100 and 768000, got {self.sampling_rate}")
-        if self.start is not None and self.end is not None and not self.start < self.end:
-            raise ValueError(f"the window must have start < end (seconds), got {self.start} and {self.end}")
-        if self.crop is not None:
-            left, top, right, bottom = self.crop
-            if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-                raise ValueError(
-                    f"crop is (left, top, right, bottom) as parts of the frame in [0, 1], got {self.crop}"
-                )
+        check_crop(self.crop)
         if self.size is not None and min(np.atleast_1d(self.size)) < 1:
             raise ValueError(f"size must be (height, width) or the shorter side in pixels, got {self.size}")
-        if self.start is not None and self.end is not None and self.end - self.start > self.max_seconds:
-            self.too_long(self.end - self.start)
+        start, end = self.start, self.end
+        if start is not None and end is not None:
+            self.limits.check_seconds(self.name, end - start)
 
-    def too_long(self, seconds: float) -> NoReturn:
-        raise MediaError(
-            "too_long", f"{self.name}: {seconds:.1f} s is over max_seconds={self.max_seconds:g}; raise it"
-        )
+    @property
+    def start(self) -> float | None:
+        """Where reading starts: the earliest of all that is wanted, None for the start of the clip."""
+        starts = [*(pick.start for pick in self.picks), self.audio_span[0]]
+        known = [start for start in starts if start is not None]
+        return min(known) if len(known) == len(starts) else None
 
-    def check_pixels(self, width: int, height: int) -> None:
-        if width * height > self.max_pixels:
-            text = f"{self.name}: frames of {width}x{height} are over max_pixels={self.max_pixels}; raise it"
-            raise MediaError("too_large", text)
+    @property
+    def end(self) -> float | None:
+        """Where reading ends, None for the end of the clip."""
+        ends = [*(pick.end for pick in self.picks), self.audio_span[1]]
+        known = [end for end in ends if end is not None]
+        return max(known) if len(known) == len(ends) else None
+
+
+def check_crop(crop: Box | None) -> None:
+    """Refuse a box that is not inside the frame."""
+    if crop is not None:
+        left, top, right, bottom = crop
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            raise ValueError(f"crop is (left, top, right, bottom) as parts of the frame in [0, 1], got {crop}")
 
 
 def resample(wave: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
@@ -112,8 +176,10 @@ def resample(wave: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     Returns:
         `np.ndarray` of shape `(ceil(S * new_rate / rate),)`: float32, aligned with the input.
     """
-    if rate == new_rate:
+    if rate == new_rate or not len(wave):
         return wave
+    if av is None:
+        raise ImportError(f"resampling from {rate} to {new_rate} Hz needs PyAV: pip install av")
     length = -(-len(wave) * new_rate // rate)
     frame = av.AudioFrame.from_ndarray(
         np.ascontiguousarray(wave, dtype=np.float32)[None], format="fltp", layout="mono"
@@ -133,6 +199,8 @@ class SoundReader:
 
     def __init__(self, stream: Any, request: MediaRequest):
         self.stream, self.request = stream, request
+        # FFmpeg's own converter reads every layout; PyAV reads past the end of a planar frame of over 8 channels.
+        self.packer = av.AudioResampler(format="flt")
         self.rate = 0
         self.chunks: list[tuple[float | None, np.ndarray]] = []
         self.errors = 0
@@ -152,64 +220,79 @@ class SoundReader:
                 self.errors += 1  # a change of rate in the middle: not the same recording any more
                 continue
             self.rate = frame.sample_rate
-            chunk = _mono(frame)
-            self.held += chunk.nbytes
-            check_sound_bytes(self.request.name, self.held, self.request.max_bytes)
-            self.chunks.append((None if frame.time is None else frame.time - origin, chunk))
+            time = None if frame.time is None else frame.time - origin
+            try:
+                parts = self.packer.resample(frame)
+            except (av.error.FFmpegError, ValueError):
+                self.errors += 1  # a change of layout in the middle
+                continue
+            for part in parts:
+                chunk = part.to_ndarray().reshape(-1, part.layout.nb_channels).mean(axis=1, dtype=np.float32)
+                self.held += chunk.nbytes
+                self.request.limits.check_bytes(self.request.name, self.held, "decoded sound")
+                self.chunks.append((time, chunk))
+                time = None if time is None else time + len(chunk) / self.rate
 
-    def wave(self, notes: list[str]) -> tuple[np.ndarray | None, int | None]:
+    def wave(self, notes: list[str]) -> tuple[np.ndarray | None, int | None, float]:
+        """Sound `(S,)` of the request's `audio_span`, its rate in Hz, and the second at which it starts."""
+        nothing = (None, None, 0.0)
         if self.stream is None:
             notes.append("no_audio: the file has no audio stream")
-            return None, None
+            return nothing
         if self.errors:
             notes.append(f"damaged: {self.errors} audio packets did not decode")
         if not self.chunks:
             notes.append("no_audio: the audio stream does not decode")
-            return None, None
-        wave = self._assemble()
-        if len(wave) == 0:
-            notes.append("too_short: the window holds no sound")
-            return None, None
+            return nothing
+        rate = self.request.sampling_rate or self.rate
+        first, last = aligned_span(self.request.audio_span, self.rate, rate)
+        wave = self._assemble(first / self.rate, None if last is None else last - first)
         if not np.isfinite(wave).all():
             raise MediaError("undecodable", f"{self.request.name}: the sound holds values that are not finite")
-        rate = self.request.sampling_rate or self.rate
-        return resample(wave, self.rate, rate), rate
+        begin = first * rate // self.rate
+        wave, begin = cut_sound(resample(wave, self.rate, rate), begin, rate, self.request.audio_span)
+        if len(wave) == 0:
+            notes.append("too_short: the window holds no sound")
+            return nothing
+        return wave, rate, begin / rate
 
-    def _assemble(self) -> np.ndarray:
-        """Silence where timestamps leave a gap, so that sound and frames stay together."""
-        start = max(self.request.start or 0.0, 0.0)
+    def _assemble(self, start: float, length: int | None) -> np.ndarray:
+        """Up to `length` samples from second `start` on, with silence where timestamps leave a gap."""
         parts: list[np.ndarray] = []
-        begin = cursor = 0  # samples from the window's start; sound before it is cut off at the end
+        begin = cursor = 0  # samples from `start`; sound before it is cut off at the end
         for time, chunk in self.chunks:
             gap = 0 if time is None else round((time - start) * self.rate) - cursor
             if not parts and gap < 0:
                 begin = cursor = gap
             elif gap > (SOUND_GAP * self.rate if parts else 0):
-                if gap > self.request.max_seconds * self.rate:
-                    self.request.too_long(gap / self.rate)
+                self.request.limits.check_seconds(self.request.name, gap / self.rate)
                 parts.append(np.zeros(gap, dtype=np.float32))
                 cursor += gap
             parts.append(chunk)
             cursor += len(chunk)
-        last = None if self.request.end is None else max(round((self.request.end - start) * self.rate) - begin, 0)
-        return np.concatenate(parts)[-begin:last]
+        return np.concatenate(parts)[-begin : None if length is None else length - begin]
 
 
-def check_sound_bytes(name: str, held: int, most: int) -> None:
-    """Refuse sound that decodes to more than was allowed."""
-    if held > most:
-        raise MediaError("too_large", f"{name}: {held} bytes of decoded sound are over max_bytes={most}; raise it")
+def aligned_span(span: tuple[float | None, float | None], rate: int, new_rate: int) -> tuple[int, int | None]:
+    """First and last sample to read so that resampling gives the very samples that resampling the whole would.
+
+    The first one is a whole number of resampling periods from the start of the clip, and both lie a little outside
+    the span, beyond the reach of the resampler's filter.
+    """
+    period = rate // gcd(rate, new_rate)
+    lead = 0 if rate == new_rate else round(SOUND_LEAD * rate)
+    start, end = span
+    first = max(round(start * rate) - lead, 0) // period * period if start is not None else 0
+    return first, None if end is None else round(end * rate) + lead
 
 
-def _mono(frame: Any) -> np.ndarray:
-    samples = frame.to_ndarray()
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, frame.layout.nb_channels).T
-    if samples.dtype == np.uint8:
-        samples = (samples.astype(np.float32) - 128) / 128
-    elif samples.dtype.kind == "i":
-        samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
-    return samples.mean(axis=0, dtype=np.float32) if len(samples) > 1 else samples[0].astype(np.float32)
+def cut_sound(
+    wave: np.ndarray, begin: int, rate: int, span: tuple[float | None, float | None]
+) -> tuple[np.ndarray, int]:
+    """The samples of a span in seconds, of a wave whose first sample is the clip's `begin`-th; and the new `begin`."""
+    first = begin if span[0] is None else max(round(span[0] * rate), begin)
+    last = begin + len(wave) if span[1] is None else max(round(span[1] * rate), first)
+    return wave[first - begin : last - begin], first
 
 
 # -- frames -----------------------------------------------------------------------------------------------------
@@ -230,7 +313,8 @@ class FrameReader:
         self.converter = VideoReformatter()  # one for all frames: setting it up costs more than a frame
         if stream is not None:
             self.base = float(stream.time_base)
-            request.check_pixels(stream.codec_context.width, stream.codec_context.height)
+            context = stream.codec_context
+            request.limits.check_pixels(request.name, context.width, context.height)
             stream.codec_context.thread_count = request.threads
 
     def feed(self, packet: Any, origin: float) -> None:
@@ -257,32 +341,32 @@ class FrameReader:
         shown = np.sort(np.asarray(self.times))
         steps = np.diff(shown)
         self.span = (shown[0], shown[-1] + (float(np.median(steps)) if len(steps) else 1 / self._fps()))
-        targets = self._targets(shown)
+        targets = np.concatenate([self._targets(shown, pick) for pick in self.request.picks])
         if len(targets) == 0:
             notes.append("too_short: the window holds no frame")
             return None, None
-        taken = self._decode(replay, np.unique(targets))
+        wanted = np.unique(targets)
+        taken = self._decode(replay, wanted)
         if self.errors:
             notes.append(f"damaged: {self.errors} video packets did not decode")
         if not taken:
             notes.append("no_video: the video stream does not decode")
             return None, None
-        order = np.searchsorted(np.unique(targets), targets)
+        # One pick gives its frames with repeats, several give each frame once: the caller picks again by time.
+        order = np.searchsorted(wanted, targets if len(self.request.picks) == 1 else wanted)
         return np.stack([taken[i][1] for i in order]), np.maximum.accumulate([taken[i][0] for i in order])
 
-    def _targets(self, shown: np.ndarray) -> np.ndarray:
-        """Times of the frames to take: those on show at the centres of equal parts of the window."""
-        request = self.request
-        low = max(self.span[0], request.start if request.start is not None else self.span[0])
-        high = min(self.span[1], request.end if request.end is not None else self.span[1])
+    def _targets(self, shown: np.ndarray, pick: Pick) -> np.ndarray:
+        """Times of the frames to take: those on show at the centres of equal parts of the stretch."""
+        low, high = pick.overlap(self.span)
         if not low < high:
             return np.zeros(0)
-        count = request.num_frames if request.fps is None else max(round((high - low) * request.fps), 1)
+        fps = self.request.fps
+        count = pick.count if fps is None else max(round((high - low) * fps), 1)
         if count is None:
             first = max(int(np.searchsorted(shown, low + 1e-6, side="right")) - 1, 0)  # on show as the window opens
             return shown[first:][shown[first:] < high - 1e-6]
-        centres = low + (np.arange(count) + 0.5) * (high - low) / count
-        return shown[np.maximum(np.searchsorted(shown, centres + 1e-6, side="right") - 1, 0)]
+        return shown[on_show(shown, low, high, count)]
 
     def _decode(self, replay: Replay, wanted: np.ndarray) -> list[tuple[float, np.ndarray]]:
         taken: list[tuple[float, np.ndarray]] = []
@@ -301,11 +385,8 @@ class FrameReader:
 
     def _take(self, taken: list, shown: tuple[float, Any], total: int) -> None:
         picture = _picture(shown[1], self.converter, self.request)
-        if picture.nbytes * total > self.request.max_bytes:
-            text = (
-                f"{total} frames of {picture.shape[1]}x{picture.shape[0]} are over max_bytes={self.request.max_bytes}"
-            )
-            raise MediaError("too_large", f"{self.request.name}: {text}; ask for fewer or smaller frames, or raise it")
+        size = f"frames ({total} of {picture.shape[1]}x{picture.shape[0]})"
+        self.request.limits.check_bytes(self.request.name, picture.nbytes * total, size)
         taken.append((shown[0], picture))
 
     def _shown_frames(self, replay: Replay, wanted: np.ndarray, taken: list) -> Iterator:
@@ -336,27 +417,69 @@ class FrameReader:
             return []
 
 
+def on_show(times: np.ndarray, low: float, high: float, count: int) -> np.ndarray:
+    """Places of the frames on show at the centres of `count` equal parts of [low, high], given when each appears."""
+    centres = low + (np.arange(count) + 0.5) * (high - low) / count
+    return np.maximum(np.searchsorted(times, centres + 1e-6, side="right") - 1, 0)
+
+
 def _picture(frame: Any, converter: Any, request: MediaRequest) -> np.ndarray:
     """One frame as upright RGB, cropped and sized."""
-    request.check_pixels(frame.width, frame.height)
+    request.limits.check_pixels(request.name, frame.width, frame.height)
     pixels = converter.reformat(frame, format="rgb24", **ONE_THREAD).to_ndarray()
-    turns = round(frame.rotation / 90) % 4
-    if turns:
-        pixels = np.ascontiguousarray(np.rot90(pixels, turns))
-    if request.crop is None and request.size is None:
+    return fit_frame(upright(pixels, _display_matrix(frame)), request.crop, request.size)
+
+
+def _display_matrix(frame: Any) -> np.ndarray | None:
+    """The 2 x 2 part of the matrix that says how to show the frame, or None."""
+    try:
+        data = frame.side_data["DISPLAYMATRIX"]
+    except (KeyError, AttributeError):
+        return None
+    return np.frombuffer(bytes(data), "<i4")[:9].reshape(3, 3)[:2, :2].astype(np.float64)
+
+
+def upright(pixels: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
+    """Turn and mirror a frame `(H, W, 3)` as its display matrix says.
+
+    A point (x, y) of the stored frame is shown at (a x + c y, b x + d y), matrix [[a, b], [c, d]] (ISO 14496-12,
+    section 6.2.2). Of the matrix only the nearest multiple of a quarter turn, mirrored or not, is taken; one that is
+    neither (all zeros, say) is passed over.
+    """
+    if matrix is None:
+        return pixels
+    (a, b), (c, d) = matrix
+    if min(abs(a), abs(d)) > max(abs(b), abs(c)):
+        flips = (d < 0, a < 0)
+    elif min(abs(b), abs(c)) > max(abs(a), abs(d)):
+        pixels, flips = pixels.transpose(1, 0, 2), (b < 0, c < 0)
+    else:
+        return pixels
+    pixels = pixels[::-1] if flips[0] else pixels
+    return np.ascontiguousarray(pixels[:, ::-1] if flips[1] else pixels)
+
+
+def fit_frame(pixels: np.ndarray, crop: Box | None, size: int | tuple[int, int] | None) -> np.ndarray:
+    """Crop and resize (bilinear) one frame `(H, W, 3)`; the only place where this is done.
+
+    Args:
+        crop: left, top, right, bottom as parts of the frame.
+        size: (height, width), or the length of the shorter side with the shape kept; None keeps the pixels.
+    """
+    if crop is None and size is None:
         return pixels
     height, width = pixels.shape[:2]
-    left, top, right, bottom = request.crop or (0.0, 0.0, 1.0, 1.0)
+    left, top, right, bottom = crop or (0.0, 0.0, 1.0, 1.0)
     box = (left * width, top * height, right * width, bottom * height)
-    if request.size is None:
+    if size is None:
         left, top, right, bottom = (round(edge) for edge in box)
         return np.ascontiguousarray(pixels[top : max(bottom, top + 1), left : max(right, left + 1)])
-    if isinstance(request.size, int):
+    if isinstance(size, int):
         wide, high = box[2] - box[0], box[3] - box[1]
-        scale = request.size / min(wide, high)
+        scale = size / min(wide, high)
         target = (max(round(high * scale), 1), max(round(wide * scale), 1))
     else:
-        target = (request.size[0], request.size[1])
-    if target == (height, width) and request.crop is None:
+        target = (size[0], size[1])
+    if target == (height, width) and crop is None:
         return pixels
     return np.asarray(Image.fromarray(pixels).resize(target[::-1], Image.Resampling.BILINEAR, box=box))

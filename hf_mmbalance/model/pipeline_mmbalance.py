@@ -12,11 +12,14 @@ from transformers.models.audio_spectrogram_transformer import ASTFeatureExtracto
 from transformers.pipelines.base import ChunkPipeline
 from transformers.pipelines.pt_utils import KeyDataset, PipelineChunkIterator, PipelineIterator, PipelinePackIterator
 
-from .clips_mmbalance import ClipReader, Window
+from .media_streams_mmbalance import LIMITS
+from .reading_mmbalance import Clip, span_of
+from .windows_mmbalance import windows
 
 
 TASK = "audio-visual-classification"
-READER_OPTIONS = ("modalities", "window_seconds", "stride_seconds", "max_seconds", "max_pixels", "max_bytes")
+LIMIT_OPTIONS = ("max_seconds", "max_pixels", "max_bytes")
+READER_OPTIONS = ("modalities", "window_seconds", "stride_seconds", *LIMIT_OPTIONS)
 
 
 class AudioVisualClassificationPipeline(ChunkPipeline):
@@ -33,8 +36,9 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
       'modality_score': {'audio': 0.74, 'vision': 0.55}}]
     ```
 
-    A clip longer than the audio tower takes is read in windows of that length, each with its own evenly spaced
-    frames; the numbers returned are means over the windows (a modality's over those windows that have it).
+    Clips are read as in training (`processor.reading`). One that is longer than any of training's, and than the audio
+    tower takes, is read in windows of that length, each with its own evenly spaced frames; the numbers returned are
+    means over the windows (a modality's over those windows that have it).
     """
 
     model: Any  # of the class that the saved code defines: not one that a type checker knows
@@ -57,8 +61,8 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         Args:
             inputs: A clip: a path or http(s) address of a video or sound file, its bytes, or a dict of `audio` (with
                 `sampling_rate`, if it is an array) and `frames` or `images`, either of which may be missing, or
-                `video`. Or many: a list, a generator, or a dataset of those; other columns of a dataset are passed
-                over.
+                `video`; with `start` and `end` (seconds) the span that is meant. Or many: a list, a generator, or a
+                dataset of those; other columns of a dataset are passed over.
             top_k (`int`, *optional*, defaults to 5): Most probable classes returned.
             modalities (`str` or `list[str]`, *optional*): Use only these, as if clips had nothing else.
             window_seconds (`float`, *optional*): Length of the windows that a long clip is read in. By default what
@@ -123,30 +127,28 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         return names
 
     def preprocess(self, input_: Any, **options: Any) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        """The windows of one clip, the last one marked."""
-        options = {"window_seconds": self._seconds_of_audio_tower(), **options}
-        reader = ClipReader(self.processor.audio_sampling_rate, self.processor.frames_per_clip, **options)
-        windows = reader.windows(input_)
-        window = next(windows)
-        for following in windows:
-            yield {"window": window, "is_last": False}
-            window = following
-        yield {"window": window, "is_last": True}
+        """The inputs that one clip makes, the last one marked."""
+        spec = self.processor.spec
+        limits = dataclasses.replace(LIMITS, **{name: options.pop(name) for name in LIMIT_OPTIONS if name in options})
+        if "window_seconds" not in options:
+            # A clip as long as those of training is one input, as it was there.
+            options |= {"window_seconds": self._seconds_of_audio_tower(), "longest": spec.longest_seconds}
+        clips = windows(input_, spec, limits=limits, **options)
+        clip = next(clips)
+        seconds = clip.seconds
+        for following in clips:
+            yield {"clip": clip, "is_last": False}
+            clip, seconds = following, seconds + following.seconds
+        self.processor.warn_of_longer([seconds], spans=span_of(input_) is not None)
+        yield {"clip": clip, "is_last": True}
 
     def _seconds_of_audio_tower(self) -> float | None:
         extractor = self.processor.feature_extractor
-        return extractor.max_length / 100 if isinstance(extractor, ASTFeatureExtractor) else None  # 10 ms a frame
+        return extractor.max_length / 100 if isinstance(extractor, ASTFeatureExtractor) else None  # 10 ms per frame
 
     def _collate(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        windows: list[Window] = [item["window"] for item in items]
-        # A modality that no window has is left out; the processor takes None for those that lack it.
-        parts: dict[str, list] = {
-            "audio": [window.audio for window in windows],
-            "frames": [window.frames for window in windows],
-        }
-        parts = {name: values for name, values in parts.items() if any(value is not None for value in values)}
-        batch = self.processor(**parts, sampling_rate=self.processor.audio_sampling_rate, return_tensors="pt")
-        return {**batch, "is_last": torch.tensor([item["is_last"] for item in items])}
+        clips: list[Clip] = [item["clip"] for item in items]
+        return {**self.processor.tensors(clips), "is_last": torch.tensor([item["is_last"] for item in items])}
 
     def get_iterator(
         self,
@@ -158,8 +160,8 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         postprocess_params: dict[str, Any],
     ) -> PipelineIterator:
         """As the base class's, with batches made by the processor: it knows what to do where a modality is missing."""
-        windows = PipelineChunkIterator(inputs, self.preprocess, preprocess_params)
-        batches = DataLoader(windows, batch_size=batch_size, num_workers=min(num_workers, 1), collate_fn=self._collate)
+        chunks = PipelineChunkIterator(inputs, self.preprocess, preprocess_params)
+        batches = DataLoader(chunks, batch_size=batch_size, num_workers=min(num_workers, 1), collate_fn=self._collate)
         clips = PipelinePackIterator(batches, self.forward, forward_params, loader_batch_size=batch_size)
         return PipelineIterator(clips, self.postprocess, postprocess_params)
 

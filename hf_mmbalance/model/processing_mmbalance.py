@@ -1,6 +1,7 @@
 """From clips as people have them (files, arrays, images) to what the model takes."""
 
 import os
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -11,10 +12,14 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.audio_spectrogram_transformer import ASTFeatureExtractor
 from transformers.models.vit import ViTImageProcessorPil
 from transformers.processing_utils import ProcessingKwargs, Unpack
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
-from .inputs_mmbalance import MAX_SECONDS, as_frames, as_waveforms
-from .media_mmbalance import read_media
+from .inputs_mmbalance import is_batch_of_audio, is_batch_of_frames
+from .media_streams_mmbalance import LIMITS, Limits, MediaError, resample
+from .reading_mmbalance import Clip, ReadingSpec, read
+
+
+logger = logging.get_logger(__name__)
 
 
 class MMBalanceProcessor(ProcessorMixin):
@@ -29,8 +34,9 @@ class MMBalanceProcessor(ProcessorMixin):
             tower sees the padding: give clips of one length, or fix it by `audio_kwargs={"padding": "max_length",
             "max_length": ...}`.
         image_processor: Image processor of the vision tower.
-        frames_per_clip (`int`, *optional*, defaults to 8):
-            Evenly spaced frames taken from a video file.
+        reading (`dict` or [`ReadingSpec`], *optional*):
+            How clips are read: rates, frames, crop, spans. Training sets it to what it did, so that a saved model
+            reads a raw file as its training data were read. By default at the audio tower's rate, 8 frames per file.
     """
 
     _auto_class = "AutoProcessor"
@@ -38,12 +44,24 @@ class MMBalanceProcessor(ProcessorMixin):
     images_kwargs = {"return_tensors": "pt"}
 
     def __init__(
-        self, feature_extractor: Any = None, image_processor: Any = None, frames_per_clip: int = 8, **kwargs: Any
+        self,
+        feature_extractor: Any = None,
+        image_processor: Any = None,
+        reading: dict[str, Any] | ReadingSpec | None = None,
+        **kwargs: Any,
     ):
-        self.frames_per_clip = frames_per_clip
+        if reading is None:
+            reading = ReadingSpec(sampling_rate=getattr(feature_extractor, "sampling_rate", 16_000))
+        # Kept as plain values, which is how it is saved; checked by the way.
+        self.reading = (ReadingSpec.from_dict(reading) if isinstance(reading, dict) else reading).to_dict()
         # Set by saving, dropped by loading: set here, a processor equals itself saved and loaded.
         self.auto_map = {"AutoProcessor": f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"}
         super().__init__(feature_extractor, image_processor, **kwargs)
+
+    @property
+    def spec(self) -> ReadingSpec:
+        """How clips are read."""
+        return ReadingSpec.from_dict(self.reading)
 
     @classmethod
     def from_backbones(
@@ -52,7 +70,7 @@ class MMBalanceProcessor(ProcessorMixin):
         vision: str | os.PathLike | PreTrainedConfig,
         *,
         audio_max_length: int | None = None,
-        frames_per_clip: int = 8,
+        reading: dict[str, Any] | ReadingSpec | None = None,
         audio_revision: str | None = None,
         vision_revision: str | None = None,
         trust_remote_code: bool = False,
@@ -65,7 +83,7 @@ class MMBalanceProcessor(ProcessorMixin):
             audio, vision: Hub name, folder or config of the backbones. Where an AST or ViT backbone has no processor
                 file (or is a config), one is made from its config: AST's AudioSet statistics, mean and std 0.5.
             audio_max_length: Spectrogram frames (10 ms each) of AST, as given to the model.
-            frames_per_clip: Frames taken from a video file.
+            reading: How clips are read, see the class.
             audio_revision, vision_revision, trust_remote_code, token, cache_dir: As in `from_pretrained`.
 
         Raises:
@@ -76,7 +94,7 @@ class MMBalanceProcessor(ProcessorMixin):
         image_processor = _load_part(AutoImageProcessor, vision, vision_revision, _new_image_processor, hub)
         if audio_max_length is not None:
             extractor.max_length = audio_max_length
-        return cls(extractor, image_processor, frames_per_clip=frames_per_clip)
+        return cls(extractor, image_processor, reading=reading)
 
     def __call__(
         self,
@@ -84,27 +102,31 @@ class MMBalanceProcessor(ProcessorMixin):
         frames: Any = None,
         images: Any = None,
         video: Any = None,
+        start: float | list[float | None] | None = None,
+        end: float | list[float | None] | None = None,
         max_seconds: float | None = None,
         **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
-        """Prepare one clip or a list of clips.
+        """Read and prepare one clip or a list of clips.
 
         Args:
             audio: Waveform, path or bytes of one clip, or a list of them; None in a list where a clip has no sound.
                 Waveforms `(S,)`, `(channels, S)` or `(S, channels)` at any rate.
             frames: Frames of one clip (a list, or an array `(T, H, W, 3)`), or a list of those; clips may have
-                different numbers of frames; None in a list where a clip has none.
-            images: Alias of `frames` when nested; a flat list is one image a clip, and `pixel_values` stay
+                different numbers of frames; None in a list where a clip has none. Give them as the camera did: the
+                crop of `reading` is cut from them, and as many as it says are taken from them.
+            images: Alias of `frames` when nested; a flat list is one image per clip, and `pixel_values` stay
                 `(B, 3, H, W)`.
             video: File(s) whose own sound and evenly spaced frames are taken; `audio` or `frames` passed beside it
                 stand in for the file's own.
+            start, end: Seconds of the span that is meant, one for each clip; None for whole clips.
             max_seconds: Longest file that is taken, 600 by default.
             **kwargs: `sampling_rate`, Hz of waveforms passed as arrays, required for them; `return_tensors`, `"pt"`
                 (default) or `"np"`; options of the feature extractor and image processor, flat or as
                 `audio_kwargs={...}` and `images_kwargs={...}`.
 
         Returns:
-            `BatchFeature` with `input_values` `(B, ...)` (and `audio_mask` `(B, S)`, 1 for what is no padding, where
+            `BatchFeature` with `input_values` `(B, ...)` (and `audio_mask` `(B, S)`, 1 for what is not padding, where
             the feature extractor gives one) and `pixel_values` `(B, T, 3, H, W)` with `frame_mask`
             `(B, T)`, each only if some clip was given it, and always `modality_mask` `(B, M)`.
 
@@ -116,12 +138,7 @@ class MMBalanceProcessor(ProcessorMixin):
             if kwargs.get(name) is not None:  # transformers would pass over them without a word
                 raise ValueError(f"{name}= is not taken: pass audio=, frames= (or images=) or video=")
         merged = self._merge_kwargs(ProcessingKwargs, **kwargs)  # type: ignore[arg-type]
-        audio_options, image_options = merged["audio_kwargs"], merged["images_kwargs"]
-        sampling_rate = audio_options.pop("sampling_rate", None)
-        tensor_types = {options.pop("return_tensors", None) or "pt" for options in (audio_options, image_options)}
-        tensor_types = {getattr(kind, "value", kind) for kind in tensor_types}  # a TensorType or its name
-        if not tensor_types <= {"pt", "np"}:
-            raise ValueError(f"return_tensors={kwargs.get('return_tensors')!r} is not offered: choose 'pt' or 'np'")
+        sampling_rate = merged["audio_kwargs"].pop("sampling_rate", None)
         if frames is not None and images is not None:
             raise ValueError("frames and images are two names of one input: pass one of them")
         flat = images is not None and not _is_nested(images)
@@ -129,18 +146,69 @@ class MMBalanceProcessor(ProcessorMixin):
             frames = [[image] for image in (images if isinstance(images, (list, tuple)) else [images])]
         elif images is not None:
             frames = images
-        waveforms, clips = self._gather(audio, frames, video, sampling_rate, max_seconds or MAX_SECONDS)
-        data: dict[str, Any] = {}
-        if waveforms is not None and any(wave is not None for wave in waveforms):
-            data |= self._audio_features(waveforms, audio_options)
-        if clips is not None and any(clips):
-            data["pixel_values"], data["frame_mask"] = self._frame_features(clips, image_options)
+        spec = replace(self.spec, frames=None) if flat else self.spec
+        limits = LIMITS if max_seconds is None else replace(LIMITS, max_seconds=max_seconds)
+        clips = [
+            _read_clip(source, index, spec, limits)
+            for index, source in enumerate(_sources(audio, frames, video, sampling_rate, start, end))
+        ]
+        self.warn_of_longer([clip.seconds for clip in clips], spans=start is not None)
+        data = self.tensors(clips, merged["audio_kwargs"], merged["images_kwargs"])
         if flat:
             data["pixel_values"] = data["pixel_values"][:, 0]
-        data["modality_mask"] = _modality_mask(waveforms, clips)
+        return data
+
+    def tensors(
+        self,
+        clips: list[Clip],
+        audio_kwargs: dict[str, Any] | None = None,
+        images_kwargs: dict[str, Any] | None = None,
+    ) -> BatchFeature:
+        """What the model takes, of clips that were read; training and the pipeline come in here.
+
+        Args:
+            clips: As [`read`] gives them.
+            audio_kwargs, images_kwargs: Options of the feature extractor and image processor; `return_tensors`, `"pt"`
+                (default) or `"np"`.
+
+        Returns:
+            As `__call__`.
+        """
+        audio_options, image_options = dict(audio_kwargs or {}), dict(images_kwargs or {})
+        asked = [options.pop("return_tensors", None) or "pt" for options in (audio_options, image_options)]
+        tensor_types = {getattr(kind, "value", kind) for kind in asked}  # a TensorType or its name
+        if not tensor_types <= {"pt", "np"}:
+            raise ValueError(f"return_tensors={asked[0]!r} is not offered: choose 'pt' or 'np'")
+        waveforms = [
+            None
+            if clip.parts["audio"] is None
+            else resample(clip.parts["audio"], clip.sampling_rate, self.audio_sampling_rate)
+            for clip in clips
+        ]
+        frames = [[] if clip.parts["vision"] is None else list(clip.parts["vision"]) for clip in clips]
+        data: dict[str, Any] = {}
+        if any(wave is not None for wave in waveforms):
+            data |= self._audio_features(waveforms, audio_options)
+        if any(frames):
+            data["pixel_values"], data["frame_mask"] = self._frame_features(frames, image_options)
+        data["modality_mask"] = torch.tensor(
+            [[wave is not None for wave in waveforms], [bool(part) for part in frames]]
+        ).T
         if "np" in tensor_types:
             data = {name: values.numpy() for name, values in data.items()}
         return BatchFeature(data)
+
+    def warn_of_longer(self, seconds: list[float], spans: bool) -> None:
+        """Say once that a model of spans was given whole clips, unless they are as short as spans."""
+        spec = self.spec
+        if spec.unit == "clip" or spans or not seconds:
+            return
+        if max(seconds) > (spec.longest_seconds or 0.0) + 1e-3:
+            of = "" if spec.longest_seconds is None else f" of at most {spec.longest_seconds:.2f} s"
+            logger.warning_once(  # type: ignore[attr-defined]
+                f"this model was trained on spans{of}, single words or events, and is given a whole clip: pass start="
+                " and end= (seconds) of the span that is meant"
+            )
 
     @property
     def model_input_names(self) -> list[str]:
@@ -152,40 +220,6 @@ class MMBalanceProcessor(ProcessorMixin):
     def audio_sampling_rate(self) -> int:
         """Hz that the audio tower takes."""
         return self.feature_extractor.sampling_rate
-
-    def _gather(
-        self, audio: Any, frames: Any, video: Any, sampling_rate: int | None, max_seconds: float
-    ) -> tuple[list[np.ndarray | None] | None, list[list[np.ndarray]] | None]:
-        waveforms = (
-            None if audio is None else as_waveforms(audio, sampling_rate, self.audio_sampling_rate, max_seconds)
-        )
-        clips = None if frames is None else as_frames(frames)
-        if video is None:
-            return waveforms, clips
-        videos = list(video) if isinstance(video, (list, tuple)) else [video]
-        if not videos:
-            raise ValueError("video is an empty list: pass at least one file, or leave video out")
-        media = [
-            read_media(
-                source,
-                num_frames=self.frames_per_clip,
-                want_audio=waveforms is None,
-                want_frames=clips is None,
-                max_seconds=max_seconds,
-            )
-            for source in videos
-            if waveforms is None or clips is None
-        ]
-        if waveforms is None:
-            waveforms = [
-                None
-                if clip.audio is None
-                else as_waveforms(clip.audio, clip.sampling_rate, self.audio_sampling_rate)[0]
-                for clip in media
-            ]
-        if clips is None:
-            clips = [[] if clip.frames is None else list(clip.frames) for clip in media]
-        return waveforms, clips
 
     def _audio_features(self, waveforms: list[np.ndarray | None], options: dict) -> dict[str, torch.Tensor]:
         extractor = self.feature_extractor
@@ -250,19 +284,44 @@ def _is_nested(images: Any) -> bool:
     return getattr(images, "ndim", 0) >= 4
 
 
-def _modality_mask(waveforms: list | None, clips: list | None) -> torch.Tensor:
-    lengths = {len(part) for part in (waveforms, clips) if part is not None}
-    if not lengths:
+def _sources(audio: Any, frames: Any, video: Any, rate: int | None, start: Any, end: Any) -> list[dict[str, Any]]:
+    """One mapping per clip for [`read`], of arguments that are one clip's or a list of many."""
+    given: dict[str, list[Any]] = {}
+    for name, value, many in (
+        ("audio", audio, is_batch_of_audio(audio)),
+        ("frames", frames, is_batch_of_frames(frames)),
+        ("video", video, isinstance(video, (list, tuple))),
+    ):
+        if value is not None:
+            given[name] = list(value) if many else [value]
+            if not given[name]:
+                raise ValueError(f"{name} is an empty list: pass at least one clip, or leave {name} out")
+    if not given:
         raise ValueError("no modality at all: pass audio, frames or video")
-    if len(lengths) > 1:
-        raise ValueError(f"audio and frames are of different numbers of clips: {sorted(lengths)}")
-    batch = lengths.pop()
-    audio = [False] * batch if waveforms is None else [wave is not None for wave in waveforms]
-    vision = [False] * batch if clips is None else [bool(clip) for clip in clips]
-    empty = [index for index in range(batch) if not (audio[index] or vision[index])]
+    lengths = {name: len(values) for name, values in given.items()}
+    batch = max(lengths.values())
+    if set(lengths.values()) != {batch}:
+        raise ValueError(f"{' and '.join(lengths)} are of different numbers of clips: {sorted(lengths.values())}")
+    for name, value in (("start", start), ("end", end)):
+        values = list(value) if isinstance(value, (list, tuple)) else [value] * batch
+        if len(values) != batch:
+            raise ValueError(f"{name} has {len(values)} entries for {batch} clips")
+        given[name] = values
+    sources = [{name: values[i] for name, values in given.items() if values[i] is not None} for i in range(batch)]
+    empty = [i for i, source in enumerate(sources) if not {"audio", "frames", "video"} & set(source)]
     if empty:
         raise ValueError(f"no modality at all in clip(s) {empty}: every clip needs sound or frames")
-    return torch.tensor([audio, vision]).T
+    return [{**source, "sampling_rate": rate} for source in sources]
+
+
+def _read_clip(source: dict[str, Any], index: int, spec: ReadingSpec, limits: Limits) -> Clip:
+    """One clip; errors name it by its place in the batch, unless they name a file."""
+    try:
+        return read(source, spec, limits=limits)
+    except MediaError as error:
+        raise MediaError(error.reason, f"clip {index}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"clip {index}: {error}") from None
 
 
 def _load_part(auto_class: Any, backbone: Any, revision: str | None, make_new: Any, hub: dict) -> Any:

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from hf_mmbalance.data.clips import ClipDataset
 from hf_mmbalance.data.seeding import rng_for
-from hf_mmbalance.model.inputs_mmbalance import resample
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
+from hf_mmbalance.model.reading_mmbalance import Clip
 
 
 class TrainingClips(Dataset):
@@ -188,14 +188,13 @@ class ClipCollator:
         return dict(batch)
 
     def _process(self, examples: list[dict[str, Any]]) -> Any:
-        rate = self.processor.audio_sampling_rate
-        audio = [
-            None if example["audio"] is None else resample(example["audio"], example["sampling_rate"], rate)
-            for example in examples
-        ]
-        frames = [None if example["frames"] is None else list(example["frames"]) for example in examples]
-        return self.processor(
-            audio=audio if any(wave is not None for wave in audio) else None,
-            frames=frames if any(clip is not None for clip in frames) else None,
-            sampling_rate=rate,  # type: ignore[call-arg]  # one of its **kwargs
+        return self.processor.tensors(
+            [
+                Clip(
+                    {"audio": example["audio"], "vision": example["frames"]},
+                    example["sampling_rate"],
+                    example["seconds"],
+                )
+                for example in examples
+            ]
         )

@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig, set_seed
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
 from hf_mmbalance.data.clips import ClipSplits
 from hf_mmbalance.hub.errors import explained
+from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 from hf_mmbalance.model.towers_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
 from hf_mmbalance.training.arguments import ModelArguments
 from hf_mmbalance.training.batches import SpecAugment
@@ -48,7 +49,7 @@ def _compose(
         audio,
         vision,
         audio_max_length=_audio_max_length(arguments, audio, clips) if is_ast else arguments.audio_max_length,
-        frames_per_clip=_frames_per_clip(clips),
+        reading=reading_of(clips),
         audio_revision=arguments.audio_revision,
         vision_revision=arguments.vision_revision,
         trust_remote_code=arguments.trust_remote_code,
@@ -122,6 +123,7 @@ def _load_trained(
     model.config.class_weights = _class_weights(clips) if arguments.class_weighted_loss else None
     model.freeze_towers(_layers(arguments.trainable_layers))
     processor = MMBalanceProcessor.from_pretrained(name)
+    processor.reading = reading_of(clips).to_dict()
     _set_statistics(processor, arguments)
     return model, processor
 
@@ -185,10 +187,13 @@ def fitted_frames(clips: ClipSplits) -> int:
     return max(ROUND_FRAMES, math.ceil(seconds * 100 / ROUND_FRAMES) * ROUND_FRAMES)
 
 
-def _frames_per_clip(clips: ClipSplits) -> int:
-    train = clips.splits["train"]
-    frames = [train[index]["frames"] for index in range(min(8, len(train)))]
-    return max((len(clip) for clip in frames if clip is not None), default=8)
+def reading_of(clips: ClipSplits) -> ReadingSpec:
+    """How the clips were read; of clips that are not media, their rate, frames and frame size."""
+    if clips.reading is not None:
+        return clips.reading
+    frames = clips.splits["train"][0]["frames"]
+    count, size = (None, None) if frames is None else (len(frames), frames[0].shape[:2])
+    return ReadingSpec(sampling_rate=clips.sampling_rate, round_audio=False, frames=count, frame_size=size)
 
 
 def _layers(text: str) -> int | str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hf_mmbalance.data.augmentation import add_noise, babble, cut, jitter_frames
+from hf_mmbalance.data.augmentation import add_noise, babble, cut_padded, jitter_frames
 
 
 @pytest.mark.parametrize("snr", [-6.0, 0.0, 10.0])
@@ -27,9 +27,9 @@ def test_babble_makes_voices_alike():
 
 def test_cut_pads_with_silence():
     wave = np.arange(1, 5, dtype=np.float32)
-    assert cut(wave, -1, 3).tolist() == [0, 1, 2]
-    assert cut(wave, 3, 3).tolist() == [4, 0, 0]
-    assert cut(wave, 9, 2).tolist() == [0, 0]
+    assert cut_padded(wave, -1, 3).tolist() == [0, 1, 2]
+    assert cut_padded(wave, 3, 3).tolist() == [4, 0, 0]
+    assert cut_padded(wave, 9, 2).tolist() == [0, 0]
 
 
 def test_frames_of_a_clip_change_alike():

@@ -48,8 +48,8 @@ def test_training_data_from_the_build_equal_the_raw_clips(some, tmp_path, noise)
     common |= {"crop_jitter": 0.05, "margin": 0.1}
     raw = load_clips("grid", data_dir=str(some), window="word", crop=crop, **common)
     columns = {"label_column": "digit", "start_column": "digit_start", "end_column": "digit_end"}
-    for streaming in (False, True):
-        built = load_clips(str(out), streaming=streaming, **columns, **common)
+    for in_memory in (False, True):
+        built = load_clips(str(out), in_memory=in_memory, **columns, **common)
         assert built.classes == raw.classes
         for split, part in raw.splits.items():
             assert built[split].ids == part.ids and built[split].labels == part.labels

@@ -82,7 +82,7 @@ def test_built_published_streamed_trained(hub, run_client, clips, tmp_path):
     assert hub.log.count("resolve", status=206), "not read by ranges"
 
     hub.fail(CutAnswer(path="/resolve/.*parquet", method="GET", after_bytes=5000), Slow(path="/resolve/", seconds=0.2))
-    flags = ["--dataset", repo, "--revision", done["tag"], "--streaming", "true", "--label_column", "digit"]
+    flags = ["--dataset", repo, "--revision", done["tag"], "--in_memory", "true", "--label_column", "digit"]
     flags += ["--start_column", "digit_start", "--end_column", "digit_end", "--margin", "0.08", "--use_cpu", "true"]
     flags += ["--frames", "4", "--frame_size", "16", "16", "--num_train_epochs", "1", "--disable_tqdm", "true"]
     flags += ["--audio_config", json.dumps(AUDIO), "--vision_config", json.dumps(VISION)]

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from hf_mmbalance.model import media_streams_mmbalance
-from hf_mmbalance.model.media_mmbalance import MEDIA_REASONS, MediaError, read_audio, read_media, resample
+from hf_mmbalance.model.media_mmbalance import MEDIA_REASONS, Limits, MediaError, read_audio, read_media, resample
 from tests.media_factory import grey_of, write_clip
 
 
@@ -151,10 +151,10 @@ def test_every_refusal_has_its_reason(tmp_path):
     assert reason(write_clip(tmp_path / "b.mp4", tone=None), want_frames=False) == "no_audio"
     assert reason(write_clip(tmp_path / "b.m4a", video=None), want_audio=False) == "no_video"
     assert reason(clip, start=5.0, end=6.0) == "too_short"
-    assert reason(clip, max_seconds=1.0) == "too_long"
-    assert reason(clip, max_pixels=100) == "too_large"
-    assert reason(clip, max_bytes=10_000) == "too_large"
-    assert read_media(clip, max_seconds=1.0, start=0.5, end=1.0).duration == pytest.approx(0.5)
+    assert reason(clip, limits=Limits(max_seconds=1.0)) == "too_long"
+    assert reason(clip, limits=Limits(max_pixels=100)) == "too_large"
+    assert reason(clip, limits=Limits(max_bytes=10_000)) == "too_large"
+    assert read_media(clip, limits=Limits(max_seconds=1.0), start=0.5, end=1.0).duration == pytest.approx(0.5)
 
 
 def test_a_playlist_in_disguise_opens_no_other_file(tmp_path):
@@ -219,7 +219,7 @@ def test_read_audio(tmp_path, suffix):
     half, rate = read_audio((tmp_path / f"a{suffix}").read_bytes(), sampling_rate=8000, start=0.25, end=0.75)
     assert rate == 8000 and len(half) == 4000
     with pytest.raises(MediaError, match="max_seconds"):
-        read_audio(tmp_path / f"a{suffix}", max_seconds=0.5)
+        read_audio(tmp_path / f"a{suffix}", limits=Limits(max_seconds=0.5))
 
 
 def test_read_audio_of_a_video_and_of_no_finite_values(tmp_path):

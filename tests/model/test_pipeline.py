@@ -22,9 +22,10 @@ from hf_mmbalance import AudioVisualClassificationPipeline, MMBalanceProcessor
 from hf_mmbalance.data import load_clips
 from hf_mmbalance.decision import DecisionTable
 from hf_mmbalance.hub import load_classifier
-from hf_mmbalance.model import clips_mmbalance
-from hf_mmbalance.model.clips_mmbalance import ClipReader
+from hf_mmbalance.model import windows_mmbalance
 from hf_mmbalance.model.media_mmbalance import MediaError, read_media
+from hf_mmbalance.model.reading_mmbalance import ReadingSpec
+from hf_mmbalance.model.windows_mmbalance import windows as windows_of
 from hf_mmbalance.training.arguments import parse_arguments
 from tests.media_factory import write_clip
 from tests.training.tiny_runs import TINY, tiny_run
@@ -39,7 +40,7 @@ def tiny_processor() -> MMBalanceProcessor:
     return MMBalanceProcessor(
         ASTFeatureExtractor(num_mel_bins=16, max_length=24),
         ViTImageProcessorPil(size={"height": 16, "width": 16}),
-        frames_per_clip=3,
+        reading={"frames": 3},
     )
 
 
@@ -237,38 +238,39 @@ def test_a_long_clip_is_the_mean_of_its_windows(classify, folder, kind):
 
 
 def test_windows_may_overlap_and_reach_the_end():
-    def starts(duration: float, **options) -> list[float]:
-        return [round(start, 6) for start in ClipReader(16_000, 3, **options)._starts(duration)]
+    def starts(duration: float, window: float, stride: float | None = None) -> list[float]:
+        return [round(start, 6) for start in windows_mmbalance._starts(duration, window, stride, window)]
 
-    assert starts(10.0, window_seconds=4.0) == [0.0, 4.0, 6.0]
-    assert starts(8.0, window_seconds=4.0) == [0.0, 4.0]
-    assert starts(10.0, window_seconds=4.0, stride_seconds=2.0) == [0.0, 2.0, 4.0, 6.0]
-    assert starts(4.1, window_seconds=4.0) == [0.0, 0.1]
+    assert starts(10.0, 4.0) == [0.0, 4.0, 6.0]
+    assert starts(8.0, 4.0) == [0.0, 4.0]
+    assert starts(10.0, 4.0, 2.0) == [0.0, 2.0, 4.0, 6.0]
+    assert starts(4.1, 4.0) == [0.0, 0.1]
 
 
 def test_frames_of_a_window_without_any_are_the_nearest():
-    reader = ClipReader(1000, 3, window_seconds=1.0)
     frames = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (10, 20)])  # on show from 0 and 2 s
-    windows = list(reader.windows({"audio": np.zeros(4000, np.float32), "sampling_rate": 1000, "frames": frames}))
-    assert [[int(frame[0, 0, 0]) for frame in window.frames] for window in windows] == [[10], [10], [20], [20]]
-    assert [len(window.audio) for window in windows] == [1000] * 4
+    clip = {"audio": np.zeros(4000, np.float32), "sampling_rate": 1000, "frames": frames}
+    windows = list(windows_of(clip, ReadingSpec(sampling_rate=1000), window_seconds=1.0))
+    shown = [[int(frame[0, 0, 0]) for frame in window.parts["vision"]] for window in windows]
+    assert shown == [[10], [10], [10], [20]]  # as they appear at the centres of two halves, 1 and 3 s
+    assert [len(window.parts["audio"]) for window in windows] == [1000] * 4
 
 
 def test_a_clip_whose_file_does_not_say_how_long_it_is(folder, monkeypatch):
     """As browsers record them."""
-    monkeypatch.setattr(clips_mmbalance, "declared_duration", lambda source: None)
-    windows = list(ClipReader(16_000, 3, window_seconds=0.3).windows(folder / "long.mkv"))
-    assert [len(window.audio) for window in windows] == [4800] * 3
-    assert len(list(ClipReader(16_000, 3, window_seconds=2.0).windows(folder / "long.mkv"))) == 1
+    monkeypatch.setattr(windows_mmbalance, "declared_duration", lambda source: None)
+    windows = list(windows_of(folder / "long.mkv", ReadingSpec(frames=3), window_seconds=0.3))
+    assert [len(window.parts["audio"]) for window in windows] == [4800] * 3
+    assert len(list(windows_of(folder / "long.mkv", ReadingSpec(frames=3), window_seconds=2.0))) == 1
 
 
 def test_a_file_that_ends_before_it_says_is_warned_of(folder, monkeypatch):
     warnings: list[str] = []
-    monkeypatch.setattr(clips_mmbalance, "declared_duration", lambda source: 60.0)
-    monkeypatch.setattr(clips_mmbalance.logger, "warning", warnings.append)
-    windows = list(ClipReader(16_000, 3, window_seconds=0.5).windows(folder / "long.mkv"))
-    assert [len(window.audio) for window in windows] == [8000, 4800]
-    assert warnings == [f"{folder / 'long.mkv'} ends before 1 s, it declares 60.0 s"]
+    monkeypatch.setattr(windows_mmbalance, "declared_duration", lambda source: 60.0)
+    monkeypatch.setattr(windows_mmbalance.logger, "warning", warnings.append)
+    windows = list(windows_of(folder / "long.mkv", ReadingSpec(frames=3), window_seconds=0.5))
+    assert [len(window.parts["audio"]) for window in windows] == [8000, 4800]
+    assert warnings == [f"{folder / 'long.mkv'} ends before 1 s, it declares 60 s"]
 
 
 def test_a_missing_modality_has_no_score_and_no_share(classify, folder):
@@ -361,7 +363,7 @@ def test_an_address_is_downloaded(classify, folder, address, monkeypatch):
     with pytest.raises(MediaError, match=r"^http://127.0.0.1:9/x.mp4: cannot be downloaded") as error:
         classify("http://me:password@127.0.0.1:9/x.mp4#token")
     assert "token" not in str(error.value)
-    with pytest.raises(MediaError, match="the download is over max_bytes=1000; raise it"):
+    with pytest.raises(MediaError, match="bytes of the download are over max_bytes=1000; raise it"):
         classify(f"{address}/short.mkv", max_bytes=1000)
     with pytest.raises(MediaError, match="cannot be downloaded"):
         classify("http://127.0.0.1:1/clip.mp4")
@@ -375,7 +377,7 @@ def test_an_address_is_downloaded(classify, folder, address, monkeypatch):
         (b"not a film", {}, "not a media file"),
         (np.zeros(100), {}, "a clip of type ndarray is not taken: give a path"),
         (None, {}, "a clip of type NoneType is not taken"),
-        ({"text": "a film"}, {}, r"the keys \['text'\] has nothing of audio or vision"),
+        ({"text": "a film"}, {}, r"the keys \[\] has nothing of audio or vision"),
         ({"audio": np.zeros(3200, np.float32)}, {}, "pass its sampling_rate"),
         ({"audio": None, "frames": None}, {}, "has nothing of audio or vision"),
         ({"audio": {"samples": 3}}, {}, "audio of type dict is not taken"),
@@ -412,7 +414,7 @@ def test_absurd_lengths_are_refused_until_the_limit_is_raised(classify, folder):
     bomb = io.BytesIO()
     Image.new("1", (9000, 9000)).save(bomb, "PNG")  # 81 million pixels in some thousand bytes
     assert len(bomb.getvalue()) < 20_000
-    with pytest.raises(ValueError, match="9000 x 9000 pixels, over max_pixels=33177600; raise it"):
+    with pytest.raises(ValueError, match="9000 x 9000 pixels are over max_pixels=33177600; raise it"):
         classify({"frames": [bomb.getvalue()]})
     assert classify({"frames": [bomb.getvalue()]}, max_pixels=90_000_000)
     sound, frames = str(folder / "sound.wav"), [np.zeros((8, 8, 3), np.uint8)]

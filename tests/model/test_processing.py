@@ -26,7 +26,13 @@ from transformers import (
 from transformers.utils import TensorType
 
 from hf_mmbalance import MMBalanceProcessor
-from hf_mmbalance.model.inputs_mmbalance import as_frames, as_waveforms
+from hf_mmbalance.model.inputs_mmbalance import (
+    as_frames,
+    as_sound,
+    is_batch_of_frames,
+    round_sound,
+)
+from hf_mmbalance.model.media_streams_mmbalance import resample
 
 from .tiny import tiny_model
 
@@ -39,8 +45,24 @@ def processor() -> MMBalanceProcessor:
     return MMBalanceProcessor(
         ASTFeatureExtractor(num_mel_bins=16, max_length=24),
         ViTImageProcessorPil(size={"height": 16, "width": 16}),
-        frames_per_clip=3,
+        reading={"frames": 3},
     )
+
+
+@pytest.fixture(scope="module")
+def every_frame() -> MMBalanceProcessor:
+    """One that takes all frames it is given."""
+    return MMBalanceProcessor(
+        ASTFeatureExtractor(num_mel_bins=16, max_length=24), ViTImageProcessorPil(size={"height": 16, "width": 16})
+    )
+
+
+def rounded(wave: np.ndarray) -> np.ndarray:
+    return round_sound(wave)
+
+
+def frames_of(frames) -> list[list[np.ndarray]]:
+    return [as_frames(clip) for clip in (frames if is_batch_of_frames(frames) else [frames])]
 
 
 def _tone(rate: int = RATE, seconds: float = 0.3, frequency: float = 300.0) -> np.ndarray:
@@ -75,7 +97,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_sound_equals_the_feature_extractor(processor):
     wave = _tone()
-    expected = processor.feature_extractor(wave, sampling_rate=RATE, return_tensors="pt").input_values
+    expected = processor.feature_extractor(rounded(wave), sampling_rate=RATE, return_tensors="pt").input_values
     out = processor(audio=wave, sampling_rate=RATE)
     torch.testing.assert_close(out["input_values"], expected, atol=1e-3, rtol=0)
     assert set(out) == {"input_values", "modality_mask"}
@@ -85,7 +107,7 @@ def test_sound_equals_the_feature_extractor(processor):
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000, 44_101, 96_000, 16_000.0, np.int64(32_000)])
 def test_any_rate_gives_the_same_tone(rate):
     """Resampling keeps the tone: away from the ends the wave at 16 kHz is the tone made at 16 kHz."""
-    wave = as_waveforms(_tone(int(rate)), rate, RATE)[0]
+    wave = resample(*as_sound(_tone(int(rate)), rate, "audio"), RATE)
     expected = _tone()
     assert wave.dtype == np.float32 and abs(len(wave) - len(expected)) <= 1
     shared = slice(500, len(expected) - 500)
@@ -113,7 +135,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_any_form_of_a_waveform(form):
-    (wave,) = as_waveforms(FORMS[form], RATE, RATE)
+    wave, _ = as_sound(FORMS[form], RATE, "audio")
     tolerance = {"uint8": 5e-3, "bfloat16 tensor": 2e-3, "int16": 2e-5}.get(form, 1e-6)
     np.testing.assert_allclose(wave, WAVE, atol=tolerance)
 
@@ -185,7 +207,7 @@ FRAME_FORMS = {
 
 @pytest.mark.parametrize("form", FRAME_FORMS)
 def test_any_form_of_frames(form):
-    (clip,) = as_frames(FRAME_FORMS[form])
+    (clip,) = frames_of(FRAME_FORMS[form])
     np.testing.assert_array_equal(np.stack(clip), PICTURES)
 
 
@@ -195,26 +217,27 @@ def test_paths_bytes_and_other_pictures(tmp_path):
         paths.append(tmp_path / f"{index}.png")
         Image.fromarray(frame).save(paths[-1])
     for source in (paths, [str(path) for path in paths], [path.read_bytes() for path in paths], [paths]):
-        np.testing.assert_array_equal(np.stack(as_frames(source)[0]), PICTURES)
+        np.testing.assert_array_equal(np.stack(frames_of(source)[0]), PICTURES)
     grey = PICTURES[0, :, :, 0]
     for one in (grey, Image.fromarray(grey)):
-        np.testing.assert_array_equal(as_frames([one])[0][0], np.repeat(grey[..., None], 3, axis=2))
+        np.testing.assert_array_equal(frames_of([one])[0][0], np.repeat(grey[..., None], 3, axis=2))
     transparent = Image.fromarray(PICTURES[0]).convert("RGBA")
-    np.testing.assert_array_equal(as_frames([transparent])[0][0], PICTURES[0])
+    np.testing.assert_array_equal(frames_of([transparent])[0][0], PICTURES[0])
 
 
 def test_one_picture_is_a_clip_of_one_frame(tmp_path):
     Image.fromarray(PICTURES[0]).save(tmp_path / "one.png")
     for one in (PICTURES[0], Image.fromarray(PICTURES[0]), tmp_path / "one.png", torch.from_numpy(PICTURES[0])):
-        np.testing.assert_array_equal(as_frames(one)[0], PICTURES[:1])
+        np.testing.assert_array_equal(frames_of(one)[0], PICTURES[:1])
 
 
 def test_dark_integer_frames_stay_dark():
     dark = np.ones((1, 4, 4, 3), np.int32)
-    assert as_frames(dark)[0][0].max() == 1
+    assert frames_of(dark)[0][0].max() == 1
 
 
-def test_clips_of_differing_numbers_of_frames(processor):
+def test_clips_of_differing_numbers_of_frames(every_frame):
+    processor = every_frame
     clips = [_frames(2, seed=1), None, _frames(4, seed=2), list(_frames(1, seed=3))]
     out = processor(frames=clips, audio=[None, _tone(), None, None], sampling_rate=RATE)
     assert out["pixel_values"].shape == (4, 4, 3, 16, 16)
@@ -225,7 +248,8 @@ def test_clips_of_differing_numbers_of_frames(processor):
     assert (out["pixel_values"][~out["frame_mask"]] == 0).all()
 
 
-def test_flat_images_stay_flat_and_nested_ones_are_frames(processor):
+def test_flat_images_stay_flat_and_nested_ones_are_frames(every_frame):
+    processor = every_frame
     flat = processor(images=list(PICTURES))
     assert flat["pixel_values"].shape == (3, 3, 16, 16) and flat["frame_mask"].tolist() == [[True]] * 3
     assert processor(images=PICTURES[0])["pixel_values"].shape == (1, 3, 16, 16)
@@ -272,28 +296,26 @@ def test_a_sound_file_as_video_has_no_frames(processor, tmp_path):
 
 @pytest.mark.parametrize("rate", [0, -16_000, 16, 10**9, float("nan"), True, "16000", [16_000, 8_000]])
 def test_senseless_rates_are_refused(processor, rate):
-    with pytest.raises(
-        ValueError, match=r"sampling_rate=.* makes no sense for audio of clip 0: give one number of Hz"
-    ):
+    with pytest.raises(ValueError, match=r"sampling_rate=.* makes no sense for audio: give one number of Hz"):
         processor(audio=_tone(), sampling_rate=rate)
 
 
 def test_arrays_without_a_rate_are_refused(processor):
-    with pytest.raises(ValueError, match="audio of clip 1 is an array: pass its sampling_rate in Hz"):
+    with pytest.raises(ValueError, match="clip 1: audio is an array: pass its sampling_rate in Hz"):
         processor(audio=[None, _tone()], frames=[PICTURES, None])
 
 
 @pytest.mark.parametrize(
     ("wave", "message"),
     [
-        (np.array([0.1, np.nan]), "audio of clip 0 has NaN or infinite samples: repair it"),
-        (np.array([0.1, np.inf]), "audio of clip 0 has NaN or infinite samples"),
-        (np.zeros(0, np.float32), "audio of clip 0 is empty: leave the sound out"),
-        (np.zeros((2, 0), np.float32), "audio of clip 0 is empty"),
+        (np.array([0.1, np.nan]), "clip 0: audio has NaN or infinite samples: repair it"),
+        (np.array([0.1, np.inf]), "clip 0: audio has NaN or infinite samples"),
+        (np.zeros(0, np.float32), "clip 0: audio is empty: leave the sound out"),
+        (np.zeros((2, 0), np.float32), "clip 0: audio is empty"),
         ([], "audio is an empty list: pass at least one clip"),
-        (np.zeros((2, 2, 2, 2)), r"audio of clip 0 has shape \(2, 2, 2, 2\): expected \(samples,\)"),
-        (np.zeros(9, np.int64), "audio of clip 0 has samples of type int64: pass floats"),
-        ({"array": np.zeros(9)}, "audio of clip 0 has samples of type object: pass floats"),
+        (np.zeros((2, 2, 2, 2)), r"clip 0: audio has shape \(2, 2, 2, 2\): expected \(samples,\)"),
+        (np.zeros(9, np.int64), "clip 0: audio has samples of type int64: pass floats"),
+        ({"array": np.zeros(9)}, "clip 0: audio of type dict|'sampling_rate'"),
     ],
 )
 def test_waveforms_that_are_none_are_refused(processor, wave, message):
@@ -305,15 +327,15 @@ def test_waveforms_that_are_none_are_refused(processor, wave, message):
     ("frames", "message"),
     [
         ([], "frames is an empty list: pass at least one clip"),
-        ([[]], "frames of clip 0: zero frames; leave the frames out"),
-        (np.zeros((0, 16, 16, 3), np.uint8), "frames of clip 0: zero frames"),
-        ([[PICTURES[0], None]], r"frame 1 of clip 0 has shape \(\)"),
-        (np.zeros((2, 16, 16, 4), np.uint8), r"frame 0 of clip 0 has shape \(16, 16, 4\): expected \(H, W, 3\)"),
-        (np.full((1, 4, 4, 3), 300.0), r"frame 0 of clip 0 has pixels outside \[0, 255\]"),
-        (np.full((1, 4, 4, 3), -0.5), r"frame 0 of clip 0 has pixels outside \[0, 255\]"),
-        (np.full((1, 4, 4, 3), np.nan), "frame 0 of clip 0 has NaN or infinite pixels"),
-        ([b"no picture"], "frame 0 of clip 0 cannot be read as an image"),
-        (["/no/such/picture.png"], "/no/such/picture.png cannot be read as an image"),
+        ([[]], "clip 0: zero frames: leave the frames out"),
+        (np.zeros((0, 16, 16, 3), np.uint8), "clip 0: zero frames"),
+        ([[PICTURES[0], None]], r"clip 0: frame 1 is null"),
+        (np.zeros((2, 16, 16, 4), np.uint8), r"clip 0: frame 0 has shape \(16, 16, 4\): expected \(H, W, 3\)"),
+        (np.full((1, 4, 4, 3), 300.0), r"clip 0: frame 0 has pixels outside \[0, 255\]"),
+        (np.full((1, 4, 4, 3), -0.5), r"clip 0: frame 0 has pixels outside \[0, 255\]"),
+        (np.full((1, 4, 4, 3), np.nan), "clip 0: frame 0 has NaN or infinite pixels"),
+        ([b"no picture"], "clip 0: frame 0 cannot be read as an image"),
+        (["/no/such/picture.png"], "/no/such/picture.png: no such image file"),
     ],
 )
 def test_frames_that_are_none_are_refused(processor, frames, message):
@@ -391,7 +413,7 @@ def test_save_and_load(processor, tmp_path):
     assert saved["auto_map"]["AutoProcessor"] == "processing_mmbalance.MMBalanceProcessor"
     assert (tmp_path / "processing_mmbalance.py").is_file() and (tmp_path / "media_mmbalance.py").is_file()
     for again in (MMBalanceProcessor.from_pretrained(tmp_path), _auto(tmp_path)):
-        assert again.frames_per_clip == 3 and again.to_dict() == processor.to_dict()
+        assert again.spec.frames == 3 and again.to_dict() == processor.to_dict()
         inputs = {"audio": _tone(), "frames": PICTURES, "sampling_rate": RATE}
         for name, values in processor(**inputs).items():
             assert torch.equal(again(**inputs)[name], values)
@@ -402,7 +424,8 @@ def _auto(folder: Path) -> MMBalanceProcessor:
     return AutoProcessor.from_pretrained(folder)
 
 
-def test_the_model_takes_what_the_processor_gives(processor):
+def test_the_model_takes_what_the_processor_gives(every_frame):
+    processor = every_frame
     batch = processor(
         audio=[_tone(), None, _tone()], frames=[PICTURES, PICTURES[:1], None], sampling_rate=RATE, return_tensors="pt"
     )
@@ -414,8 +437,8 @@ def test_the_model_takes_what_the_processor_gives(processor):
 
 def test_from_backbones(processor, tmp_path):
     audio, vision = ASTConfig(num_mel_bins=16, max_length=24), ViTConfig(image_size=16)
-    new = MMBalanceProcessor.from_backbones(audio, vision, audio_max_length=40, frames_per_clip=5)
-    assert (new.feature_extractor.max_length, new.feature_extractor.num_mel_bins, new.frames_per_clip) == (40, 16, 5)
+    new = MMBalanceProcessor.from_backbones(audio, vision, audio_max_length=40, reading={"frames": 5})
+    assert (new.feature_extractor.max_length, new.feature_extractor.num_mel_bins, new.spec.frames) == (40, 16, 5)
     audio.save_pretrained(tmp_path / "audio")  # a backbone without a processor file
     processor.image_processor.save_pretrained(tmp_path / "vision")
     new = MMBalanceProcessor.from_backbones(tmp_path / "audio", tmp_path / "vision")
@@ -449,7 +472,7 @@ def test_pictures_in_another_shape_than_square():
 
 
 def test_bytes_io_is_not_mistaken_for_a_waveform(processor):
-    with pytest.raises(ValueError, match="audio of clip 0 has samples of type object"):
+    with pytest.raises(ValueError, match="clip 0: audio of type BytesIO is not taken"):
         processor(audio=io.BytesIO(b"abc"), sampling_rate=RATE)
 
 

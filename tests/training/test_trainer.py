@@ -491,7 +491,7 @@ def test_input_statistics(tmp_path):
     assert (processor.feature_extractor.mean, processor.feature_extractor.std) == (-1.5, 2.5)
     assert processor.image_processor.image_mean == [0.1, 0.2, 0.3]
     assert processor.image_processor.image_std == (0.5, 0.5, 0.5)
-    assert processor.frames_per_clip == 2
+    assert processor.spec.frames == 2
 
 
 def test_callbacks_of_the_user_are_kept(tmp_path):

@@ -92,7 +92,7 @@ def tiny_model(fusion: str = "adaptive", seed: int = 0, **options: Any) -> MMBal
 
 
 def tiny_processor() -> MMBalanceProcessor:
-    return MMBalanceProcessor.from_backbones(_config(AUDIO), _config(VISION), frames_per_clip=2)
+    return MMBalanceProcessor.from_backbones(_config(AUDIO), _config(VISION), reading={"frames": 2})
 
 
 def _config(tower: dict[str, Any]) -> Any:

@@ -16,8 +16,8 @@ from hf_mmbalance.data.files import walk_files
 SOURCES = {
     "synthetic": ("sources.synthetic", "SyntheticOptions", "synthetic_clips"),
     "grid": ("sources.grid", "GridOptions", "grid_clips"),
-    "folder": ("own_clips", "FolderOptions", "folder_clips"),
-    "table": ("own_clips", "TableOptions", "table_clips"),
+    "folder": ("sources.folder", "FolderOptions", "folder_clips"),
+    "table": ("sources.table", "TableOptions", "table_clips"),
     "hub": ("sources.hub", "HubOptions", "hub_clips"),
 }
 NAMED = ("synthetic", "grid")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError, split_name
+from hf_mmbalance.data.clips import ClipSplits, DataError, split_name
 from hf_mmbalance.data.files import walk_files
-from hf_mmbalance.data.media_clips import ClipRecord, MediaClips, decode_all
 from hf_mmbalance.data.options import MediaOptions, option
+from hf_mmbalance.data.sources.rows import Row, clips_from_rows
 from hf_mmbalance.data.splits import MIN_GROUPS, fill_splits
 
 
@@ -32,8 +31,6 @@ MEDIA_SUFFIXES = (".mpg", ".mp4", ".mpeg", ".avi", ".mov")
 @dataclass
 class GridOptions(MediaOptions):
     """Options of the `grid` data."""
-
-    short_clips: ClassVar[bool] = True
 
     data_dir: str | None = option(None, "Folder with s1/*.mpg or .mp4 and the alignments.")
     label: str = option("digit", "What to recognise: digit, letter, colour, command, preposition or adverb.")
@@ -178,25 +175,20 @@ def grid_clips(options: GridOptions) -> ClipSplits:
         raise DataError("grid needs data_dir: the folder that holds s1/ and its alignments")
     clips = scan_grid(Path(options.data_dir), options.speakers)
     names, notes = assign_splits(clips, options)
-    classes = list(VOCABULARY[options.label].values())
-    records: dict[str, list[ClipRecord]] = {}
-    for clip, name in zip(clips, names, strict=True):
-        label = classes.index(clip.words[options.label])
-        record = ClipRecord(clip.id, clip.speaker, label, str(clip.path), _window(clip, options))
-        records.setdefault(name, []).append(record)
+    rows = [
+        Row(clip.id, clip.words[options.label], str(clip.path), clip.speaker, split, _window(clip, options))
+        for clip, split in zip(clips, names, strict=True)
+    ]
     speakers = {clip.speaker for clip in clips}
     if len(speakers) < MIN_GROUPS:
         notes.append(f"{len(speakers)} speaker(s): splits are by clip, so new speakers are not tested")
-    splits = {name: MediaClips(part, classes, options, name) for name, part in records.items()}
-    splits, more = decode_all(splits, options)
-    datasets: dict[str, ClipDataset] = dict(splits)
-    return ClipSplits("grid", classes, datasets, options.sampling_rate, notes + more)
+    return clips_from_rows("grid", rows, list(VOCABULARY[options.label].values()), options, notes)
 
 
 def _window(clip: GridClip, options: GridOptions) -> tuple[float, float] | None:
+    """The time of the labelled word, without margin."""
     if options.window == "clip":
         return None
     if clip.times is None:
         raise DataError(f"{clip.path}: no {clip.path.stem}.align found; window=word needs the alignments")
-    start, end = clip.times[options.label]
-    return max(start - options.margin, 0.0), end + options.margin
+    return clip.times[options.label]

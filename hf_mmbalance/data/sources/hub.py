@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hf_mmbalance.data.clips import ClipSplits, DataError, split_name
-from hf_mmbalance.data.images import decode_images
-from hf_mmbalance.data.media_clips import ClipRecord, DecodedClip, DecodeSpec
+from hf_mmbalance.data.media_clips import ClipRecord
 from hf_mmbalance.data.options import MediaOptions, option
-from hf_mmbalance.data.own_clips import Row, clips_from_rows
-from hf_mmbalance.model.media_mmbalance import MediaError, read_audio, read_media
+from hf_mmbalance.data.sources.rows import Row, clips_from_rows
+from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 
 GROUP_NAMES = ("group", "actor", "speaker", "speaker_id", "subject", "video_id", "youtube_id")
 ID_NAMES = ("id", "clip_id", "clip", "file", "name")
 LABEL_NAMES = ("label", "labels", "class", "emotion", "target")
 TIME_NAMES = ("frame_times", "times")
+REPORT = "build_report.json"
 GAIN_NAME = "audio_gain"  # what our own builds scaled a sound down by that went beyond full scale
 
 
@@ -37,8 +37,7 @@ class HubOptions(MediaOptions):
     id_column: str | None = option(None, "Column with the clip's id.")
     start_column: str | None = option(None, "Column with the start of the window to use, in seconds.")
     end_column: str | None = option(None, "Column with the end of the window to use, in seconds.")
-    margin: float = option(0.0, "Seconds kept before and after that window.")
-    streaming: bool = option(False, "Read the rows as a stream: no copy of the data set on disk, clips in memory.")
+    in_memory: bool = option(False, "Read the rows over the network into memory: no copy of the data set on disk.")
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,11 @@ class Columns:
     start: str | None
     end: str | None
 
+    @property
+    def media(self) -> list[str]:
+        """Columns that hold media."""
+        return [name for name in (self.audio, self.frames, self.video, self.times, self.gain) if name]
+
 
 def hub_clips(name: str, options: HubOptions) -> ClipSplits:
     """Load a data set by `datasets.load_dataset`; bytes are decoded here, so torchcodec is not needed.
@@ -66,29 +70,74 @@ def hub_clips(name: str, options: HubOptions) -> ClipSplits:
     from datasets import load_dataset
 
     try:
-        loaded = load_dataset(name, options.config, revision=options.revision, streaming=options.streaming)
+        loaded = load_dataset(name, options.config, revision=options.revision, streaming=options.in_memory)
     except Exception as error:  # many kinds: a missing folder, an unknown config, no network
         raise DataError(f"{name}: the data set cannot be loaded ({type(error).__name__}: {error})") from error
+    return clips_of(loaded, options, name=name, stored=stored_reading(name, options))
+
+
+def clips_of(
+    loaded: Any, options: HubOptions | None = None, *, name: str = "dataset", stored: ReadingSpec | None = None
+) -> ClipSplits:
+    """Clips of a `datasets.DatasetDict` (or a mapping of splits, or one `Dataset`, taken as train).
+
+    Args:
+        loaded: with a label column, and sound, images or video in others.
+        options: how to read it; by default as `HubOptions()`.
+        name: what messages call it.
+        stored: how raw files were stored in it, for a built data set.
+
+    Raises:
+        DataError: columns are missing or of a wrong kind, clips that do not decode.
+    """
+    options = options or HubOptions()
+    loaded = loaded if isinstance(loaded, Mapping) else {"train": loaded}
     features = next(iter(loaded.values())).features
     if features is None:
-        raise DataError(f"{name}: the columns are unknown until read; use streaming=false")
+        raise DataError(f"{name}: the columns are unknown until read; use in_memory=false")
     columns = find_columns(name, features, options)
-    parts: dict[str, Any] = {split_name(split): undecoded(part) for split, part in loaded.items()}
-    if options.streaming:
-        parts = {split: StreamedRows(part) for split, part in parts.items()}
+    parts: dict[str, Any] = {split_name(str(split)): undecoded(part) for split, part in loaded.items()}
+    if options.in_memory:
+        parts = {split: RowList(part) for split, part in parts.items()}
     labels = getattr(features[columns.label], "names", None)
     rows: list[Row] = []
     for split, part in parts.items():
         rows += _rows(split, part, columns, labels, options)
     classes = list(labels) if labels else sorted({row.label for row in rows})
-    return clips_from_rows(name, rows, classes, options, [], RowDecoder(parts, columns))
+    return clips_from_rows(name, rows, classes, options, [], RowReader(parts, columns), stored)
 
 
-class StreamedRows(list[dict[str, Any]]):
+def stored_reading(name: str, options: HubOptions) -> ReadingSpec | None:
+    """How raw files were stored in a data set that this package built; None for others.
+
+    The build's report stands beside its shards, in a folder or on the Hub.
+
+    Raises:
+        DataError: the report is there but cannot be read.
+    """
+    path = Path(name) / REPORT
+    if not Path(name).is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            path = Path(hf_hub_download(name, REPORT, repo_type="dataset", revision=options.revision))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
+            return None
+    if not path.is_file():
+        return None
+    try:
+        reading = json.loads(path.read_text(encoding="utf-8")).get("reading")
+        return None if reading is None else ReadingSpec.from_dict(reading)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: the report of the build cannot be read ({error}); build it again") from error
+
+
+class RowList(list[dict[str, Any]]):
     """The rows of a stream, read once; as much of `datasets.Dataset` as is used here."""
 
-    def select_columns(self, names: list[str]) -> StreamedRows:
-        return StreamedRows({name: row[name] for name in names} for row in self)
+    def select_columns(self, names: list[str]) -> RowList:
+        return RowList({name: row[name] for name in names} for row in self)
 
 
 def undecoded(part: Any) -> Any:
@@ -166,82 +215,33 @@ def read_row(
         raise DataError(f"clip {clip!r} has label {label}, outside the {len(names)} classes")
     window = None
     if columns.start and columns.end and entry[columns.start] is not None:
-        window = (max(entry[columns.start] - options.margin, 0.0), entry[columns.end] + options.margin)
+        window = (float(entry[columns.start]), float(entry[columns.end]))
     text = names[label] if names is not None else str(label)
     group = str(entry[columns.group]) if columns.group else clip
     return Row(clip, text, f"{split}:{index}", group, split, window)
 
 
 @dataclass(frozen=True)
-class RowDecoder:
-    """Decodes a row's bytes; picklable, since rows are read by number."""
+class RowReader:
+    """Gives the media of a record's row; picklable, since rows are read by number."""
 
     parts: dict[str, Any]
     columns: Columns
 
-    def __call__(self, record: ClipRecord, spec: DecodeSpec) -> DecodedClip:
+    def __call__(self, record: ClipRecord) -> dict[str, Any]:
         split, _, index = record.source.partition(":")
-        media = [name for name in (self.columns.audio, self.columns.frames, self.columns.video) if name]
-        wanted = media + [name for name in (self.columns.times, self.columns.gain) if name]
         part = self.parts[split]
-        stored = part if isinstance(part, StreamedRows) else part.select_columns(wanted)
-        row = stored[int(index)]
-        return decode_row(row, self.columns, record, spec)
+        stored = part if isinstance(part, RowList) else part.select_columns(self.columns.media)
+        return media_of_row(stored[int(index)], self.columns)
 
 
-def decode_row(row: dict[str, Any], columns: Columns, record: ClipRecord, spec: DecodeSpec) -> DecodedClip:
-    """Decode the media of one row.
-
-    Raises:
-        MediaError: names the clip.
-    """
-    try:
-        return _decode_parts(row, columns, record, spec)
-    except MediaError as error:
-        raise MediaError(error.reason, f"clip {record.id!r}: {error}") from None
-
-
-def _decode_parts(row: dict[str, Any], columns: Columns, record: ClipRecord, spec: DecodeSpec) -> DecodedClip:
-    notes: list[str] = []
-    audio = frames = times = None
-    if columns.video and row[columns.video] is not None:
-        clip = read_media(
-            _content(row[columns.video]),
-            num_frames=None if record.window else spec.frames,
-            sampling_rate=spec.sampling_rate,
-            crop=spec.crop,
-            size=spec.frame_size,
-            max_seconds=spec.max_seconds,
-        )
-        audio, frames, times = clip.audio, clip.frames, clip.frame_times
-        notes += clip.notes
-    if columns.audio and row[columns.audio] is not None:
-        audio, _ = read_audio(
-            _content(row[columns.audio]), sampling_rate=spec.sampling_rate, max_seconds=spec.max_seconds
-        )
-        if columns.gain and row[columns.gain] is not None:
-            audio = audio * np.float32(row[columns.gain])
-    if columns.frames and row[columns.frames]:
-        images = row[columns.frames]
-        images = [images] if isinstance(images, dict) else images
-        frames = decode_images([_content(image) for image in images], spec.crop, spec.frame_size)
-        times = np.array(row[columns.times], dtype=np.float64) if columns.times and row[columns.times] else None
-    if audio is None and frames is None:
-        raise MediaError("undecodable", "the row holds neither sound nor frames")
-    notes += ["no_audio: the row has no sound"] if audio is None else []
-    notes += ["no_video: the row has no frames"] if frames is None else []
-    length = len(audio) / spec.sampling_rate if audio is not None else 0.0
-    if frames is not None and times is None:
-        length = length or float(len(frames))
-        times = (np.arange(len(frames)) + 0.5) * length / len(frames)
-    window = record.window or (0.0, length or float(times[-1]) + 1e-3)  # type: ignore[index]
-    exact = record.window is None and frames is not None and len(frames) == spec.frames
-    return DecodedClip(audio, 0.0, frames, times, window, tuple(notes), exact)
-
-
-def _content(media: Any) -> bytes | str:
-    """Bytes where they are embedded, else the path."""
-    content = media if isinstance(media, (bytes, str)) else media.get("bytes") or media.get("path")
-    if content is None:
-        raise MediaError("missing", "the row holds neither bytes nor a path")
-    return content
+def media_of_row(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """A row's media under the names that `read` takes."""
+    named = {
+        "audio": columns.audio,
+        "frames": columns.frames,
+        "video": columns.video,
+        "frame_times": columns.times,
+        "audio_gain": columns.gain,
+    }
+    return {name: row[column] for name, column in named.items() if column and row[column] is not None}

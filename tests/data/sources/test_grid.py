@@ -126,7 +126,7 @@ def test_the_window_counts_however_many_frames_are_kept(one_speaker):
 def test_cache_folder_is_used_again(one_speaker, tmp_path, monkeypatch):
     options = {"data_dir": str(one_speaker), "frames": 2, "frame_size": [8, 8], "cache_dir": str(tmp_path / "cache")}
     first = load_clips("grid", **options)["test"][0]
-    monkeypatch.setattr("hf_mmbalance.data.media_clips.read_media", None)  # a second decoding would fail
+    monkeypatch.setattr("hf_mmbalance.data.media_clips.decode", None)  # a second decoding would fail
     second = load_clips("grid", **options)["test"][0]
     np.testing.assert_array_equal(first["audio"], second["audio"])
     np.testing.assert_array_equal(first["frames"], second["frames"])

@@ -56,7 +56,7 @@ def test_folder_of_class_folders(folder):
 def test_folder_with_split_folders(folder, tmp_path):
     for split in ("train", "val", "test"):
         (tmp_path / split).symlink_to(folder)
-    with pytest.raises(DataError, match="stand twice"):
+    with pytest.raises(DataError, match="occur twice"):
         load_clips(str(tmp_path), **SMALL)
     (tmp_path / "val").unlink()
     (tmp_path / "test").unlink()
@@ -145,7 +145,7 @@ def test_bad_tables(tmp_path):
     with pytest.raises(DataError, match="no rows"):
         load_clips(str(table))
     table.write_text("path,label\na.mp4,x\na.mp4,y\n")
-    with pytest.raises(DataError, match="stand twice"):
+    with pytest.raises(DataError, match="occur twice"):
         load_clips(str(table))
     table.write_text("path,label\na.mp4,x\nb.mp4,\n")
     with pytest.raises(DataError, match="row 2.*'label' is empty"):
@@ -207,10 +207,10 @@ def built(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_built_data_set(built, streaming):
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_built_data_set(built, in_memory):
     assert source_of(str(built)) == "hub"
-    splits = load_clips(str(built), streaming=streaming, **SMALL)
+    splits = load_clips(str(built), in_memory=in_memory, **SMALL)
     assert splits.classes == list(COLOURS) and len(splits["test"]) == 6
     assert splits.shared_groups() == {}
     clip = pickle.loads(pickle.dumps(splits["train"]))[0]

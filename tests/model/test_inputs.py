@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_mmbalance.data.images import _Jpeg, decode_images
+from hf_mmbalance.model.inputs_mmbalance import _Jpeg, as_frames
 from hf_mmbalance.model.media_mmbalance import MediaError
 
 
@@ -29,7 +29,7 @@ def stored(image: Image.Image, kind: str, **options) -> bytes:
 def test_jpeg_agrees_with_pillow(subsampling):
     content = stored(picture(), "JPEG", quality=90, subsampling=subsampling)
     assert _Jpeg().decode(content) is not None
-    difference = np.abs(decode_images([content])[0].astype(int) - np.asarray(Image.open(io.BytesIO(content))))
+    difference = np.abs(as_frames([content])[0].astype(int) - np.asarray(Image.open(io.BytesIO(content))))
     assert difference.mean() < 2.5 and difference.max() < 40
 
 
@@ -41,36 +41,40 @@ def test_other_formats_go_by_pillow():
         stored(picture(), "WEBP"),
     ):
         assert _Jpeg().decode(content) is None
-        assert decode_images([content]).shape == (1, 48, 64, 3)
-    np.testing.assert_array_equal(decode_images([stored(picture(), "PNG")])[0], np.asarray(picture()))
+        assert as_frames([content])[0].shape == (48, 64, 3)
+    np.testing.assert_array_equal(as_frames([stored(picture(), "PNG")])[0], np.asarray(picture()))
 
 
 def test_turned_photographs_are_set_upright():
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
     content = stored(picture(), "JPEG", exif=exif, quality=95)
-    upright = decode_images([content])[0]
+    upright = as_frames([content])[0]
     assert upright.shape == (64, 48, 3)
     assert np.abs(upright.astype(int) - np.rot90(np.asarray(picture()), -1)).mean() < 6
 
 
-def test_crop_and_size(tmp_path):
-    (tmp_path / "a.png").write_bytes(stored(picture(), "PNG"))
-    out = decode_images([str(tmp_path / "a.png"), stored(picture(1).resize((20, 20)), "PNG")])
-    assert out.shape == (2, 48, 64, 3)  # the second takes the first one's size
-    half = decode_images([stored(picture(), "PNG")], crop=(0.5, 0.0, 1.0, 1.0))
-    assert half.shape == (1, 48, 32, 3)
-    np.testing.assert_array_equal(half[0], np.asarray(picture())[:, 32:])
-    assert decode_images([stored(picture(), "PNG")], size=(10, 12)).shape == (1, 10, 12, 3)
+def test_crop_and_size():
+    half = as_frames([stored(picture(), "PNG")], crop=(0.5, 0.0, 1.0, 1.0))[0]
+    np.testing.assert_array_equal(half, np.asarray(picture())[:, 32:])
+    assert as_frames([stored(picture(), "PNG")], size=(10, 12))[0].shape == (10, 12, 3)
 
 
-def test_damage():
-    content = stored(picture(), "PNG")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_damage(kind):
+    content = stored(picture(), kind)
     for bad, reason in (
-        (content[: len(content) // 2], "undecodable"),
+        (content[: len(content) // 2], "undecodable"),  # FFmpeg would make up the rest of a JPEG
         (b"", "undecodable"),
         ("no/such.jpg", "missing"),
+        (None, "missing"),
     ):
         with pytest.raises(MediaError) as caught:
-            decode_images([bad])
+            as_frames([bad])
         assert caught.value.reason == reason
+
+
+def test_an_image_that_decodes_to_much_more_than_it_weighs_is_refused_before_it_decodes():
+    with pytest.raises(MediaError, match="13000 x 13000 pixels are over max_pixels") as caught:
+        as_frames([stored(Image.new("1", (13000, 13000)), "PNG")])
+    assert caught.value.reason == "too_large"

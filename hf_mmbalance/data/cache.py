@@ -1,0 +1,70 @@
+"""Decoded clips in a folder, for the next run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_mmbalance.model.reading_mmbalance import DecodedClip
+
+
+PARTS = ("audio", "frames", "frame_times")
+
+
+def load_or_make(folder: Path, source: str, key: Any, make: Callable[[], DecodedClip]) -> DecodedClip:
+    """The clip from the folder, or made and put there.
+
+    Args:
+        folder: of the cache.
+        source: file that the clip is made of: where its size or time changes, the clip is made anew.
+        key: all else that the clip depends on; its `repr` counts.
+        make: decodes the clip.
+    """
+    path = _file_of(folder, source, key)
+    if path.exists():
+        try:
+            return _load(path)
+        except Exception:  # cut short by a full disk or damaged: numpy and zipfile raise many kinds
+            path.unlink(missing_ok=True)
+    clip = make()
+    _save(path, clip)
+    return clip
+
+
+def _file_of(folder: Path, source: str, key: Any) -> Path:
+    stat = os.stat(source) if os.path.exists(source) else None
+    state = (stat.st_size, stat.st_mtime_ns) if stat else None
+    # Another version's files are not taken for this one's.
+    layout = [field.name for field in fields(DecodedClip)]
+    digest = hashlib.blake2b(repr((layout, source, state, key)).encode(), digest_size=16).hexdigest()
+    return folder / digest[:2] / f"{digest}.npz"
+
+
+def _save(path: Path, clip: DecodedClip) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    there = {name: part for name in PARTS if (part := getattr(clip, name)) is not None}
+    draft = path.with_suffix(f".{os.getpid()}-{id(clip)}.tmp.npz")
+    np.savez(
+        draft,
+        audio_start=clip.audio_start,
+        window=clip.window,
+        frame_span=clip.frame_span,
+        exact=clip.exact,
+        notes=np.array(clip.notes, dtype=str),
+        **there,
+    )
+    os.replace(draft, path)  # a killed run leaves no half file under the real name
+
+
+def _load(path: Path) -> DecodedClip:
+    with np.load(path) as file:
+        audio, frames, times = (file[name] if name in file.files else None for name in PARTS)
+        window, span = ((float(file[name][0]), float(file[name][1])) for name in ("window", "frame_span"))
+        notes = tuple(str(note) for note in file["notes"])
+        return DecodedClip(audio, float(file["audio_start"]), frames, times, window, span, bool(file["exact"]), notes)

@@ -1,0 +1,93 @@
+"""Decode all clips of a data set before training starts, and say which cannot be."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from tqdm.auto import tqdm
+
+from hf_mmbalance.data.clips import DataError
+from hf_mmbalance.data.media_clips import MediaClips
+from hf_mmbalance.data.options import MediaOptions
+from hf_mmbalance.model.media_mmbalance import MediaError
+
+
+def decode_all(splits: dict[str, MediaClips], options: MediaOptions) -> tuple[dict[str, MediaClips], list[str]]:
+    """Decode every clip of every split once, side by side, with a progress bar.
+
+    Args:
+        splits: data sets that share `options`.
+        options: `on_error`, `cache`, `cache_gib` and `workers` are used.
+
+    Returns:
+        The data sets, less the clips that were skipped, and notes.
+
+    Raises:
+        DataError: clips do not decode and `on_error` is `raise`; names them with their reasons.
+    """
+    jobs = [(name, place) for name, dataset in splits.items() for place in range(len(dataset))]
+    notes, keep = [], options.cache != "none"
+    if options.cache == "auto" and jobs:
+        size = _first_size(splits, jobs) * len(jobs) / 2**30
+        keep = size <= options.cache_gib
+        if not keep:
+            text = f"decoded clips would take about {size:.1f} GiB (cache_gib={options.cache_gib})"
+            notes.append(f"{text}: they are decoded again in every epoch")
+    if not keep and options.cache_dir is None and options.on_error == "raise":
+        return splits, notes
+    if keep:
+        for dataset in splits.values():
+            dataset.keep()
+    failed: dict[tuple[str, int], MediaError] = {}
+    remarks: dict[str, int] = {}
+
+    def work(job: tuple[str, int]) -> None:
+        name, place = job
+        try:
+            for note in splits[name].decoded(place).notes:
+                remarks[note.split(":")[0]] = remarks.get(note.split(":")[0], 0) + 1
+        except MediaError as error:
+            failed[job] = error
+
+    with ThreadPoolExecutor(options.workers or os.cpu_count() or 1) as pool:
+        list(
+            tqdm(
+                pool.map(work, jobs),
+                total=len(jobs),
+                desc="decoding clips",
+                unit="clip",
+                disable=True if len(jobs) < 50 else None,
+            )
+        )
+    notes += [f"{count} clips: {remark}" for remark, count in sorted(remarks.items())]
+    return _without_failures(splits, failed, options, notes), notes
+
+
+def _first_size(splits: dict[str, MediaClips], jobs: list[tuple[str, int]]) -> int:
+    for name, place in jobs[:20]:
+        try:
+            return splits[name].decoded(place).nbytes
+        except MediaError:
+            continue
+    return 0
+
+
+def _without_failures(
+    splits: dict[str, MediaClips], failed: dict[tuple[str, int], MediaError], options: MediaOptions, notes: list[str]
+) -> dict[str, MediaClips]:
+    if not failed:
+        return splits
+    some = [f"{error} [{error.reason}]" for _, error in sorted(failed.items())]
+    if options.on_error == "raise":
+        more = f"\n  ... and {len(some) - 10} more" if len(some) > 10 else ""
+        text = f"{len(some)} clips cannot be used:\n  " + "\n  ".join(some[:10]) + more
+        raise DataError(f"{text}\nmend or remove them, or pass on_error=skip to leave them out")
+    notes.append(f"{len(some)} clips were left out: {'; '.join(some)}")
+    out = {
+        name: dataset.without({place for split, place in failed if split == name}) for name, dataset in splits.items()
+    }
+    empty = [name for name, dataset in out.items() if len(dataset) == 0]
+    if empty:
+        raise DataError(f"no clip of the {', '.join(empty)} split can be decoded: {some[0]}")
+    return out

@@ -1,0 +1,99 @@
+"""Your own clips in a folder of class folders."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_mmbalance.data.clips import SPLIT_ALIASES, SPLITS, ClipSplits, DataError, split_name
+from hf_mmbalance.data.files import walk_files
+from hf_mmbalance.data.options import MediaOptions, option
+from hf_mmbalance.data.sources.rows import Row, clips_from_rows
+
+
+MEDIA_SUFFIXES = frozenset(
+    ".mp4 .m4v .mov .mkv .webm .avi .flv .mpg .mpeg .wmv .3gp .ts .ogv .wav .flac .mp3 .ogg .opus .m4a .aac".split()
+)
+
+
+@dataclass
+class FolderOptions(MediaOptions):
+    """Options of a folder of class folders: `<class>/<clip>` or `<split>/<class>/<clip>`."""
+
+    group_pattern: str | None = option(
+        None,
+        "Regular expression on the file name (without suffix); its first bracket is the group that must not be on "
+        "both sides of a split, e.g. '^([^_]+)_' for speaker_clip.mp4. By default every clip is its own group.",
+    )
+
+
+def folder_clips(path: str, options: FolderOptions) -> ClipSplits:
+    """Load a folder of class folders.
+
+    Raises:
+        DataError: a missing or empty folder, two files of one name, clips that do not decode.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise DataError(f"{path}: no such folder")
+    tops = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not tops:
+        raise DataError(f"{path}: the folder holds no class folders; the layout is <class>/<clip> in it")
+    known = {name for name in tops if name.lower() in SPLITS or name.lower() in SPLIT_ALIASES}
+    if known and known != set(tops):
+        text = f"{path}: {', '.join(sorted(known))} are splits but {', '.join(sorted(set(tops) - known)[:5])} are not"
+        raise DataError(f"{text}; use either <split>/<class>/<clip> or <class>/<clip>")
+    pattern = re.compile(options.group_pattern) if options.group_pattern else None
+    rows: list[Row] = []
+    ignored: list[str] = []
+    _refuse_loose_files(root, sorted(known))
+    for split in sorted(known) or [None]:  # type: ignore[list-item]
+        rows += _folder_rows(root / split if split else root, split, pattern, ignored)
+    if not rows:
+        raise DataError(f"{path}: no media files (e.g. mp4, flv, wav) in its class folders")
+    files = Counter(os.path.realpath(row.source) for row in rows)
+    doubled = [file for file, count in files.items() if count > 1]
+    if doubled:
+        raise DataError(f"{path}: {len(doubled)} files occur twice (by links), e.g. {doubled[0]}; keep one")
+    notes = [f"{len(ignored)} files are no media and were ignored: {', '.join(ignored[:5])}"] if ignored else []
+    return clips_from_rows(root.name, rows, sorted({row.label for row in rows}), options, notes)
+
+
+def _refuse_loose_files(root: Path, splits: list[str]) -> None:
+    """Refuse media files that lie where class folders are expected: they have no class.
+
+    Raises:
+        DataError: names the first.
+    """
+    places = [root, *(root / split for split in splits)]
+    loose = [
+        path
+        for place in places
+        for path in sorted(place.iterdir())
+        if path.is_file() and path.suffix.lower() in MEDIA_SUFFIXES
+    ]
+    if loose:
+        text = f"{root}: {len(loose)} media files lie outside the class folders, e.g. {loose[0].relative_to(root)}"
+        raise DataError(f"{text}; move each into the folder of its class, or elsewhere")
+
+
+def _folder_rows(root: Path, split: str | None, pattern: re.Pattern[str] | None, ignored: list[str]) -> list[Row]:
+    rows = []
+    for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+        if folder.suffix.lower() in MEDIA_SUFFIXES:
+            raise DataError(f"{folder}: a folder named like a media file; rename it if it holds the clips of a class")
+        for path in walk_files(folder):
+            if path.suffix.lower() not in MEDIA_SUFFIXES:
+                ignored.append(str(path.relative_to(root)))
+                continue
+            # With split folders the split is part of the name: files of one name may stand in several.
+            name = path.relative_to(root.parent if split else root).with_suffix("").as_posix()
+            found = pattern.search(path.stem) if pattern else None
+            if pattern and (found is None or not found.groups()):
+                raise DataError(f"{path}: group_pattern {pattern.pattern!r} finds no group in {path.stem!r}")
+            group = found.group(1) if found else name
+            rows.append(Row(name, folder.name, str(path), group, split_name(split) if split else None))
+    return rows

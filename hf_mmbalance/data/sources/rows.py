@@ -1,0 +1,83 @@
+"""What every source of media gives: rows, which become clips in splits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError
+from hf_mmbalance.data.decoding import decode_all
+from hf_mmbalance.data.media_clips import ClipRecord, Fetch, MediaClips, media_file
+from hf_mmbalance.data.options import MediaOptions
+from hf_mmbalance.data.splits import fill_splits
+from hf_mmbalance.model.reading_mmbalance import ReadingSpec
+
+
+@dataclass(frozen=True)
+class Row:
+    """A clip as a source names it; `window` in seconds, without margin."""
+
+    id: str
+    label: str
+    source: str
+    group: str
+    split: str | None = None
+    window: tuple[float, float] | None = None
+
+
+def clips_from_rows(
+    name: str,
+    rows: Sequence[Row],
+    classes: Sequence[str],
+    options: MediaOptions,
+    notes: list[str],
+    fetch: Fetch = media_file,
+    stored: ReadingSpec | None = None,
+) -> ClipSplits:
+    """Splits, records and decoded clips of rows from any source.
+
+    Args:
+        name: of the data set.
+        rows: its clips.
+        classes: names of the labels, in order.
+        options: splits, noise, augmentation, cache and limits.
+        notes: said of the data so far.
+        fetch: gives a record's media.
+        stored: how raw files were stored where these are rows of a built data set.
+
+    Raises:
+        DataError: ids that occur twice, a single class, clips that do not decode.
+    """
+    doubled = [clip for clip, count in Counter(row.id for row in rows).items() if count > 1]
+    if doubled:
+        sources = [row.source for row in rows if row.id == doubled[0]]
+        raise DataError(f"{len(doubled)} clip ids occur twice, e.g. {doubled[0]!r}: {', '.join(sources[:2])}")
+    if len(classes) < 2:
+        raise DataError(f"{name}: only one class ({', '.join(classes)}); at least two are needed")
+    rows = sorted(rows, key=lambda row: row.id)  # one order, whatever the source: seeds then mean the same
+    place = {label: i for i, label in enumerate(classes)}
+    fractions = {split: getattr(options, f"{split}_fraction") for split in ("test", "validation", "calibration")}
+    splits, more = fill_splits(
+        [row.id for row in rows],
+        [place[row.label] for row in rows],
+        [row.group for row in rows],
+        [row.split for row in rows],
+        fractions=fractions,
+        seed=options.seed,
+    )
+    records: dict[str, list[ClipRecord]] = {}
+    for row, split in zip(rows, splits, strict=True):
+        record = ClipRecord(row.id, row.group, place[row.label], row.source, row.window)
+        records.setdefault(split, []).append(record)
+    spec = options.reading(spans=any(row.window is not None for row in rows), stored=stored)
+    media = {split: MediaClips(part, classes, options, split, spec, fetch) for split, part in records.items()}
+    media, remarks = decode_all(media, options)
+    datasets: dict[str, ClipDataset] = dict(media)
+    loaded = ClipSplits(name, list(classes), datasets, options.sampling_rate, notes + more + remarks, reading=spec)
+    shared = loaded.shared_groups()
+    if shared and len({row.group for row in rows}) > 1:
+        pairs = ", ".join(f"{first} and {second} ({len(groups)})" for (first, second), groups in shared.items())
+        example = next(iter(shared.values()))[0]
+        loaded.notes.append(f"groups are on both sides of splits: {pairs}, e.g. {example}")
+    return loaded

@@ -1,0 +1,87 @@
+"""Your own clips in a table of paths and labels."""
+
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hf_mmbalance.data.clips import ClipSplits, DataError, split_name
+from hf_mmbalance.data.options import MediaOptions, option
+from hf_mmbalance.data.sources.rows import Row, clips_from_rows
+
+
+@dataclass
+class TableOptions(MediaOptions):
+    """Options of a CSV or Parquet table with one clip a row; paths are relative to the table."""
+
+    path_column: str = option("path", "Column of the file's path.")
+    label_column: str = option("label", "Column of the class: a name, or a number with classes given.")
+    group_column: str = option("group", "Column of the group (actor, speaker, source video), if there.")
+    split_column: str = option("split", "Column of the split, if there.")
+    id_column: str = option("id", "Column of the clip's id, if there; else the path.")
+    start_column: str = option("start", "Column of the window's start in seconds, if there.")
+    end_column: str = option("end", "Column of the window's end in seconds, if there.")
+    classes: list[str] | None = option(None, "Names of the classes in order; by default the sorted labels.")
+
+
+def table_clips(path: str, options: TableOptions) -> ClipSplits:
+    """Load a CSV (comma or tab) or Parquet table of clips.
+
+    Raises:
+        DataError: a missing or empty table or column, a label outside `classes`, doubled ids, undecodable clips.
+    """
+    table = Path(path)
+    entries = _read_table(table)
+    names = set(entries[0])
+    for column in (options.path_column, options.label_column):
+        if column not in names:
+            raise DataError(f"{path}: no column {column!r} (it has {', '.join(sorted(names))}); name it by the option")
+    rows = [_table_row(table, number, entry, options) for number, entry in enumerate(entries, start=1)]
+    labels = sorted({row.label for row in rows})
+    classes = options.classes or labels
+    if options.classes and all(label.isdigit() for label in labels) and not set(labels) <= set(classes):
+        if max(map(int, labels)) < len(classes):
+            rows = [replace(row, label=classes[int(row.label)]) for row in rows]
+    outside = [row for row in rows if row.label not in classes]
+    if outside:
+        text = f"{path}: label {outside[0].label!r} of {outside[0].id!r} is not among the classes {', '.join(classes)}"
+        raise DataError(f"{text} ({len(outside)} such rows)")
+    return clips_from_rows(table.stem, rows, classes, options, [])
+
+
+def _read_table(table: Path) -> list[dict[str, Any]]:
+    if not table.is_file():
+        raise DataError(f"{table}: no such file")
+    if table.suffix.lower() == ".parquet":
+        import pyarrow.parquet as pq
+
+        entries = pq.read_table(table).to_pylist()
+    else:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            entries = list(csv.DictReader(file, delimiter="\t" if table.suffix.lower() == ".tsv" else ","))
+    if not entries:
+        raise DataError(f"{table}: the table has no rows")
+    return entries
+
+
+def _table_row(table: Path, number: int, entry: dict[str, Any], options: TableOptions) -> Row:
+    def value(column: str) -> str | None:
+        found = entry.get(column)
+        return None if found is None or str(found).strip() == "" else str(found).strip()
+
+    path, label = value(options.path_column), value(options.label_column)
+    if path is None or label is None:
+        missing = options.path_column if path is None else options.label_column
+        raise DataError(f"{table}, row {number}: column {missing!r} is empty")
+    start, end = value(options.start_column), value(options.end_column)
+    try:
+        window = None if start is None or end is None else (float(start), float(end))
+    except ValueError:
+        raise DataError(f"{table}, row {number}: the window {start!r} to {end!r} is no pair of seconds") from None
+    split = value(options.split_column)
+    name = value(options.id_column) or (path if window is None else f"{path}@{start}")
+    source = os.path.join(table.parent, path)
+    return Row(name, label, source, value(options.group_column) or name, split_name(split) if split else None, window)

@@ -1,0 +1,476 @@
+"""How a clip is read: the one way from a file, a stored row or arrays to what the processor takes.
+
+Training, building, `processor(video=...)`, the pipeline, `mmbalance predict` and the demo all read by [`read`] under
+the [`ReadingSpec`] that is saved with the processor, so that a model is served what it was trained on.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from .inputs_mmbalance import (
+    Source,
+    as_frames,
+    as_sound,
+    encode_image,
+    is_file,
+    round_sound,
+    same_size,
+    shown_name,
+    source_of,
+)
+from .media_mmbalance import Pick, read_media
+from .media_streams_mmbalance import (
+    LIMITS,
+    Box,
+    Limits,
+    MediaError,
+    check_crop,
+    cut_sound,
+    fit_frame,
+    on_show,
+    resample,
+)
+
+
+logger = logging.getLogger(__name__)
+
+MODALITIES = ("audio", "vision")
+DEFAULT_FRAMES = 8  # taken from a file where the spec names no number
+SHORT_WINDOW = 3.0  # seconds up to which every frame is kept where the window may move
+RESAMPLER = "swresample"
+
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class ReadingSpec:
+    """
+    How a clip is read; saved in `processor_config.json`.
+
+    Args:
+        sampling_rate (`int`, *optional*, defaults to 16000):
+            Hz that sound is resampled to.
+        resampler (`str`, *optional*, defaults to `"swresample"`):
+            What resamples; no other is known.
+        round_audio (`bool`, *optional*, defaults to `True`):
+            Round sound to 16 bits, as data sets store it.
+        frames (`int`, *optional*):
+            Frames per input: those on show at the centres of equal parts of it. `None` takes 8 from a file, and all
+            that are given as images.
+        fps (`float`, *optional*):
+            Frames per second instead; only of stored data sets.
+        frame_size (`tuple[int, int]` or `int`, *optional*):
+            (height, width) of a frame, or its shorter side; `None` keeps the pixels.
+        crop (`tuple[float, float, float, float]`, *optional*):
+            Box cut from the upright frame: left, top, right, bottom as parts of it.
+        image_format, image_quality (`str`, `int`, *optional*):
+            Frames pass through this encoding (`"jpeg"`, `"png"`) before anything else sees them.
+        unit (`str`, *optional*, defaults to `"clip"`):
+            What one input is: `"clip"`, a whole clip, or `"span"`, the time of one word or event in it.
+        margin (`float`, *optional*, defaults to 0.0):
+            Seconds kept before and after a span.
+        longest_seconds (`float`, *optional*):
+            Longest input that the model was trained or tested on.
+        stored (`ReadingSpec`, *optional*):
+            How raw files were stored in the data set that training read: a raw file passes through it first.
+    """
+
+    sampling_rate: int = 16_000
+    resampler: str = RESAMPLER
+    round_audio: bool = True
+    frames: int | None = None
+    fps: float | None = None
+    frame_size: int | tuple[int, int] | None = None
+    crop: Box | None = None
+    image_format: str | None = None
+    image_quality: int = 90
+    unit: str = "clip"
+    margin: float = 0.0
+    longest_seconds: float | None = None
+    stored: "ReadingSpec | None" = None
+
+    def __post_init__(self) -> None:
+        for name in ("frame_size", "crop"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(value) if isinstance(value, (list, tuple)) else value)
+        if isinstance(self.stored, Mapping):
+            object.__setattr__(self, "stored", ReadingSpec.from_dict(self.stored))
+        if self.resampler != RESAMPLER:
+            raise ValueError(f"reading: resampler={self.resampler!r} is unknown; this version has {RESAMPLER!r}")
+        if self.unit not in ("clip", "span"):
+            raise ValueError(f"reading: unit={self.unit!r} is unknown; choose 'clip' or 'span'")
+        if not isinstance(self.margin, (int, float)) or self.margin < 0:
+            raise ValueError(f"reading: margin={self.margin!r} must be seconds, at least 0")
+        check_crop(self.crop)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ReadingSpec":
+        """What `to_dict` gave, also after JSON.
+
+        Raises:
+            ValueError: a field that this version does not know, or a value that makes no sense.
+        """
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ValueError(f"reading: unknown field {unknown[0]!r}: the processor was saved by a newer version")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class DecodedClip:
+    """What is kept of a clip: the sound and frames of its window, maybe with some more around it.
+
+    Args:
+        audio (`np.ndarray` of shape `(S,)`, *optional*): Sound at the spec's rate.
+        audio_start (`float`): Second of its first sample, on the clip's clock.
+        frames (`np.ndarray` of shape `(T, H, W, 3)` or list of `(H, W, 3)`, *optional*): Frames, cropped and sized.
+        frame_times (`np.ndarray` of shape `(T,)`, *optional*): Seconds at which they appear.
+        window (`tuple[float, float]`): Seconds of the input.
+        frame_span (`tuple[float, float]`): The part of the window that has frames.
+        exact (`bool`): `frames` are those of the window, one by one.
+        notes (`tuple[str, ...]`): What is worth knowing.
+    """
+
+    audio: np.ndarray | None
+    audio_start: float
+    frames: Any
+    frame_times: np.ndarray | None
+    window: Span
+    frame_span: Span
+    exact: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of sound and frames."""
+        frames = () if self.frames is None else self.frames
+        return (0 if self.audio is None else self.audio.nbytes) + sum(frame.nbytes for frame in frames)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One input of a model.
+
+    Args:
+        parts (`dict[str, Any]`): By modality: `"audio"` `(S,)` float32, `"vision"` `(T, H, W, 3)` uint8 (a list of
+            frames where their sizes differ); None where the modality is missing.
+        sampling_rate (`int`): Hz of the sound.
+        seconds (`float`): Length of the input.
+        frame_times (`np.ndarray` of shape `(T,)`, *optional*): Seconds at which frames appear, from its start.
+        notes (`tuple[str, ...]`): What is worth knowing.
+    """
+
+    parts: dict[str, Any]
+    sampling_rate: int
+    seconds: float
+    frame_times: np.ndarray | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def read(
+    source: Any,
+    spec: ReadingSpec,
+    span: Span | None = None,
+    *,
+    modalities: tuple[str, ...] = MODALITIES,
+    limits: Limits = LIMITS,
+) -> Clip:
+    """Read one input.
+
+    Args:
+        source: A path or http(s) address of a video or sound file, its bytes, or a mapping with `audio` (a file, an
+            array with `sampling_rate`, or `{"array", "sampling_rate"}`), `frames` or `images`, `video` (a file),
+            and optionally `audio_gain`, `frame_times`, `start` and `end`; other keys are passed over.
+        spec: How to read it.
+        span: Start and end of the input in seconds, to which the spec's margin is added; None for the whole clip.
+        modalities: Those that are read; what else a clip has is left alone.
+        limits: Refuse what is larger.
+
+    Raises:
+        MediaError: (a ValueError) for a file that cannot be used; `.reason` says why.
+        ValueError: for a clip that has none of the modalities, or makes no sense.
+    """
+    return cut(decode(source, spec, span, modalities=modalities, limits=limits), spec)
+
+
+def decode(
+    source: Any,
+    spec: ReadingSpec,
+    span: Span | None = None,
+    *,
+    around: float = 0.0,
+    whole_audio: bool = False,
+    modalities: tuple[str, ...] = MODALITIES,
+    limits: Limits = LIMITS,
+) -> DecodedClip:
+    """Decode an input once, with what is needed to move its window; [`cut`] takes the input from it.
+
+    Args:
+        source, spec, span, modalities, limits: As in [`read`].
+        around: Seconds by which the window may be moved afterwards.
+        whole_audio: Keep the sound of the whole clip, not only of the window.
+    """
+    span = span_of(source, span)
+    if span is not None:
+        span = (max(span[0] - spec.margin, 0.0), span[1] + spec.margin)
+    parts = {"video": source} if is_file(source) else parts_of(source)
+    if "video" in parts and spec.stored is not None:
+        parts = _as_stored(parts, spec.stored, modalities, limits)
+    if set(parts) == {"video"}:
+        file = source_of(parts["video"], limits)
+        found = _decode_file(file, spec, span, around, whole_audio, modalities, limits)
+    else:
+        found = _decode_parts(parts, spec, span, modalities, limits)
+        found = found if span is None else _trim(found, spec, around, whole_audio)
+    return found
+
+
+def cut(clip: DecodedClip, spec: ReadingSpec, window: Span | None = None) -> Clip:
+    """The input in a window (by default the clip's own): its sound, rounded, and its frames.
+
+    Args:
+        clip: What [`decode`] kept.
+        spec: How it was decoded.
+        window: Start and end in seconds.
+    """
+    own = window is None or window == clip.window
+    start, end = clip.window if own or window is None else window
+    parts: dict[str, Any] = dict.fromkeys(MODALITIES)
+    if clip.audio is not None:
+        wave, _ = cut_sound(clip.audio, round(clip.audio_start * spec.sampling_rate), spec.sampling_rate, (start, end))
+        if len(wave):
+            parts["audio"] = round_sound(wave) if spec.round_audio else wave
+    times = None
+    if clip.frames is not None and clip.frame_times is not None:
+        places = _places(clip, spec, own, start, end)
+        times = clip.frame_times[places] - start
+        parts["vision"] = (
+            clip.frames[places] if isinstance(clip.frames, np.ndarray) else [clip.frames[i] for i in places]
+        )
+    return Clip(parts, spec.sampling_rate, end - start, times, clip.notes)
+
+
+def _places(clip: DecodedClip, spec: ReadingSpec, own: bool, start: float, end: float) -> np.ndarray:
+    assert clip.frame_times is not None
+    if own and clip.exact:
+        return np.arange(len(clip.frame_times))
+    low, high = clip.frame_span if own else (start, end)
+    if spec.frames is not None:
+        return on_show(clip.frame_times, low, high, spec.frames)
+    inside = np.flatnonzero((clip.frame_times >= low) & (clip.frame_times < high))
+    return inside if len(inside) else on_show(clip.frame_times, low, high, 1)
+
+
+def span_of(source: Any, span: Span | None = None) -> Span | None:
+    """The span asked for, by argument or by the source's own `start` and `end`.
+
+    Raises:
+        ValueError: only one end is given, or start is not before end.
+    """
+    if span is None and isinstance(source, Mapping):
+        ends = (source.get("start"), source.get("end"))
+        if (ends[0] is None) != (ends[1] is None):
+            raise ValueError(f"a span needs both start and end in seconds, got start={ends[0]} and end={ends[1]}")
+        span = None if ends[0] is None else (ends[0], ends[1])
+    if span is None:
+        return None
+    start, end = float(span[0]), float(span[1])
+    if not (np.isfinite([start, end]).all() and start < end):
+        raise ValueError(f"a span must have start < end (seconds), got {start:g} and {end:g}")
+    return start, end
+
+
+# -- files ------------------------------------------------------------------------------------------------------
+
+
+def _decode_file(
+    source: Source,
+    spec: ReadingSpec,
+    span: Span | None,
+    around: float,
+    whole_audio: bool,
+    modalities: tuple[str, ...],
+    limits: Limits,
+) -> DecodedClip:
+    start, end = span or (None, None)
+    count = spec.frames or (None if spec.fps else DEFAULT_FRAMES)
+    moved: Span | None = None if span is None else (max(span[0] - around, 0.0), span[1] + around)
+    more = []
+    if around:
+        short = moved is not None and moved[1] - moved[0] <= SHORT_WINDOW
+        more = [Pick(*(moved or (None, None)), None if short else 4 * (count or DEFAULT_FRAMES))]
+    media = read_media(
+        source,
+        num_frames=count,
+        fps=spec.fps,
+        sampling_rate=spec.sampling_rate,
+        start=start,
+        end=end,
+        crop=spec.crop,
+        size=spec.frame_size,
+        want_audio="audio" in modalities,
+        want_frames="vision" in modalities,
+        more_frames=more,
+        audio_span=(None, None) if whole_audio else moved,
+        limits=limits,
+    )
+    log_notes(source, media.notes)
+    begin = max(start or 0.0, 0.0)
+    window = (begin, begin + media.duration)
+    return DecodedClip(
+        media.audio,
+        media.audio_start,
+        media.frames,
+        media.frame_times,
+        window,
+        media.frame_span or window,
+        not more,
+        media.notes,
+    )
+
+
+def log_notes(source: Source, notes: tuple[str, ...]) -> None:
+    """Tell of damage in a file; that a film is silent, or a sound file has no picture, is no damage."""
+    for note in notes:
+        if "the file has no" not in note:
+            logger.warning("%s: %s", shown_name(source), note)
+
+
+# -- parts: arrays, single files, rows of a data set ---------------------------------------------------------------
+
+
+def parts_of(source: Any) -> dict[str, Any]:
+    """What a mapping holds of a clip, under the names that are read.
+
+    Raises:
+        ValueError: it is not a mapping, or names one input twice.
+    """
+    if not isinstance(source, Mapping):
+        raise ValueError(
+            f"a clip of type {type(source).__name__} is not taken: give a path, an address, bytes, or a dict of"
+            " 'audio' and 'frames', e.g. {'audio': wave, 'sampling_rate': 16000, 'frames': frames}"
+        )
+    known = ("audio", "frames", "images", "video", "sampling_rate", "audio_gain", "frame_times")
+    parts = {key: source[key] for key in known if source.get(key) is not None}
+    if "frames" in parts and "images" in parts:
+        raise ValueError("frames and images are two names of one input: give one of them")
+    if "images" in parts:
+        parts["frames"] = parts.pop("images")
+    if set(parts) <= {"video", "sampling_rate"}:
+        parts.pop("sampling_rate", None)
+    return parts
+
+
+def _as_stored(
+    parts: dict[str, Any], stored: ReadingSpec, modalities: tuple[str, ...], limits: Limits
+) -> dict[str, Any]:
+    """The parts of a raw file as a row of the built data set would hold them."""
+    clip = read(parts, stored, modalities=modalities, limits=limits)
+    row: dict[str, Any] = {}
+    if clip.parts["audio"] is not None:
+        row |= {"audio": clip.parts["audio"], "sampling_rate": clip.sampling_rate}
+    if clip.parts["vision"] is not None:
+        row |= {"frames": stored_frames(clip, stored), "frame_times": stored_times(clip)}
+    return row
+
+
+def stored_frames(clip: Clip, stored: ReadingSpec) -> list[bytes]:
+    """Frames as image files, as a built data set holds them."""
+    return [encode_image(frame, stored.image_format or "png", stored.image_quality) for frame in clip.parts["vision"]]
+
+
+def stored_times(clip: Clip) -> list[float]:
+    """Seconds of the frames from the start of the input, as a built data set holds them."""
+    assert clip.frame_times is not None
+    return [round(float(time), 6) for time in clip.frame_times]
+
+
+def _decode_parts(
+    parts: dict[str, Any], spec: ReadingSpec, span: Span | None, modalities: tuple[str, ...], limits: Limits
+) -> DecodedClip:
+    audio = frames = times = None
+    notes: list[str] = []
+    if "audio" in modalities:
+        audio = _audio_of(parts, spec, limits)
+    if "vision" in modalities:
+        frames, times = _frames_of(parts, spec, limits, notes)
+    if audio is None and frames is None:
+        raise ValueError(
+            f"a clip with the keys {list(parts)} has nothing of {' or '.join(modalities)}: give 'audio', 'frames' (or"
+            " 'images') or 'video'"
+        )
+    notes += ["no_audio: the clip has no sound"] if audio is None else []
+    notes += ["no_video: the clip has no frames"] if frames is None else []
+    seconds = 0.0 if audio is None else len(audio) / spec.sampling_rate
+    if frames is not None and times is None:
+        seconds = seconds or float(len(frames))
+        times = (np.arange(len(frames)) + 0.5) * seconds / len(frames)  # as if spread evenly over the sound
+    if times is not None:
+        seconds = seconds or float(times[-1]) + 1e-3
+    window = (0.0, seconds) if span is None else (span[0], min(span[1], seconds))
+    if not window[0] < window[1]:
+        raise MediaError("too_short", f"the window starts at {window[0]:g} s, the clip ends at {seconds:.2f} s")
+    exact = span is None and frames is not None and spec.frames in (None, len(frames))
+    return DecodedClip(audio, 0.0, frames, times, window, window, exact, tuple(notes))
+
+
+def _audio_of(parts: dict[str, Any], spec: ReadingSpec, limits: Limits) -> np.ndarray | None:
+    if "audio" not in parts:
+        if "video" not in parts:
+            return None
+        source = source_of(parts["video"], limits)
+        return read_media(source, sampling_rate=spec.sampling_rate, want_frames=False, limits=limits).audio
+    wave, rate = as_sound(parts["audio"], parts.get("sampling_rate"), "audio", limits)
+    gain = parts.get("audio_gain", 1.0)
+    if not np.isfinite(gain):
+        raise MediaError("undecodable", f"audio_gain is {gain}; it must be a finite number")
+    return resample(wave * np.float32(gain) if gain != 1.0 else wave, rate, spec.sampling_rate)
+
+
+def _frames_of(
+    parts: dict[str, Any], spec: ReadingSpec, limits: Limits, notes: list[str]
+) -> tuple[Any, np.ndarray | None]:
+    if "frames" not in parts:
+        if "video" not in parts:
+            return None, None
+        file = source_of(parts["video"], limits)
+        clip = _decode_file(file, spec, None, 0.0, False, ("vision",), limits)
+        notes += clip.notes
+        return clip.frames, clip.frame_times
+    done = as_frames(parts["frames"], crop=spec.crop, size=spec.frame_size, limits=limits)
+    times = parts.get("frame_times")
+    if times is not None and len(times) != len(done):
+        raise MediaError("undecodable", f"{len(done)} frames but {len(times)} frame_times: they must be equally many")
+    if times is not None and not np.isfinite(np.asarray(times, dtype=np.float64)).all():
+        raise MediaError("undecodable", "frame_times must be finite numbers of seconds")
+    # Frames of one size are stacked, the first one's size where the spec leaves it open.
+    if not same_size(done) and spec.frame_size is None and spec.frames is not None:
+        done = [fit_frame(frame, None, (done[0].shape[0], done[0].shape[1])) for frame in done]
+    return np.stack(done) if same_size(done) else done, None if times is None else np.asarray(times, dtype=np.float64)
+
+
+def _trim(clip: DecodedClip, spec: ReadingSpec, around: float, whole_audio: bool) -> DecodedClip:
+    """Less of what was decoded whole: sound and frames that no move of the window can reach are dropped."""
+    low, high = max(clip.window[0] - around, 0.0), clip.window[1] + around
+    audio, audio_start = clip.audio, clip.audio_start
+    if audio is not None and not whole_audio:
+        audio, first = cut_sound(audio, 0, spec.sampling_rate, (low, high))
+        audio, audio_start = audio.copy(), first / spec.sampling_rate
+    frames, times = clip.frames, clip.frame_times
+    if times is not None:
+        begin = max(int(np.searchsorted(times, low + 1e-6, side="right")) - 1, 0)
+        end = max(int(np.searchsorted(times, high, side="left")), begin + 1)
+        frames, times = frames[begin:end], times[begin:end]
+        frames = frames.copy() if isinstance(frames, np.ndarray) else frames
+    return replace(clip, audio=audio, audio_start=audio_start, frames=frames, frame_times=times)
+
+
+__all__ = ["MODALITIES", "Clip", "DecodedClip", "ReadingSpec", "cut", "decode", "read"]

@@ -1,0 +1,160 @@
+"""Clips that are too long for one input, read in windows."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .inputs_mmbalance import Source, is_file, shown_name, source_of
+from .media_mmbalance import Pick, declared_duration, read_media
+from .media_streams_mmbalance import LIMITS, Limits, MediaError
+from .reading_mmbalance import (
+    DEFAULT_FRAMES,
+    MODALITIES,
+    Clip,
+    DecodedClip,
+    ReadingSpec,
+    Span,
+    cut,
+    decode,
+    log_notes,
+    parts_of,
+    read,
+    span_of,
+)
+
+
+logger = logging.getLogger(__name__)
+
+WINDOW_BYTES = 256 << 20  # of frames that the windows of a long clip may hold at once
+
+
+def windows(
+    source: Any,
+    spec: ReadingSpec,
+    *,
+    window_seconds: float | None = None,
+    stride_seconds: float | None = None,
+    longest: float | None = None,
+    modalities: tuple[str, ...] = MODALITIES,
+    limits: Limits = LIMITS,
+) -> Iterator[Clip]:
+    """The inputs of one clip: the clip itself or, where it is too long for one input, windows of it in order.
+
+    Args:
+        source, spec, modalities, limits: As in [`read`]; a source with `start` and `end` is one input.
+        window_seconds: Length of a window; None reads every clip whole.
+        stride_seconds: Step from one window to the next; None: no overlap. The last one ends where the clip ends.
+        longest: Clips up to this many seconds are read whole; None: those up to `window_seconds`.
+
+    Raises:
+        MediaError, ValueError: As [`read`], or for numbers that make no sense.
+    """
+    for name, value in (("window_seconds", window_seconds), ("stride_seconds", stride_seconds)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}={value!r} must be above 0")
+    if stride_seconds is not None and stride_seconds > (window_seconds or np.inf):
+        raise ValueError(
+            f"stride_seconds={stride_seconds:g} is longer than window_seconds={window_seconds:g}: parts of the clip"
+            " would be skipped"
+        )
+    options: dict[str, Any] = {"modalities": modalities, "limits": limits}
+    span = span_of(source)
+    if window_seconds is None or span is not None:
+        yield read(source, spec, **options)
+        return
+    longest = max(longest or 0.0, window_seconds) + 1e-6
+    parts = {"video": source} if is_file(source) else parts_of(source)
+    source = source_of(parts["video"], limits) if set(parts) == {"video"} else source
+    if not is_file(source) or spec.stored is not None:
+        clip = decode(source, spec, **options)
+        starts = _starts(clip.window[1], window_seconds, stride_seconds, longest)
+        # Frames without sound have no clock: they are one input.
+        if clip.audio is None or len(starts) < 2:
+            yield cut(clip, spec)
+        else:
+            yield from (cut(clip, spec, (start, start + window_seconds)) for start in starts)
+        return
+    seconds = _seconds_of(source, limits)
+    starts = _starts(seconds, window_seconds, stride_seconds, longest)
+    if len(starts) < 2:
+        yield read(source, spec, **options)
+        return
+    limits.check_seconds(shown_name(source), seconds)
+    yield from _windows_of_file(source, spec, starts, window_seconds, modalities, limits)
+
+
+def _starts(seconds: float, window: float, stride: float | None, longest: float) -> list[float]:
+    """Starts of the windows: every stride, and one that ends where the clip ends."""
+    if seconds <= longest:
+        return [0.0]
+    last = seconds - window
+    return [*np.arange(0.0, last - 1e-6, stride or window).tolist(), last]
+
+
+def _seconds_of(source: Source, limits: Limits) -> float:
+    declared = declared_duration(source)
+    if declared is not None:
+        return declared
+    # A file that does not say (as browsers record them): what decodes of its sound, or of its frames.
+    return max(read_media(source, num_frames=1, limits=limits).duration, 0.01)
+
+
+def _windows_of_file(
+    source: Source, spec: ReadingSpec, starts: list[float], length: float, modalities: tuple[str, ...], limits: Limits
+) -> Iterator[Clip]:
+    """Windows of a file, decoded in as few passes as their frames fit into memory."""
+    count, done, group = spec.frames or DEFAULT_FRAMES, 0, 1
+    while done < len(starts):
+        spans = [(start, start + length) for start in starts[done : done + group]]
+        try:
+            clip, last = _decode_spans(source, spec, spans, count, modalities, limits)
+        except MediaError as error:
+            if done == 0 or error.reason != "too_short":
+                raise
+            last = spans[0][0]
+        for number, span in enumerate(spans, start=done):
+            if number and span[0] >= last:  # some files end long before the end that they declare
+                logger.warning(
+                    f"{shown_name(source)} ends before {span[0]:g} s, it declares {starts[-1] + length:g} s"
+                )
+                return
+            yield cut(clip, replace(spec, frames=count), span)
+        done += group
+        # The first window tells how much a window's frames weigh.
+        weight = 0 if clip.frames is None else clip.frames[0].nbytes * count
+        group = max(WINDOW_BYTES // weight, 1) if weight else len(starts)
+
+
+def _decode_spans(
+    source: Source, spec: ReadingSpec, spans: list[Span], count: int, modalities: tuple[str, ...], limits: Limits
+) -> tuple[DecodedClip, float]:
+    """One pass over some windows, and the second at which sound and frames end."""
+    media = read_media(
+        source,
+        num_frames=count,
+        start=spans[0][0],
+        end=spans[0][1],
+        sampling_rate=spec.sampling_rate,
+        crop=spec.crop,
+        size=spec.frame_size,
+        want_audio="audio" in modalities,
+        want_frames="vision" in modalities,
+        more_frames=[Pick(*span, count) for span in spans[1:]],
+        audio_span=(spans[0][0], spans[-1][1]),
+        limits=limits,
+    )
+    log_notes(source, media.notes)
+    whole, exact = (spans[0][0], spans[-1][1]), len(spans) == 1
+    ends = [0.0 if media.audio is None else media.audio_start + len(media.audio) / spec.sampling_rate]
+    if media.frame_times is not None:
+        ends.append(float(media.frame_times[-1]) + 1e-3)
+    clip = DecodedClip(
+        media.audio, media.audio_start, media.frames, media.frame_times, whole, whole, exact, media.notes
+    )
+    return clip, max(ends)
+
+
+__all__ = ["windows"]
