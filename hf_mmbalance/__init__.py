@@ -22,6 +22,8 @@ _MODEL_NAMES = {
     "register_fusion_head": "hf_mmbalance.model.fusion_mmbalance",
 }
 _OTHER_NAMES = {
+    "MMBalanceTrainer": "hf_mmbalance.training.trainer",
+    "MMBalanceTrainingArguments": "hf_mmbalance.training.arguments",
     "load_clips": "hf_mmbalance.data",
 }
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -244,21 +245,25 @@ class EpochOrder:
         dataset: the clips.
         seed: of the order.
         rank, world: this process and their number; every `world`-th clip from `rank` on.
+        fill: the order is filled up to a multiple of this many clips with the start of another order, so that every
+            step of training has as many clips as any other.
     """
 
-    def __init__(self, dataset: ClipDataset, *, seed: int = 0, rank: int = 0, world: int = 1):
-        self.dataset, self.seed, self.rank, self.world, self.epoch = dataset, seed, rank, world, 0
+    def __init__(self, dataset: Sized, *, seed: int = 0, rank: int = 0, world: int = 1, fill: int = 1):
+        self.length = -(-len(dataset) // fill) * fill
+        self.clips, self.seed, self.rank, self.world, self.epoch = len(dataset), seed, rank, world, 0
 
     def __len__(self) -> int:
-        return -(-(len(self.dataset) - self.rank) // self.world)
+        return -(-(self.length - self.rank) // self.world)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = rng_for(self.seed, "order", self.epoch).permutation(len(self.dataset))
-        return ((int(i), self.epoch) for i in order[self.rank :: self.world])
+        rng = rng_for(self.seed, "order", self.epoch)
+        passes = [rng.permutation(self.clips) for _ in range(-(-self.length // self.clips))]
+        return ((int(i), self.epoch) for i in np.concatenate(passes)[: self.length][self.rank :: self.world])
 
 
 def _open(path: str) -> Any:

@@ -51,16 +51,12 @@ class MMBalanceConfig(PreTrainedConfig):
             With 0 each tower learns from its own loss alone, and the faster one cannot crowd the other out.
         unimodal_loss_weight (`float`, *optional*):
             Weight of the sum of unimodal cross-entropies; `None` takes the fusion head's own default.
-        balance_loss_weight (`float`, *optional*, defaults to 0.1):
-            Weight of the relative-balance term that pulls the adaptive head's mean share of each class towards the
-            capability share.
-        allocation_shrinkage (`float`, *optional*, defaults to 0.01):
-            Weight of the squared distance of the adaptive head's parameters from the plain sum; what all classes share
-            counts a tenth of what a class has of its own.
         label_smoothing (`float`, *optional*, defaults to 0.0):
             Label smoothing of the towers' losses.
         class_weights (`list[float]`, *optional*):
             Weight of each class in all losses; their mean over the training clips should be 1.
+        untrained_modalities (`list[str]`, *optional*, defaults to `[]`):
+            Modalities that no training clip had. The model leaves them out, and refuses a clip that has nothing else.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of new linear weights.
         format_version (`int`, *optional*, defaults to 1):
@@ -86,8 +82,6 @@ class MMBalanceConfig(PreTrainedConfig):
         "modality_features",
         "fused_loss",
         "unimodal_loss",
-        "allocation_loss",
-        "balance_loss",
         "audio_model_output",
         "vision_model_output",
     ]
@@ -110,16 +104,16 @@ class MMBalanceConfig(PreTrainedConfig):
     modality_dropout: list[float | int] | tuple[float | int, ...] = (0.0, 0.0)
     fused_loss_weight: float | int | None = None
     unimodal_loss_weight: float | int | None = None
-    balance_loss_weight: float | int = 0.1
-    allocation_shrinkage: float | int = 0.01
     label_smoothing: float | int = 0.0
     class_weights: list[float | int] | None = None
+    untrained_modalities: list[str] | tuple[str, ...] = ()
     initializer_range: float | int = 0.02
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.modalities = list(self.modalities)
         self.modality_dropout = list(self.modality_dropout)
+        self.untrained_modalities = list(self.untrained_modalities)
         super().__post_init__(**kwargs)
 
     def validate_format(self) -> None:
@@ -137,6 +131,11 @@ class MMBalanceConfig(PreTrainedConfig):
         if len(self.modality_dropout) != len(self.modalities) or not all(0 <= r < 1 for r in self.modality_dropout):
             raise ValueError(
                 f"modality_dropout={self.modality_dropout!r}: give one rate in [0, 1) for each of {self.modalities}"
+            )
+
+        if not set(self.untrained_modalities) < set(self.modalities):
+            raise ValueError(
+                f"untrained_modalities={self.untrained_modalities!r}: name some of {self.modalities}, but not all"
             )
 
     def validate_choices(self) -> None:
@@ -158,7 +157,7 @@ class MMBalanceConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)!r} must lie in [0, 1)")
         if not self.cosine_scale > 0:
             raise ValueError(f"cosine_scale={self.cosine_scale!r} must be above 0")
-        for name in ("fused_loss_weight", "unimodal_loss_weight", "balance_loss_weight", "allocation_shrinkage"):
+        for name in ("fused_loss_weight", "unimodal_loss_weight"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"{name}={value!r} must not be negative")

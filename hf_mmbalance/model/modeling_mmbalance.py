@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 from .configuration_mmbalance import MMBalanceConfig
 from .fusion_files_mmbalance import copy_fusion_file, fusion_class, portable_name, prepare_fusion_class
@@ -29,15 +29,7 @@ from .towers_mmbalance import (
 )
 
 
-@dataclass
-class LossParts:
-    """Scalars: the total and what it is made of; all None without labels."""
-
-    loss: torch.Tensor | None = None
-    fused: torch.Tensor | None = None
-    unimodal: torch.Tensor | None = None
-    allocation: torch.Tensor | None = None
-    balance: torch.Tensor | None = None
+logger = logging.get_logger(__name__)
 
 
 def clip_cross_entropy(
@@ -50,21 +42,15 @@ def clip_cross_entropy(
     return loss if class_weights is None else loss * class_weights[labels]
 
 
-def mean_over(values: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
-    """Mean of `(B,)` values over the clips marked, 0 without any (and then still part of the graph)."""
-    return (values * clips).sum() / clips.sum().clamp(min=1)
-
-
 def tower_losses(
-    fused: FusionOutput,
+    fused_logits: torch.Tensor,
     modality_logits: torch.Tensor,
     modality_mask: torch.Tensor,
     labels: torch.Tensor,
-    clips: torch.Tensor,
     class_weights: torch.Tensor | None,
     label_smoothing: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fused and summed unimodal cross-entropy over the clips that the towers learn from.
+    """Fused and summed unimodal cross-entropy, means over the clips.
 
     A missing modality adds 0 to its clip's unimodal loss; the sum is divided by the number of clips, not of modalities
     present, so that batches of equal size weigh the same whatever is missing in them.
@@ -72,8 +58,7 @@ def tower_losses(
     every = labels.unsqueeze(1).expand(modality_logits.shape[:2])
     unimodal = clip_cross_entropy(modality_logits, every, class_weights, label_smoothing)
     unimodal = torch.where(modality_mask, unimodal, torch.zeros_like(unimodal)).sum(1)
-    fused_loss = clip_cross_entropy(fused.logits, labels, class_weights, label_smoothing)
-    return mean_over(fused_loss, clips), mean_over(unimodal, clips)
+    return clip_cross_entropy(fused_logits, labels, class_weights, label_smoothing).mean(), unimodal.mean()
 
 
 @dataclass
@@ -91,8 +76,11 @@ class MMBalanceOutput(ModelOutput):
             Exact terms that sum over modalities to `logits` minus the head's bias.
         modality_mask (`torch.LongTensor` of shape `(B, M)`): 1 for the modalities that the decision was made from.
         modality_features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`): Feature of every tower.
-        fused_loss, unimodal_loss, allocation_loss, balance_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
-            Parts of the loss before weighting; the last two only of heads that learn from calibration clips.
+        modality_trust (`torch.FloatTensor` of shape `(B, M)`, *optional*):
+            Calibrated probability that each modality's own answer is right, 0 where it is missing; `None` where the
+            head gives none.
+        fused_loss, unimodal_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            Parts of the loss before weighting.
         audio_model_output, vision_model_output (`ModelOutput`, *optional*): Outputs of the towers.
     """
 
@@ -103,10 +91,9 @@ class MMBalanceOutput(ModelOutput):
     modality_contributions: torch.Tensor | None = None
     modality_mask: torch.Tensor | None = None
     modality_features: tuple[torch.Tensor, ...] | None = None
+    modality_trust: torch.Tensor | None = None
     fused_loss: torch.Tensor | None = None
     unimodal_loss: torch.Tensor | None = None
-    allocation_loss: torch.Tensor | None = None
-    balance_loss: torch.Tensor | None = None
     audio_model_output: ModelOutput | None = None
     vision_model_output: ModelOutput | None = None
 
@@ -249,7 +236,6 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         frame_mask: torch.Tensor | None = None,
         modality_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        calibration_mask: torch.Tensor | None = None,
         audio_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | MMBalanceOutput:
@@ -264,44 +250,51 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             True where a clip has a modality; by default all those passed.
         labels (`torch.LongTensor` of shape `(B,)`, *optional*):
             Class indices in `[0, C)`.
-        calibration_mask (`torch.BoolTensor` of shape `(B,)`, *optional*):
-            True for the clips that only the allocation learns from, False for those that only the towers learn from.
-            Without it every clip serves both, which tends to trust an over-fitted tower too much.
         audio_mask (`torch.LongTensor` of shape `(B, S)`, *optional*):
             1 for raw sound, 0 for padding; only for audio towers that take an `attention_mask`.
 
         Raises:
-            ValueError: if a clip has no modality at all, shapes disagree, or a label lies outside `[0, C)`.
+            ValueError: if a clip has no modality at all (or only one that the model was not trained on), shapes
+                disagree, or a label lies outside `[0, C)`.
         """
+        input_values, pixel_values = self._trained_inputs(input_values, pixel_values)
         present = self._modality_mask(input_values, pixel_values, frame_mask, modality_mask)
         if self.training:
-            present = self._drop_modalities(present, calibration_mask)
+            present = self._drop_modalities(present)
         audio, audio_output = self._audio_features(input_values, audio_mask, present, dict(kwargs))
         vision, vision_output = self._vision_features(pixel_values, frame_mask, present, dict(kwargs))
         features = (audio, vision)
         # Decisions are made in float32: a log-softmax over many classes does not survive bf16.
         modality_logits = self._unimodal_logits(features).float()
-        # With labels, as the towers see it: their loss must not move what learns from calibration clips.
-        freeze = {"freeze_allocation": True} if labels is not None and self.fusion.learns_from_calibration else {}
-        fused = self.fusion(modality_logits, present, features, **freeze)
-        parts = LossParts()
+        fused: FusionOutput = self.fusion(modality_logits, present, features)
+        loss = fused_loss = unimodal_loss = None
         if labels is not None:
-            parts = self._losses(fused, modality_logits, present, labels, calibration_mask)
+            loss, fused_loss, unimodal_loss = self._losses(fused.logits, modality_logits, present, labels)
         return MMBalanceOutput(
-            loss=parts.loss,
+            loss=loss,
             logits=fused.logits,
             modality_logits=modality_logits.masked_fill(~present.unsqueeze(-1), 0.0),
             modality_weights=fused.modality_weights,
             modality_contributions=fused.modality_contributions,
             modality_mask=present.long(),
             modality_features=features,
-            fused_loss=parts.fused,
-            unimodal_loss=parts.unimodal,
-            allocation_loss=parts.allocation,
-            balance_loss=parts.balance,
+            modality_trust=fused.modality_trust,
+            fused_loss=fused_loss,
+            unimodal_loss=unimodal_loss,
             audio_model_output=audio_output,
             vision_model_output=vision_output,
         )
+
+    def _trained_inputs(
+        self, input_values: torch.Tensor | None, pixel_values: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The inputs without those of `config.untrained_modalities`: a tower that saw no clip must not decide."""
+        inputs = {"audio": input_values, "vision": pixel_values}
+        for name in self.config.untrained_modalities:
+            if inputs[name] is not None:
+                logger.warning_once(f"{name} is left out: no clip that this model was trained on had it")
+                inputs[name] = None
+        return inputs["audio"], inputs["vision"]
 
     def _modality_mask(
         self,
@@ -312,7 +305,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     ) -> torch.Tensor:
         given = [values for values in (input_values, pixel_values) if values is not None]
         if not given:
-            raise ValueError("no modality at all: pass input_values, pixel_values or both")
+            raise ValueError(f"no modality at all: pass input_values, pixel_values or both{self._untrained_note()}")
         batch, device = given[0].shape[0], given[0].device
         if any(values.shape[0] != batch for values in given):
             raise ValueError(
@@ -332,19 +325,23 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             mask = mask & torch.stack([torch.ones_like(with_frames), with_frames], dim=1)
         if not torch.compiler.is_compiling() and not mask.any(1).all():
             empty = (~mask.any(1)).nonzero().flatten().tolist()
-            raise ValueError(f"no modality at all in clip(s) {empty} of the batch: every clip needs sound or frames")
+            raise ValueError(
+                f"no modality at all in clip(s) {empty} of the batch: every clip needs sound or"
+                f" frames{self._untrained_note()}"
+            )
         return mask
 
-    def _drop_modalities(self, modality_mask: torch.Tensor, calibration_mask: torch.Tensor | None) -> torch.Tensor:
+    def _untrained_note(self) -> str:
+        names = ", ".join(self.config.untrained_modalities)
+        return f" ({names} does not count: no clip that this model was trained on had it)" if names else ""
+
+    def _drop_modalities(self, modality_mask: torch.Tensor) -> torch.Tensor:
         if not any(self.config.modality_dropout):
             return modality_mask
         rates = torch.tensor(self.config.modality_dropout, device=modality_mask.device)
         kept = modality_mask & (torch.rand(modality_mask.shape, device=modality_mask.device) >= rates)
-        # A clip that would lose everything, or that the allocation learns from, keeps what it has.
-        keep_all = ~kept.any(1, keepdim=True)
-        if calibration_mask is not None:
-            keep_all = keep_all | calibration_mask.bool().unsqueeze(1)
-        return torch.where(keep_all, modality_mask, kept)
+        # A clip that would lose everything keeps what it has.
+        return torch.where(kept.any(1, keepdim=True), kept, modality_mask)
 
     def _audio_features(
         self,
@@ -407,21 +404,19 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
 
     def _losses(
         self,
-        fused: FusionOutput,
+        fused_logits: torch.Tensor,
         modality_logits: torch.Tensor,
         modality_mask: torch.Tensor,
         labels: torch.Tensor,
-        calibration_mask: torch.Tensor | None,
-    ) -> LossParts:
-        self._check_labels(labels, modality_mask.shape[0], calibration_mask)
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Total, fused and unimodal loss, scalars."""
+        self._check_labels(labels, modality_mask.shape[0])
         config, head = self.config, self.fusion
-        every_clip = torch.ones_like(labels, dtype=torch.bool)
-        tower_clips = every_clip if calibration_mask is None else ~calibration_mask.bool()
         class_weights = None
         if config.class_weights is not None:
             class_weights = torch.tensor(config.class_weights, device=labels.device, dtype=modality_logits.dtype)
-        fused_loss, unimodal_loss = tower_losses(
-            fused, modality_logits, modality_mask, labels, tower_clips, class_weights, config.label_smoothing
+        fused, unimodal = tower_losses(
+            fused_logits, modality_logits, modality_mask, labels, class_weights, config.label_smoothing
         )
         fused_weight, unimodal_weight = (
             default if chosen is None else chosen
@@ -430,22 +425,11 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
                 (config.unimodal_loss_weight, head.default_unimodal_loss_weight),
             )
         )
-        loss = fused_weight * fused_loss + unimodal_weight * unimodal_loss
-        if not head.learns_from_calibration:
-            return LossParts(loss, fused_loss, unimodal_loss)
-        clips = every_clip if calibration_mask is None else calibration_mask.bool()
-        own: FusionOutput = head(modality_logits.detach(), modality_mask)
-        allocation = mean_over(clip_cross_entropy(own.logits, labels, class_weights), clips)
-        balance = head.balance_loss(own.shares, clips & modality_mask.all(1))
-        loss = loss + allocation + config.balance_loss_weight * balance
-        if config.allocation_shrinkage:
-            loss = loss + config.allocation_shrinkage * head.shrinkage()
-        return LossParts(loss, fused_loss, unimodal_loss, allocation, balance)
+        return fused_weight * fused + unimodal_weight * unimodal, fused, unimodal
 
-    def _check_labels(self, labels: torch.Tensor, batch: int, calibration_mask: torch.Tensor | None) -> None:
-        for name, values in (("labels", labels), ("calibration_mask", calibration_mask)):
-            if values is not None and values.shape != (batch,):
-                raise ValueError(f"{name} has shape {tuple(values.shape)}, expected {(batch,)}")
+    def _check_labels(self, labels: torch.Tensor, batch: int) -> None:
+        if labels.shape != (batch,):
+            raise ValueError(f"labels has shape {tuple(labels.shape)}, expected {(batch,)}")
         # Only where looking costs no synchronisation; a CUDA kernel asserts by itself.
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():
             wrong = labels[(labels < 0) | (labels >= self.num_labels)]

@@ -18,6 +18,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import logging
 
 from hf_mmbalance.data import options_class
+from hf_mmbalance.training.decision_layer import DecisionArguments
 from hf_mmbalance.training.processes import check_joined, prefer_cpu_where_there_is_no_accelerator
 from hf_mmbalance.training.recipes import SYNTHETIC
 
@@ -39,6 +40,9 @@ class DataArguments:
         "'synthetic', 'grid', a folder of class folders, a CSV or Parquet file of path,label[,group][,split], or the"
         " name of a Hub or local dataset with audio and frames or video columns.",
         "synthetic",
+    )
+    train_corruptions: list[str] = _help(
+        "Corruptions of train clips, drawn anew in every epoch: kinds, groups such as seen, or none.", ["none"]
     )
 
 
@@ -71,8 +75,6 @@ class ModelArguments:
     modality_dropout: list[float] = _help("Rate, for each modality, at which training clips lose it.", [0.0, 0.0])
     fused_loss_weight: float | None = _help("Weight of the fused loss for the towers. Default: the fusion head's own.")
     unimodal_loss_weight: float | None = _help("Weight of the unimodal losses. Default: the fusion head's own.")
-    balance_loss_weight: float = _help("Weight of the relative-balance term of the adaptive head.", 0.1)
-    allocation_shrinkage: float = _help("Pull of the adaptive head's parameters towards the plain sum.", 0.01)
     initializer_range: float = _help("Standard deviation of new weights outside the towers.", 0.02)
     label_smoothing: float = _help("Label smoothing of the towers' losses.", 0.0)
     class_weighted_loss: bool = _help("Weight classes by the inverse of their frequency in the train split.", False)
@@ -96,11 +98,6 @@ class MMBalanceTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = _help("Clips a process and accumulation step.", 16)
     per_device_eval_batch_size: int = _help("Clips a process in evaluation.", 32)
     learning_rate: float = _help("Learning rate of towers and heads.", 1e-4)
-    allocation_learning_rate: float = _help("Learning rate of what learns from calibration clips.", 0.01)
-    calibration_per_step: int | None = _help("Calibration clips a global batch. Default: their share of the clips.")
-    save_features: bool = _help(
-        "Put the towers' features into decisions.parquet, for the geometry that diagnose shows.", False
-    )
     early_stopping_patience: int | None = _help("Stop after that many validations without improvement.")
     eval_strategy: str = _help("When to read the validation split.", "epoch")
     save_strategy: str = _help("When to save a checkpoint.", "epoch")
@@ -125,6 +122,9 @@ class MMBalanceTrainingArguments(TrainingArguments):
         if self.greater_is_better is None:
             self.greater_is_better = "accuracy" in (self.metric_for_best_model or "")
         super().__post_init__()
+        if not (self.load_best_model_at_end or self.early_stopping_patience or self.save_strategy == "best"):
+            # Trainer would still track the best checkpoint, and keep it instead of the one whose weights are kept.
+            self.metric_for_best_model = None
         patience = self.early_stopping_patience
         strategy = str(getattr(self.eval_strategy, "value", self.eval_strategy))
         if patience is not None and (patience < 1 or strategy == "no"):
@@ -133,8 +133,8 @@ class MMBalanceTrainingArguments(TrainingArguments):
                 f" {strategy!r})"
             )
         if self.n_gpu > 1:
-            # Trainer would wrap the model in DataParallel, whose parts of a batch do not hold as many calibration
-            # clips each; the losses would not be means over each kind of clip.
+            # Trainer would wrap the model in DataParallel, whose parts of a batch need not be equal: the mean of their
+            # losses would not be the batch's.
             logger.warning("%d GPUs but one process, which uses one: start by accelerate launch", self.n_gpu)
             self._n_gpu = 1
 
@@ -146,6 +146,7 @@ class RunArguments:
     data: DataArguments
     source: Any
     model: ModelArguments
+    decision: DecisionArguments
     training: MMBalanceTrainingArguments
     argv: list[str] = field(default_factory=list)
 
@@ -159,6 +160,7 @@ class RunArguments:
             **dataclasses.asdict(self.data),
             **source,
             **dataclasses.asdict(self.model),
+            **dataclasses.asdict(self.decision),
             **{name: value for name, value in training.items() if name in ours},
         }
 
@@ -180,7 +182,8 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     if dataset == "synthetic" and config_file is None:
         settings = dict(SYNTHETIC)
     settings = {key: value for key, value in settings.items() if not _overruled(key, argv)}
-    parts: Any = (DataArguments, _source_part(dataset), ModelArguments, MMBalanceTrainingArguments)
+    source_part = _source_part(dataset)
+    parts: Any = (DataArguments, source_part, ModelArguments, DecisionArguments, MMBalanceTrainingArguments)
     parser = HfArgumentParser(parts, description=f"Train on clips of {dataset!r}.", allow_abbrev=False)
     known = {f.name for part in parts for f in dataclasses.fields(part) if f.init}
     settings = _without_foreign(settings, known, dataset)
@@ -195,11 +198,11 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
             action.required = False
     parser.set_defaults(**settings)
     prefer_cpu_where_there_is_no_accelerator()
-    data, source, model, training = parser.parse_args_into_dataclasses(argv)
+    data, source, model, decision, training = parser.parse_args_into_dataclasses(argv)
     check_joined(training.world_size)
     options = dataclasses.asdict(source)
     options["seed"] = options.pop("clip_seed")
-    return RunArguments(data, options_class(dataset)(**options), model, training, given)
+    return RunArguments(data, options_class(dataset)(**options), model, decision, training, given)
 
 
 # A tower is named or configured, or comes with a trained model: what the command line says of it takes the place of

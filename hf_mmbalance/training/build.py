@@ -83,8 +83,6 @@ LOSS_FIELDS = (
     "modality_dropout",
     "fused_loss_weight",
     "unimodal_loss_weight",
-    "balance_loss_weight",
-    "allocation_shrinkage",
     "label_smoothing",
 )
 TOWER_FIELDS = ("audio_model", "audio_config", "audio_max_length", "vision_model", "vision_config")

@@ -8,12 +8,12 @@ import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
 from hf_mmbalance.hub.errors import without_tokens
 from hf_mmbalance.hub.model_push import CHECKPOINT_FILES, MODEL_FILES, push_checkpoint
-from hf_mmbalance.training.arguments import MMBalanceTrainingArguments
 
 
 logger = logging.get_logger(__name__)
@@ -33,7 +33,7 @@ class CheckpointPushes:
             `checkpoint-N/`, with `end` nothing.
     """
 
-    def __init__(self, repo_id: str, args: MMBalanceTrainingArguments):
+    def __init__(self, repo_id: str, args: TrainingArguments):
         self.repo_id, self.args = repo_id, args
         self.strategy = HubStrategy(args.hub_strategy)
         self._running: Future[None] | None = None

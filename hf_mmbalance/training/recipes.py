@@ -34,5 +34,4 @@ SYNTHETIC: dict[str, Any] = {
     "weight_decay": 0.01,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,
-    "allocation_learning_rate": 0.02,
 }

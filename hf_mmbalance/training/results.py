@@ -39,26 +39,46 @@ def measure(method: str, split: str, logits: np.ndarray, table: DecisionTable, c
     }
 
 
-def rows_of(table: DecisionTable, split: str, uniform_sum: np.ndarray) -> list[Row]:
-    """Rows of each modality, the uniform sum of the same towers, and the fusion."""
+def plain_sum(table: DecisionTable, log_prior: np.ndarray | None = None) -> np.ndarray:
+    """Sum of log-probabilities over the modalities present `(N, C)`, the prior counted once where one is given.
+
+    sum_m l_m - (|S| - 1) log pi, with S the modalities present: what independent towers that each count the prior pi
+    amount to.
+    """
+    total = np.where(table.mask[..., None], measures.log_softmax(np.nan_to_num(table.logits)), 0.0).sum(1)
+    return total if log_prior is None else total - (table.mask.sum(1, keepdims=True) - 1) * log_prior
+
+
+def log_prior_of(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Log of the class frequencies `(C,)` of labels, half a clip added to every class."""
+    counts = np.bincount(labels, minlength=classes) + 0.5
+    return np.log(counts / counts.sum())
+
+
+def rows_of(table: DecisionTable, split: str, log_prior: np.ndarray) -> list[Row]:
+    """Rows of each modality, the plain sum of the same towers without and with the prior, and the fusion."""
     every = np.ones(len(table.labels), dtype=bool)
     rows = [
         measure(modality, split, np.nan_to_num(table.logits[:, index]), table, table.mask[:, index])
         for index, modality in enumerate(table.modalities)
     ]
-    rows.append(measure("sum", split, uniform_sum, table, every))
+    rows.append(measure("sum", split, plain_sum(table), table, every))
+    rows.append(measure("prior_sum", split, plain_sum(table, log_prior), table, every))
     rows.append(measure("fused", split, table.references["fused"], table, every))
     return rows
 
 
-def mean_weights(outputs: dict[str, np.ndarray], modalities: list[str]) -> dict[str, list[float]] | None:
-    """Mean weight that the decision layer gave each modality for each class, over clips with every modality."""
-    weights = outputs.get("modality_weights")
-    complete = outputs["modality_mask"].all(axis=1)
+def mean_weights(weights: np.ndarray | None, table: DecisionTable) -> dict[str, list[float]] | None:
+    """Mean weight that the decision layer gave each modality for each class, over clips with every modality.
+
+    Args:
+        weights: `(N, M, C)`; None for a head without weights.
+        table: The N clips.
+    """
+    complete = table.mask.all(axis=1)
     if weights is None or not complete.any():
         return None
-    mean = weights[complete].mean(axis=0)
-    return {modality: [float(value) for value in row] for modality, row in zip(modalities, mean, strict=True)}
+    return dict(zip(table.modalities, weights[complete].mean(axis=0).tolist(), strict=True))
 
 
 def render_rows(rows: list[Row], ci_unit: str) -> str:

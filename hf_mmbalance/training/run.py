@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 import hf_mmbalance
 from hf_mmbalance.data import load_clips
-from hf_mmbalance.data.clips import ClipSplits
+from hf_mmbalance.data.clips import SPLITS, ClipSplits
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.hub.errors import HubError, explained
 from hf_mmbalance.hub.model_card import pinned_revision, write_card
@@ -27,10 +27,12 @@ from hf_mmbalance.hub.model_push import prepare_repo
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.training.arguments import MMBalanceTrainingArguments, RunArguments, parse_arguments
 from hf_mmbalance.training.build import build_model_and_processor, spec_augment
+from hf_mmbalance.training.decision_layer import apply_head, corruption_plan
+from hf_mmbalance.training.interruption import Interrupted, StopOnSignal
 from hf_mmbalance.training.processes import LOCK, answered_by_main, only_run_in
-from hf_mmbalance.training.provenance import provenance
-from hf_mmbalance.training.results import mean_weights, render_rows, render_weights, rows_of
-from hf_mmbalance.training.trainer import MMBalanceTrainer, check_classes, uniform_sum
+from hf_mmbalance.training.provenance import command, provenance
+from hf_mmbalance.training.results import log_prior_of, mean_weights, render_rows, render_weights, rows_of
+from hf_mmbalance.training.trainer import MMBalanceTrainer, check_classes
 
 
 logger = logging.get_logger(__name__)
@@ -61,6 +63,7 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     set_seed(training.seed)
     with PartialState().local_main_process_first(), explained("reading clips"):
         clips = load_clips(arguments.data.dataset, **dataclasses.asdict(arguments.source))
+    _corrupt_train(clips, arguments)
     if checkpoint is not None:
         _check_checkpoint(checkpoint, clips)
     model, processor = build_model_and_processor(arguments.model, clips, seed=training.seed)
@@ -72,11 +75,17 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     if training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=training.early_stopping_patience))
     augment = spec_augment(arguments.model, training.seed)
-    trainer = MMBalanceTrainer(model, training, clips, processor, augment=augment, callbacks=callbacks)
+    trainer = MMBalanceTrainer(
+        model, training, clips, processor, augment=augment, decision=arguments.decision, callbacks=callbacks
+    )
     with only_run_in(Path(str(training.output_dir))):
-        trainer.train(resume_from_checkpoint=checkpoint)
-        if trainer.measures_capability:
-            trainer.measure_capability()  # of the weights that are kept, which need not be an epoch's last
+        try:
+            with StopOnSignal(trainer):
+                trainer.train(resume_from_checkpoint=checkpoint)
+        except Interrupted as stopped:
+            if trainer.is_world_process_zero():
+                logger.warning("%s; go on with\n%s", stopped, resuming(arguments))
+            raise
         trainer.save_model(_internal_call=True)  # which does not push: there is no card yet
     results, table = conclude(trainer, clips, arguments)
     if trainer.is_world_process_zero():
@@ -87,6 +96,27 @@ def run(arguments: RunArguments) -> dict[str, Any]:
         if training.push_to_hub:
             _push(trainer, Path(str(training.output_dir)), str(training.hub_model_id))
     return results
+
+
+def _corrupt_train(clips: ClipSplits, arguments: RunArguments) -> None:
+    plan = corruption_plan(arguments.data.train_corruptions, seed=arguments.training.seed)
+    if plan is not None:
+        from hf_mmbalance.data.corruptions import ClipsCorruptedByEpoch
+
+        clips.splits["train"] = ClipsCorruptedByEpoch(clips.splits["train"], plan)
+
+
+def resuming(arguments: RunArguments) -> str:
+    """The command by which a run that was stopped goes on."""
+    kept: list[str] = []
+    words = iter(arguments.argv)
+    for word in words:
+        option = word.split("=")[0]
+        if option not in ("--output_dir", "--resume_from_checkpoint"):
+            kept.append(word)
+        elif option == word:
+            next(words, None)  # its value
+    return command([*kept, "--output_dir", str(arguments.training.output_dir), "--resume_from_checkpoint", "true"])
 
 
 def _open_repo(training: MMBalanceTrainingArguments) -> str:
@@ -195,16 +225,16 @@ def conclude(
     trainer: MMBalanceTrainer, clips: ClipSplits, arguments: RunArguments
 ) -> tuple[dict[str, Any], DecisionTable]:
     """Run the final model over every split (test for the first time) and measure."""
-    rows, tables, weights = [], [], None
+    tables = dict(trainer.fit_tables)
     for split, part in clips.splits.items():
-        if not len(part):
-            continue
-        outputs, table = trainer.decide(part, split)
-        tables.append(table)
-        if split in REPORTED_SPLITS:
-            rows += rows_of(table, split, uniform_sum(table))
-            weights = mean_weights(outputs, table.modalities)
-    last = tables[-1]
+        if len(part) and split not in tables:
+            tables[split] = trainer.predict_table(part, split)
+    reported = [split for split in REPORTED_SPLITS if split in tables]
+    last = tables[reported[-1]]
+    labels = tables["calibration" if trainer.fits else "train"].labels
+    log_prior = log_prior_of(labels, len(clips.classes))
+    weights = apply_head(trainer.accelerator.unwrap_model(trainer.model).fusion, last).modality_weights
+    chosen = trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint
     results = {
         "dataset": clips.name,
         "n": len(last.labels),
@@ -212,16 +242,20 @@ def conclude(
         "modalities": list(last.modalities),
         "bayes_accuracy": None if clips.bayes is None else float(clips.bayes.accuracy),
         "ci_unit": measures.ci_unit(last.groups),
-        "rows": rows,
-        "weights": weights,
+        "rows": [row for split in reported for row in rows_of(tables[split], split, log_prior)],
+        "weights": mean_weights(None if weights is None else weights.double().cpu().numpy(), last),
         "n_per_split": {split: len(part) for split, part in clips.splits.items()},
         "fusion": trainer.model.config.fusion,
-        "learns_from_calibration": trainer.learns_from_calibration,
-        "best_checkpoint": trainer.state.best_model_checkpoint,
+        "decision": None if trainer.allocation is None else trainer.allocation.describe(),
+        "selected_by": f"validation {trainer.args.metric_for_best_model}" if chosen else None,
+        "best_checkpoint": chosen or None,
         "arguments": arguments.to_dict(),
         "versions": _versions(),
     }
-    return results, DecisionTable.concatenate(tables)
+    if not arguments.decision.save_features:
+        for table in tables.values():
+            table.features = {}
+    return results, DecisionTable.concatenate([tables[split] for split in SPLITS if split in tables])
 
 
 def _versions() -> dict[str, str]:
@@ -255,6 +289,8 @@ def render(results: dict[str, Any], clips: ClipSplits) -> str:
     if clips.bayes is not None:
         fused, bayes = rows[-1]["accuracy"], results["bayes_accuracy"]
         parts.append(f"best possible (Bayes) accuracy {100 * bayes:.1f}: the fusion reaches {fused / bayes:.3f} of it")
+    if results["decision"] is not None:
+        parts += results["decision"]["lines"]
     if results["weights"] is not None:
         optimum = None if clips.bayes is None else np.asarray(clips.bayes.weights)
         parts += [

@@ -1,59 +1,75 @@
-"""The Trainer: mixed batches, an own rate for the allocation, capability measured on the calibration split."""
+"""The Trainer: towers learn from train clips; the decision layer is fitted on calibration clips after every epoch."""
 
 from __future__ import annotations
 
-import re
+import dataclasses
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging
 
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits
+from hf_mmbalance.data.streaming import EpochOrder
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.hub.model_push import prepare_repo, push_saved
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
-from hf_mmbalance.training.arguments import MMBalanceTrainingArguments
-from hf_mmbalance.training.batches import ClipCollator, MixedBatches, SpecAugment, TrainingClips
+from hf_mmbalance.training.batches import ClipCollator, KeyedClips, SpecAugment
+from hf_mmbalance.training.decision_layer import DecisionArguments, apply_head, calibration_draws, fit
+from hf_mmbalance.training.processes import answered_by_main
 from hf_mmbalance.training.pushing import CheckpointPushes
+from hf_mmbalance.training.results import plain_sum
 
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
+    from hf_mmbalance.decision import Allocation
 
-class MeasureCapability(TrainerCallback):
-    """After every epoch, measure each modality's capability on the calibration split and tell the adaptive head.
+logger = logging.get_logger(__name__)
 
-    At the epoch's last step, not at its end: a checkpoint that `save_steps` writes there must hold the new numbers,
-    since a run resumed from it starts with the next epoch.
+LOOKED_AT = 200  # train clips read first to see which modalities there are
+
+
+class FollowEpochs(TrainerCallback):
+    """Tells the order of clips which epoch it is, and has the decision layer fitted at each epoch's last step.
+
+    The order is told directly: in a run resumed in the middle of an epoch, accelerate wraps the sampler one level
+    deeper than its `set_epoch` reaches. The fit belongs to the last step, not to the epoch's end: a checkpoint that
+    `save_steps` writes there must hold it, since a run resumed from it starts with the next epoch.
     """
 
     def __init__(self, trainer: MMBalanceTrainer):
         self.trainer = trainer
 
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.order.set_epoch(state.global_step // self.trainer.steps_per_epoch)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        steps = len(kwargs["train_dataloader"]) // args.gradient_accumulation_steps
-        if state.global_step % steps == 0:
-            self.trainer.measure_capability()
+        if self.trainer.fits and state.global_step % self.trainer.steps_per_epoch == 0:
+            self.trainer.fit_decision_layer()
 
 
 class MMBalanceTrainer(Trainer):
     """Trains an [`MMBalanceForAudioVisualClassification`] on clips.
 
-    Towers learn from the train split; the parameters of a head that learns from calibration clips learn from the
-    calibration split only, in the same batches. `evaluate` reads the validation split.
+    Towers learn from the train split. A fusion head that is `fitted` is fitted on the calibration split: after every
+    epoch within the parameters that every such head has, and when training has ended with every rung allowed. Any
+    other head learns with the towers. `evaluate` reads the validation split.
 
     Args:
-        model: The model.
-        args: Training arguments.
-        clips: The dataset; its `train` and `validation` splits are required, `calibration` by adaptive heads.
+        model: The model; or None, with `model_init` among the rest.
+        args: Training arguments, transformers' own or [`MMBalanceTrainingArguments`].
+        clips: The dataset; its `train` and `validation` splits are required, `calibration` by fitted heads.
         processor: Saved with every checkpoint.
         augment: Masks for the spectrograms of train clips.
+        decision: How the decision layer is fitted.
         **kwargs: As [`transformers.Trainer`].
 
     Raises:
@@ -61,64 +77,91 @@ class MMBalanceTrainer(Trainer):
             model is to be selected by a measure that `evaluate` does not give.
     """
 
-    args: MMBalanceTrainingArguments
-    train_dataset: TrainingClips
     eval_dataset: ClipDataset
     model: MMBalanceForAudioVisualClassification
     hub_model_id: Any
 
     def __init__(
         self,
-        model: MMBalanceForAudioVisualClassification,
-        args: MMBalanceTrainingArguments,
-        clips: ClipSplits,
-        processor: MMBalanceProcessor,
+        model: MMBalanceForAudioVisualClassification | None = None,
+        args: TrainingArguments | None = None,
+        clips: ClipSplits | None = None,
+        processor: MMBalanceProcessor | None = None,
         augment: SpecAugment | None = None,
+        decision: DecisionArguments | None = None,
         **kwargs: Any,
     ):
+        if not isinstance(clips, ClipSplits) or processor is None:
+            raise ValueError("give clips (what hf_mmbalance.load_clips returns) and the model's processor")
+        check_splits(clips, "train", "validation")
         self.clips, self.processor = clips, processor
-        self.learns_from_calibration = bool(model.fusion.learns_from_calibration)
-        check_classes(model.config, clips.classes)
-        needed = ["train", "validation"] + ["calibration"] * self.learns_from_calibration
-        missing = [split for split in needed if not len(clips.splits.get(split, ()))]
-        if missing:
-            raise ValueError(f"dataset {clips.name!r} has no clips in split(s) {', '.join(missing)}")
-        check_metric(args.metric_for_best_model, model.config.modalities)
-        calibration = clips.splits["calibration"] if self.learns_from_calibration else None
+        self.decision = decision or DecisionArguments()
+        self.absent = absent_modalities(clips)
+        self.allocation: Allocation | None = None
+        self.fit_tables: dict[str, DecisionTable] = {}
         super().__init__(
             model=model,
             args=args,
-            train_dataset=TrainingClips(clips.splits["train"], calibration),
+            train_dataset=KeyedClips(clips.splits["train"]),
             eval_dataset=clips.splits["validation"],
             data_collator=ClipCollator(processor, augment),
             **kwargs,
         )
-        if self.measures_capability:
-            self.add_callback(MeasureCapability(self))
+        check_classes(self.model.config, clips.classes)
+        check_metric(self.args.metric_for_best_model, self.model.config.modalities)
+        if self.fits:
+            check_splits(clips, "calibration")
+        if model is not None:  # that of `model_init` has been noted
+            self._note_untrained(model)
+        self.add_callback(FollowEpochs(self))
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """As the Trainer's; the model knows which modalities no train clip has."""
+        model = super().call_model_init(trial)
+        self._note_untrained(model)
+        return model
+
+    def _note_untrained(self, model: Any) -> None:
+        """Write into a model's config what it will never have learned from; a saved model keeps what it learned."""
+        config = model.config
+        before = config.untrained_modalities if config.name_or_path else self.absent
+        config.untrained_modalities = [name for name in self.absent if name in before]
+        for name in config.untrained_modalities:
+            logger.warning(
+                "no train clip of %s has %s: the model will leave it out, and refuse clips that have nothing else",
+                self.clips.name, name,
+            )  # fmt: skip
+
+    @property
+    def fits(self) -> bool:
+        """Whether the model's decision layer is fitted, not trained."""
+        return bool(self.accelerator.unwrap_model(self.model).fusion.fitted)
 
     def get_train_dataloader(self) -> DataLoader:
-        dataset = self.train_dataset
-        sampler = MixedBatches(
-            len(dataset.train),
-            len(dataset.calibration) if dataset.calibration is not None else 0,
-            self.args.per_device_train_batch_size,
-            parts=self.args.world_size * self.args.gradient_accumulation_steps,
-            calibration_per_step=self.args.calibration_per_step if self.learns_from_calibration else None,
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
-        )
-        return self.accelerator.prepare_data_loader(self._loader(dataset, batch_sampler=sampler))
+        """Batches of which an optimiser step's clips depend on seed, epoch and step alone.
+
+        Splitting a step over processes or accumulation deals out the same clips. The last step of an epoch is filled
+        up with clips drawn a second time.
+        """
+        args = self.args
+        step = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+        seed = args.data_seed if args.data_seed is not None else args.seed
+        self.order = EpochOrder(self.train_dataset, seed=seed, fill=step)  # type: ignore[arg-type]  # has a length
+        self.steps_per_epoch = len(self.order) // step
+        loader = self._loader(self.train_dataset, sampler=self.order, batch_size=args.per_device_train_batch_size)
+        return self.accelerator.prepare_data_loader(loader)
 
     def get_eval_dataloader(self, eval_dataset: ClipDataset | None = None) -> DataLoader:  # type: ignore[override]
-        clips = self.eval_dataset if eval_dataset is None else eval_dataset
+        clips = KeyedClips(self.eval_dataset if eval_dataset is None else eval_dataset)
         return self.accelerator.prepare_data_loader(
-            self._loader(_Indexed(clips), batch_size=self.args.per_device_eval_batch_size)
+            self._loader(clips, batch_size=self.args.per_device_eval_batch_size)
         )
 
     def _loader(self, dataset: Any, **options: Any) -> DataLoader:
         args = self.args
         return DataLoader(
             dataset,
-            collate_fn=self.data_collator if isinstance(dataset, TrainingClips) else _IndexedCollator(self.processor),
+            collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=args.dataloader_persistent_workers and args.dataloader_num_workers > 0,
@@ -129,27 +172,34 @@ class MMBalanceTrainer(Trainer):
             **options,
         )
 
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """As the Trainer's; what learns from calibration clips has its own learning rate and no weight decay."""
-        if self.optimizer is None:
-            model = self.model if model is None else model
-            own = parameters_of_fusion(model) if self.learns_from_calibration else set()
-            decayed = set(self.get_decay_parameter_names(model))
-            groups: dict[str, list[torch.nn.Parameter]] = {"decayed": [], "plain": [], "allocation": []}
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    kind = "allocation" if name in own else "decayed" if name in decayed else "plain"
-                    groups[kind].append(parameter)
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)  # type: ignore[arg-type]
-            settings = {
-                "decayed": {"weight_decay": self.args.weight_decay},
-                "plain": {"weight_decay": 0.0},
-                "allocation": {"weight_decay": 0.0, "lr": self.args.allocation_learning_rate},
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; then the decision layer is fitted for the weights that are kept, every rung allowed."""
+        output = super().train(*args, **kwargs)
+        if self.fits:
+            calibration = calibration_draws(self.clips.splits["calibration"], self.decision, self.args.seed)
+            self.fit_tables = {
+                "train": self.predict_table(self.clips.splits["train"], "train"),
+                "calibration": self.predict_table(calibration, "calibration"),
             }
-            self.optimizer = optimizer_class(
-                [{"params": params, **settings[name]} for name, params in groups.items() if params], **options
-            )
-        return self.optimizer
+            self.fit_decision_layer(DecisionTable.concatenate(list(self.fit_tables.values())), structure="any")
+            head = self.accelerator.unwrap_model(self.model).fusion
+            for table in self.fit_tables.values():
+                table.references["fused"] = apply_head(head, table).logits.double().cpu().numpy()
+        return output
+
+    def fit_decision_layer(self, table: DecisionTable | None = None, structure: str = "default") -> None:
+        """Fit the decision layer in the main process and write it into the model of every process.
+
+        Args:
+            table: Calibration rows, and train rows for statistics of features. Default: the calibration clips as they
+                are, predicted by the model as it stands.
+            structure: "default", or "any" to allow parameters that not every adaptive head has.
+        """
+        if table is None:
+            table = self.predict_table(self.clips.splits["calibration"], "calibration")
+        chosen = answered_by_main(lambda: fit(table, self.decision, seed=self.args.seed, structure=structure))
+        chosen.write_to(self.accelerator.unwrap_model(self.model))
+        self.allocation = chosen
 
     def evaluate(  # type: ignore[override]  # clips, not rows
         self,
@@ -158,14 +208,14 @@ class MMBalanceTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Accuracy and negative log-likelihood of the fusion, of each modality and of their plain sum."""
-        _, table = self.decide(self.eval_dataset if eval_dataset is None else eval_dataset, "validation")
+        table = self.predict_table(self.eval_dataset if eval_dataset is None else eval_dataset, "validation")
         fused = table.references["fused"]
         nll = measures.nll(fused, table.labels)
         metrics = {
             "loss": nll,
             "nll": nll,
             "accuracy": measures.accuracy(fused, table.labels),
-            "accuracy_sum": measures.accuracy(uniform_sum(table), table.labels),
+            "accuracy_sum": measures.accuracy(plain_sum(table), table.labels),
         }
         for index, modality in enumerate(table.modalities):
             present = table.mask[:, index]
@@ -178,13 +228,12 @@ class MMBalanceTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def decide(self, clips: ClipDataset, split: str) -> tuple[dict[str, np.ndarray], DecisionTable]:
+    def predict_table(self, clips: ClipDataset, split: str) -> DecisionTable:
         """Run the model over clips, in every process, and gather.
 
         Returns:
-            The outputs `logits` `(N, C)`, `modality_logits` `(N, M, C)`, `modality_mask` `(N, M)` and, where the
-            head has weights, `modality_weights` `(N, M, C)`; and the decision table, whose `reference.fused` are the
-            fused logits. Rows are in the order of `clips`.
+            Unimodal logits and features of every clip, in the order of `clips`; `reference.fused` are the model's own
+            fused logits. Rows of clips with `clips` and `draws` (corrupted versions) say whose version they are.
 
         Raises:
             ValueError: if logits are not finite, which is what training that diverged leaves.
@@ -194,63 +243,40 @@ class MMBalanceTrainer(Trainer):
         if broken.any():
             raise ValueError(
                 f"training diverged: logits of {broken.sum()} of {len(clips)} {split} clips are not finite; lower"
-                " --learning_rate or --allocation_learning_rate, or add warmup_steps"
+                " --learning_rate, or add warmup_steps"
             )
-        modality_logits = outputs["modality_logits"].astype(np.float64)
-        modality_logits[outputs["modality_mask"] == 0] = np.nan
-        table = DecisionTable(
+        present = outputs["modality_mask"] != 0
+        modalities = list(self.model.config.modalities)
+        return DecisionTable(
             ids=list(clips.ids),
             groups=list(clips.groups),
             splits=[split] * len(clips),
             labels=np.asarray(clips.labels, dtype=np.int64),
-            logits=modality_logits,
+            logits=np.where(present[..., None], outputs["modality_logits"].astype(np.float64), np.nan),
             classes=list(clips.classes),
-            modalities=list(self.model.config.modalities),
-            features=self._features(outputs),
+            modalities=modalities,
+            features={
+                name: np.where(there[:, None], outputs[f"features.{name}"], np.nan)
+                for name, there in zip(modalities, present.T, strict=True)
+            },
             references={"fused": outputs["logits"].astype(np.float64)},
-            kind="logits",
+            **_draws(clips),
         )
-        return outputs, table
-
-    def _feature_names(self) -> list[str]:
-        return [f"features.{modality}" for modality in self.model.config.modalities]
-
-    def _features(self, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the towers made of each clip, where it was asked for; NaN where the modality is missing."""
-        if not self.args.save_features:
-            return {}
-        present = outputs["modality_mask"].T != 0
-        return {
-            name.removeprefix("features."): np.where(there[:, None], outputs[name], np.nan)
-            for name, there in zip(self._feature_names(), present, strict=True)
-        }
-
-    @property
-    def measures_capability(self) -> bool:
-        """Whether the head is told what each modality can do; a head of the user's own may do without."""
-        return self.learns_from_calibration and hasattr(self.accelerator.unwrap_model(self.model).fusion, "capability")
-
-    def measure_capability(self) -> None:
-        """Write recall above chance of every modality and class on the calibration split into the head's buffer."""
-        _, table = self.decide(self.clips.splits["calibration"], "calibration")
-        worth = measures.capability(table.logits, table.labels)
-        buffer = self.accelerator.unwrap_model(self.model).fusion.capability
-        buffer.copy_(torch.as_tensor(np.nan_to_num(worth), dtype=buffer.dtype))
 
     def _run(self, clips: ClipDataset) -> dict[str, np.ndarray]:
         model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
         model.eval()
+        names = [f"features.{modality}" for modality in self.model.config.modalities]
         parts: dict[str, list[torch.Tensor]] = {}
         for batch in self.get_eval_dataloader(clips):
             batch = self._prepare_inputs(batch)
-            index = batch.pop("clip_index")
+            kept = {"clip_index": batch.pop("clip_index")}
             batch.pop("labels")
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = model(**batch)
-            kept = {name: outputs[name] for name in OUTPUTS if outputs.get(name) is not None}
-            if self.args.save_features:
-                kept |= dict(zip(self._feature_names(), outputs["modality_features"], strict=True))
-            for name, values in self.accelerator.gather({"clip_index": index, **kept}).items():
+            kept |= {name: outputs[name] for name in ("logits", "modality_logits", "modality_mask")}
+            kept |= dict(zip(names, outputs["modality_features"], strict=True))
+            for name, values in self.accelerator.gather(kept).items():
                 values = values.detach().cpu()
                 parts.setdefault(name, []).append(values.float() if values.is_floating_point() else values)
         joined = {name: torch.cat(values).numpy() for name, values in parts.items()}
@@ -302,40 +328,41 @@ class MMBalanceTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
 
-OUTPUTS = ("logits", "modality_logits", "modality_mask", "modality_weights")
-
-
-class _Indexed(torch.utils.data.Dataset):
-    """Clips with their place, so that gathered rows can be put in order."""
-
-    def __init__(self, clips: ClipDataset):
-        self.clips = clips
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.clips[index], "clip_index": index}
-
-
-class _IndexedCollator(ClipCollator):
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = super().__call__(examples)
-        batch["clip_index"] = torch.tensor([example["clip_index"] for example in examples])
-        return batch
+def _draws(clips: ClipDataset) -> dict[str, Any]:
+    """Whose version every row is, for clips with several draws."""
+    known = {entry.name for entry in dataclasses.fields(DecisionTable)}
+    return {name: list(getattr(clips, name)) for name in ("clips", "draws") if hasattr(clips, name) and name in known}
 
 
 def _init_worker(worker_id: int) -> None:
     torch.set_num_threads(1)
+    # A signal to the whole group of processes is the trainer's to answer; workers end with it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
-def parameters_of_fusion(model: torch.nn.Module) -> set[str]:
-    """Names, as `model` has them (wrapped or not), of the parameters of its fusion head."""
-    names = (name for name, _ in model.named_parameters())
-    return {name for name in names if WRAPPERS.sub("", name).startswith("fusion.")}
+def check_splits(clips: ClipSplits, *needed: str) -> None:
+    """Splits that training cannot do without.
+
+    Raises:
+        ValueError: naming those that have no clips.
+    """
+    missing = [split for split in needed if not len(clips.splits.get(split, ()))]
+    if missing:
+        raise ValueError(f"dataset {clips.name!r} has no clips in split(s) {', '.join(missing)}")
 
 
-WRAPPERS = re.compile(r"^((module|_orig_mod|_fsdp_wrapped_module)\.)*")
+def absent_modalities(clips: ClipSplits) -> list[str]:
+    """Modalities that no train clip has: of 200 clips spread over the split or, where one lacks in those, of all."""
+    train = clips.splits["train"]
+    spread = np.unique(np.linspace(0, len(train) - 1, min(LOOKED_AT, len(train))).astype(int)).tolist()
+    absent = {"audio": "audio", "vision": "frames"}
+    for index in [*spread, *range(len(train))]:
+        if not absent:
+            break
+        example = train[index]
+        absent = {name: part for name, part in absent.items() if example[part] is None}
+    return list(absent)
 
 
 def check_metric(name: str | None, modalities: list[str] | tuple[str, ...]) -> None:
@@ -347,11 +374,6 @@ def check_metric(name: str | None, modalities: list[str] | tuple[str, ...]) -> N
     known = ["nll", "loss", "accuracy", "accuracy_sum", *(f"accuracy_{modality}" for modality in modalities)]
     if name is not None and name.removeprefix("eval_") not in known:
         raise ValueError(f"metric_for_best_model={name!r} is unknown: choose one of {', '.join(known)}")
-
-
-def uniform_sum(table: DecisionTable) -> np.ndarray:
-    """Unweighted sum of log-probabilities over the modalities present `(N, C)`."""
-    return np.where(table.mask[..., None], measures.log_softmax(np.nan_to_num(table.logits)), 0.0).sum(1)
 
 
 def check_classes(config: Any, classes: list[str]) -> None:

@@ -154,7 +154,6 @@ def test_labels_outside_the_classes_are_refused(label):
         ({"frame_mask": torch.ones(4, 2)}, r"frame_mask has shape \(4, 2\), expected \(4, 3\)"),
         ({"frame_mask": torch.ones(3)}, r"frame_mask has shape \(3,\), expected \(4, 3\)"),
         ({"labels": torch.zeros(4, 1, dtype=torch.long)}, r"labels has shape \(4, 1\), expected \(4,\)"),
-        ({"calibration_mask": torch.ones(3)}, r"calibration_mask has shape \(3,\), expected \(4,\)"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -180,37 +179,16 @@ def test_configs_that_name_what_there_is_not_are_refused(options, message):
 # -- who learns from what ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gate", ["none", "modality", "class"])
-@pytest.mark.parametrize("calibration", ["temperature", "vector", "dirichlet"])
-def test_calibration_clips_teach_the_allocation_alone_and_train_clips_the_towers_alone(calibration, gate):
-    options = {"calibration": calibration, "gate": gate}
-    model = tiny_model(fusion_options=options, frame_pooling="temporal", allocation_shrinkage=0.0).train()
-    model.fusion.capability.uniform_()
-    for marked, learns in ((True, "allocation"), (False, "towers")):
-        model.zero_grad()
-        model(**tiny_inputs(), labels=LABELS, calibration_mask=torch.full((4,), marked)).loss.backward()
-        for name, parameter in model.named_parameters():
-            touched = parameter.grad is not None and bool((parameter.grad != 0).any())
-            own = name.startswith("fusion.")
-            if own != (learns == "allocation"):
-                assert not touched, f"{name} learns from {'calibration' if marked else 'train'} clips"
-            elif own or "classifier" in name or "unimodal_heads" in name:
-                assert touched, name
-
-
-def test_mixed_batches_give_the_gradients_of_their_parts():
-    """Towers: as of the train clips alone. Allocation: as of the calibration clips alone."""
-    model, inputs = tiny_model(allocation_shrinkage=0.0), tiny_inputs()
-    calibration = torch.tensor([True, False, False, True])
+def test_towers_learn_against_a_fitted_head_that_does_not_move():
+    model = tiny_model().train()
+    assert not list(model.fusion.parameters())
     grads = []
-    for rows in (slice(None), [1, 2], [0, 3]):
+    for temperature in (0.0, 1.0):
+        model.fusion.log_temperature.fill_(temperature)
         model.zero_grad()
-        part = {key: value[rows] for key, value in inputs.items()}
-        model(**part, labels=LABELS[rows], calibration_mask=calibration[rows]).loss.backward()
-        grads.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-    mixed, train, held_out = grads
-    for name, grad in mixed.items():
-        _close(grad, (held_out if name.startswith("fusion.") else train)[name])
+        model(**tiny_inputs(), labels=LABELS).loss.backward()
+        grads.append(model.unimodal_heads[0].weight.grad.clone())
+    assert not torch.allclose(*grads)
 
 
 @pytest.mark.parametrize("fusion", ["gated", "film"])
@@ -228,11 +206,22 @@ def test_ensembles_do_not_learn_from_the_fused_loss():
     torch.testing.assert_close(out.loss, out.unimodal_loss)
 
 
-def test_without_calibration_mask_every_clip_teaches_both():
-    model = tiny_model()
-    model(**tiny_inputs(), labels=LABELS).loss.backward()
-    assert model.fusion.alpha.grad.abs().sum() > 0
-    assert model.unimodal_heads[0].weight.grad.abs().sum() > 0
+# -- modalities that no training clip had -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("untrained", "given"), [("audio", "pixel_values"), ("vision", "input_values")])
+def test_an_untrained_modality_is_left_out(untrained, given):
+    model, inputs = tiny_model(), tiny_inputs()
+    expected = model(**{given: inputs[given]})
+    model.config.untrained_modalities = [untrained]
+    out = model(**inputs)
+    assert torch.equal(out.logits, expected.logits) and torch.equal(out.modality_mask, expected.modality_mask)
+    other = next(name for name in inputs if name != given)
+    with pytest.raises(ValueError, match=f"no modality at all: .*{untrained} does not count: no clip that this model"):
+        model(**{other: inputs[other]})
+    present = torch.tensor([[True, True], [untrained == "audio", untrained == "vision"]] + [[True, True]] * 2)
+    with pytest.raises(ValueError, match=rf"no modality at all in clip\(s\) \[1\].*{untrained} does not count"):
+        model(**inputs, modality_mask=present)
 
 
 # -- modality dropout -------------------------------------------------------------------------------------------
@@ -243,20 +232,18 @@ def test_modality_dropout_rates():
     model = tiny_model(modality_dropout=[0.3, 0.5])
     torch.manual_seed(0)
     here = torch.ones(40_000, 2, dtype=torch.bool)
-    kept = model._drop_modalities(here, None)
+    kept = model._drop_modalities(here)
     assert kept.any(1).all()
     assert (~kept).float().mean(0).tolist() == pytest.approx([0.3 * 0.5, 0.5 * 0.7], abs=0.01)
 
 
-def test_modality_dropout_keeps_what_is_alone_and_calibration_clips():
+def test_modality_dropout_keeps_what_is_alone():
     model = tiny_model(modality_dropout=[0.9, 0.9])
     torch.manual_seed(0)
-    here = torch.tensor([[True, True], [True, False], [False, True], [True, True]]).repeat(500, 1)
-    calibration = torch.tensor([True, False, False, False]).repeat(500)
-    kept = model._drop_modalities(here, calibration)
-    assert torch.equal(kept[0::4], here[0::4]) and torch.equal(kept[1::4], here[1::4])
-    assert torch.equal(kept[2::4], here[2::4])
-    assert not kept[3::4].all()
+    here = torch.tensor([[True, True], [True, False], [False, True]]).repeat(500, 1)
+    kept = model._drop_modalities(here)
+    assert torch.equal(kept[1::3], here[1::3]) and torch.equal(kept[2::3], here[2::3])
+    assert not kept[0::3].all()
     assert not (kept & ~here).any()
 
 
@@ -275,7 +262,9 @@ def test_modality_dropout_acts_in_training_only():
 def test_save_and_load(fusion, tmp_path):
     model, inputs = tiny_model(fusion=fusion, frame_pooling="temporal"), tiny_inputs()
     if fusion == "adaptive":
-        model.fusion.capability.uniform_()
+        for name, buffer in model.fusion.named_buffers():
+            buffer.uniform_(0.1, 0.9)
+            assert name
     model.save_pretrained(tmp_path)
     again, info = MMBalanceForAudioVisualClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]

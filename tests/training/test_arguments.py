@@ -17,6 +17,7 @@ from hf_mmbalance.training.arguments import (
     read_config,
 )
 from hf_mmbalance.training.cli import train
+from hf_mmbalance.training.decision_layer import DecisionArguments
 from hf_mmbalance.training.recipes import SYNTHETIC
 
 
@@ -182,7 +183,7 @@ def test_a_run_knows_its_arguments_but_no_token(tmp_path):
     assert "hub_token" not in kept
     assert run.argv[:4] == ["--classes", "4", "--output_dir", str(tmp_path)]
     assert kept["dataset"] == "synthetic" and kept["classes"] == 4 and kept["fusion"] == "adaptive"
-    assert kept["learning_rate"] == SYNTHETIC["learning_rate"] and kept["allocation_learning_rate"] == 0.02
+    assert kept["learning_rate"] == SYNTHETIC["learning_rate"] and kept["decision_rung"] == "auto"
 
 
 def test_senseless_options_of_a_dataset():
@@ -208,7 +209,7 @@ def test_help_of_every_dataset_prints(kind, datasets, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     from hf_mmbalance.data import options_class
 
-    for part in (DataArguments, ModelArguments, options_class(datasets.get(kind, kind))):
+    for part in (DataArguments, ModelArguments, DecisionArguments, options_class(datasets.get(kind, kind))):
         for entry in dataclasses.fields(part):
             name = "clip_seed" if entry.name == "seed" else entry.name
             assert f"--{name}" in shown
@@ -219,6 +220,6 @@ def test_help_of_every_dataset_prints(kind, datasets, capsys):
 def test_every_training_option_of_our_own_has_a_help_text():
     ours = vars(MMBalanceTrainingArguments)["__annotations__"]
     fields = {entry.name: entry for entry in dataclasses.fields(MMBalanceTrainingArguments)}
-    assert "calibration_per_step" in ours
+    assert "early_stopping_patience" in ours
     for name in ours:
         assert len(fields[name].metadata["help"]) > 8, name

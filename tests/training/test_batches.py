@@ -1,4 +1,4 @@
-"""Batches of fixed composition, masks on spectrograms, and examples made into tensors."""
+"""Order of clips, masks on spectrograms, and examples made into tensors."""
 
 from __future__ import annotations
 
@@ -7,96 +7,53 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import BatchSampler
 
-from hf_mmbalance.training.batches import ClipCollator, MixedBatches, SpecAugment, TrainingClips
+from hf_mmbalance.data.streaming import EpochOrder
+from hf_mmbalance.training.batches import ClipCollator, KeyedClips, SpecAugment
 
 from .tiny_runs import ListedClips, random_clips, tiny_processor
 
 
-def passes(batches: MixedBatches, epoch: int) -> list[list[tuple[int, int]]]:
-    batches.set_epoch(epoch)
-    return list(batches)
+def keys(clips: int, epoch: int = 0, **options) -> list[tuple[int, int]]:
+    order = EpochOrder(range(clips), **options)
+    order.set_epoch(epoch)
+    return list(order)
 
 
-@pytest.mark.parametrize(
-    ("train", "calibration", "batch", "parts", "per_step"), [(40, 10, 8, 2, 4), (37, 5, 6, 3, 3), (9, 0, 4, 2, None)]
-)
-def test_every_batch_holds_as_many_clips_of_each_kind(train, calibration, batch, parts, per_step):
-    batches = MixedBatches(train, calibration, batch, parts, per_step)
-    made = passes(batches, 0)
-    assert len(made) == len(batches) == batches.steps * parts
-    for part in made:
-        assert len(part) == batch
-        assert sum(index >= train for index, _ in part) == (per_step or 0) // parts
-    assert {index for part in made for index, _ in part if index < train} == set(range(train))
+@pytest.mark.parametrize(("clips", "fill"), [(10, 1), (10, 4), (37, 16), (3, 16), (16, 16)])
+def test_an_order_gives_every_clip_once_then_fills_up(clips, fill):
+    order = EpochOrder(range(clips), fill=fill)
+    drawn = [index for index, _ in order]
+    assert len(drawn) == len(order) and len(drawn) % fill == 0 and len(drawn) - clips < fill
+    assert sorted(drawn[:clips]) == list(range(clips))
+    for start in range(clips, len(drawn), clips):
+        again = drawn[start : start + clips]
+        assert len(set(again)) == len(again)  # filled up evenly
 
 
-def test_the_clips_of_a_step_do_not_depend_on_how_it_is_split():
-    steps = {}
-    for parts in (1, 2, 4):
-        batches = MixedBatches(37, 11, 16 // parts, parts, calibration_per_step=4, seed=3)
-        made = passes(batches, 2)
-        steps[parts] = [sorted(sum(made[i : i + parts], [])) for i in range(0, len(made), parts)]
-    assert steps[1] == steps[2] == steps[4]
-    assert len(steps[1]) == 4  # 37 train clips, 12 a step
+def test_an_order_depends_on_seed_and_epoch_alone():
+    assert keys(30, 2, seed=5) == keys(30, 2, seed=5)
+    order = EpochOrder(range(30), seed=5)
+    list(order)
+    order.set_epoch(2)
+    assert list(order) == keys(30, 2, seed=5)  # whatever was read before
+    assert {epoch for _, epoch in order} == {2}
+    assert [i for i, _ in keys(30, 1, seed=5)] != [i for i, _ in keys(30, 2, seed=5)]
+    assert keys(30, 2, seed=6) != keys(30, 2, seed=5)
 
 
-def test_a_process_gets_every_so_manyth_batch_of_a_step():
-    from accelerate.data_loader import BatchSamplerShard
-
-    batches = MixedBatches(20, 6, 3, parts=4, calibration_per_step=4)  # 2 processes, 2 accumulation steps
-    whole = list(batches)
-    shards = [list(BatchSamplerShard(batches, 2, process)) for process in (0, 1)]
-    for step in range(batches.steps):
-        dealt = [shard[2 * step + accumulation] for shard in shards for accumulation in (0, 1)]
-        assert sorted(sum(dealt, [])) == sorted(sum(whole[4 * step : 4 * step + 4], []))
-
-
-def test_every_train_clip_once_before_any_is_drawn_again():
-    batches = MixedBatches(10, 4, 4, calibration_per_step=1, seed=1)
-    train = [index for part in passes(batches, 0) for index, _ in part if index < 10]
-    assert len(train) == 12 and sorted(train[:10]) == list(range(10))
-    calibration = [index for part in passes(batches, 0) for index, _ in part if index >= 10]
-    assert len(set(calibration)) == 4  # 4 of 4 clips in 4 steps: none twice
-
-
-def test_more_calibration_clips_than_there_are_go_round_evenly():
-    batches = MixedBatches(40, 2, 4, calibration_per_step=2)
-    drawn = [index for part in batches for index, _ in part if index >= 40]
-    assert drawn.count(40) == drawn.count(41) == 20
-
-
-def test_order_depends_on_seed_and_epoch_alone():
-    one, same = MixedBatches(30, 6, 6, seed=5), MixedBatches(30, 6, 6, seed=5)
-    assert passes(one, 0) == passes(same, 0)
-    order = [[index for part in passes(one, epoch) for index, _ in part] for epoch in (0, 1)]
-    assert order[0] != order[1]
-    assert passes(MixedBatches(30, 6, 6, seed=6), 0) != passes(one, 0)
-    assert passes(one, 0) == passes(same, 0)  # whatever was read in between
-    assert {epoch for part in passes(one, 4) for _, epoch in part} == {4}
-
-
-def test_calibration_clips_have_their_share_by_default():
-    assert MixedBatches(300, 100, 16).calibration_per_step == 4
-    assert MixedBatches(300, 100, 16, parts=2).calibration_per_step == 8
-    assert MixedBatches(1000, 1, 16).calibration_per_step == 1  # never none
-    assert MixedBatches(100, 0, 16).calibration_per_step == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ((10, 4, 4, 2, 3), "calibration_per_step=3 must be a multiple of 2"),
-        ((10, 4, 4, 1, 4), "does not fit a global batch of 4 clips"),
-        ((10, 4, 4, 1, 9), "does not fit"),
-        ((10, 4, 4, 1, -1), "does not fit"),
-        ((10, 0, 4, 1, 2), "0 calibration clips"),
-        ((10, 4, 1, 1, None), "raise per_device_train_batch_size"),
-    ],
-)
-def test_compositions_that_make_no_sense(arguments, words):
-    with pytest.raises(ValueError, match=words):
-        MixedBatches(*arguments)
+@pytest.mark.parametrize(("processes", "accumulation"), [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)])
+def test_the_clips_of_a_step_do_not_depend_on_how_it_is_split(processes, accumulation):
+    """As accelerate deals batches: process p gets every so-manyth, in turn."""
+    whole = keys(37, fill=16)
+    batch = 16 // (processes * accumulation)
+    batches = BatchSampler(EpochOrder(range(37), fill=16), batch, drop_last=False)
+    shards = [list(BatchSamplerShard(batches, processes, process)) for process in range(processes)]
+    for step in range(3):
+        dealt = [shard[step * accumulation + part] for shard in shards for part in range(accumulation)]
+        assert sorted(sum(dealt, [])) == sorted(whole[16 * step : 16 * step + 16])
 
 
 class Keyed(ListedClips):
@@ -106,16 +63,11 @@ class Keyed(ListedClips):
         return np.full(4, -1.0 if epoch is None else epoch, dtype=np.float32), None
 
 
-def test_calibration_clips_are_never_augmented():
-    train, calibration = (Keyed(split, [(None, None)] * 3, [0, 1, 2]) for split in ("train", "calibration"))
-    both = TrainingClips(train, calibration)
-    assert len(both) == 6
-    assert [both[index, 7]["audio"][0] for index in range(6)] == [7, 7, 7, -1, -1, -1]
-    assert [both[index, 7]["epoch"] for index in range(6)] == [7, 7, 7, None, None, None]
-    assert [both[index, 7]["calibration"] for index in range(6)] == [False] * 3 + [True] * 3
-    assert [both[index, 7]["id"] for index in (0, 5)] == ["train-0", "calibration-2"]
-    assert both[1]["audio"][0] == -1 and both[1]["epoch"] is None  # no epoch, no augmentation
-    assert len(TrainingClips(train, None)) == 3
+def test_clips_are_augmented_where_they_are_asked_for_with_an_epoch():
+    clips = KeyedClips(Keyed("train", [(None, None)] * 3, [0, 1, 2]))
+    assert len(clips) == 3
+    assert clips[1, 7]["audio"][0] == 7 and clips[1, 7]["epoch"] == 7 and "index" not in clips[1, 7]
+    assert clips[1]["audio"][0] == -1 and clips[1]["index"] == 1 and "epoch" not in clips[1]
 
 
 def masked(augment: SpecAugment, clip: str = "a", epoch: int = 0, shape: tuple[int, int] = (40, 20)) -> np.ndarray:
@@ -165,7 +117,6 @@ def test_collator_gives_tensors_labels_and_masks():
     assert batch["modality_mask"].tolist() == [[True, True], [False, True], [True, False], [True, True]]
     assert batch["frame_mask"].tolist() == [[True, True], [True, True], [False, False], [True, True]]
     assert batch["labels"].tolist() == [0, 1, 2, 0] and batch["labels"].dtype == torch.int64
-    assert "calibration_mask" not in batch
     alone = ClipCollator(tiny_processor())([clips[3]])
     assert torch.equal(alone["input_values"][0], batch["input_values"][3])
 
@@ -178,19 +129,19 @@ def test_a_batch_in_which_no_clip_has_a_modality(lacking, absent):
     assert batch["modality_mask"].sum().item() == 3
 
 
-def test_collator_says_which_clips_are_for_calibration_and_masks_only_the_others():
-    clips = TrainingClips(random_clips("train", 2), random_clips("calibration", 2))
-    examples = [clips[index, 3] for index in range(4)]
-    plain = ClipCollator(tiny_processor())(examples)
-    assert plain["calibration_mask"].tolist() == [False, False, True, True]
+def test_collator_masks_the_examples_of_an_epoch_and_numbers_the_others():
+    clips = KeyedClips(random_clips("train", 4))
+    asked = [clips[0, 3], clips[1, 3], clips[2], clips[3]]
     augment = SpecAugment(1, 12, 1, 12)
-    augmented = ClipCollator(tiny_processor(), augment)(examples)
-    for index, example in enumerate(examples[:2]):
+    plain, augmented = ClipCollator(tiny_processor())(asked), ClipCollator(tiny_processor(), augment)(asked)
+    for index, example in enumerate(asked[:2]):
         expected = plain["input_values"][index].clone()
         augment(expected, example["id"], 3)
         assert torch.equal(augmented["input_values"][index], expected)
     assert not torch.equal(augmented["input_values"][:2], plain["input_values"][:2])
     assert torch.equal(augmented["input_values"][2:], plain["input_values"][2:])
+    assert "clip_index" not in plain
+    assert ClipCollator(tiny_processor())(asked[2:])["clip_index"].tolist() == [2, 3]
 
 
 def test_sound_at_another_rate_is_resampled_to_the_towers():

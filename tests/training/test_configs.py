@@ -90,7 +90,7 @@ def test_two_steps(config, backbones, folder, grid, tmp_path):
         ]
     )  # fmt: skip
     settings = read_config(config)
-    assert [row["split"] for row in results["rows"]] == ["validation"] * 4 + ["test"] * 4
+    assert [row["split"] for row in results["rows"]] == ["validation"] * 5 + ["test"] * 5
     assert results["fusion"] == settings["fusion"]
     arguments = results["arguments"]
     replaced = {"dataset", "frame_size", "frames", "audio_model", "vision_model", "audio_config", "vision_config",

@@ -33,7 +33,7 @@ GLOBAL_BATCH = 16
 SAME = (
     *TINY,
     *("--train_clips", "44", "--validation_clips", "13", "--test_clips", "21", "--num_train_epochs", "3"),
-    *("--calibration_per_step", "4", "--learning_rate", "3e-3", "--logging_steps", "1"),
+    *("--learning_rate", "3e-3", "--logging_steps", "1"),
     *("--frequency_masks", "1", "--time_masks", "1", "--time_mask_width", "4", "--frequency_mask_width", "4"),
     # Some gradients are 0 but for rounding (keys' biases, under a softmax): Adam must not blow them up to a full step.
     *("--adam_epsilon", "1e-6"),
@@ -98,8 +98,7 @@ def test_two_processes_and_accumulation_give_the_curve_of_one(one_process, tmp_p
     weights, expected_weights = (load_file(path / "model.safetensors") for path in (folder, one_process))
     for name, value in expected_weights.items():
         torch.testing.assert_close(weights[name], value, atol=1e-4, rtol=0, msg=name)
-    assert torch.equal(weights["fusion.capability"], expected_weights["fusion.capability"])
-    assert weights["fusion.capability"].abs().max() > 0
+    assert any(name.startswith("fusion.") and value.any() for name, value in weights.items())
     results, expected_results = (json.loads((path / "results.json").read_text()) for path in (folder, one_process))
     for row, other in zip(results["rows"], expected_results["rows"], strict=True):
         for name, value in other.items():
@@ -195,7 +194,7 @@ def assert_same_end(folder: Path, left_alone: Path) -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_killed_at_random_moments_ends_like_one_left_alone(tmp_path, processes):
     batch = str(8 // processes)
-    options = (*DROPPING, "--per_device_train_batch_size", batch, "--calibration_per_step", "2")
+    options = (*DROPPING, "--per_device_train_batch_size", batch)
     left_alone, killed = tmp_path / "left_alone", tmp_path / "killed"
     finish(start(left_alone, processes, *options))
     resume = ("--resume_from_checkpoint", "true")

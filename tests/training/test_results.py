@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 
 from hf_mmbalance.decision.table import DecisionTable
-from hf_mmbalance.training.results import mean_weights, measure, render_rows, render_weights, rows_of
-from hf_mmbalance.training.trainer import uniform_sum
+from hf_mmbalance.training.results import (
+    log_prior_of,
+    mean_weights,
+    measure,
+    plain_sum,
+    render_rows,
+    render_weights,
+    rows_of,
+)
 
 
 def logits_of(probabilities) -> np.ndarray:
@@ -20,6 +27,7 @@ def logits_of(probabilities) -> np.ndarray:
 AUDIO = [[0.8, 0.2], [0.6, 0.4], [0.3, 0.7], [math.nan, math.nan]]
 VISION = [[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.1, 0.9]]
 LABELS = np.array([0, 1, 1, 0])
+LOG_PRIOR = np.log([0.8, 0.2])
 
 
 @pytest.fixture
@@ -37,11 +45,11 @@ def table() -> DecisionTable:
 
 
 def test_rows_by_hand(table):
-    rows = rows_of(table, "test", uniform_sum(table))
-    assert [row["method"] for row in rows] == ["audio", "vision", "sum", "fused"]
+    rows = rows_of(table, "test", LOG_PRIOR)
+    assert [row["method"] for row in rows] == ["audio", "vision", "sum", "prior_sum", "fused"]
     assert {row["split"] for row in rows} == {"test"}
-    audio, vision, total, fused = rows
-    assert [row["n"] for row in rows] == [3, 4, 4, 4]  # audio answers only the clips it is there for
+    audio, vision, total, once, fused = rows
+    assert [row["n"] for row in rows] == [3, 4, 4, 4, 4]  # audio answers only the clips it is there for
     assert audio["accuracy"] == pytest.approx(2 / 3)
     assert audio["nll"] == pytest.approx(-(math.log(0.8) + math.log(0.4) + math.log(0.7)) / 3)
     # F1 of class 0: 1 hit, 1 false alarm, none missed: 2/3; class 1: 1 hit, none, 1 missed: 2/3
@@ -54,13 +62,16 @@ def test_rows_by_hand(table):
     right = [0.72 / 0.74, 0.32 / 0.44, 0.42 / 0.54, 0.1]
     assert total["nll"] == pytest.approx(-sum(map(math.log, right)) / 4)
     assert total["accuracy"] == 0.75
+    # with the prior once: products over .8, .2: .9/.1, .15/1.6, .15/2.1 and vision by itself
+    right = [0.9 / 1.0, 1.6 / 1.75, 2.1 / 2.25, 0.1]
+    assert once["nll"] == pytest.approx(-sum(map(math.log, right)) / 4)
     assert fused["accuracy"] == 0.75  # the tie of the first clip goes to the lower index, which is right
 
 
 def test_the_sum_leaves_missing_modalities_out(table):
     expected = logits_of(VISION)[3]
-    np.testing.assert_allclose(uniform_sum(table)[3], expected, atol=1e-12)
-    both = uniform_sum(table)[0]
+    np.testing.assert_allclose(plain_sum(table)[3], expected, atol=1e-12)
+    both = plain_sum(table)[0]
     np.testing.assert_allclose(both[0] - both[1], math.log(0.72 / 0.02), atol=1e-12)
 
 
@@ -89,7 +100,7 @@ def test_intervals_are_of_clips_with_few_groups_and_of_groups_with_many(table):
 
 def test_a_modality_that_no_clip_has(table):
     table.logits[:, 0] = np.nan
-    row = rows_of(table, "test", uniform_sum(table))[0]
+    row = rows_of(table, "test", LOG_PRIOR)[0]
     assert row == {
         "method": "audio",
         "split": "test",
@@ -106,21 +117,28 @@ def test_a_modality_that_no_clip_has(table):
 def test_mean_weights_are_of_clips_with_every_modality():
     weights = np.array([[[1.0, 0.5], [1.0, 1.5]], [[3.0, 0.5], [0.0, 2.5]], [[1.0, 1.0], [0.0, 0.0]]])
     mask = np.array([[1, 1], [1, 1], [1, 0]])
-    outputs = {"modality_weights": weights, "modality_mask": mask}
-    assert mean_weights(outputs, ["audio", "vision"]) == {"audio": [2.0, 0.5], "vision": [0.5, 2.0]}
-    assert mean_weights({"modality_mask": mask}, ["audio", "vision"]) is None  # a head without weights
-    assert mean_weights({"modality_weights": weights, "modality_mask": mask * [[1, 0]]}, ["audio", "vision"]) is None
+    logits = np.where(mask[..., None], weights, np.nan)
+    table = DecisionTable(list("abc"), list("abc"), ["test"] * 3, np.zeros(3, dtype=int), logits, ["no", "yes"],
+                          ["audio", "vision"])  # fmt: skip
+    assert mean_weights(weights, table) == {"audio": [2.0, 0.5], "vision": [0.5, 2.0]}
+    assert mean_weights(None, table) is None  # a head without weights
+    table.logits[:, 1] = np.nan
+    assert mean_weights(weights, table) is None
+
+
+def test_the_prior_of_labels_has_half_a_clip_more_of_every_class():
+    np.testing.assert_allclose(np.exp(log_prior_of(np.array([0, 0, 2]), 3)), [2.5 / 4.5, 0.5 / 4.5, 1.5 / 4.5])
 
 
 def test_the_table_a_person_reads(table):
-    rows = rows_of(table, "test", uniform_sum(table))
+    rows = rows_of(table, "test", LOG_PRIOR)
     lines = render_rows(rows, "clip").splitlines()
-    assert len(lines) == 6 and lines[-1] == "(intervals: bootstrap over clips)"
+    assert len(lines) == 7 and lines[-1] == "(intervals: bootstrap over clips)"
     audio = lines[1].split()
     assert audio[:2] == ["audio", "66.7"] and audio[-4:] == ["66.7", f"{rows[0]['nll']:.3f}", "0.367", "3"]
     low, high = rows[0]["accuracy_ci"]
     assert audio[2] == f"{100 * low:.1f}-{100 * high:.1f}"
-    assert lines[4].split()[:2] == ["fused", "75.0"]
+    assert lines[5].split()[:2] == ["fused", "75.0"]
 
 
 def test_weights_beside_the_optimum():

@@ -182,7 +182,7 @@ def test_going_on_with_accumulation_and_dropout_ends_with_the_same_weights(tmp_p
     options = ["--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "4", "--num_train_epochs", "3",
                "--save_strategy", "steps", "--eval_strategy", "steps", "--save_steps", "1", "--eval_steps", "1",
                "--save_total_limit", "20", "--classifier_dropout", "0.4", "--modality_dropout", "0.3", "0.3",
-               "--time_masks", "1", "--dataloader_num_workers", workers]  # fmt: skip
+               "--time_masks", "1", "--dataloader_num_workers", workers, "--train_clips", "30"]  # fmt: skip
     whole = tmp_path / "whole"
     tiny_run(whole, *options)
     assert {int(path.name[11:]) for path in whole.glob("checkpoint-*")} == set(range(1, 13))
@@ -213,7 +213,7 @@ def test_going_on_with_accumulation_and_dropout_ends_with_the_same_weights(tmp_p
         (["--vision_model", "./not_there"], "backbone './not_there' cannot be loaded"),
         (["--model_name_or_path", "./not_there"], "not_there"),
         (["--metric_for_best_model", "acuracy"], "metric_for_best_model='acuracy' is unknown: choose one of nll"),
-        (["--calibration_per_step", "8"], "calibration_per_step=8 does not fit"),
+        (["--train_corruptions", "babbel"], "unknown corruption 'babbel'; did you mean 'babble'"),
         (["--calibration_clips", "0"], "no clips in split.s. calibration"),
         (["--validation_clips", "0"], "no clips in split.s. validation"),
         (["--resume_from_checkpoint", "./not_there"], "not_there is no complete checkpoint"),

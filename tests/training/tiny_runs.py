@@ -1,7 +1,8 @@
-"""Tiny clips, towers and runs that the tests of the training room share."""
+"""Tiny clips, towers and runs that the tests of training share."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import AutoConfig
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits
 from hf_mmbalance.training.arguments import MMBalanceTrainingArguments
+from hf_mmbalance.training.decision_layer import DecisionArguments
 from hf_mmbalance.training.run import main
 from hf_mmbalance.training.trainer import MMBalanceTrainer
 
@@ -101,6 +103,8 @@ def _config(tower: dict[str, Any]) -> Any:
 
 def tiny_trainer(folder: Path, model: Any = None, clips: ClipSplits | None = None, **options: Any) -> MMBalanceTrainer:
     """A trainer of such a model on such clips."""
+    names = {entry.name for entry in dataclasses.fields(DecisionArguments)}
+    decision = {name: options.pop(name) for name in names & options.keys()}
     settings: dict[str, Any] = {
         "output_dir": str(folder),
         "use_cpu": True,
@@ -118,6 +122,7 @@ def tiny_trainer(folder: Path, model: Any = None, clips: ClipSplits | None = Non
         MMBalanceTrainingArguments(**settings),
         random_splits() if clips is None else clips,
         tiny_processor(),
+        decision=DecisionArguments(**decision),
     )
 
 

@@ -1,0 +1,100 @@
+"""The decision layer of a run: fitted on clips that the towers do not learn from, never trained."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hf_mmbalance.data.clips import ClipDataset
+from hf_mmbalance.decision.table import DecisionTable
+
+
+if TYPE_CHECKING:
+    from hf_mmbalance.decision import Allocation
+    from hf_mmbalance.model.fusion_mmbalance import FusionOutput
+
+
+@dataclass
+class DecisionArguments:
+    """How the decision layer is fitted; for the fusion head `adaptive` only."""
+
+    decision_rung: str = field(
+        default="auto", metadata={"help": "Rung of the decision layer by name; 'auto' chooses by cross-validation."}
+    )
+    known_groups: bool = field(
+        default=False,
+        metadata={"help": "The place of use has the same groups (speakers, cameras) as the calibration clips."},
+    )
+    decision_balance: float = field(
+        default=0.0, metadata={"help": "Pull of the fitted weights towards each modality's capability share."}
+    )
+    calibration_corruptions: list[str] = field(
+        default_factory=lambda: ["seen"],
+        metadata={"help": "Corruptions of calibration clips at the last fit: kinds, groups such as seen, or none."},
+    )
+    calibration_draws: int = field(
+        default=3, metadata={"help": "Versions of each calibration clip at the last fit, the clean one among them."}
+    )
+    save_features: bool = field(
+        default=True,
+        metadata={"help": "Put the towers' features into decisions.parquet, by which `decide` fits the same layer."},
+    )
+
+
+def corruption_plan(names: list[str], draws: int = 3, seed: int = 0) -> Any:
+    """The plan for corruptions by name; None for `none`."""
+    if names == ["none"]:
+        return None
+    from hf_mmbalance.data.corruptions import CorruptionPlan
+
+    return CorruptionPlan.of(names, draws=draws, seed=seed)
+
+
+def calibration_draws(clips: ClipDataset, options: DecisionArguments, seed: int) -> ClipDataset:
+    """Every calibration clip as it is, followed by its corrupted versions."""
+    plan = corruption_plan(options.calibration_corruptions, options.calibration_draws, seed)
+    if plan is None:
+        return clips
+    from hf_mmbalance.data.corruptions import CorruptedClips
+
+    return CorruptedClips(clips, plan)
+
+
+def fit(table: DecisionTable, options: DecisionArguments, *, seed: int, structure: str) -> Allocation:
+    """Fit the decision layer on the `calibration` rows of a table, by the code of `mmbalance decide`.
+
+    Args:
+        table: Calibration rows and, for statistics of features, train rows.
+        options: What was asked for.
+        seed: Of the folds.
+        structure: "default" keeps the parameters that every adaptive head has, so that checkpoints of one run load
+            into each other; "any" allows all rungs.
+    """
+    from hf_mmbalance.decision import fit_decision_layer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notes of the fit: `describe` repeats those of the last one
+        return fit_decision_layer(
+            table,
+            rung=options.decision_rung,
+            known_groups=options.known_groups,
+            balance=options.decision_balance,
+            seed=seed,
+            structure=structure,
+        )
+
+
+def apply_head(head: torch.nn.Module, table: DecisionTable) -> FusionOutput:
+    """What a model's fusion head makes of a table's logits and features, on the head's device."""
+    where = next((value.device for value in head.state_dict().values()), torch.device("cpu"))
+
+    def tensor(values: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(np.nan_to_num(values), dtype=torch.float32, device=where)
+
+    features = tuple(tensor(table.features[name]) for name in table.modalities)
+    with torch.no_grad():
+        return head(tensor(table.logits), torch.as_tensor(table.mask, device=where), features)
