@@ -28,6 +28,7 @@ from .reading_mmbalance import (
 
 logger = logging.getLogger(__name__)
 
+SLACK = 1.1
 WINDOW_BYTES = 256 << 20  # of frames that the windows of a long clip may hold at once
 
 
@@ -47,7 +48,7 @@ def windows(
         source, spec, modalities, limits: As in [`read`]; a source with `start` and `end` is one input.
         window_seconds: Length of a window; None reads every clip whole.
         stride_seconds: Step from one window to the next; None: no overlap. The last one ends where the clip ends.
-        longest: Clips up to this many seconds are read whole; None: those up to `window_seconds`.
+        longest: Clips up to about this many seconds are read whole; None: those up to `window_seconds`.
 
     Raises:
         MediaError, ValueError: As [`read`], or for numbers that make no sense.
@@ -65,7 +66,8 @@ def windows(
     if window_seconds is None or span is not None:
         yield read(source, spec, **options)
         return
-    longest = max(longest or 0.0, window_seconds) + 1e-6
+    # A container says it lasts a little longer than its sound.
+    longest = max(SLACK * (longest or 0.0), window_seconds) + 1e-6
     parts = {"video": source} if is_file(source) else parts_of(source)
     source = source_of(parts["video"], limits) if set(parts) == {"video"} else source
     if not is_file(source) or spec.stored is not None:

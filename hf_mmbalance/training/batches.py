@@ -68,7 +68,8 @@ class ClipCollator:
         self.processor, self.augment = processor, augment
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Tensors of the processor, `labels` `(B,)` and, for examples with an `index`, `clip_index` `(B,)`.
+        """Tensors of the processor, `labels` `(B,)` and, for examples with an `index`, `clip_index` and
+        `clip_seconds` `(B,)`.
 
         Raises:
             ValueError: for a clip that the processor refuses, naming it.
@@ -86,6 +87,7 @@ class ClipCollator:
         batch["labels"] = torch.tensor([example["label"] for example in examples])
         if "index" in examples[0]:
             batch["clip_index"] = torch.tensor([example["index"] for example in examples])
+            batch["clip_seconds"] = torch.tensor([float(example["seconds"]) for example in examples])
         return dict(batch)
 
     def _process(self, examples: list[dict[str, Any]]) -> Any:

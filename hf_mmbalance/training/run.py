@@ -89,6 +89,9 @@ def run(arguments: RunArguments) -> dict[str, Any]:
         trainer.save_model(_internal_call=True)  # which does not push: there is no card yet
     results, table = conclude(trainer, clips, arguments)
     if trainer.is_world_process_zero():
+        # Clips up to this long are served whole, as they were here.
+        processor.reading["longest_seconds"] = round(trainer.longest_seconds, 3)
+        processor.save_pretrained(str(training.output_dir))
         results["provenance"] = origin
         write_outputs(Path(str(training.output_dir)), results, table)
         logger.warning("%s", render(results, clips))

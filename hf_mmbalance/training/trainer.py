@@ -99,6 +99,8 @@ class MMBalanceTrainer(Trainer):
         self.absent = absent_modalities(clips)
         self.allocation: Allocation | None = None
         self.fit_tables: dict[str, DecisionTable] = {}
+        #: Longest clip that was predicted so far.
+        self.longest_seconds = 0.0
         super().__init__(
             model=model,
             args=args,
@@ -270,7 +272,7 @@ class MMBalanceTrainer(Trainer):
         parts: dict[str, list[torch.Tensor]] = {}
         for batch in self.get_eval_dataloader(clips):
             batch = self._prepare_inputs(batch)
-            kept = {"clip_index": batch.pop("clip_index")}
+            kept = {name: batch.pop(name) for name in ("clip_index", "clip_seconds")}
             batch.pop("labels")
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = model(**batch)
@@ -280,6 +282,7 @@ class MMBalanceTrainer(Trainer):
                 values = values.detach().cpu()
                 parts.setdefault(name, []).append(values.float() if values.is_floating_point() else values)
         joined = {name: torch.cat(values).numpy() for name, values in parts.items()}
+        self.longest_seconds = max(self.longest_seconds, float(joined.pop("clip_seconds").max()))
         # Accelerate repeats clips so that every process has as many: one row for each clip, in order.
         _, first = np.unique(joined.pop("clip_index"), return_index=True)
         return {name: values[first] for name, values in joined.items()}

@@ -79,7 +79,7 @@ def path_of(media: Path, split: str, number: int) -> Path:
 
 def folder_source(media: Path, tmp: Path) -> Source:
     clips = load_clips(str(media), **READING, **AUGMENTED)
-    return Source(clips, lambda split, name: str(media / f"{name.split('/', 1)[1]}.mp4"), str(media), READING)
+    return Source(clips, lambda split, name: str(media / f"{name}.mp4"), str(media), READING)
 
 
 def table_source(media: Path, tmp: Path) -> Source:
