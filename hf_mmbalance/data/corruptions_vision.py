@@ -47,7 +47,8 @@ def pixelate(frames: np.ndarray, level: float, rng: np.random.Generator) -> np.n
     height, width = frames.shape[1:3]
     small = (max(round(width * level), 1), max(round(height * level), 1))
     box = Image.Resampling.BOX
-    return np.stack([Image.fromarray(f).resize(small, box).resize((width, height), box) for f in frames])
+    coarse = [Image.fromarray(frame).resize(small, box).resize((width, height), box) for frame in frames]
+    return np.stack([np.asarray(frame) for frame in coarse])
 
 
 def jpeg_compression(frames: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
