@@ -11,6 +11,7 @@ EPILOG = """examples:
   mmbalance predict clip.mp4 --model user/name                         what is in it, by sound and by picture
   mmbalance decide outputs/grid-.../decisions.parquet                  the whole ladder of allocations, judged
   mmbalance diagnose outputs/grid-... --report lean.html               where a model leans, and why
+  mmbalance robustness outputs/grid-...                                its model under corrupted sound and pictures
   mmbalance push outputs/grid-... user/name                            the model with its card to the Hub
 """
 
@@ -36,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     import hf_mmbalance
     from hf_mmbalance.decision.cli import add_decide, add_diagnose
     from hf_mmbalance.hub.cli import add_card, add_predict, add_push, add_space
+    from hf_mmbalance.robustness.cli import add_robustness
 
     parser = argparse.ArgumentParser(
         prog="mmbalance",
@@ -49,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_predict(verbs)
     add_decide(verbs)
     add_diagnose(verbs)
+    add_robustness(verbs)
     add_card(verbs)
     add_push(verbs)
     add_space(verbs)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 
@@ -11,21 +12,28 @@ import numpy as np
 
 @dataclass(frozen=True)
 class BayesOptimum:
-    """Fusion of votes that err independently given the class.
+    """Fusion of votes that err independently given the class, where some clips lack some votes.
 
-    Modality m shows the signature of the clip's class c with probability `1 - error[m, c]`, else that of another
-    class, each alike. The log joint probability of class c and the shown signatures s is then a weighted vote plus a
-    bias: `log prior_c + sum_m [s_m = c] w_mc + sum_m log(error_mc / (C - 1))` with
+    Modality m of a clip of class c is corrupted with probability `corrupted[m]`, whatever the class, and then shows
+    no signature. Otherwise it shows the signature of class c with probability `1 - error[m, c]`, else that of another
+    class, each alike. **The optimum knows** all these rates and the class prior, and of every clip which modalities
+    are corrupted (noise is easily told from a signature) and which signatures the others show. It does not know
+    whether a signature shown is the right one.
+
+    Given the modalities S that are not corrupted, the log joint probability of class c and the shown signatures s is
+    a weighted vote plus a bias: `log prior_c + sum_{m in S} ([s_m = c] w_mc + log(error_mc / (C - 1)))` with
     `w_mc = log((1 - error_mc) (C - 1) / error_mc)` (the naive-Bayes combination of classifiers; Kuncheva,
-    Combining Pattern Classifiers, 2nd ed., section 4.3).
+    Combining Pattern Classifiers, 2nd ed., section 4.3). Accuracies are sums over all S and all signatures.
 
     Args:
         error: `(M, C)` in (0, 1).
         prior: `(C,)`, positive, summing to 1.
+        corrupted: `(M,)` in [0, 1); empty for none.
     """
 
     error: np.ndarray
     prior: np.ndarray
+    corrupted: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
         error, prior = np.asarray(self.error, dtype=np.float64), np.asarray(self.prior, dtype=np.float64)
@@ -35,8 +43,13 @@ class BayesOptimum:
             raise ValueError("error rates must lie strictly between 0 and 1")
         if not (prior > 0).all() or abs(prior.sum() - 1) > 1e-6:
             raise ValueError(f"the class prior must be positive and sum to 1, got {prior.tolist()}")
+        corrupted = np.asarray(self.corrupted, dtype=np.float64)
+        corrupted = corrupted if len(corrupted) else np.zeros(len(error))
+        if corrupted.shape != error.shape[:1] or not ((corrupted >= 0) & (corrupted < 1)).all():
+            raise ValueError(f"corrupted must be {len(error)} rates in [0, 1), got {corrupted.tolist()}")
         object.__setattr__(self, "error", error)
         object.__setattr__(self, "prior", prior)
+        object.__setattr__(self, "corrupted", corrupted)
 
     @property
     def num_classes(self) -> int:
@@ -48,57 +61,84 @@ class BayesOptimum:
         return np.log((1 - self.error) * (self.num_classes - 1) / self.error)
 
     @cached_property
-    def bias(self) -> np.ndarray:
-        """`(C,)`: what a class has before any vote for it."""
-        return np.log(self.prior) + np.log(self.error / (self.num_classes - 1)).sum(0)
-
-    @cached_property
     def accuracy(self) -> float:
-        """Accuracy of the optimum: no classifier of these signatures can be better in the mean."""
-        return float(np.exp(self._log_joint).max(1).sum())
+        """Accuracy of the optimum: no classifier of these clips can be better in the mean."""
+        return self._mean_accuracy(lambda joint, present: joint)
 
     @cached_property
     def unimodal_accuracy(self) -> np.ndarray:
         """`(M,)`: the optimum with one modality alone."""
-        return np.array([(self._likelihood(m) * self.prior).max(1).sum() for m in range(len(self.error))])
+        alone = [
+            BayesOptimum(self.error[m : m + 1], self.prior, self.corrupted[m : m + 1]) for m in range(len(self.error))
+        ]
+        return np.array([optimum.accuracy for optimum in alone])
 
     @cached_property
     def vote_accuracy(self) -> float:
-        """Accuracy of counting votes, each one alike; ties are broken at random."""
-        votes = np.zeros_like(self._log_joint)
-        for modality in self._combinations.T:
-            votes[np.arange(len(votes)), modality] += 1
-        first = votes == votes.max(1, keepdims=True)
-        return float((np.exp(self._log_joint) * first / first.sum(1, keepdims=True)).sum())
+        """Accuracy of counting the votes shown, each one alike; ties are broken at random."""
+
+        def count(joint: np.ndarray, present: np.ndarray) -> np.ndarray:
+            return (self._combinations[:, present, None] == np.arange(self.num_classes)).sum(1)
+
+        return self._mean_accuracy(count)
 
     @cached_property
     def posterior_sum_accuracy(self) -> float:
-        """Accuracy of adding up the perfect unimodal log-posteriors: they count the prior once too often each."""
-        total = np.zeros_like(self._log_joint)
-        for m, modality in enumerate(self._combinations.T):
-            posterior = self._likelihood(m) * self.prior
-            total += np.log(posterior / posterior.sum(1, keepdims=True))[modality]
-        return float(np.exp(self._log_joint)[np.arange(len(total)), total.argmax(1)].sum())
+        """Accuracy of adding up the perfect unimodal log-posteriors: they count the prior once too often each.
 
-    def scores(self, shown: np.ndarray) -> np.ndarray:
-        """Log joint probability `(N, C)` of class and shown signatures `(N, M)`."""
+        The posterior of a corrupted modality is the prior.
+        """
+        alone = [
+            np.log(self.prior) + self._log_likelihood[m][self._combinations[:, m]] for m in range(len(self.error))
+        ]
+        alone = [scores - np.logaddexp.reduce(scores, axis=1, keepdims=True) for scores in alone]
+
+        def total(joint: np.ndarray, present: np.ndarray) -> np.ndarray:
+            missing = (len(present) - present.sum()) * np.log(self.prior)
+            return missing + sum((alone[m] for m in np.flatnonzero(present)), np.zeros_like(joint))
+
+        return self._mean_accuracy(total)
+
+    def scores(self, shown: np.ndarray, corrupted: np.ndarray | None = None) -> np.ndarray:
+        """Log joint probability `(N, C)` of class and shown signatures.
+
+        Args:
+            shown: `(N, M)` classes whose signature each modality shows.
+            corrupted: `(N, M)` true where it shows none; nowhere by default.
+        """
         shown = np.asarray(shown)
-        votes = shown[:, :, None] == np.arange(self.num_classes)
-        return self.bias + (votes * self.weights).sum(1)
+        terms = np.stack([table[shown[:, m]] for m, table in enumerate(self._log_likelihood)], axis=1)
+        if corrupted is not None:
+            terms = np.where(np.asarray(corrupted)[:, :, None], 0.0, terms)
+        return np.log(self.prior) + terms.sum(1)
 
-    def predict(self, shown: np.ndarray) -> np.ndarray:
+    def predict(self, shown: np.ndarray, corrupted: np.ndarray | None = None) -> np.ndarray:
         """Best class `(N,)` for shown signatures `(N, M)`."""
-        return self.scores(shown).argmax(1)
+        return self.scores(shown, corrupted).argmax(1)
 
-    def _likelihood(self, modality: int) -> np.ndarray:
-        """`(C shown, C class)`."""
-        wrong = np.tile(self.error[modality] / (self.num_classes - 1), (self.num_classes, 1))
-        return np.where(np.eye(self.num_classes, dtype=bool), 1 - self.error[modality], wrong)
+    def _mean_accuracy(self, rule: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> float:
+        """Accuracy of the rule that takes the class of the largest score, ties broken at random.
+
+        `rule` maps the log joint probability `(C^M, C)` and the modalities present `(M,)` to scores of that shape.
+        """
+        total = 0.0
+        for absent in product((False, True), repeat=len(self.error)):
+            corrupted = np.array(absent)
+            chance = np.where(corrupted, self.corrupted, 1 - self.corrupted).prod()
+            # Signatures that are not seen are summed over: each combination stands for its share of them.
+            repeats = self.num_classes ** corrupted.sum()
+            joint = self.scores(self._combinations, np.broadcast_to(corrupted, self._combinations.shape))
+            scores = rule(joint, ~corrupted)
+            best = scores >= scores.max(1, keepdims=True) - 1e-12
+            total += chance * (np.exp(joint) * best / best.sum(1, keepdims=True)).sum() / repeats
+        return float(total)
+
+    @cached_property
+    def _log_likelihood(self) -> list[np.ndarray]:
+        """Per modality `(C shown, C class)`: log probability of a signature given the class."""
+        right = np.eye(self.num_classes, dtype=bool)
+        return [np.log(np.where(right, 1 - error, error / (self.num_classes - 1))) for error in self.error]
 
     @cached_property
     def _combinations(self) -> np.ndarray:
         return np.array(list(product(range(self.num_classes), repeat=len(self.error))))
-
-    @cached_property
-    def _log_joint(self) -> np.ndarray:
-        return self.scores(self._combinations)

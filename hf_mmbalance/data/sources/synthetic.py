@@ -3,44 +3,55 @@
 from __future__ import annotations
 
 import colorsys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from hf_mmbalance.data.bayes import BayesOptimum
 from hf_mmbalance.data.clips import SPLITS, ClipDataset, ClipSplits, DataError
+from hf_mmbalance.data.options import option
 from hf_mmbalance.data.seeding import rng_for
+
+
+MODALITIES = ("audio", "vision")
 
 
 @dataclass
 class SyntheticOptions:
     """Options of the `synthetic` data."""
 
-    classes: int = field(default=6, metadata={"help": "Number of classes."})
-    train_clips: int = field(default=1200, metadata={"help": "Clips the towers learn from."})
-    calibration_clips: int = field(default=400, metadata={"help": "Clips the allocation learns from."})
-    validation_clips: int = field(default=400, metadata={"help": "Clips for model selection."})
-    test_clips: int = field(default=1000, metadata={"help": "Clips for the final numbers."})
-    audio_error: list[float] | None = field(
-        default=None,
-        metadata={"help": "Per class: how often the sound is another class's. Default: reliable for the first half."},
+    classes: int = option(6, "Number of classes.")
+    train_clips: int = option(240, "Clips the towers learn from.")
+    calibration_clips: int = option(400, "Clips the decision layer is fitted on.")
+    validation_clips: int = option(200, "Clips for model selection.")
+    test_clips: int = option(1000, "Clips for the final numbers.")
+    audio_error: list[float] | None = option(
+        None,
+        "Per class: how often the sound is another class's. Default: 0.1 for the first half of the classes, 0.3 for"
+        " the rest.",
     )
-    vision_error: list[float] | None = field(
-        default=None,
-        metadata={"help": "Per class: how often the look is another class's. Default: reliable for the second half."},
+    vision_error: list[float] | None = option(
+        None,
+        "Per class: how often the look is another class's. Default: 0.3 for the first half of the classes, 0.1 for"
+        " the rest.",
     )
-    prior: list[float] | None = field(
-        default=None,
-        metadata={"help": "Share of every class. Default: the first class of either half has 38 % (of six)."},
+    prior: list[float] | None = option(None, "Share of every class. Default: all alike.")
+    corrupted: list[float] = option(
+        [0.25, 0.25], "Part of the clips whose sound, and whose picture, is noise and shows no class."
     )
-    noise: float = field(default=0.3, metadata={"help": "Standard deviation of the noise on sound and pixels."})
-    fresh_noise: bool = field(default=True, metadata={"help": "Training clips get new noise every epoch."})
-    seconds: float = field(default=0.5, metadata={"help": "Length of the sound."})
-    sampling_rate: int = field(default=16_000, metadata={"help": "Rate of the sound in Hz."})
-    frames: int = field(default=4, metadata={"help": "Frames a clip."})
-    frame_size: int = field(default=32, metadata={"help": "Height and width of a frame in pixels."})
-    groups: int = field(default=20, metadata={"help": "Made-up speakers a split; no speaker is in two splits."})
-    seed: int = field(default=0, metadata={"help": "Seed of labels, confusions and noise."})
+    train_corrupted: list[float] = option([0.05, 0.05], "The same of train clips.")
+    fresh_noise: list[str] = option(
+        ["vision"],
+        "Modalities whose train clips get new noise in every epoch. The noise of the others is the same in every"
+        " epoch, as in a recorded corpus, and a tower can memorise it.",
+    )
+    noise: float = option(0.3, "Standard deviation of the noise on sound and pixels.")
+    seconds: float = option(0.5, "Length of the sound.")
+    sampling_rate: int = option(16_000, "Rate of the sound in Hz.")
+    frames: int = option(4, "Frames per clip.")
+    frame_size: int = option(32, "Height and width of a frame in pixels.")
+    groups: int = option(20, "Made-up speakers per split; no speaker is in two splits.")
+    seed: int = option(0, "Seed of labels, confusions, corruptions and noise.")
 
     def __post_init__(self) -> None:
         if self.classes < 2:
@@ -48,22 +59,25 @@ class SyntheticOptions:
         for name in ("audio_error", "vision_error", "prior"):
             values = getattr(self, name)
             if values is not None and len(values) != self.classes:
-                raise DataError(f"{name} needs one number a class ({self.classes}), got {len(values)}")
+                raise DataError(f"{name} needs one number per class ({self.classes}), got {len(values)}")
+        for name in ("corrupted", "train_corrupted"):
+            rates = getattr(self, name)
+            if len(rates) != len(MODALITIES) or not all(0 <= rate < 1 for rate in rates):
+                raise DataError(
+                    f"{name} needs one number per modality ({', '.join(MODALITIES)}) in [0, 1), got {rates}"
+                )
+        unknown = sorted(set(self.fresh_noise) - set(MODALITIES))
+        if unknown:
+            raise DataError(f"fresh_noise: {unknown[0]!r} is not one of {', '.join(MODALITIES)}")
 
     def bayes(self) -> BayesOptimum:
-        """The optimum of these rates.
-
-        The defaults make either modality right for the classes the other gets wrong, and two classes frequent: adding
-        up even perfect unimodal log-posteriors counts that prior twice and stays well below the optimum.
-        """
+        """The optimum of these rates."""
         half = (self.classes + 1) // 2
-        first = np.array([i in (0, half) for i in range(self.classes)])
-        good, poor = np.where(first, 0.2, 0.05), np.where(first, 0.7, 0.8)
         early = np.arange(self.classes) < half
-        audio = np.where(early, good, poor) if self.audio_error is None else np.asarray(self.audio_error)
-        vision = np.where(early, poor, good) if self.vision_error is None else np.asarray(self.vision_error)
-        prior = np.where(first, 19.0, 12.0 / max(self.classes - 2, 1)) if self.prior is None else self.prior
-        return BayesOptimum(np.stack([audio, vision]), np.asarray(prior) / np.sum(prior))
+        audio = np.where(early, 0.1, 0.3) if self.audio_error is None else np.asarray(self.audio_error)
+        vision = np.where(early, 0.3, 0.1) if self.vision_error is None else np.asarray(self.vision_error)
+        prior = np.ones(self.classes) if self.prior is None else np.asarray(self.prior)
+        return BayesOptimum(np.stack([audio, vision]), prior / np.sum(prior), np.asarray(self.corrupted))
 
 
 class SyntheticClips(ClipDataset):
@@ -71,6 +85,7 @@ class SyntheticClips(ClipDataset):
 
     Attributes:
         shown: `(N, 2)` the class whose sound and look each clip shows.
+        corrupted: `(N, 2)` where sound or picture is noise and shows no class.
     """
 
     def __init__(self, split: str, count: int, options: SyntheticOptions):
@@ -79,6 +94,9 @@ class SyntheticClips(ClipDataset):
         wrong = rng.random((count, 2)) < bayes.error.T[labels]
         other = (labels[:, None] + rng.integers(1, options.classes, size=(count, 2))) % options.classes
         self.shown = np.where(wrong, other, labels[:, None])
+        self.corrupted = rng.random((count, 2)) < np.asarray(
+            options.train_corrupted if split == "train" else options.corrupted
+        )
         self.split, self.options = split, options
         groups = [f"{split}-speaker{i % options.groups:02d}" for i in range(count)]
         names = [f"class{c}" for c in range(options.classes)]
@@ -86,12 +104,18 @@ class SyntheticClips(ClipDataset):
         super().__init__(ids, groups, labels.tolist(), names, sampling_rate=options.sampling_rate)
 
     def media(self, place: int, epoch: int | None) -> tuple[np.ndarray, np.ndarray]:
-        options = self.options
-        if not (options.fresh_noise and self.split == "train"):
+        audio, vision = (
+            None if bad else int(c) for c, bad in zip(self.shown[place], self.corrupted[place], strict=True)
+        )
+        return (
+            _sound(audio, self.options, self._rng("audio", place, epoch)),
+            _look(vision, self.options, self._rng("vision", place, epoch)),
+        )
+
+    def _rng(self, modality: str, place: int, epoch: int | None) -> np.random.Generator:
+        if self.split != "train" or modality not in self.options.fresh_noise:
             epoch = None
-        rng = rng_for(options.seed, "synthetic", self.split, place, epoch)
-        audio, frames = self.shown[place]
-        return _sound(int(audio), options, rng), _look(int(frames), options, rng)
+        return rng_for(self.options.seed, "synthetic", self.split, place, epoch, modality)
 
 
 def synthetic_clips(options: SyntheticOptions) -> ClipSplits:
@@ -105,15 +129,17 @@ def synthetic_clips(options: SyntheticOptions) -> ClipSplits:
     bayes = options.bayes()
     audio, vision = bayes.unimodal_accuracy
     note = (
-        f"Bayes-optimal accuracy {bayes.accuracy:.3f} (audio alone {audio:.3f}, vision alone {vision:.3f}, sum of "
-        f"perfect log-posteriors {bayes.posterior_sum_accuracy:.3f}, unweighted vote {bayes.vote_accuracy:.3f})"
+        f"Bayes-optimal accuracy {bayes.accuracy:.3f} (audio {audio:.3f}, vision {vision:.3f}, sum of perfect"
+        f" log-posteriors {bayes.posterior_sum_accuracy:.3f}, unweighted vote {bayes.vote_accuracy:.3f})"
     )
     return ClipSplits("synthetic", splits["train"].classes, splits, options.sampling_rate, [note], bayes)
 
 
-def _sound(kind: int, options: SyntheticOptions, rng: np.random.Generator) -> np.ndarray:
-    """Two gliding tones in a band of the class's own, beating in its own rhythm, in white noise."""
+def _sound(kind: int | None, options: SyntheticOptions, rng: np.random.Generator) -> np.ndarray:
+    """Two gliding tones in a band of the class's own, beating in its own rhythm, in white noise; None: noise alone."""
     length = round(options.seconds * options.sampling_rate)
+    if kind is None:
+        return (0.3 * rng.uniform(0.5, 1.0) * rng.standard_normal(length)).astype(np.float32)
     time = np.arange(length, dtype=np.float32) / options.sampling_rate
     low = 250.0 * (3000.0 / 250.0) ** (kind / max(options.classes - 1, 1)) * rng.uniform(0.97, 1.03)
     glide = (-1) ** kind * 0.1 * low / options.seconds
@@ -124,15 +150,18 @@ def _sound(kind: int, options: SyntheticOptions, rng: np.random.Generator) -> np
     return (0.3 * wave).astype(np.float32)
 
 
-def _look(kind: int, options: SyntheticOptions, rng: np.random.Generator) -> np.ndarray:
-    """A moving grating in the class's own direction and colour, in pixel noise."""
+def _look(kind: int | None, options: SyntheticOptions, rng: np.random.Generator) -> np.ndarray:
+    """A moving grating in the class's own direction and colour, in pixel noise; None: noise alone, on grey."""
     size, count = options.frame_size, options.frames
+    noise = rng.standard_normal((count, size, size, 3), dtype=np.float32)
+    if kind is None:
+        pixels = 0.4 + rng.uniform(0.5, 1.0) * noise
+        return (np.clip(pixels, 0, 1) * 255).astype(np.uint8)
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     angle = np.pi * kind / options.classes + rng.normal(0, 0.05)
     distance = np.cos(angle) * axis[None, :] + np.sin(angle) * axis[:, None]
     steps = np.linspace(0, 1.5, count, dtype=np.float32)[:, None, None] + rng.uniform(0, 2 * np.pi)
     stripes = 0.5 + 0.5 * np.sin(2 * np.pi * distance + steps)  # (T, H, W)
     colour = np.array(colorsys.hsv_to_rgb((kind / options.classes + rng.normal(0, 0.02)) % 1, 0.8, 0.9), np.float32)
-    noise = options.noise * rng.standard_normal((count, size, size, 3), dtype=np.float32)
-    pixels = stripes[..., None].astype(np.float32) * colour + noise
+    pixels = stripes[..., None].astype(np.float32) * colour + options.noise * noise
     return (np.clip(pixels, 0, 1) * 255).astype(np.uint8)

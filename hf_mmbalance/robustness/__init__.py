@@ -1,0 +1,1 @@
+"""How a trained model holds up under corrupted sound and pictures: `mmbalance robustness RUN`."""

@@ -1,0 +1,91 @@
+"""`mmbalance robustness`: a trained model under corrupted sound and pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+ROBUSTNESS = """Judge the model of a run on its own test clips under corrupted sound and pictures.
+
+Each kind of corruption is judged at severities 1 to 5: accuracy, NLL and mean trust of the fusion, of each modality
+and of their plain sum, with kinds seen in calibration apart from unseen ones. Every cell is kept in a file: the same
+command goes on where it was interrupted.
+
+example:
+  mmbalance robustness outputs/my-run
+  mmbalance robustness outputs/my-run --kinds unseen conflict --severities 3 5 --max_clips 200 --json -
+"""
+
+
+def add_robustness(subparsers: Any) -> None:
+    """Add the verb `robustness`."""
+    parser = subparsers.add_parser(
+        "robustness",
+        help=ROBUSTNESS.splitlines()[0],
+        description=ROBUSTNESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="output folder of a training run")
+    parser.add_argument("--kinds", nargs="+", default=["all"], metavar="NAME", help="corruptions, or seen, unseen,"
+                        " audio, vision, all (default: all)")  # fmt: skip
+    parser.add_argument("--severities", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="N", help="of 1 to 5"
+                        " (default: all)")  # fmt: skip
+    parser.add_argument("--max_clips", type=int, metavar="N", help="judge so many test clips, spread over the split")
+    parser.add_argument("--seed", type=int, default=0, help="of what the corruptions draw (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for cells and figures (default:"
+                        " RUN_FOLDER/robustness)")  # fmt: skip
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU, if there is one)")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run a fusion head's file that comes with the"
+                        " model")  # fmt: skip
+    parser.add_argument("--no_figures", action="store_true", help="draw no curves")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers as JSON (- for stdout)")
+    parser.set_defaults(func=run_robustness)
+
+
+def run_robustness(arguments: argparse.Namespace) -> int:
+    """Run `robustness`; returns the exit status (2 for arguments or data that cannot be used)."""
+    from hf_mmbalance._environment import check_torchaudio
+
+    try:
+        check_torchaudio()
+        report, out = _judge(arguments)
+        if arguments.json != "-":
+            from hf_mmbalance.robustness.judge import render
+
+            print(render(report))
+        if not arguments.no_figures:
+            from hf_mmbalance.robustness.figure import write_figures
+
+            files = write_figures(report, out)
+            print(f"wrote {', '.join(file.name for file in files)} in {out}", file=sys.stderr)
+        _write_json(arguments.json, report)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _judge(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
+    from hf_mmbalance.data.corruptions import check_severity, kinds_of
+    from hf_mmbalance.robustness.judge import judge
+    from hf_mmbalance.robustness.run import judge_cells, load_run
+
+    kinds = kinds_of(arguments.kinds)  # before a model is loaded
+    severities = [check_severity(severity) for severity in arguments.severities]
+    run = load_run(arguments.run, arguments.max_clips, arguments.trust_remote_code)
+    out = arguments.out or arguments.run / "robustness"
+    cells = judge_cells(run, out / "cells", kinds, severities, seed=arguments.seed, device=arguments.device)
+    modalities = list(run.model.config.modalities)
+    return judge(cells, run.clips.labels, run.clips.groups, modalities, run.prior, run.seen), out
+
+
+def _write_json(place: str | None, report: dict[str, Any]) -> None:
+    text = json.dumps(report, indent=1, allow_nan=False)
+    if place == "-":
+        print(text)
+    elif place is not None:
+        Path(place).write_text(text + "\n", encoding="utf-8")

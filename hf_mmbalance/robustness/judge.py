@@ -1,0 +1,162 @@
+"""Accuracy, NLL and trust of every method in every cell, with intervals, and means over seen and unseen kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hf_mmbalance.metrics import measures
+from hf_mmbalance.robustness.run import CLEAN, Cell
+
+
+Scores = dict[str, np.ndarray]  # one value per clip by method, NaN where a method cannot answer
+FUSED = "fused"
+
+
+def method_logits(cell: Cell, modalities: Sequence[str], prior: np.ndarray) -> dict[str, np.ndarray]:
+    """Log-probabilities `(N, C)` of each modality, `sum`, `prior_sum` and `fused`; NaN rows where there is no answer.
+
+    `sum` adds the log-probabilities of the modalities that are there; `prior_sum` counts the prior once in it:
+    sum over m of log p_m - (number of modalities - 1) log prior, which is Bayes' rule for towers that are calibrated
+    and independent given the class.
+    """
+    mask = cell.modality_mask
+    each = np.where(mask[:, :, None], measures.log_softmax(cell.modality_logits), np.nan)
+    total = np.nansum(each, axis=1)
+    once = total - (mask.sum(1, keepdims=True) - 1) * np.log(prior)
+    alone = {name: each[:, m] for m, name in enumerate(modalities)}
+    return {**alone, "sum": total, "prior_sum": once, FUSED: cell.logits}
+
+
+def clip_scores(cell: Cell, labels: np.ndarray, modalities: Sequence[str], prior: np.ndarray) -> dict[str, Scores]:
+    """Per clip and method `(N,)`: `accuracy` (1 where right) and `nll`; and `trust` per modality, where given."""
+    logits = method_logits(cell, modalities, prior)
+    scores: dict[str, Scores] = {"accuracy": {}, "nll": {}}
+    for name, values in logits.items():
+        there = np.isfinite(values).all(1)
+        for measure, function in (("accuracy", measures.correct), ("nll", measures.clip_nll)):
+            scores[measure][name] = np.full(len(labels), np.nan)
+            if there.any():
+                scores[measure][name][there] = function(values[there], labels[there])
+    if cell.modality_trust is not None:
+        trust = np.where(cell.modality_mask, cell.modality_trust, np.nan)
+        scores["trust"] = {name: trust[:, m] for m, name in enumerate(modalities)}
+    return scores
+
+
+def summary(values: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:
+    """Mean of the clips that have a value, its 95 % interval (bootstrap over groups) and their number."""
+    there = np.isfinite(values)
+    if not there.any():
+        return {"n": 0, "mean": None, "ci": None}
+    ci = measures.bootstrap_ci(values[there], np.asarray(groups)[there])
+    return {"n": int(there.sum()), "mean": float(values[there].mean()), "ci": list(ci)}
+
+
+def judge(
+    cells: Sequence[Cell],
+    labels: Sequence[int],
+    groups: Sequence[str],
+    modalities: Sequence[str],
+    prior: np.ndarray,
+    seen: Sequence[str],
+) -> dict[str, Any]:
+    """Numbers of every cell, and of clean, seen and unseen kinds together.
+
+    A clip's value in a family of kinds is the mean over the family's cells, so that intervals respect that all cells
+    are of the same clips. Conflict and missing modalities are in no family.
+
+    Args:
+        cells: the clean cell and any others.
+        labels, groups: of the clips, in their order.
+        modalities: names, in the model's order.
+        prior: `(C,)`.
+        seen: kinds that calibration or training met.
+
+    Returns:
+        `cells` and `families`: lists of rows with `accuracy` and `nll` by method (see `summary`), `trust` by modality
+        and, in `gain`, accuracy of the fusion less that of every other method, paired by clip.
+    """
+    scored = [(cell, clip_scores(cell, np.asarray(labels), modalities, prior)) for cell in cells]
+    rows = [
+        {"kind": cell.kind, "severity": cell.severity, "seen": cell.kind in seen, **_row(scores, groups)}
+        for cell, scores in scored
+    ]
+    families = {
+        CLEAN: [scores for cell, scores in scored if cell.kind == CLEAN],
+        "seen": [scores for cell, scores in scored if cell.kind in seen and _in_family(cell)],
+        "unseen": [scores for cell, scores in scored if cell.kind not in seen and _in_family(cell)],
+    }
+    grouped = [
+        {"family": name, "cells": len(part), **_row(_mean(part), groups)} for name, part in families.items() if part
+    ]
+    return {
+        "n": len(labels),
+        "modalities": list(modalities),
+        "ci_unit": measures.ci_unit(groups),
+        "seen": list(seen),
+        "families": grouped,
+        "cells": rows,
+    }
+
+
+def _in_family(cell: Cell) -> bool:
+    return cell.kind not in (CLEAN, "conflict") and not cell.kind.startswith("missing_")
+
+
+def _mean(parts: Sequence[dict[str, Scores]]) -> dict[str, Scores]:
+    return {
+        measure: {name: np.mean([part[measure][name] for part in parts], axis=0) for name in methods}
+        for measure, methods in parts[0].items()
+    }
+
+
+def _row(scores: dict[str, Scores], groups: Sequence[str]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        measure: {name: summary(values, groups) for name, values in methods.items()}
+        for measure, methods in scores.items()
+    }
+    right = scores["accuracy"]
+    row["gain"] = {name: summary(right[FUSED] - values, groups) for name, values in right.items() if name != FUSED}
+    return row
+
+
+def render(report: dict[str, Any]) -> str:
+    """The numbers as a table for a person: accuracy in per cent, NLL of `sum` and `fused`, trust in per cent."""
+    methods = list(report["cells"][0]["accuracy"])
+    lines = [f"{report['n']} test clips; accuracy in per cent", _head("corruption", methods, report["modalities"])]
+    for row in report["cells"]:
+        name = row["kind"] + (f" {row['severity']}" if row["severity"] else "") + (" *" if row["seen"] else "")
+        lines.append(_line(name, row, methods, report["modalities"]))
+    lines += ["* seen in calibration or training", "", _head("family", methods, report["modalities"])]
+    for row in report["families"]:
+        lines.append(_line(f"{row['family']} ({row['cells']})", row, methods, report["modalities"]))
+    lines += ["", "accuracy of the fusion less that of"]
+    for row in report["families"]:
+        for name in methods[:-1]:
+            gain = row["gain"][name]
+            if gain["n"]:
+                low, high = (100 * end for end in gain["ci"])
+                lines.append(f"  {row['family']:<8} {name:<10} {100 * gain['mean']:+6.1f} [{low:+.1f}, {high:+.1f}]")
+    return "\n".join([*lines, f"(intervals: bootstrap over {report['ci_unit']}s)"])
+
+
+def _head(first: str, methods: Sequence[str], modalities: Sequence[str]) -> str:
+    columns = [*methods, "NLL sum", "NLL fused", *(f"trust {name}" for name in modalities)]
+    return f"{first:<22}" + "".join(f"{name:>{_width(name)}}" for name in columns)
+
+
+def _line(name: str, row: dict[str, Any], methods: Sequence[str], modalities: Sequence[str]) -> str:
+    trust = row.get("trust", {})
+    entries = [(method, row["accuracy"][method]["mean"], 100.0, 1) for method in methods]
+    entries += [(f"NLL {method}", row["nll"][method]["mean"], 1.0, 3) for method in ("sum", FUSED)]
+    entries += [(f"trust {m}", trust.get(m, {}).get("mean"), 100.0, 1) for m in modalities]
+    cells = ["-" if value is None else f"{factor * value:.{digits}f}" for _, value, factor, digits in entries]
+    widths = [_width(entry[0]) for entry in entries]
+    return f"{name:<22}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+
+def _width(name: str) -> int:
+    return max(len(name) + 2, 8)

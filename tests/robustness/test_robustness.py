@@ -1,0 +1,142 @@
+"""`mmbalance robustness` on a tiny run: its clean cell is the run's own test row, and a second call goes on."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from hf_mmbalance.cli import main
+from hf_mmbalance.data import DataError
+from hf_mmbalance.data.corruptions import CORRUPTIONS
+from hf_mmbalance.robustness import run as robustness
+from hf_mmbalance.robustness.judge import clip_scores, judge, method_logits
+from hf_mmbalance.robustness.run import Cell, cells_of, judge_cells, load_run
+from tests.training.tiny_runs import tiny_run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    tiny_run(folder, "--num_train_epochs", "1", "--report_to", "none")
+    return folder
+
+
+def report_of(folder, capsys, *options: str) -> dict:
+    assert main(["robustness", str(folder), "--json", "-", *options]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_clean_cell_is_the_runs_own_test_row(folder, capsys):
+    results = json.loads((folder / "results.json").read_text())
+    rows = {row["method"]: row for row in results["rows"] if row["split"] == "test"}
+    report = report_of(folder, capsys, "--kinds", "blur", "missing_vision", "--severities", "5", "--no_figures")
+    clean = report["cells"][0]
+    assert (clean["kind"], clean["severity"]) == ("clean", 0) and report["n"] == rows["fused"]["n"] == 15
+    for method in set(rows) & set(clean["accuracy"]):
+        assert clean["accuracy"][method]["mean"] == pytest.approx(rows[method]["accuracy"], abs=1e-9), method
+        assert clean["accuracy"][method]["ci"] == pytest.approx(rows[method]["accuracy_ci"], abs=1e-9), method
+        assert clean["nll"][method]["mean"] == pytest.approx(rows[method]["nll"], abs=1e-5), method
+    assert {"audio", "vision", "sum", "fused"} <= set(rows) & set(clean["accuracy"])
+    missing = report["cells"][2]
+    assert missing["accuracy"]["vision"] == {"n": 0, "mean": None, "ci": None}
+    assert missing["accuracy"]["audio"]["mean"] == clean["accuracy"]["audio"]["mean"]
+    assert missing["accuracy"]["sum"]["mean"] == missing["accuracy"]["audio"]["mean"]
+
+
+def test_a_second_call_goes_on_from_the_files(folder, tmp_path, monkeypatch):
+    run, out = load_run(folder), tmp_path / "cells"
+    calls, predict = [], robustness.predict
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return predict(*arguments, **options)
+
+    monkeypatch.setattr(robustness, "predict", counted)
+    with pytest.raises(KeyboardInterrupt):
+        judge_cells(run, out, ["white_noise", "darkness"], [1, 5])
+    assert sorted(path.name for path in out.iterdir()) == ["clean.npz", "settings.json", "white_noise-1.npz"]
+    first = (out / "clean.npz").stat().st_mtime_ns
+    cells = judge_cells(run, out, ["white_noise", "darkness"], [1, 5])
+    assert len(calls) == 6 and [(c.kind, c.severity) for c in cells] == cells_of(["white_noise", "darkness"], [1, 5])
+    assert (out / "clean.npz").stat().st_mtime_ns == first
+    again = judge_cells(run, out, ["white_noise", "darkness"], [5, 1])
+    assert len(calls) == 6 and len(again) == len(cells) == 5
+    assert all(cell.logits.shape == (15, 3) for cell in cells)
+
+
+def test_results_of_other_settings_are_not_mixed(folder, tmp_path):
+    judge_cells(load_run(folder), tmp_path, ["darkness"], [1])
+    with pytest.raises(DataError, match="another seed"):
+        judge_cells(load_run(folder), tmp_path, ["darkness"], [1], seed=1)
+    with pytest.raises(DataError, match="another clips"):
+        judge_cells(load_run(folder, max_clips=4), tmp_path, ["darkness"], [1])
+    (tmp_path / "darkness-1.npz").write_bytes(b"half")
+    with pytest.raises(DataError, match="darkness-1.npz cannot be read"):
+        judge_cells(load_run(folder), tmp_path, ["darkness"], [1])
+
+
+def test_curves_and_table(folder, tmp_path, capsys):
+    names = ["--kinds", "babble", "darkness", "--severities", "1", "3", "--max_clips", "6", "--out", str(tmp_path)]
+    assert main(["robustness", str(folder), *names]) == 0
+    said = capsys.readouterr().out
+    assert "6 test clips" in said and "darkness 3" in said and "accuracy of the fusion less that of" in said
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"accuracy.png", "accuracy.svg", "nll.png", "nll.svg"} <= written
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--kinds", "darknes"], "did you mean 'darkness'"),
+        (["--severities", "7"], "from 1 to 5, got 7"),
+        (["--max_clips", "0"], "max_clips must be at least 1"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(folder, capsys, options, message):
+    assert main(["robustness", str(folder), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_a_run(tmp_path, capsys):
+    assert main(["robustness", str(tmp_path / "nothing")]) == 2
+    assert "results.json" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text("{")
+    assert main(["robustness", str(tmp_path)]) == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def cell(kind: str, severity: int, logits: np.ndarray, mask: np.ndarray, trust: np.ndarray | None = None) -> Cell:
+    return Cell(kind, severity, logits.sum(1), logits, mask, trust)
+
+
+def test_sums_against_bayes_rule():
+    p, q, prior = np.array([0.7, 0.2, 0.1]), np.array([0.5, 0.1, 0.4]), np.array([0.5, 0.3, 0.2])
+    logits = np.log(np.stack([[p, q], [p, q]])) + 3.0  # not normalised
+    mask = np.array([[True, True], [False, True]])
+    found = method_logits(cell("clean", 0, logits, mask), ["audio", "vision"], prior)
+    np.testing.assert_allclose(np.exp(found["sum"]), [p * q, q])
+    np.testing.assert_allclose(np.exp(found["prior_sum"]), [p * q / prior, q])
+    assert np.isnan(found["audio"][1]).all() and np.isfinite(found["audio"][0]).all()
+
+
+def test_families_average_over_cells_by_clip():
+    rng = np.random.default_rng(0)
+    mask, labels = np.ones((8, 2), bool), rng.integers(0, 3, 8)
+    cells = [cell("clean", 0, rng.normal(size=(8, 2, 3)), mask, rng.random((8, 2)))]
+    for kind in ("babble", "darkness", "blur", "conflict"):
+        cells.append(cell(kind, 2, rng.normal(size=(8, 2, 3)), mask, rng.random((8, 2))))
+    prior = np.full(3, 1 / 3)
+    report = judge(cells, labels, ["g"] * 8, ["audio", "vision"], prior, ["babble", "blur"])
+    assert [(row["family"], row["cells"]) for row in report["families"]] == [("clean", 1), ("seen", 2), ("unseen", 1)]
+    by_hand = [clip_scores(c, labels, ["audio", "vision"], prior) for c in cells]
+    seen, unseen = report["families"][1], report["families"][2]
+    right = [by_hand[1]["accuracy"], by_hand[3]["accuracy"]]
+    assert seen["accuracy"]["audio"]["mean"] == pytest.approx(np.mean([part["audio"] for part in right]))
+    assert seen["gain"]["audio"]["mean"] == pytest.approx(np.mean([part["fused"] - part["audio"] for part in right]))
+    assert unseen["trust"]["vision"]["mean"] == pytest.approx(cells[2].modality_trust[:, 1].mean())
+    assert report["ci_unit"] == "clip" and set(CORRUPTIONS) >= {"babble", "darkness"}
