@@ -30,7 +30,7 @@ class MMBalanceConfig(PreTrainedConfig):
             Fusion head: `"sum"`, `"mean_prob"`, `"concat"`, `"gated"`, `"film"`, `"mmcosine"`, `"qmf"`, `"adaptive"`,
             a registered name, or `"file:ClassName"` of a head whose file travels with the model.
         fusion_options (`dict`, *optional*):
-            What the fusion head takes, e.g. `{"calibration": "vector", "gate": "modality"}` for `"adaptive"`.
+            What the fusion head takes, e.g. `{"hidden_size": 128}` for `"gated"`.
         unimodal_head (`str`, *optional*, defaults to `"linear"`):
             Unimodal heads: `"linear"`, or `"cosine"` (scaled cosine between feature and class weight).
         cosine_scale (`float`, *optional*, defaults to 10.0):

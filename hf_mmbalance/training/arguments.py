@@ -68,7 +68,7 @@ class ModelArguments:
     image_std: list[float] | None = _help("Standard deviation of every colour, default likewise.")
     trainable_layers: str = _help("'all', 0 to freeze the towers, or k to train only their last k layers.", "all")
     fusion: str = _help("Fusion head: a registered name, or 'path/to/my_head.py:MyHead'.", "adaptive")
-    fusion_options: dict | str | None = _help('Options (JSON) of the fusion head, e.g. \'{"gate": "modality"}\'.')
+    fusion_options: dict | str | None = _help("Options (JSON) of the fusion head, e.g. '{\"hidden_size\": 128}'.")
     unimodal_head: str = _help("Unimodal heads: 'linear' or 'cosine'.", "linear")
     frame_pooling: str = _help("Pooling over frames: 'mean' or 'temporal' (a small transformer layer first).", "mean")
     classifier_dropout: float = _help("Dropout on tower features and in the temporal layer.", 0.0)

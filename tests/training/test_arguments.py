@@ -128,11 +128,12 @@ def test_an_option_that_there_is_not(capsys):
 
 
 def test_options_given_as_json(write):
-    assert parse("--fusion_options", '{"gate": "modality"}').model.fusion_options == {"gate": "modality"}
-    assert parse("--config", write(fusion_options={"gate": "class"})).model.fusion_options == {"gate": "class"}
+    options = {"calibration": "vector"}
+    assert parse("--fusion_options", '{"calibration": "vector"}').model.fusion_options == options
+    assert parse("--config", write(fusion_options=options)).model.fusion_options == options
     assert parse("--audio_config", '{"model_type": "wav2vec2"}').model.audio_config == {"model_type": "wav2vec2"}
-    with pytest.raises(ValueError, match="--fusion_options '{gate' is no JSON"):
-        parse("--fusion_options", "{gate")
+    with pytest.raises(ValueError, match="--fusion_options '{calibration' is no JSON"):
+        parse("--fusion_options", "{calibration")
     with pytest.raises(ValueError, match="--vision_config '3': expected a JSON object"):
         parse("--vision_config", "3")
 

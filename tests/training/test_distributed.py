@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from hf_mmbalance.training import arguments
 from hf_mmbalance.training.cli import train
 from hf_mmbalance.training.processes import check_joined, only_run_in, prefer_cpu_where_there_is_no_accelerator
+from hf_mmbalance.training.run import last_complete_checkpoint
 from tests.media_factory import write_clip
 
 from .tiny_runs import AUDIO, TINY, TOWERS, VISION, state_of
@@ -40,11 +41,11 @@ SAME = (
 )
 
 
-def start(folder: Path, processes: int, *options: str, **popen) -> subprocess.Popen:
-    """`train.py` in processes of its own; later options win."""
+def start(folder: Path, processes: int, *options: str, launcher: bool = False) -> subprocess.Popen:
+    """`train.py` in processes of its own; later options win. One process has a launcher only where asked for."""
     command = [sys.executable]
-    if processes == 2:
-        config = ROOT / "accelerate_configs" / "cpu_2proc.yaml"
+    if processes == 2 or launcher:
+        config = ROOT / "accelerate_configs" / ("cpu.yaml" if processes == 1 else "cpu_2proc.yaml")
         # Port 0: a free one. The launcher's own default is taken where two launches run at a time.
         command += ["-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file", str(config)]
     return subprocess.Popen(
@@ -54,7 +55,6 @@ def start(folder: Path, processes: int, *options: str, **popen) -> subprocess.Po
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        **popen,
     )
 
 
@@ -129,8 +129,8 @@ DROPPING = (
     *("--vision_config", json.dumps({**VISION, "hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1})),
     *("--classifier_dropout", "0.2", "--modality_dropout", "0.3", "0.2"),
     *("--frequency_masks", "1", "--time_masks", "1", "--lr_scheduler_type", "cosine", "--warmup_steps", "0.1"),
-    *("--train_clips", "44", "--num_train_epochs", "15", "--per_device_train_batch_size", "8"),
-    # Steps 3, 6, 9, ... of epochs of 8: in the middle of epochs, and at the end of some.
+    *("--train_clips", "54", "--num_train_epochs", "13", "--per_device_train_batch_size", "8"),
+    # Steps 3, 6, 9, ... of epochs of 7: in the middle of epochs, and at the end of every third.
     *("--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "steps", "--eval_steps", "3"),
     *("--save_total_limit", "3"),
 )
@@ -206,6 +206,55 @@ def test_a_run_killed_at_random_moments_ends_like_one_left_alone(tmp_path, proce
     assert_same_end(killed, left_alone)
 
 
+@pytest.mark.slow
+def test_two_processes_gone_on_with_in_the_middle_of_an_epoch_end_with_the_same_weights(tmp_path):
+    options = (*DROPPING, "--per_device_train_batch_size", "4", "--num_train_epochs", "3", "--save_total_limit", "9")
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    finish(start(whole, 2, *options))
+    state = state_of(whole / "checkpoint-9")  # the second step of the second epoch
+    for kept in {9, state["best_global_step"]}:
+        shutil.copytree(whole / f"checkpoint-{kept}", resumed / f"checkpoint-{kept}")
+    finish(start(resumed, 2, *options, "--resume_from_checkpoint", "true"))
+    for part in (".", "checkpoint-21"):
+        weights, expected = (load_file(path / part / "model.safetensors") for path in (resumed, whole))
+        assert [name for name in expected if not torch.equal(weights[name], expected[name])] == []
+
+
+STOPPED = (*DROPPING, "--save_strategy", "epoch", "--eval_strategy", "epoch", "--logging_steps", "1")
+
+
+def wait_for(process: subprocess.Popen, words: str) -> str:
+    """Read what a run says until it has said `words`."""
+    said = ""
+    while words not in said:
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    return said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status", "processes"), [("SIGTERM", 143, 1), ("SIGINT", 130, 1), ("SIGTERM", 1, 2)]
+)
+def test_a_run_that_is_told_to_stop_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, number, status, processes):
+    options = (*STOPPED, "--per_device_train_batch_size", str(8 // processes))
+    left_alone, stopped = tmp_path / "left_alone", tmp_path / "stopped"
+    finish(start(left_alone, processes, *options))
+    process = start(stopped, processes, *options)
+    said = wait_for(process, "'epoch': '1.429'")  # the third step of the second epoch
+    process.send_signal(getattr(signal, number))
+    said += process.communicate(timeout=100)[0]
+    assert process.returncode == status or processes == 2, said
+    last = checkpoints(stopped)[-1]
+    assert f"stopped by {number} after step {last.name[11:]}; go on with" in said
+    assert f"--output_dir {stopped} --resume_from_checkpoint true" in said
+    assert "Traceback" not in said or processes == 2  # the launcher's own
+    assert "eval_nll" not in state_of(last)["log_history"][-1]
+    finish(start(stopped, processes, *options, "--resume_from_checkpoint", "true"))
+    assert_same_end(stopped, left_alone)
+
+
 def test_a_folder_in_which_a_run_is_at_work_is_refused_to_others(tmp_path, capsys):
     folder = tmp_path / "run"
     with only_run_in(folder):
@@ -216,20 +265,17 @@ def test_a_folder_in_which_a_run_is_at_work_is_refused_to_others(tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_a_killed_launcher_s_processes_keep_a_resumed_run_out_until_they_end(tmp_path):
-    options = (*DROPPING, "--num_train_epochs", "200")
-    process = start(tmp_path / "run", 2, *options)
-    wait_for_checkpoint(process, tmp_path / "run", 0)
-    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(process.pid, signal.SIGKILL)
-    try:
-        resumed = start(tmp_path / "run", 1, *options, "--resume_from_checkpoint", "true")
-        assert "another run still writes into" in resumed.communicate(timeout=100)[0]
-        assert resumed.returncode == 2
-    finally:
-        for pid in workers:
-            os.kill(int(pid), signal.SIGKILL)
-        process.communicate()
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_ends_with_the_launcher_of_its_one_process(tmp_path, number):
+    """That launcher passes no signal on; the trainer must save and go, not hold the folder."""
+    options = (*STOPPED, "--num_train_epochs", "200")
+    process = start(tmp_path / "run", 1, *options, launcher=True)
+    wait_for(process, "'epoch': '1.429'")
+    os.kill(process.pid, number)
+    said = process.communicate(timeout=100)[0]  # returns when the trainer has closed the pipe
+    assert "stopped by SIGTERM after step" in said
+    with only_run_in(tmp_path / "run"):
+        assert last_complete_checkpoint(tmp_path / "run") is not None
 
 
 def test_processes_that_do_not_join_are_refused(monkeypatch, tmp_path, capsys):
