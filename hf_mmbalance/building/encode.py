@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from hf_mmbalance.model.media_mmbalance import MediaClip, MediaError, declared_d
 
 
 MEDIA = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # how `datasets` stores Audio and Image
+HELD_WHOLE = 256 << 20  # bytes; a larger file is decoded from the disk
 ARROW_TYPES = {"string": pa.string(), "int64": pa.int64(), "int32": pa.int32(), "float64": pa.float64()}
 
 
@@ -80,13 +82,13 @@ def encode_clip(clip: PlannedClip, label_column: str, options: EncodeOptions) ->
     if clip.problem is not None:
         raise MediaError(*clip.problem)
     assert clip.source is not None  # a clip without a file has a problem
-    content = _read_whole(clip.source, clip.size, clip.sha256)
+    content = _checked(clip.source, clip.size, clip.sha256)
     media = _decode(clip, content, options)
     notes = [*clip.notes, *media.notes]
     audio, duration = media.audio, media.duration
     if clip.sound is not None:
         audio, _ = read_audio(
-            _read_whole(clip.sound, None, clip.sound_sha256),
+            _checked(clip.sound, None, clip.sound_sha256),
             sampling_rate=options.sampling_rate,
             max_seconds=options.max_seconds,
         )
@@ -111,25 +113,51 @@ def encode_clip(clip: PlannedClip, label_column: str, options: EncodeOptions) ->
     }
 
 
-def _read_whole(path: str, size: int | None, sha256: str | None) -> bytes:
-    """A file's bytes, read once, so that what is checked is what is decoded."""
+def _checked(path: str, size: int | None, sha256: str | None) -> bytes | str:
+    """What the decoder is given: the bytes of a file, or the path of one too large to be held in memory.
+
+    A file is read once, so that what is checked is what is decoded; one larger than `HELD_WHOLE` is read twice.
+
+    Raises:
+        MediaError: the file is missing, not a regular file, of another size, or not what its checksum says.
+    """
+    found = regular_size(path)
+    if size is not None and found != size:
+        raise MediaError("changed", f"{path}: {found} bytes, {size} when the build was planned")
     try:
         with open(path, "rb") as file:
-            content = file.read()
-    except FileNotFoundError:
-        raise MediaError("missing", f"{path}: the file vanished during the build") from None
+            if found > HELD_WHOLE:
+                digest = hashlib.file_digest(file, "sha256").hexdigest() if sha256 is not None else None
+                content: bytes | str = path
+            else:
+                content = file.read(found)
+                is_pointer = content.startswith(b"version https://git-lfs")
+                digest = None if is_pointer else hashlib.sha256(content).hexdigest()
     except OSError as error:
         raise MediaError("unreadable", f"{path}: cannot be read ({error.strerror})") from None
-    if size is not None and len(content) != size:
-        raise MediaError("changed", f"{path}: {len(content)} bytes, {size} when the build was planned")
-    if sha256 is not None and not content.startswith(b"version https://git-lfs"):
-        found = hashlib.sha256(content).hexdigest()
-        if found != sha256:
-            raise MediaError("checksum", f"{path}: sha256 {found[:12]}..., the list says {sha256[:12]}...")
+    if None not in (sha256, digest) and digest != sha256:
+        raise MediaError("checksum", f"{path}: sha256 {str(digest)[:12]}..., the list says {str(sha256)[:12]}...")
     return content
 
 
-def _decode(clip: PlannedClip, content: bytes, options: EncodeOptions) -> MediaClip:
+def regular_size(path: str) -> int:
+    """Bytes of a regular file; nothing is opened, since opening a pipe or a device can wait for ever.
+
+    Raises:
+        MediaError: there is no such file, or it is a pipe, a socket, a device or a folder.
+    """
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise MediaError("missing", f"{path}: no such file (any more)") from None
+    except (OSError, ValueError) as error:
+        raise MediaError("unreadable", f"{path}: cannot be read ({error})") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise MediaError("unreadable", f"{path}: not a regular file (a folder, pipe, socket or device)")
+    return found.st_size
+
+
+def _decode(clip: PlannedClip, content: bytes | str, options: EncodeOptions) -> MediaClip:
     start, end = clip.window or (None, None)
     try:
         if end is not None and clip.window_if_longer:
