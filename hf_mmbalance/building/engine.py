@@ -22,7 +22,9 @@ from tqdm.auto import tqdm
 from hf_mmbalance.building.encode import arrow_schema, encode_clip, features_of
 from hf_mmbalance.building.plan import BuildPlan, EncodeOptions, PlannedClip, Shard
 from hf_mmbalance.building.workers import Answer, Worker, WorkerDied, ready
+from hf_mmbalance.console import UserError
 from hf_mmbalance.data.clips import DataError
+from hf_mmbalance.json_files import write_json
 from hf_mmbalance.model.media_mmbalance import MediaError
 
 
@@ -33,7 +35,7 @@ PLAIN = ("string", "int64", "int32", "float64")
 RESUME = "run the same command again: it resumes the build"
 
 
-class BuildError(RuntimeError):
+class BuildError(UserError):
     """A build that cannot go on; the message says why and how to go on."""
 
 
@@ -347,13 +349,6 @@ def read_record(out: Path, name: str) -> dict[str, Any] | None:
     """What the build wrote down about a shard, or None."""
     path = out / STATE / "shards" / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file so that a reader sees the old one or the new one, never half of it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    os.replace(draft, path)
 
 
 def file_sha256(path: Path) -> str:

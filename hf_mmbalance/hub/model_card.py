@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_mmbalance.decision.table import DecisionTable, TableError
-from hf_mmbalance.hub.errors import HubError, without_tokens
+from hf_mmbalance.hub.errors import HubError
 from hf_mmbalance.metrics import measures
+from hf_mmbalance.scrubbing import scrub
 
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _render(metadata: Any, folder: Path, repo_id: str, **values: Any) -> str:
         towers=[config[f"{modality}_config"]["model_type"] for modality in config["modalities"]],
         **values,
     )
-    return without_tokens(text).rstrip() + "\n"
+    return scrub(text).rstrip() + "\n"
 
 
 def eval_results(results: Results) -> list[EvalResult]:
