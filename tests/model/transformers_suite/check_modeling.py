@@ -1,6 +1,8 @@
 """transformers' own model and config tests, run on our classes."""
 
+import functools
 import unittest
+import unittest.mock
 
 import torch
 from tests.test_configuration_common import ConfigTester
@@ -54,6 +56,17 @@ class MMBalanceModelTest(ModelTesterMixin, unittest.TestCase):
         if return_labels:
             inputs["labels"] = torch.zeros(self.model_tester.batch_size, dtype=torch.long)
         return inputs
+
+    @unittest.skip("weights are saved under their names in memory, so that Trainer reads checkpoints back (next test)")
+    def test_reverse_loading_mapping(self):
+        pass
+
+    def test_reverse_loading_mapping_of_the_original_format(self):
+        save = functools.partialmethod(
+            MMBalanceForAudioVisualClassification.save_pretrained, save_original_format=True
+        )
+        with unittest.mock.patch.object(MMBalanceForAudioVisualClassification, "save_pretrained", save):
+            super().test_reverse_loading_mapping()
 
     @unittest.skip("hidden states are kept in the towers' nested outputs, as CLAP does")
     def test_hidden_states_output(self):
