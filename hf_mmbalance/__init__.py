@@ -6,42 +6,35 @@ transformers. Touching a model class also registers it with transformers' Auto c
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from hf_mmbalance._lazy import lazy_exports
 
 
 __version__ = "0.1.0"
 
 _MODEL_NAMES = {
-    "MMBalanceConfig": "hf_mmbalance.model.configuration_mmbalance",
-    "MMBalanceForAudioVisualClassification": "hf_mmbalance.model.modeling_mmbalance",
-    "MMBalanceOutput": "hf_mmbalance.model.modeling_mmbalance",
-    "AudioVisualClassificationPipeline": "hf_mmbalance.model.pipeline_mmbalance",
-    "MMBalanceProcessor": "hf_mmbalance.model.processing_mmbalance",
-    "FusionHead": "hf_mmbalance.model.fusion_mmbalance",
-    "register_fusion_head": "hf_mmbalance.model.fusion_mmbalance",
+    "MMBalanceConfig": "model.configuration_mmbalance",
+    "MMBalanceForAudioVisualClassification": "model.modeling_mmbalance",
+    "MMBalanceOutput": "model.modeling_mmbalance",
+    "AudioVisualClassificationPipeline": "model.pipeline_mmbalance",
+    "MMBalanceProcessor": "model.processing_mmbalance",
+    "FusionHead": "model.fusion_mmbalance",
+    "register_fusion_head": "model.fusion_mmbalance",
 }
 _OTHER_NAMES = {
-    "MMBalanceTrainer": "hf_mmbalance.training.trainer",
-    "MMBalanceTrainingArguments": "hf_mmbalance.training.arguments",
-    "load_clips": "hf_mmbalance.data",
+    "MMBalanceTrainer": "training.trainer",
+    "MMBalanceTrainingArguments": "training.arguments",
+    "load_clips": "data",
 }
 
-__all__ = ["__version__", *_MODEL_NAMES, *_OTHER_NAMES]
 
-
-def __getattr__(name: str) -> Any:
+def _prepare(name: str) -> None:
+    """Register the Auto classes before a model class is imported."""
     if name in _MODEL_NAMES:
         from hf_mmbalance._environment import check_torchaudio
         from hf_mmbalance.model import register_auto_classes
 
         check_torchaudio()
         register_auto_classes()
-        return getattr(importlib.import_module(_MODEL_NAMES[name]), name)
-    if name in _OTHER_NAMES:
-        return getattr(importlib.import_module(_OTHER_NAMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__, _MODEL_NAMES | _OTHER_NAMES, _prepare)

@@ -1,23 +1,25 @@
-"""`mmbalance VERB ...`: one door to what the package does from a shell; each verb lives in its own room."""
+"""`mmbalance VERB ...`: the command line of the package; each verb is defined beside what it runs."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+from hf_mmbalance import console
+
 
 EPILOG = """examples:
   mmbalance train --config configs/grid_digits.yaml --data_dir GRID    the same as train.py
-  mmbalance predict clip.mp4 --model user/name                         what is in it, by sound and by picture
-  mmbalance decide outputs/grid-.../decisions.parquet                  the whole ladder of allocations, judged
-  mmbalance diagnose outputs/grid-... --report lean.html               where a model leans, and why
+  mmbalance predict clip.mp4 --model user/name                         classes, by sound and by picture
+  mmbalance decide outputs/grid-.../decisions.parquet                  every allocation, evaluated
+  mmbalance diagnose outputs/grid-... --report lean.html               which modality a model relies on, and why
   mmbalance robustness outputs/grid-...                                its model under corrupted sound and pictures
-  mmbalance push outputs/grid-... user/name                            the model with its card to the Hub
+  mmbalance push outputs/grid-... user/name                            publish the model with its card
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a verb; returns the exit status (2 for arguments or data that make no sense)."""
+    """Run a verb; returns the exit status (`console` lists them)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:
         # Its options depend on the dataset, and are read by the parser that train.py has.
@@ -28,20 +30,21 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not hasattr(arguments, "func"):
         parser.print_help()
-        return 2
-    return arguments.func(arguments)
+        return console.REFUSED
+    return console.run_command(lambda: int(arguments.func(arguments)))
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every verb."""
     import hf_mmbalance
     from hf_mmbalance.decision.cli import add_decide, add_diagnose
-    from hf_mmbalance.hub.cli import add_card, add_predict, add_push, add_space
+    from hf_mmbalance.hub.cli import add_card, add_push, add_space
+    from hf_mmbalance.hub.predict import add_predict
     from hf_mmbalance.robustness.cli import add_robustness
 
     parser = argparse.ArgumentParser(
         prog="mmbalance",
-        description="Audio-visual classification that uses both senses.",
+        description="Audio-visual classification with calibrated weights of the modalities.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

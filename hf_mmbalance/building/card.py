@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from hf_mmbalance import markdown
 from hf_mmbalance.building.plan import BuildPlan
 from hf_mmbalance.data.clips import DataError
 
@@ -34,11 +35,11 @@ def fill_card(template: str, plan: BuildPlan, report: dict[str, Any], configs: l
     parts = {
         "clips": f"{report['clips']['built']:,} of {report['clips']['planned']:,}",
         "splits": _splits(report),
-        "classes": ", ".join(f"{i} {name}" for i, name in enumerate(plan.classes)),
+        "classes": ", ".join(f"{i} {markdown.text(name)}" for i, name in enumerate(plan.classes)),
         "left_out": _clips(report["left_out"], "No clip was left out."),
         "noted": _clips(report["noted"], "No clip needed special treatment."),
         "encoding": _encoding(plan),
-        "notes": "\n".join(f"- {note}" for note in plan.notes) or "- none",
+        "notes": "\n".join(f"- {markdown.text(note)}" for note in plan.notes) or "- none",
         "configs": ", ".join(f"`{config['config_name']}`" for config in configs),
     }
 
@@ -74,13 +75,13 @@ def _info(report: dict[str, Any], configs: list[dict[str, Any]]) -> list[dict[st
 
 
 def _splits(report: dict[str, Any]) -> str:
-    """One table a configuration: clips, groups and classes of every split."""
+    """One table per configuration: clips, groups and classes of every split."""
     blocks = []
     for config, splits in report["splits"].items():
         lines = [
             f"**`{config}`**",
             "",
-            "| split | clips | of planned | groups | " + " | ".join(report["classes"]) + " |",
+            "| split | clips | of planned | groups | " + " | ".join(map(markdown.text, report["classes"])) + " |",
         ]
         lines.append("|" + "---|" * (4 + len(report["classes"])))
         for split, counts in splits.items():
@@ -93,14 +94,14 @@ def _splits(report: dict[str, Any]) -> str:
 def _clips(reasons: dict[str, str], none: str) -> str:
     if not reasons:
         return none
-    lines = [f"- `{clip}`: {reason}" for clip, reason in sorted(reasons.items())[:LISTED]]
+    lines = [f"- {markdown.code(clip)}: {markdown.text(reason)}" for clip, reason in sorted(reasons.items())[:LISTED]]
     more = len(reasons) - LISTED
     return "\n".join(lines + ([f"- and {more} more, all in `manifest.csv`"] if more > 0 else []))
 
 
 def _encoding(plan: BuildPlan) -> str:
     encode = plan.encode
-    frames = f"{encode.frames} evenly spaced frames" if encode.fps is None else f"{encode.fps:g} frames a second"
+    frames = f"{encode.frames} evenly spaced frames" if encode.fps is None else f"{encode.fps:g} frames per second"
     size = {int: f"shorter side {encode.frame_size} px", tuple: f"height x width {encode.frame_size} px"}
     picture = "PNG" if encode.image_format == "png" else f"JPEG (quality {encode.quality})"
     crop = f", cropped to {list(encode.crop)} (left, top, right, bottom)" if encode.crop else ""

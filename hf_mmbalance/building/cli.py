@@ -6,18 +6,17 @@ import argparse
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_mmbalance.building.engine import STATE, BuildError, build, write_json
+from hf_mmbalance import console
+from hf_mmbalance.building.engine import RESUME, STATE, BuildError, build
 from hf_mmbalance.building.plan import BuildPlan, EncodeOptions
 from hf_mmbalance.building.report import finish, read_report
 from hf_mmbalance.building.sheet import contact_sheet
 from hf_mmbalance.building.validate import validate
 from hf_mmbalance.data.clips import DataError
-from hf_mmbalance.model.media_mmbalance import MediaError
 
 
 Planner = Callable[[argparse.Namespace, EncodeOptions], BuildPlan]
@@ -37,14 +36,11 @@ class DatasetScript:
 
     def __init__(self, name: str, doc: str, planner: Planner, card: Path, max_lost: float):
         self.name, self.planner, self.card = name, planner, card
-        kind = argparse.RawDescriptionHelpFormatter
-        self.parser = argparse.ArgumentParser(description=doc, formatter_class=kind)
+        self.parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
         self.verbs = self.parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-        self.refusals: tuple[type[Exception], ...] = (BuildError, DataError, MediaError, OSError, ValueError)
-        self.runs: dict[str, Callable[[argparse.Namespace, Say], dict[str, Any]]] = {}
         self.build_flags = self.verb("build", "turn raw media into validated Parquet", self._build)
         _add_build_flags(self.build_flags, max_lost)
-        merge = self.verb("merge", "join the parts of a build made with --shard and check them", self._merge)
+        merge = self.verb("merge", "join the parts of a build made with --shard, and check them", self._merge)
         merge.add_argument("parts", nargs="*", type=Path, help="folders of the parts; none: all were built into --out")
         merge.add_argument("--out", type=Path, required=True, help="folder of the whole")
         check = self.verb("validate", "check a built folder: files, ids, labels, groups, every clip", self._validate)
@@ -54,31 +50,21 @@ class DatasetScript:
         self, name: str, text: str, run: Callable[[argparse.Namespace, Say], dict[str, Any]]
     ) -> argparse.ArgumentParser:
         """Add a verb; `run` gets the flags and a function to say things with, and returns what `--json` writes."""
-        parser = self.verbs.add_parser(name, help=text, description=text)
-        parser.add_argument("--json", metavar="FILE", help="write the result as JSON (- is the standard output)")
-        self.runs[name] = run
+
+        def command(args: argparse.Namespace) -> int:
+            result = run(args, lambda line: console.say(line, aside=not console.shows_text(args)))
+            console.write_result(args.json, result)
+            return console.PROBLEMS if result.get("problems") else console.DONE
+
+        parser = console.add_verb(self.verbs, name, text, command)
+        console.add_json_option(parser)
         return parser
 
     def main(self, argv: Sequence[str] | None = None) -> int:
-        """Run a verb; returns the exit code (1: it failed and said why)."""
+        """Run a verb; returns the exit status (`console` lists them)."""
         args = self.parser.parse_args(argv)
-        # with --json - the standard output is the JSON's alone
-        stream = sys.stderr if args.json == "-" else sys.stdout
-
-        def say(text: str) -> None:
-            stream.write(text + "\n")
-            stream.flush()
-
-        try:
-            result = self.runs[args.verb](args, say)
-        except self.refusals as error:
-            sys.stderr.write(f"{self.name} {args.verb}: {error}\n")
-            return 1
-        if args.json == "-":
-            sys.stdout.write(json.dumps(result, indent=1) + "\n")
-        elif args.json:
-            write_json(Path(args.json), result)
-        return 1 if result.get("problems") else 0
+        name = f"{self.name} {args.verb}"
+        return console.run_command(lambda: int(args.func(args)), name, resume=RESUME if args.verb == "build" else "")
 
     def _build(self, args: argparse.Namespace, say: Say) -> dict[str, Any]:
         plan = self.planner(args, encode_options(args))
@@ -120,20 +106,20 @@ class DatasetScript:
 def _add_build_flags(parser: argparse.ArgumentParser, max_lost: float) -> None:
     add = parser.add_argument
     add("--source", type=Path, required=True, help="folder of the raw media")
-    add("--out", type=Path, required=True, help="folder to build into; the same command goes on with a killed build")
+    add("--out", type=Path, required=True, help="folder to build into; the same command resumes a killed build")
     add("--num-proc", type=int, default=max(os.cpu_count() or 1, 1), help="processes (default: all processors)")
     add("--shard", type=_part, default=(0, 1), metavar="I/N", help="build part I of N, for N machines; then merge")
-    add("--frames", type=int, default=8, help="frames a clip (default 8)")
-    add("--fps", type=float, help="frames a second, in place of --frames")
+    add("--frames", type=int, default=8, help="frames per clip (default 8)")
+    add("--fps", type=float, help="frames per second, in place of --frames")
     add("--frame-size", type=int, nargs="+", help="shorter side in pixels, or height and width (default: as it is)")
-    add("--crop", type=float, nargs=4, metavar=("L", "T", "R", "B"), help="box to keep, as parts of the frame")
+    add("--crop", type=float, nargs=4, metavar=("L", "T", "R", "B"), help="box to keep, as fractions of the frame")
     add("--image-format", choices=("jpeg", "png"), default="jpeg", help="png is lossless")
     add("--quality", type=int, default=90, help="of the JPEG (default 90)")
     add("--sampling-rate", type=int, default=16_000, help="of the sound in Hz (default 16000)")
     add("--max-seconds", type=float, default=600.0, help="longer clips are left out as too_long")
     add("--min-seconds", type=float, default=0.1, help="shorter clips are left out as too_short")
     add("--max-lost", type=float, default=max_lost, help=f"stop if a larger share is lost (default {max_lost:g})")
-    add("--clips-per-shard", type=int, default=128, help="clips a file (default 128)")
+    add("--clips-per-shard", type=int, default=128, help="clips per file (default 128)")
     add("--overwrite", action="store_true", help="remove another build in --out first")
 
 

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import stat
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from hf_mmbalance.model.reading_mmbalance import Clip, read, stored_frames, stor
 
 
 MEDIA = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # how `datasets` stores Audio and Image
+HELD_WHOLE = 256 << 20  # bytes; a larger file is decoded from the disk
 ARROW_TYPES = {"string": pa.string(), "int64": pa.int64(), "int32": pa.int32(), "float64": pa.float64()}
 
 
@@ -97,25 +97,30 @@ def encode_clip(clip: PlannedClip, label_column: str, options: EncodeOptions) ->
     }
 
 
-def _read_whole(path: str, size: int | None, sha256: str | None, limits: Limits) -> bytes:
-    """A file's bytes, read once, so that what is checked is what is decoded."""
+def _checked(path: str, size: int | None, sha256: str | None) -> bytes | str:
+    """What the decoder is given: the bytes of a file, or the path of one too large to be held in memory.
+
+    A file is read once, so that what is checked is what is decoded; one larger than `HELD_WHOLE` is read twice.
+
+    Raises:
+        MediaError: the file is missing, not a regular file, of another size, or not what its checksum says.
+    """
+    found = regular_size(path)
+    if size is not None and found != size:
+        raise MediaError("changed", f"{path}: {found} bytes, {size} when the build was planned")
     try:
-        state = os.stat(path)
-        if not stat.S_ISREG(state.st_mode):  # a pipe would wait for ever
-            raise MediaError("unreadable", f"{path}: not a regular file")
-        limits.check_bytes(path, state.st_size, "file")
         with open(path, "rb") as file:
-            content = file.read()
-    except FileNotFoundError:
-        raise MediaError("missing", f"{path}: the file vanished during the build") from None
+            if found > HELD_WHOLE:
+                digest = hashlib.file_digest(file, "sha256").hexdigest() if sha256 is not None else None
+                content: bytes | str = path
+            else:
+                content = file.read(found)
+                is_pointer = content.startswith(b"version https://git-lfs")
+                digest = None if is_pointer else hashlib.sha256(content).hexdigest()
     except OSError as error:
         raise MediaError("unreadable", f"{path}: cannot be read ({error.strerror})") from None
-    if size is not None and len(content) != size:
-        raise MediaError("changed", f"{path}: {len(content)} bytes, {size} when the build was planned")
-    if sha256 is not None and not content.startswith(b"version https://git-lfs"):
-        found = hashlib.sha256(content).hexdigest()
-        if found != sha256:
-            raise MediaError("checksum", f"{path}: sha256 {found[:12]}..., the list says {sha256[:12]}...")
+    if None not in (sha256, digest) and digest != sha256:
+        raise MediaError("checksum", f"{path}: sha256 {str(digest)[:12]}..., the list says {str(sha256)[:12]}...")
     return content
 
 
@@ -123,9 +128,9 @@ def _read_clip(clip: PlannedClip, options: EncodeOptions) -> Clip:
     """Read a clip by the reader that also serves a model trained on these rows."""
     limits = Limits(max_seconds=options.max_seconds)
     assert clip.source is not None  # a clip without a file has a problem
-    media: dict[str, Any] = {"video": _read_whole(clip.source, clip.size, clip.sha256, limits)}
+    media: dict[str, Any] = {"video": _checked(clip.source, clip.size, clip.sha256)}
     if clip.sound is not None:
-        media["audio"] = _read_whole(clip.sound, None, clip.sound_sha256, limits)
+        media["audio"] = _checked(clip.sound, None, clip.sound_sha256)
     span = clip.window
     try:
         if span is not None and clip.window_if_longer:

@@ -1,17 +1,17 @@
-"""Shards are written by several processes, each under a draft name until it is whole: a build can be killed."""
+"""Shards are written by worker processes, as drafts until they are whole: a build can be killed and resumed."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,22 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from hf_mmbalance.building.encode import arrow_schema, encode_clip, features_of
-from hf_mmbalance.building.plan import BuildPlan, Shard
+from hf_mmbalance.building.plan import BuildPlan, EncodeOptions, PlannedClip, Shard
+from hf_mmbalance.building.workers import Answer, Worker, WorkerDied, ready
+from hf_mmbalance.console import UserError
 from hf_mmbalance.data.clips import DataError
+from hf_mmbalance.json_files import write_json
 from hf_mmbalance.model.media_mmbalance import MediaError
 
 
 ROWS_PER_GROUP = 32  # rows held in memory while writing and reading
-STATE = ".build"  # drafts and one record a shard; `datasets` reads no hidden folder
+STATE = ".build"  # drafts and one record per shard; `datasets` reads no hidden folder
 PLAIN = ("string", "int64", "int32", "float64")
 
-_progress: Any = None  # a shared counter of clips, in a worker
+RESUME = "run the same command again: it resumes the build"
 
 
-class BuildError(RuntimeError):
+class BuildError(UserError):
     """A build that cannot go on; the message says why and how to go on."""
 
 
@@ -55,8 +58,8 @@ def build(
 
     Args:
         plan: what to build.
-        out: folder; a build of the same plan in it is gone on with.
-        num_proc: processes.
+        out: folder; a build of the same plan in it is resumed.
+        num_proc: worker processes; clips are decoded in no other, so that a decoder's death cannot end the build.
         part: (i, n): build every n-th shard from the i-th on.
         overwrite: remove another build that is in the folder.
 
@@ -112,42 +115,51 @@ def _is_alive(draft: Path) -> bool:
 
 
 def _run(plan: BuildPlan, out: Path, todo: list[Shard], num_proc: int, bar: tqdm) -> float:
-    """Build shards; returns the rate between the first and the last fifth of the clips (start-up left out)."""
+    """Build shards in worker processes; returns the rate between the first and the last fifth of the clips.
+
+    A worker that dies is replaced, and its shard is built again with every clip decoded in a process of its own.
+
+    Raises:
+        BuildError: a worker that decodes nothing itself died too.
+    """
+    job = ShardJob(out, plan.label_column, plan.encode, features_of(plan))
+    # The largest first, so that no process is left with a large one at the end.
+    queue = deque((shard, False) for shard in sorted(todo, key=lambda shard: -len(shard.clips)))
+    running: dict[Worker, tuple[Shard, bool]] = {}
+    idle: list[Worker] = []
+    in_shard: dict[str, int] = {}
     marks: list[tuple[float, int]] = []
-
-    def advance(done: int) -> None:
-        bar.update(done - (marks[-1][1] if marks else 0))
-        marks.append((time.perf_counter(), done))
-
-    head = (plan.label_column, plan.encode, features_of(plan))
-    if num_proc <= 1:
-        statuses = (status for shard in todo for status in _write_shard(shard, out, *head))
-        for done, _ in enumerate(statuses, start=1):
-            advance(done)
-    elif todo:
-        _run_pool(todo, out, head, num_proc, advance)
+    try:
+        while queue or running:
+            while queue and len(running) < max(num_proc, 1):
+                worker = idle.pop() if idle else Worker(job)
+                running[worker] = queue.popleft()
+                worker.send(running[worker])
+            for worker in ready(list(running), timeout=0.2):
+                shard, careful = running[worker]
+                try:
+                    answered, _ = worker.receive()
+                except WorkerDied as death:
+                    del running[worker]
+                    draft_path(out, shard, worker.process.pid).unlink(missing_ok=True)
+                    if careful:
+                        text = f"the process that wrote shard {shard.name} died twice ({death})"
+                        raise BuildError(f"{text}; {RESUME}, with a smaller --num-proc") from None
+                    queue.appendleft((shard, True))
+                    in_shard[shard.name] = 0
+                    continue
+                if answered:
+                    idle.append(worker)
+                    del running[worker]
+                else:
+                    in_shard[shard.name] = in_shard.get(shard.name, 0) + 1
+            done = sum(in_shard.values())
+            bar.update(done - bar.n)
+            marks.append((time.perf_counter(), done))
+    finally:
+        for worker in [*running, *idle]:
+            worker.stop()
     return _steady_rate(marks)
-
-
-def _run_pool(todo: list[Shard], out: Path, head: tuple, num_proc: int, advance: Any) -> None:
-    # spawned, not forked: a worker must not inherit torch from whoever calls
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    # the largest first, so that no process is left with a large one at the end
-    queue = sorted(todo, key=lambda shard: -len(shard.clips))
-    with ProcessPoolExecutor(num_proc, context, initializer=_start_worker, initargs=(counter,)) as pool:
-        pending: set[Future[None]] = {pool.submit(_work, shard, out, *head) for shard in queue}
-        try:
-            while pending:
-                done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                advance(counter.value)
-                for future in done:
-                    future.result()
-        except BrokenProcessPool:
-            text = "a building process was killed (often by the system for want of memory)"
-            raise BuildError(f"{text}; run the same command again to go on, with a smaller --num-proc") from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _steady_rate(marks: list[tuple[float, int]]) -> float:
@@ -160,58 +172,136 @@ def _steady_rate(marks: list[tuple[float, int]]) -> float:
     return (inner[-1][1] - inner[0][1]) / (inner[-1][0] - inner[0][0])
 
 
-def _start_worker(counter: Any) -> None:
-    global _progress
-    _progress = counter
-    pa.set_memory_pool(pa.system_memory_pool())  # gives memory back; the pooled ones keep it
+@dataclass(frozen=True)
+class ShardJob:
+    """Writes shards, in a worker.
 
+    Attributes:
+        out: folder of the build.
+        label_column: name of the label column.
+        options: how clips are stored.
+        features: all columns of a shard.
+    """
 
-def _work(shard: Shard, out: Path, label_column: str, options: Any, features: dict[str, Any]) -> None:
-    for _ in _write_shard(shard, out, label_column, options, features):
-        with _progress.get_lock():
-            _progress.value += 1
+    out: Path
+    label_column: str
+    options: EncodeOptions
+    features: dict[str, Any]
 
+    def __call__(self, request: tuple[Shard, bool]) -> Answer:
+        """Write a shard and its record; yields once per clip. `request`: the shard, and whether to be careful."""
+        shard, careful = request
+        pa.set_memory_pool(pa.system_memory_pool())  # returns freed memory to the system; the pooled ones keep it
+        encode = ClipJob(self.label_column, self.options)
+        with _InOwnProcess(encode) if careful else nullcontext(encode.row) as encoded:
+            yield from self._write(shard, encoded)
 
-def _write_shard(shard: Shard, out: Path, label_column: str, options: Any, features: dict[str, Any]) -> Iterator[str]:
-    """Write one shard and its record; yields each clip's status as it is done."""
-    draft = out / STATE / "drafts" / f"{shard.name}.{os.getpid()}"
-    target = out / "data" / f"{shard.name}.parquet"
-    rows: list[dict[str, Any]] = []
-    manifest: list[dict[str, Any]] = []
-    try:
-        with _Draft(draft, features) as writer:
-            for clip in shard.clips:
-                status, detail, duration = "ok", "", None
-                try:
-                    rows.append(encode_clip(clip, label_column, options))
-                    detail, duration = rows[-1]["notes"] or "", rows[-1]["duration"]
-                except MediaError as error:
-                    status, detail = error.reason, str(error)
-                label = clip.label
-                manifest.append(
-                    {"id": clip.id, "cell": clip.cell, "label": label, "status": status, "detail": detail}
-                    | {"duration": duration, "source": clip.source or ""}
-                )
-                if len(rows) == ROWS_PER_GROUP:
-                    writer.write(rows)
-                    rows = []
-                yield status
-            writer.write(rows)
+    def _write(self, shard: Shard, encode: Callable[[PlannedClip], dict[str, Any]]) -> Iterator[None]:
+        draft = draft_path(self.out, shard, os.getpid())
+        rows: list[dict[str, Any]] = []
+        manifest: list[dict[str, Any]] = []
+        try:
+            with _Draft(draft, self.features) as writer:
+                for clip in shard.clips:
+                    row, entry = _attempt(clip, encode)
+                    rows += [row] if row is not None else []
+                    manifest.append(entry)
+                    if len(rows) == ROWS_PER_GROUP:
+                        writer.write(rows)
+                        rows = []
+                    yield
+                writer.write(rows)
+            self._keep(shard, draft, manifest)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise BuildError(_disk_trouble(self.out, error)) from None
+
+    def _keep(self, shard: Shard, draft: Path, manifest: list[dict[str, Any]]) -> None:
+        """Give a whole draft its name, then write the record without which the shard counts as not built."""
         built = sum(entry["status"] == "ok" for entry in manifest)
         record = {"name": shard.name, "rows": built, "clips": manifest}
         if built:
             record |= {"bytes": draft.stat().st_size, "sha256": file_sha256(draft)}
-            os.replace(draft, target)
+            os.replace(draft, self.out / "data" / f"{shard.name}.parquet")
         else:
             draft.unlink()
-        # last: without this record the shard counts as not built
-        write_json(out / STATE / "shards" / f"{shard.name}.json", record)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            text = f"the disk of {out} is full ({error.strerror}); make room and run the same command again to go on"
-            raise BuildError(text) from None
-        raise
+        write_json(self.out / STATE / "shards" / f"{shard.name}.json", record)
+
+
+@dataclass(frozen=True)
+class ClipJob:
+    """Encodes clips, in a worker or in the process that calls."""
+
+    label_column: str
+    options: EncodeOptions
+
+    def row(self, clip: PlannedClip) -> dict[str, Any]:
+        """The row of a clip; raises what its decoder raises."""
+        return encode_clip(clip, self.label_column, self.options)
+
+    def __call__(self, clip: PlannedClip) -> Answer:
+        return self.row(clip)
+        yield  # a worker's work is a generator; this one has no progress to report
+
+
+class _InOwnProcess:
+    """Encodes each clip in a worker that may die; a clip during which two of them died is `crashed`."""
+
+    def __init__(self, job: ClipJob):
+        self.job = job
+        self.worker: Worker | None = None
+
+    def __enter__(self) -> Callable[[PlannedClip], dict[str, Any]]:
+        return self.row
+
+    def __exit__(self, *_: object) -> None:
+        if self.worker is not None:
+            self.worker.stop()
+
+    def row(self, clip: PlannedClip) -> dict[str, Any]:
+        try:
+            return self._try(clip)
+        except WorkerDied:  # perhaps killed from outside: the clip gets a second chance
+            try:
+                return self._try(clip)
+            except WorkerDied as death:
+                text = f"{clip.source}: decoding it ended the process twice ({death})"
+                raise MediaError("crashed", text) from None
+
+    def _try(self, clip: PlannedClip) -> dict[str, Any]:
+        self.worker = self.worker or Worker(self.job)
+        try:
+            return self.worker.answer(clip)
+        except WorkerDied:
+            self.worker = None
+            raise
+
+
+def _attempt(
+    clip: PlannedClip, encode: Callable[[PlannedClip], dict[str, Any]]
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The row of a clip (None if it cannot be used), and its entry in the manifest."""
+    row, status, detail = None, "ok", ""
+    try:
+        row = encode(clip)
+        detail = row["notes"] or ""
+    except MediaError as error:
+        status, detail = error.reason, str(error)
+    except Exception as error:  # whatever a decoder may raise on a damaged file is the error of that clip
+        status, detail = "undecodable", f"{clip.source}: {type(error).__name__}: {error}"
+    entry = {"id": clip.id, "cell": clip.cell, "label": clip.label, "status": status, "detail": detail}
+    return row, entry | {"duration": row and row["duration"], "source": clip.source or ""}
+
+
+def _disk_trouble(out: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"the disk of {out} is full ({error.strerror}); make room and {RESUME}"
+    return f"{out} cannot be written ({error.strerror or error}); mend that and {RESUME}"
+
+
+def draft_path(out: Path, shard: Shard, pid: int | None) -> Path:
+    """Where a process writes a shard until it is whole."""
+    return out / STATE / "drafts" / f"{shard.name}.{pid}"
 
 
 class _Draft:
@@ -259,13 +349,6 @@ def read_record(out: Path, name: str) -> dict[str, Any] | None:
     """What the build wrote down about a shard, or None."""
     path = out / STATE / "shards" / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file so that a reader sees the old one or the new one, never half of it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    os.replace(draft, path)
 
 
 def file_sha256(path: Path) -> str:

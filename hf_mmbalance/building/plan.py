@@ -22,6 +22,7 @@ STATUSES = (
     "empty",
     "lfs_pointer",
     "undecodable",
+    "crashed",  # decoding it ended the process, twice
     "no_audio",
     "no_video",
     "too_short",

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_mmbalance.building.card import fill_card
-from hf_mmbalance.building.engine import STATE, BuildError, file_sha256, is_done, read_record, write_json
+from hf_mmbalance.building.engine import STATE, BuildError, file_sha256, is_done, read_record
 from hf_mmbalance.building.plan import STATUSES, BuildPlan
 from hf_mmbalance.data.clips import SPLITS
+from hf_mmbalance.json_files import write_json
 
 
 REPORT = "build_report.json"

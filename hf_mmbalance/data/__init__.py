@@ -1,9 +1,6 @@
 """What goes in: sources of clips, their splits, decoding, augmentation. Imports neither torch nor transformers."""
 
-from __future__ import annotations
-
-import importlib
-from typing import Any
+from hf_mmbalance._lazy import lazy_exports
 
 
 _NAMES = {
@@ -27,10 +24,4 @@ _NAMES = {
     "options_class": "sources",
 }
 
-__all__ = list(_NAMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"hf_mmbalance.data.{_NAMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_exports(__name__, _NAMES)

@@ -1,9 +1,6 @@
 """The decision layer: calibrate, allocate, diagnose, report; works on tables of unimodal logits from any model."""
 
-from __future__ import annotations
-
-import importlib
-from typing import Any
+from hf_mmbalance._lazy import lazy_exports
 
 
 _NAMES = {
@@ -26,14 +23,4 @@ _NAMES = {
     "write_report": "report",
 }
 
-__all__ = list(_NAMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__, _NAMES)

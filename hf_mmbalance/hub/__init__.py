@@ -1,9 +1,6 @@
 """To the Hub and back: models, data sets, metrics and the demo, pushed in one commit each, with errors that help."""
 
-from __future__ import annotations
-
-import importlib
-from typing import Any
+from hf_mmbalance._lazy import lazy_exports
 
 
 _NAMES = {
@@ -16,17 +13,6 @@ _NAMES = {
     "push_folder": "commit",
     "push_model": "model_push",
     "push_saved": "model_push",
-    "without_tokens": "errors",
 }
 
-__all__ = list(_NAMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__, _NAMES)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hf_mmbalance.hub.errors import HubError, chain_of, explained, names_token, status_of
+from hf_mmbalance.hub.errors import HubError, chain_of, explained, status_of
+from hf_mmbalance.scrubbing import find_secret
 
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ T = TypeVar("T")
 PICKLES = ("*.bin", "*.ckpt", "*.joblib", "*.pickle", "*.pkl", "*.pt", "*.pth")
 NEVER = ("*.pyc", "__pycache__/*", "*/__pycache__/*", ".git/*", "*/.git/*", ".cache/*", "*.lock", ".DS_Store")
 WAITS = (0.5, 1.0, 2.0)  # seconds between attempts
-PIECE = 1 << 20  # bytes searched for tokens at once
-LONGEST_TOKEN = 4096  # bytes
+PIECE = 1 << 20  # bytes searched for secrets at once
+LONGEST_SECRET = 4096  # bytes
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def push_folder(
 ) -> CommitInfo:
     """Push a folder in one commit; the repository and the branch are made where they are missing.
 
-    What is the same on the Hub is not sent again, so the same call goes on with a push that was interrupted. If
+    What is the same on the Hub is not sent again, so the same call resumes a push that was interrupted. If
     somebody else's commit comes first, the change is made anew on top of it.
 
     Args:
@@ -79,7 +80,7 @@ def push_folder(
         The commit; the one that is there already if nothing changed.
 
     Raises:
-        HubError: says what the Hub, or we, refused: pickles, links out of the folder, files that hold a token.
+        HubError: says what the Hub, or we, refused: pickles, links out of the folder, texts that hold a secret.
     """
     files = folder_files(Path(folder), allow_patterns, ignore_patterns)
 
@@ -155,7 +156,7 @@ def folder_files(
     """Files of a folder that may be pushed, by their path in the repository.
 
     Raises:
-        HubError: no folder, nothing left of it, a pickle, a link out of the folder, a token in a file.
+        HubError: no folder, nothing left of it, a pickle, a link out of the folder, a secret in a text.
     """
     if not folder.is_dir():
         raise HubError(f"{folder} is not a folder; name the folder to push")
@@ -191,25 +192,31 @@ def check_files(files: Mapping[str, Path | bytes], folder: Path | None = None) -
                 raise HubError(f"{content} is a link out of the folder; put a copy in its place, or leave it out")
             if content.is_dir():
                 raise HubError(f"{content} is a link to a folder; put a copy in its place, or leave it out")
-        if _holds_token(content):
-            raise HubError(f"{inside} holds an access token; take it out (and revoke it, if it was shown to anybody)")
+        secret = _secret_in(content)
+        if secret is not None:
+            line, kind = secret
+            text = f"{inside}, line {line}, holds a secret ({kind})"
+            raise HubError(f"{text}; remove it, and revoke it if anybody else could see it")
 
 
 def _stays_inside(link: Path, folder: Path) -> bool:
     return link.resolve().is_relative_to(folder.resolve())
 
 
-def _holds_token(content: Path | bytes) -> bool:
-    """Whether a text names a token; piece by piece, up to the first zero byte: what holds one is no text."""
+def _secret_in(content: Path | bytes) -> tuple[int, str] | None:
+    """Line and kind of the first secret in a text; searched piece by piece up to the first zero byte, since a file
+    that holds one is not a text."""
     with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
-        data = b""
+        data, line = b"", 1
         while piece := file.read(PIECE):
-            data = data[-LONGEST_TOKEN:] + piece
+            line += data[:-LONGEST_SECRET].count(b"\n")  # lines that have left the window
+            data = data[-LONGEST_SECRET:] + piece
             if b"\0" in piece:
-                return False
-            if names_token(data.decode("utf-8", "replace")):
-                return True
-    return False
+                return None
+            text = data.decode("utf-8", "replace")
+            if (found := find_secret(text)) is not None:
+                return line + text[: found[0]].count("\n"), found[1]
+    return None
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:

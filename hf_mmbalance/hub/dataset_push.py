@@ -277,7 +277,6 @@ def add_publish(tool: DatasetScript, *, media_may_be_public: bool = True) -> Non
         )
 
     add = tool.verb("publish", "push a built folder to the Hub", run).add_argument
-    tool.refusals += (HubError,)
     add("folder", type=Path, help="a built folder")
     add("repo", help="user/name of the data set on the Hub")
     add("--name", help="name of this build, where the repository holds several")

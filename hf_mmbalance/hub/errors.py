@@ -1,42 +1,20 @@
-"""What the Hub's clients raise, in their own words and with one sentence on what to do; tokens are cut out."""
+"""What the Hub's clients raise, in their own words and with one sentence on what to do; secrets are removed."""
 
 from __future__ import annotations
 
 import errno
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from hf_mmbalance.console import UserError
+from hf_mmbalance.scrubbing import scrub
 
-class HubError(RuntimeError):
+
+class HubError(UserError):
     """The Hub, or we, refused: the client's own message and one sentence on what to do."""
-
-
-# Access tokens of the Hub; a name such as hf_mmbalance is too short to be one.
-TOKEN = re.compile(r"\b(?:(?:hf|api_org)_[A-Za-z0-9]{20,}|hf_(?:oauth|jwt)_[A-Za-z0-9_.-]{20,})")
-# Also whatever follows "Bearer", and a password inside an address.
-SECRET = re.compile(rf"{TOKEN.pattern}|(?<=Bearer )[^\s'\",]+|(?<=://)[^/\s@:]*:[^/\s@]+(?=@)")
-CUT = "[token removed]"
-
-
-def without_tokens(text: str) -> str:
-    """The text with every access token replaced; also the value of `HF_TOKEN`, whatever it looks like."""
-    for secret in _own_tokens():
-        text = text.replace(secret, CUT)
-    return SECRET.sub(CUT, text)
-
-
-def names_token(text: str) -> bool:
-    """Whether an access token stands in the text, or the value of `HF_TOKEN`."""
-    return TOKEN.search(text) is not None or any(secret in text for secret in _own_tokens())
-
-
-def _own_tokens() -> list[str]:
-    values = (os.environ.get(name, "").strip() for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
-    return [value for value in values if len(value) >= 8]  # a shorter one would be found in many words
 
 
 @dataclass(frozen=True)
@@ -201,7 +179,7 @@ def explained(action: str) -> Iterator[None]:
 
 
 def _clean(part: Any) -> Any:
-    return without_tokens(part) if isinstance(part, str) else part
+    return scrub(part) if isinstance(part, str) else part
 
 
 def _said(error: BaseException) -> str:
@@ -210,4 +188,4 @@ def _said(error: BaseException) -> str:
     answer = next((link for link in chain_of(error) if status_of(link) is not None), None)
     if answer is not None and text.startswith(("Error while uploading", "We couldn't connect")):
         text += f"\n{str(answer).strip()}"
-    return without_tokens(text)
+    return scrub(text)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_mmbalance import markdown
 from hf_mmbalance.decision.table import DecisionTable, TableError
-from hf_mmbalance.hub.errors import HubError, without_tokens
+from hf_mmbalance.hub.errors import HubError
+from hf_mmbalance.json_files import write_json
 from hf_mmbalance.metrics import measures
+from hf_mmbalance.scrubbing import scrub
 
 
 if TYPE_CHECKING:
@@ -22,8 +26,9 @@ TEMPLATE = Path(__file__).with_name("model_card.md")
 CARD, RESULTS, TABLE = "README.md", "results.json", "decisions.parquet"
 PICTURE, DIAGNOSIS, NUMBERS = "weights_by_class.png", "diagnosis.html", "diagnosis.json"
 TAGS = ["audio-visual-classification", "audio-visual", "multimodal", "late-fusion", "hf_mmbalance"]
+REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PICTURED = 40  # classes in the picture; the card's table has all
-METHODS = {"audio": "sound alone", "vision": "frames alone", "sum": "plain sum", "fused": "the decision"}
+METHODS = {"audio": "audio only", "vision": "frames only", "sum": "plain sum", "fused": "the decision"}
 Results = dict[str, Any]
 
 
@@ -96,7 +101,7 @@ def write_diagnosis(folder: Path, table: DecisionTable, name: str) -> str | None
     report = diagnose(decided)
     with tempfile.TemporaryDirectory() as figures:
         write_report([report], folder / DIAGNOSIS, names=[name], figure_folder=figures)
-    (folder / NUMBERS).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / NUMBERS, report)
     return None
 
 
@@ -148,9 +153,11 @@ def plain_card(folder: Path, repo_id: str) -> str:
 def _render(metadata: Any, folder: Path, repo_id: str, **values: Any) -> str:
     from jinja2 import Environment, StrictUndefined
 
+    if not REPO_ID.fullmatch(repo_id):
+        raise HubError(f"{repo_id!r} is not a valid name of a repository: give user/name")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    environment.filters["cell"] = _cell
+    environment.filters |= {"text": markdown.text, "code": markdown.code, "fenced": markdown.fenced}
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         card_data=metadata.to_yaml(),
         repo_id=repo_id,
@@ -160,7 +167,7 @@ def _render(metadata: Any, folder: Path, repo_id: str, **values: Any) -> str:
         towers=[config[f"{modality}_config"]["model_type"] for modality in config["modalities"]],
         **values,
     )
-    return without_tokens(text).rstrip() + "\n"
+    return scrub(text).rstrip() + "\n"
 
 
 def eval_results(results: Results) -> list[EvalResult]:
@@ -216,11 +223,6 @@ def _weight_rows(results: Results) -> list[tuple[str, list[str]]] | None:
     return [(name, [f"{column[index]:.2f}" for column in columns]) for index, name in enumerate(results["classes"])]
 
 
-def _cell(text: str) -> str:
-    """Text in a cell of a Markdown table."""
-    return str(text).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
-
-
 def _draw(results: Results, table: DecisionTable) -> Figure:
     from hf_mmbalance.decision.figures import draw
 
@@ -228,18 +230,19 @@ def _draw(results: Results, table: DecisionTable) -> Figure:
 
 
 def _weights_by_class(results: Results, table: DecisionTable) -> Figure:
-    """What each modality can do alone and, where the head has weights, what the decision gives it, class by class."""
-    import matplotlib.pyplot as plt
+    """Per class: what each modality achieves by itself and, where the head has weights, its weight in the decision."""
+    from matplotlib.figure import Figure
 
     from hf_mmbalance.decision.figures import COLOURS
 
     names, modalities = results["classes"][:PICTURED], results["modalities"]
     worth = measures.capability(table.logits, table.labels)
-    panels = [("Alone: recall above chance", dict(zip(modalities, worth, strict=True)))]
+    panels = [("By itself: recall above chance", dict(zip(modalities, worth, strict=True)))]
     if results["weights"] is not None:
         panels.append(("Mean weight in the decision", results["weights"]))
     size = (1.8 + 3.2 * len(panels), 1.0 + 0.16 * (len(modalities) + 1) * len(names))
-    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    figure = Figure(figsize=size)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)
     rows, height = np.arange(len(names)), 0.8 / len(modalities)
     for ax, (title, values) in zip(axes[0], panels, strict=True):
         for m, modality in enumerate(modalities):
@@ -250,5 +253,4 @@ def _weights_by_class(results: Results, table: DecisionTable) -> Figure:
     axes[0, 0].set_yticks(rows, [name[:24] for name in names])
     axes[0, 0].invert_yaxis()
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(modalities))
-    plt.close(figure)
     return figure

@@ -1,11 +1,80 @@
-"""A classifier of clips from a repository or folder, by the code of this package."""
+"""`mmbalance predict`: classify clips with a model from the Hub or a folder, by the code of this package."""
 
 from __future__ import annotations
 
-from typing import Any
+import argparse
+from typing import TYPE_CHECKING, Any
 
-from hf_mmbalance import AudioVisualClassificationPipeline, MMBalanceForAudioVisualClassification, MMBalanceProcessor
-from hf_mmbalance.hub.errors import HubError, explained
+from hf_mmbalance import console
+from hf_mmbalance.hub.errors import HubError, advice_for, explained
+from hf_mmbalance.hub.limits import check_config, check_loaded
+
+
+if TYPE_CHECKING:
+    from hf_mmbalance import AudioVisualClassificationPipeline, MMBalanceForAudioVisualClassification
+
+PREDICT = """Classify clips, and show how much each modality counted and what each predicts by itself.
+
+example:
+  mmbalance predict clip.mp4 --model user/name --revision model-3fa2b1c9d0
+  mmbalance predict *.mp4 --model outputs/my-run --top_k 3 --json answers.json
+"""
+
+
+def add_predict(verbs: Any) -> None:
+    """Add the verb `predict`."""
+    parser = console.add_verb(verbs, "predict", PREDICT, run_predict)
+    parser.add_argument("clips", nargs="+", metavar="CLIP", help="video or sound file, or its http(s) address")
+    parser.add_argument("--model", required=True, metavar="ID", help="repository on the Hub, or folder")
+    parser.add_argument("--revision", help="branch, tag or commit of the repository")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run a fusion head's file that comes with the"
+                        " model; other code of the repository is never run")  # fmt: skip
+    parser.add_argument("--top_k", type=int, default=5, help="classes shown (default: %(default)s)")
+    switches = parser.add_mutually_exclusive_group()
+    switches.add_argument("--no_audio", action="store_true", help="as if the clips had no sound")
+    switches.add_argument("--no_vision", action="store_true", help="as if the clips had no frames")
+    parser.add_argument("--window_seconds", type=float, metavar="S", help="read clips in windows of this length"
+                        " (default: what the audio tower takes)")  # fmt: skip
+    parser.add_argument("--stride_seconds", type=float, metavar="S", help="step between windows (default: no overlap)")
+    parser.add_argument("--max_seconds", type=float, metavar="S", help="longest clip taken (default: 600)")
+    parser.add_argument("--batch_size", type=int, default=1, help="windows per batch (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU, if there is one)")
+    console.add_json_option(parser, "answers")
+
+
+def run_predict(arguments: argparse.Namespace) -> int:
+    """Run `predict`; returns the exit status (2 if a clip or the model cannot be used)."""
+    from hf_mmbalance._environment import check_torchaudio
+
+    modalities = ["vision"] if arguments.no_audio else ["audio"] if arguments.no_vision else None
+    names = ("top_k", "window_seconds", "stride_seconds", "max_seconds", "batch_size")
+    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    check_torchaudio()
+    classify = load_classifier(arguments.model, arguments.revision, arguments.trust_remote_code, arguments.device)
+    answers: list[dict[str, Any]] = []
+    for clip in arguments.clips:
+        try:
+            answers.append({"clip": clip, "answer": classify(clip, modalities=modalities, **options)})
+        except (ValueError, OSError) as error:
+            answers.append({"clip": clip, "error": console.message_of(error)})
+            console.print_error(error)
+            continue
+        if console.shows_text(arguments):
+            console.say(render_answer(clip, answers[-1]["answer"], classify.model.config.modalities))
+    console.write_result(arguments.json, answers)
+    return console.REFUSED if any("error" in answer for answer in answers) else console.DONE
+
+
+def render_answer(clip: str, answer: list[dict[str, Any]], modalities: list[str]) -> str:
+    """The answer for one clip as a table; scores in per cent, shares of the decision between 0 and 1."""
+    head = ["class", "score", *(f"share {name}" for name in modalities), *(f"{name} score" for name in modalities)]
+    rows = []
+    for entry in answer:
+        shares = [f"{entry['share'][name]:.2f}" if entry["share"] else "-" for name in modalities]
+        scores = [entry["modality_score"][name] for name in modalities]
+        percents = ["-" if score is None else f"{100 * score:.1f}" for score in scores]
+        rows.append([entry["label"], f"{100 * entry['score']:.1f}", *shares, *percents])
+    return f"\n{clip}\n{console.table(head, rows, indent='  ')}"
 
 
 def load_classifier(
@@ -21,9 +90,16 @@ def load_classifier(
 
     Raises:
         HubError: the client's error and one sentence on what to do.
-        ValueError: for a model that is none of this package's.
+        ValueError: for a model of another package, or one whose config asks for more than a model of this package
+            may be.
     """
     from transformers import PreTrainedConfig
+
+    from hf_mmbalance import (
+        AudioVisualClassificationPipeline,
+        MMBalanceForAudioVisualClassification,
+        MMBalanceProcessor,
+    )
 
     with explained(f"loading model {name}"):
         declared, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
@@ -35,10 +111,29 @@ def load_classifier(
             )
         if kind != MMBalanceForAudioVisualClassification.config_class.model_type:
             raise ValueError(f"{name} is a {kind!r} model: name one that was trained with hf_mmbalance")
-        model = MMBalanceForAudioVisualClassification.from_pretrained(
-            name, revision=revision or "main", trust_remote_code=trust_remote_code
-        )
+        check_config(declared, name)
+        model = _load_model(name, revision or "main", trust_remote_code)
         processor = MMBalanceProcessor.from_pretrained(name, revision=revision or "main")
     return AudioVisualClassificationPipeline(
         model, processor=processor, task="audio-visual-classification", device=device
     )
+
+
+def _load_model(name: str, revision: str, trust_remote_code: bool) -> MMBalanceForAudioVisualClassification:
+    from hf_mmbalance import MMBalanceForAudioVisualClassification
+
+    try:
+        model, loading = MMBalanceForAudioVisualClassification.from_pretrained(
+            name,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `check_loaded` names them
+        )
+    except Exception as error:
+        if console.is_expected(error) or advice_for(error) is not None:
+            raise
+        text = f"{name}: no model can be built from its config.json and weights ({type(error).__name__}: {error})"
+        raise ValueError(f"{text}; save or push it again") from error
+    check_loaded(loading, name)
+    return model

@@ -14,7 +14,8 @@ from transformers.utils import logging
 import hf_mmbalance
 from hf_mmbalance.data.clips import ClipSplits
 from hf_mmbalance.data.sources.hub import HubOptions
-from hf_mmbalance.hub.errors import HubError, explained, without_tokens
+from hf_mmbalance.hub.errors import HubError, explained
+from hf_mmbalance.scrubbing import scrub
 from hf_mmbalance.training.arguments import RunArguments
 
 
@@ -106,7 +107,7 @@ def _base(modality: str, name: str, revision: str | None) -> dict[str, str | Non
 def command(argv: list[str]) -> str:
     """The command as it can be given again; a token in it is cut out."""
     start = ["mmbalance", "train"] if Path(sys.argv[0]).name == "mmbalance" else ["accelerate", "launch", "train.py"]
-    return without_tokens(shlex.join([*start, *argv]))
+    return scrub(shlex.join([*start, *argv]))
 
 
 def code_version() -> str:

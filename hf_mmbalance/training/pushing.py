@@ -12,8 +12,8 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
-from hf_mmbalance.hub.errors import without_tokens
 from hf_mmbalance.hub.model_push import CHECKPOINT_FILES, MODEL_FILES, push_checkpoint
+from hf_mmbalance.scrubbing import scrub
 
 
 logger = logging.get_logger(__name__)
@@ -49,7 +49,7 @@ class CheckpointPushes:
         try:
             staged = self._stage(checkpoint)
         except OSError as error:  # e.g. a full disk that cannot link
-            logger.warning(NOT_PUSHED, without_tokens(str(error)))
+            logger.warning(NOT_PUSHED, scrub(str(error)))
             return
         self._running = self._worker.submit(self._push, staged, message)
 
@@ -79,7 +79,7 @@ class CheckpointPushes:
         try:
             push_checkpoint(staged, self.repo_id, message=message, revision=self.args.hub_revision)
         except Exception as error:  # whatever a client may raise: hours of training are worth more than this push
-            logger.warning(NOT_PUSHED, without_tokens(str(error) or type(error).__name__))
+            logger.warning(NOT_PUSHED, scrub(str(error) or type(error).__name__))
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 

@@ -24,7 +24,9 @@ from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.hub.errors import HubError, explained
 from hf_mmbalance.hub.model_card import pinned_revision, write_card
 from hf_mmbalance.hub.model_push import prepare_repo
+from hf_mmbalance.json_files import write_json
 from hf_mmbalance.metrics import measures
+from hf_mmbalance.scrubbing import scrub_all
 from hf_mmbalance.training.arguments import MMBalanceTrainingArguments, RunArguments, parse_arguments
 from hf_mmbalance.training.build import build_model_and_processor, spec_augment
 from hf_mmbalance.training.decision_layer import apply_head, corruption_plan
@@ -268,20 +270,10 @@ def _versions() -> dict[str, str]:
 
 
 def write_outputs(folder: Path, results: dict[str, Any], table: DecisionTable) -> None:
-    """Write `results.json` and `decisions.parquet`, each whole or not at all."""
+    """Write `results.json`, without secrets, and `decisions.parquet`, each whole or not at all."""
     table.write(folder / "decisions.part.parquet")
     os.replace(folder / "decisions.part.parquet", folder / "decisions.parquet")
-    partial = folder / "results.json.part"
-    partial.write_text(json.dumps(results, indent=2, default=_plain) + "\n")
-    os.replace(partial, folder / "results.json")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return str(value)
+    write_json(folder / "results.json", scrub_all(results))
 
 
 def render(results: dict[str, Any], clips: ClipSplits) -> str:

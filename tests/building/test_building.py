@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import json
+import multiprocessing
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from hf_mmbalance.building import engine
+from hf_mmbalance.building import encode, engine
 from hf_mmbalance.building.card import fill_card
 from hf_mmbalance.building.cli import join_parts
 from hf_mmbalance.building.encode import encode_clip
@@ -224,8 +226,6 @@ def test_bad_clips_are_named_and_left_out(media, tmp_path):
         "changed": {"source": clips["c00"].source, "size": 7},
         "checksum": {"source": clips["c00"].source, "size": clips["c00"].size, "sha256": "0" * 64},
     }
-    from dataclasses import replace
-
     bad = []
     for status, change in cases.items():
         source = Path(change["source"])
@@ -272,25 +272,82 @@ def test_bad_plans(media, tmp_path):
         finish(other, tmp_path / "out", {}, CARD)
 
 
-def test_a_full_disk_leaves_nothing_half_written(media, tmp_path, monkeypatch):
-    plan, written = make_plan(media), []
-
-    def write(self, rows):
-        written.append(rows)
-        if len(written) > 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return whole(self, rows)
-
-    whole = engine._Draft.write
-    monkeypatch.setattr(engine._Draft, "write", write)
-    with pytest.raises(BuildError, match="disk .* is full"):
-        build(plan, tmp_path / "out")
+def test_a_full_disk_leaves_nothing_half_written(media, tmp_path):
+    plan = make_plan(media)
+    build(plan, tmp_path / "out", part=(0, 3))
+    whole = shard_hashes(tmp_path / "out")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # a worker inherits it; the plan is smaller
+    try:
+        with pytest.raises(BuildError, match="disk .* is full .*run the same command again"):
+            build(plan, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "out" / ".build" / "drafts").iterdir()) == []
-    assert len(shard_hashes(tmp_path / "out")) == 2
-    monkeypatch.undo()
+    assert shard_hashes(tmp_path / "out") == whole and len(whole) == 2
     assert build(plan, tmp_path / "out")["clips"] < 24
     finish(plan, tmp_path / "out", {}, CARD)
     assert validate(tmp_path / "out") == []
+
+
+class DeadlyClip(PlannedClip):
+    """Ends the worker process that decodes it, as a fault in a decoder does."""
+
+    @property
+    def window(self) -> None:
+        if multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class FailingClip(PlannedClip):
+    """Makes its reader raise what no reader should."""
+
+    @property
+    def window(self) -> None:
+        if multiprocessing.parent_process() is not None:
+            raise MemoryError("an impossible header")
+
+
+def changed_clip(clip: PlannedClip, kind: type[PlannedClip], name: str) -> PlannedClip:
+    made = object.__new__(kind)
+    made.__dict__.update(vars(clip) | {"id": name})
+    return made
+
+
+@pytest.mark.parametrize("num_proc", [1, 2])
+def test_a_clip_that_ends_its_decoder_is_named_and_the_rest_is_built(media, tmp_path, num_proc):
+    plan = make_plan(media)
+    bad = [changed_clip(plan.clips[0], DeadlyClip, f"deadly{i}") for i in range(2)]
+    plan = make_plan(media, clips=plan.clips + bad)
+    report = finish(plan, tmp_path / "out", build(plan, tmp_path / "out", num_proc=num_proc), CARD)
+    assert report["status"] == {"ok": 24, "crashed": 2}
+    assert report["left_out"]["deadly1"] == (
+        f"crashed: {media / '00.mp4'}: decoding it ended the process twice (SIGSEGV)"
+    )
+    assert validate(tmp_path / "out") == [] and list((tmp_path / "out" / ".build" / "drafts").iterdir()) == []
+
+
+def test_whatever_a_decoder_raises_is_the_error_of_that_clip(media, tmp_path):
+    plan = make_plan(media)
+    plan = make_plan(media, clips=[*plan.clips, changed_clip(plan.clips[0], FailingClip, "failing")])
+    report = finish(plan, tmp_path / "out", build(plan, tmp_path / "out"), CARD)
+    assert report["status"] == {"ok": 24, "undecodable": 1}
+    assert report["left_out"]["failing"].endswith("MemoryError: an impossible header")
+
+
+def test_pipes_and_files_too_large_for_memory_are_not_read_whole(media, tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    clip = PlannedClip("pipe", str(tmp_path / "pipe.mp4"), "train", 0, {"group": "a"})
+    with pytest.raises(MediaError, match="pipe.mp4: not a regular file") as caught:
+        encode_clip(clip, "label", EncodeOptions())
+    assert caught.value.reason == "unreadable"
+    clip, options = make_plan(media).clips[0], EncodeOptions(frames=2)
+    row = encode_clip(replace(clip, sha256=file_sha256(Path(clip.source))), "label", options)
+    monkeypatch.setattr(encode, "HELD_WHOLE", 100)
+    assert encode._checked(clip.source, clip.size, None) == clip.source
+    assert encode_clip(replace(clip, sha256=file_sha256(Path(clip.source))), "label", options) == row
+    with pytest.raises(MediaError, match="sha256 .* the list says 0000"):
+        encode_clip(replace(clip, sha256="0" * 64), "label", options)
 
 
 def test_damage_after_the_build_is_found(media, built, tmp_path):
@@ -377,10 +434,42 @@ import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from tests.building.test_building import make_plan
-from hf_mmbalance.building import engine
+from hf_mmbalance.building import encode, engine
 if __name__ == "__main__":
     engine.build(make_plan(Path({media!r})), Path({out!r}), num_proc={num_proc})
 """
+
+
+def process_ids_of_session(session: int) -> list[int]:
+    """Processes of a session that still run (zombies do not)."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split() if entry.name.isdigit() else None
+        except OSError:
+            continue
+        if fields is not None and int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="counts processes in /proc")
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_within_a_second_of_their_parent(media, tmp_path, signal_number):
+    script = tmp_path / "run.py"
+    places = {"root": str(Path(__file__).parents[2]), "media": str(media), "out": str(tmp_path / "out")}
+    script.write_text(BUILD.format(**places, num_proc=2))
+    run = subprocess.Popen([sys.executable, str(script)], start_new_session=True, stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "out" / ".build" / "drafts").glob("*")):
+        assert run.poll() is None, "the build ended before it began"
+        time.sleep(0.005)
+    assert len(process_ids_of_session(run.pid)) >= 3
+    os.kill(run.pid, signal_number)  # the parent only
+    run.wait()
+    deadline = time.monotonic() + 1.0
+    while (left := process_ids_of_session(run.pid)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert left == []
 
 
 def test_killed_at_ten_random_moments_the_shards_are_the_same(media, built, tmp_path):

@@ -171,4 +171,4 @@ def test_votes(real_data, tmp_path):
     table = DecisionTable.read(out)
     assert len(table.ids) == 7442 and list(table.modalities) == ["voice", "face"]
     assert list(table.references) == ["audiovisual"] and table.groups[0] == "1001"
-    assert load_script("crema_d").main(["votes", "--source", str(tmp_path), "--out", str(out)]) == 1
+    assert load_script("crema_d").main(["votes", "--source", str(tmp_path), "--out", str(out)]) == 2

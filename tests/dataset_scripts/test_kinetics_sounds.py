@@ -97,7 +97,7 @@ def test_a_build_with_gaps_and_damage(small, clip, tmp_path):
     flags = ["--source", str(root), "--annotations", str(small), "--classes", str(lists), "--num-proc", "1"]
     flags += ["--frames", "2", "--min-seconds", "0.3"]
     tool = load_script("kinetics_sounds")
-    assert tool.main(["build", *flags, "--out", str(tmp_path / "strict"), "--max-lost", "0.1"]) == 1
+    assert tool.main(["build", *flags, "--out", str(tmp_path / "strict"), "--max-lost", "0.1"]) == 2
     assert tool.main(["build", *flags, "--out", str(tmp_path / "out")]) == 0
     report = read_report(tmp_path / "out")
     assert report["status"] == {"ok": 45, "missing": 12, "undecodable": 1, "no_audio": 1, "too_short": 1}

@@ -184,7 +184,7 @@ def test_several_builds_share_a_repository(hub, publish, run_client, built, medi
     done = run_client(SNIPPET, args=[f"{hub.user}/toy", "small/README.md"])
     assert done.stdout == "{'train': 7, 'test': 4} 7\n(16, 12)\n"
     done = publish(small, "--name", "data", check=False)
-    assert done.returncode == 1 and "--name 'data'" in done.stderr
+    assert done.returncode == 2 and "--name 'data'" in done.stderr
     assert main["tag"] in hub.server.store.repos["datasets", f"{hub.user}/toy"].tags
 
 
@@ -204,7 +204,7 @@ def test_faults_while_publishing_and_reading(hub, publish, run_client, built, tm
     assert titles(hub) == [f"Data: 11 clips ({result['tag']})", "A commit that came first", "initial commit"]
     read = "import sys\nfrom hf_mmbalance.data import load_clips\nprint(load_clips(sys.argv[1]).summary())"
     refused = run_client(read, args=[f"{hub.user}/toy"], token=None, check=False)
-    assert refused.returncode == 1 and "doesn't exist on the Hub or cannot be accessed" in refused.stderr
+    assert refused.returncode == 2 and "doesn't exist on the Hub or cannot be accessed" in refused.stderr
     faults = [
         Refuse(path="/resolve/.*part0", method="GET", status=500),
         CutAnswer(path="/resolve/.*part1-00000", method="GET", after_bytes=1000),
@@ -213,7 +213,7 @@ def test_faults_while_publishing_and_reading(hub, publish, run_client, built, tm
     hub.fail(*faults)
     home = tmp_path / "reader"
     failed = run_client(read, args=[f"{hub.user}/toy"], home=home, check=False)  # `datasets` does not try again
-    assert failed.returncode == 1 and "500 Internal Server Error" in failed.stderr
+    assert failed.returncode == 2 and "500 Internal Server Error" in failed.stderr
     assert "train" in run_client(read, args=[f"{hub.user}/toy"], home=home).stdout
     assert [fault.hits for fault in faults] == [1] * len(faults)
 
@@ -235,7 +235,7 @@ def test_builds_pushed_at_the_same_time_all_stand(hub, publish, built):
 def test_an_interrupted_push_goes_on(hub, publish, built):
     hub.fail(Refuse(path="/lfs-upload/", status=403, message="Interrupted", skip=2, times=None))
     done = publish(built, check=False)
-    assert done.returncode == 1 and "Interrupted" in done.stderr and "grid publish: pushing" in done.stderr
+    assert done.returncode == 2 and "Interrupted" in done.stderr and "grid publish: error: pushing" in done.stderr
     arrived = hub.log.count("lfs_upload", status=200)
     assert arrived == 2 and titles(hub) == ["initial commit"]
     hub.server.faults.clear()
@@ -246,11 +246,11 @@ def test_an_interrupted_push_goes_on(hub, publish, built):
 
 def test_media_that_may_not_be_republished(hub, publish, built, tmp_path):
     done = publish(built, script="kinetics_sounds", check=False)
-    assert done.returncode == 1 and "may not be republished" in done.stderr and "--private" in done.stderr
+    assert done.returncode == 2 and "may not be republished" in done.stderr and "--private" in done.stderr
     assert not list(hub.log), "the Hub was asked before the refusal"
     hub.server.seed("datasets", f"{hub.user}/open", {"a.txt": b"x"})
     done = publish(built, "--private", to="open", script="kinetics_sounds", check=False)
-    assert done.returncode == 1 and "is public" in done.stderr and list(files(hub, "open")) == ["a.txt"]
+    assert done.returncode == 2 and "is public" in done.stderr and list(files(hub, "open")) == ["a.txt"]
     publish(built, "--private", to="closed", script="kinetics_sounds")
     assert hub.server.store.repos["datasets", f"{hub.user}/closed"].private
 
@@ -300,16 +300,16 @@ def test_folders_that_are_no_build(hub, publish, built, media, tmp_path):
     for folder, words in (
         (tmp_path, "no README.md"),
         (linked, "contact_sheet.png is a link out of the folder"),
-        (leaky, "README.md holds an access token"),
+        (leaky, "holds a secret (access token of the Hub)"),
         (broken, f"{shard.name} is missing, or not what was built"),
         (unlicensed, "names no license"),
     ):
         done = publish(folder, check=False)
-        assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
+        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
     assert not list(hub.log)
     hub.server.seed("datasets", f"{hub.user}/toy", {"toy.py": b"x"})
     done = publish(built, check=False)
-    assert done.returncode == 1 and "holds toy.py" in done.stderr
+    assert done.returncode == 2 and "holds toy.py" in done.stderr
 
 
 HEAD = {

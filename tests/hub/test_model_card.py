@@ -55,9 +55,31 @@ def test_names_that_mean_something_in_markdown_and_yaml(run):
     assert card.data.datasets == ["me/clips: 'all'"] and len(card.data.eval_results) == 4
     assert {result.dataset_revision for result in card.data.eval_results} == {"1" * 40}
     assert re.search(r"^\| a\\\|b \| [\d.]+ \| [\d.]+ \|$", card.text, re.M)
-    assert re.search(r"^\| # z --- \| [\d.]+ \| [\d.]+ \|$", card.text, re.M)
+    assert re.search(r"^\| \\# z --- \| [\d.]+ \| [\d.]+ \|$", card.text, re.M)
     assert f"revision `{'1' * 40}`" in card.text
     assert "\n---\n" not in card.text, "a class name became a rule"
+
+
+def test_html_images_and_fences_of_others_are_shown_and_not_read(run):
+    image, fence = (
+        '<img src="https://tracker.example/a.png">',
+        "```\n# Broken out\n![x](https://tracker.example/b.png)",
+    )
+    rename(run, [image, fence, "plain"])
+    results = json.loads((run / "results.json").read_text())
+    origin = results["provenance"]
+    origin["data"] |= {"name": f"clips ` {image}", "notes": [image, fence]}
+    origin["command"] = f"mmbalance train --data_dir x\n{fence}"
+    origin["base_models"] = [{"modality": "whole", "name": f"me/`{image}", "revision": "1" * 40}]
+    change(run, **results)
+    write_card(run, "me/model")
+    text = ModelCard.load(run / "README.md").text
+    page = pytest.importorskip("markdown_it").MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    assert re.findall(r'<img src="([^"]+)"', page) == ["weights_by_class.png"]
+    assert "Broken out</h1>" not in page and page.count("<h1>") == 1
+    assert re.findall(r'href="([^"]+)"', page) == ["https://arxiv.org/abs/2510.14411"]
+    with pytest.raises(HubError, match="is not a valid name of a repository"):
+        write_card(run, 'me/model", x="')
 
 
 def test_a_head_without_weights_and_a_modality_that_no_clip_has(run):
@@ -66,8 +88,8 @@ def test_a_head_without_weights_and_a_modality_that_no_clip_has(run):
     change(run, weights=None, rows=rows)
     write_card(run, "me/model")
     card = ModelCard.load(run / "README.md")
-    assert "This decision layer has no weights." in card.text and "| frames alone | - |" in card.text
-    assert "Accuracy, frames alone" not in {result.metric_name for result in card.data.eval_results}
+    assert "This decision layer has no weights." in card.text and "| frames only | - |" in card.text
+    assert "Accuracy, frames only" not in {result.metric_name for result in card.data.eval_results}
     assert (run / "weights_by_class.png").stat().st_size > 5000
 
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from hf_mmbalance.hub.cli import _write_json
-
 from .faults import CutAnswer, RacingCommit, Refuse
 
 
@@ -63,12 +61,6 @@ def test_the_metrics_load_by_evaluate(hub, run_client):
     used = run_client(USE, args=[hub.user], without=["hf_mmbalance", "gradio"])
     assert "'accuracy': 1.0" in used.stdout and "'ece': 0.15" in used.stdout, used.stdout
     assert "none" not in hub.log.by_route(), hub.log.select(status=404)
-
-
-@pytest.mark.parametrize(("place", "status"), [("absent/x.json", 2), ("x.json", 0), (None, 0)])
-def test_a_result_that_cannot_be_written_is_told_in_one_sentence(tmp_path, capsys, place, status):
-    assert _write_json(None if place is None else str(tmp_path / place), [1]) == status
-    assert ("cannot be written (No such file" in capsys.readouterr().err) == (status == 2)
 
 
 def test_a_metric_of_another_name_is_refused(hub, run_client):

@@ -114,7 +114,7 @@ def check_card(folder: Path, repo_id: str) -> None:
     card = ModelCard(text)
     fused = {row["method"]: row for row in results["rows"] if row["split"] == "test"}
     listed = {result.metric_name: result for result in card.data.eval_results}
-    names = {"audio": "sound alone", "vision": "frames alone", "sum": "plain sum", "fused": "the decision"}
+    names = {"audio": "audio only", "vision": "frames only", "sum": "plain sum", "fused": "the decision"}
     assert set(listed) == {f"Accuracy, {name}" for name in names.values()}
     for method, name in names.items():
         result, row = listed[f"Accuracy, {name}"], fused[method]

@@ -1,0 +1,147 @@
+"""What every verb of the command line shares: how it is added, what it prints, writes and returns, how it fails."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_mmbalance.json_files import json_text, write_json
+from hf_mmbalance.scrubbing import scrub
+
+
+# Exit statuses.
+DONE = 0
+PROBLEMS = 1  # the command did its work and found something wrong, e.g. `validate`
+REFUSED = 2  # arguments or data that cannot be used; the message says why
+INTERRUPTED = 130  # Ctrl-C, as shells report it
+
+Command = Callable[[argparse.Namespace], int]
+
+
+class UserError(RuntimeError):
+    """An error that the person at the command line can remedy: its message is all that is shown."""
+
+
+def add_verb(verbs: Any, name: str, text: str, run: Command) -> argparse.ArgumentParser:
+    """Add a verb to a parser's subparsers.
+
+    Args:
+        verbs: What `ArgumentParser.add_subparsers` returned.
+        name: Of the verb.
+        text: Help; its first line is shown in the list of verbs, all of it by `--help`.
+        run: Called with the parsed arguments; returns the exit status.
+    """
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=text.splitlines()[0].replace("%", "%%"),
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(func=run)
+    return parser
+
+
+def add_json_option(parser: argparse.ArgumentParser, what: str = "result") -> None:
+    """Add `--json FILE`."""
+    parser.add_argument("--json", metavar="FILE", help=f"write the {what} as JSON (- for the standard output)")
+
+
+def shows_text(arguments: argparse.Namespace) -> bool:
+    """Whether the standard output is for people: not where `--json -` makes it the JSON's."""
+    return getattr(arguments, "json", None) != "-"
+
+
+def say(text: str, *, aside: bool = False) -> None:
+    """Print a line; `aside` (notes, progress) goes to the standard error, so that output can be piped."""
+    stream = sys.stderr if aside else sys.stdout
+    stream.write(text + "\n")
+    stream.flush()
+
+
+def write_result(place: str | None, result: Any) -> None:
+    """Write a result where `--json` says: a file, `-` for the standard output, None for nowhere.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    if place == "-":
+        sys.stdout.write(json_text(result))
+    elif place is not None:
+        write_json(Path(place), result)
+
+
+def run_command(command: Callable[[], int], name: str = "", resume: str = "") -> int:
+    """Run a command; an error that can be remedied is one line on the standard error, not a traceback.
+
+    Args:
+        command: Returns the exit status.
+        name: Put before error messages, e.g. `grid build`.
+        resume: How to go on after Ctrl-C.
+
+    Returns:
+        The exit status of the command, `REFUSED` or `INTERRUPTED`.
+    """
+    try:
+        return command()
+    except BrokenPipeError:  # the reader of our output has enough, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        print_error(f"interrupted{'; ' if resume else ''}{resume}", name)
+        return INTERRUPTED
+    except Exception as error:
+        if not is_expected(error):
+            raise
+        print_error(error, name)
+        return REFUSED
+
+
+def print_error(error: Exception | str, name: str = "") -> None:
+    """Print an error on the standard error, without secrets."""
+    text = message_of(error) if isinstance(error, Exception) else error
+    sys.stderr.write(f"{name}{': ' if name else ''}error: {scrub(text)}\n")
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether an error is about what the user gave; others are faults of ours and keep their traceback."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, UserError | ValueError | OSError | ImportError) or "StrictDataclassError" in kinds
+
+
+_REMEDIES = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room: your quota is used up",
+    errno.EFBIG: "the file system or a limit allows no larger file",
+    errno.EROFS: "name a place that can be written",
+    errno.EACCES: "check the permissions, or name another place",
+    errno.EPERM: "check the permissions, or name another place",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
+    errno.EISDIR: "name a file, not a folder",
+}
+
+
+def message_of(error: Exception) -> str:
+    """The error's message; for one of the operating system file, cause and remedy."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        remedy = _REMEDIES.get(error.errno or 0)
+        return f"{os.fsdecode(error.filename)}: {error.strerror}{f' ({remedy})' if remedy else ''}"
+    return str(error).strip() or type(error).__name__
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") -> str:
+    """Rows of text as a table: the first column to the left, the others to the right."""
+    widths = [max(len(line[column]) for line in [head, *rows]) for column in range(len(head))]
+    lines = []
+    for line in [head, *rows]:
+        cells = [
+            line[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+        ]
+        lines.append((indent + "  ".join(cells)).rstrip())
+    return "\n".join(lines)

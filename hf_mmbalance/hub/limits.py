@@ -1,0 +1,81 @@
+"""What the files of somebody's repository may ask for: checked before a model is built from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+# Far above any published audio or vision tower, far below what makes a machine hang.
+MOST_LAYERS = 1_000
+MOST_CLASSES = 1_000_000
+LARGEST_SIZE = 1_000_000  # of any other count or length in a config
+MOST_PARAMETERS = 20e9  # of one tower
+LAYER_WORDS = ("layer", "depth", "block", "stage")
+SHOWN = 3  # names in a message
+
+
+def check_config(config: dict[str, Any], name: str) -> None:
+    """Refuse a config whose model would hang the machine or fill its memory.
+
+    Args:
+        config: The content of `config.json`.
+        name: Of the repository or folder, for the message.
+
+    Raises:
+        ValueError: names the field, its value and the limit.
+    """
+    if len(config.get("id2label") or {}) > MOST_CLASSES:
+        raise ValueError(f"{name}: config.json names {len(config['id2label']):,} classes, at most {MOST_CLASSES:,}")
+    for field, value in _numbers({key: value for key, value in config.items() if key not in ("id2label", "label2id")}):
+        counts_layers = any(word in field.split(".")[-1] for word in LAYER_WORDS)
+        most = MOST_LAYERS if counts_layers and isinstance(value, int) else LARGEST_SIZE
+        if not abs(value) <= most:
+            raise ValueError(f"{name}: config.json asks for {field}={value:,}, the limit is {most:,}")
+    for tower in ("audio_config", "vision_config"):
+        count = _estimated_parameters(config.get(tower) or {})
+        if count > MOST_PARAMETERS:
+            text = f"{name}: {tower} in config.json describes about {count / 1e9:,.0f} billion parameters"
+            raise ValueError(f"{text}, the limit is {MOST_PARAMETERS / 1e9:.0f} billion")
+
+
+def _numbers(value: Any, field: str = "") -> Iterator[tuple[str, int | float]]:
+    """Every number of a nested config with its dotted name."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _numbers(entry, f"{field}.{key}" if field else str(key))
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _numbers(entry, field)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield field, value
+
+
+def _estimated_parameters(tower: dict[str, Any]) -> float:
+    """A transformer layer has 4 maps of hidden x hidden (attention) and 2 of hidden x intermediate."""
+    layers, hidden = (tower.get(key) for key in ("num_hidden_layers", "hidden_size"))
+    if not isinstance(layers, int) or not isinstance(hidden, int):
+        return 0.0
+    inner = tower.get("intermediate_size")
+    return float(layers) * hidden * (4 * hidden + 2 * (inner if isinstance(inner, int) else 4 * hidden))
+
+
+def check_loaded(loading: dict[str, Any], name: str) -> None:
+    """Refuse weights that do not fit the config: what is missing would be random numbers.
+
+    Args:
+        loading: What `from_pretrained(..., output_loading_info=True)` says.
+        name: Of the repository or folder.
+
+    Raises:
+        ValueError: names some of the weights.
+    """
+    remedy = "push or save the model again, config.json and weights together"
+    shapes = [f"{key} is {tuple(found)}, not {tuple(wanted)}" for key, found, wanted in loading["mismatched_keys"]]
+    if shapes:
+        raise ValueError(f"{name}: {len(shapes)} weights have another shape than config.json says"
+                         f" ({'; '.join(shapes[:SHOWN])}); {remedy}")  # fmt: skip
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        shown = ", ".join(missing[:SHOWN])
+        raise ValueError(f"{name}: {len(missing)} weights are not in its files, e.g. {shown}; {remedy}")

@@ -1,0 +1,106 @@
+"""What all verbs share: exit statuses, one line for an error, results written whole or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hf_mmbalance import console
+from hf_mmbalance.json_files import json_text, write_json
+
+
+def fails_with(error: BaseException):
+    def command() -> int:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (ValueError("labels are wrong"), 2, "grid build: error: labels are wrong"),
+        (console.UserError("no such repository"), 2, "grid build: error: no such repository"),
+        (OSError(28, "No space left on device", "out/x.json"), 2, "x.json: No space left on device (make room on the"),
+        (OSError(30, "Read-only file system", "x.html"), 2, "x.html: Read-only file system (name a place that can"),
+        (ValueError("see https://me:passw0rd@host/x"), 2, "see https://[secret removed]@host/x"),
+        (KeyboardInterrupt(), 130, "grid build: error: interrupted; run it again"),
+    ],
+)
+def test_errors_are_one_line_with_a_remedy(capsys, error, status, text):
+    assert console.run_command(fails_with(error), "grid build", resume="run it again") == status
+    shown = capsys.readouterr().err
+    assert text in shown and shown.count("\n") == 1 and "passw0rd" not in shown
+
+
+def test_faults_of_ours_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        console.run_command(fails_with(ZeroDivisionError()))
+
+
+def test_a_reader_that_has_enough_is_no_error(tmp_path):
+    code = "from hf_mmbalance import console\n"
+    code += "def many():\n    for _ in range(100000):\n        console.say('x' * 100)\n    return 0\n"
+    code += "raise SystemExit(console.run_command(many))\n"
+    done = subprocess.run(
+        f"{sys.executable} -c \"$CODE\" | head -1", shell=True, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "CODE": code},
+    )  # fmt: skip
+    assert done.stdout == "x" * 100 + "\n" and done.stderr == ""
+
+
+def test_results_are_valid_json_whatever_the_numbers(tmp_path, capsys):
+    result = {
+        "nan": math.nan,
+        "list": [math.inf, 1],
+        "array": np.array([[1.5, np.nan]]),
+        "n": np.int64(3),
+        "p": Path("x"),
+    }
+    plain = {"nan": None, "list": [None, 1], "array": [[1.5, None]], "n": 3, "p": "x"}
+    console.write_result("-", result)
+    assert json.loads(capsys.readouterr().out) == plain
+    console.write_result(str(tmp_path / "x.json"), result)
+    assert json.loads((tmp_path / "x.json").read_text()) == plain == json.loads(json_text(result))
+    console.write_result(None, result)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_result_that_cannot_be_written_leaves_no_draft(tmp_path, capsys):
+    target = tmp_path / "absent" / "x.json"
+    assert console.run_command(lambda: console.write_result(str(target), [1]) or 0) == 2
+    assert capsys.readouterr().err == f"error: {target}: No such file or directory (check the path)\n"
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(OSError, match="folder.json"):
+        write_json(tmp_path / "folder.json", [1])
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.json"]
+
+
+def test_a_verb_is_added_with_help_and_an_exit_status(capsys):
+    parser = argparse.ArgumentParser(prog="tool")
+    verb = console.add_verb(parser.add_subparsers(), "count", "Count to 100 % of it.\n\nexample:\n  tool count 3",
+                            lambda arguments: int(arguments.n))  # fmt: skip
+    verb.add_argument("n", type=int)
+    console.add_json_option(verb)
+    parsed = parser.parse_args(["count", "3", "--json", "-"])
+    assert parsed.func(parsed) == 3 and not console.shows_text(parsed)
+    assert console.shows_text(parser.parse_args(["count", "3"]))
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    assert "Count to 100 % of it." in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        parser.parse_args(["count", "--help"])
+    assert "  tool count 3" in capsys.readouterr().out
+
+
+def test_tables_align_the_first_column_to_the_left():
+    shown = console.table(["class", "n"], [["cat", "10"], ["hedgehog", "5"]], indent="  ")
+    assert shown == "  class      n\n  cat       10\n  hedgehog   5"
