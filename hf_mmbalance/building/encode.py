@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,23 @@ def _checked(path: str, size: int | None, sha256: str | None) -> bytes | str:
     if None not in (sha256, digest) and digest != sha256:
         raise MediaError("checksum", f"{path}: sha256 {str(digest)[:12]}..., the list says {str(sha256)[:12]}...")
     return content
+
+
+def regular_size(path: str) -> int:
+    """Bytes of a regular file; nothing is opened, since opening a pipe or a device can wait for ever.
+
+    Raises:
+        MediaError: there is no such file, or it is a pipe, a socket, a device or a folder.
+    """
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise MediaError("missing", f"{path}: no such file (any more)") from None
+    except (OSError, ValueError) as error:
+        raise MediaError("unreadable", f"{path}: cannot be read ({error})") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise MediaError("unreadable", f"{path}: not a regular file (a folder, pipe, socket or device)")
+    return found.st_size
 
 
 def _read_clip(clip: PlannedClip, options: EncodeOptions) -> Clip:

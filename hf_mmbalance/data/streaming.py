@@ -138,8 +138,17 @@ class ClipStream(IterableDataset):
         if names is None:
             raise DataError(f"{name}: column {columns.label!r} has no class names; streaming needs a ClassLabel")
         stored = stored_reading(name, options)
-        order = {"batch_size": batch_size, "shuffle": shuffle}
-        return cls(files, rows, columns, names, options, split_name(split), stored=stored, **order)
+        return cls(
+            files,
+            rows,
+            columns,
+            names,
+            options,
+            split_name(split),
+            batch_size=batch_size,
+            shuffle=shuffle,
+            stored=stored,
+        )
 
     @property
     def num_clips(self) -> int:

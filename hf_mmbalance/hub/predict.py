@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import csv
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm.auto import tqdm
+
 from hf_mmbalance import console
+from hf_mmbalance.data.clips import DataError
+from hf_mmbalance.data.files import walk_files
+from hf_mmbalance.data.sources.folder import MEDIA_SUFFIXES
+from hf_mmbalance.data.sources.table import TABLE_SUFFIXES, read_table
 from hf_mmbalance.hub.errors import HubError, advice_for, explained
 from hf_mmbalance.hub.limits import check_config, check_loaded
 
@@ -13,18 +21,24 @@ from hf_mmbalance.hub.limits import check_config, check_loaded
 if TYPE_CHECKING:
     from hf_mmbalance import AudioVisualClassificationPipeline, MMBalanceForAudioVisualClassification
 
+BAR_FROM = 20  # clips from which a progress bar is shown
 PREDICT = """Classify clips, and show how much each modality counted and what each predicts by itself.
 
 example:
   mmbalance predict clip.mp4 --model user/name --revision model-3fa2b1c9d0
-  mmbalance predict *.mp4 --model outputs/my-run --top_k 3 --json answers.json
+  mmbalance predict clip.mp4 --model outputs/words --start 1.2 --end 1.6      (a model trained on spans: one word)
+  mmbalance predict clips/ --model outputs/my-run --csv answers.csv           (every media file of a folder)
+  mmbalance predict spans.csv --model outputs/words --top_k 3 --json out.json (a table: path[,start,end])
 """
 
 
 def add_predict(verbs: Any) -> None:
     """Add the verb `predict`."""
     parser = console.add_verb(verbs, "predict", PREDICT, run_predict)
-    parser.add_argument("clips", nargs="+", metavar="CLIP", help="video or sound file, or its http(s) address")
+    parser.add_argument("clips", nargs="+", metavar="CLIP", help="video or sound file or its http(s) address, a folder"
+                        " of them, or a table (.csv, .tsv, .parquet) with the columns path[,start,end]")  # fmt: skip
+    parser.add_argument("--start", type=float, metavar="S", help="second at which the span that is meant starts")
+    parser.add_argument("--end", type=float, metavar="S", help="second at which it ends")
     parser.add_argument("--model", required=True, metavar="ID", help="repository on the Hub, or folder")
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
     parser.add_argument("--trust_remote_code", action="store_true", help="run a fusion head's file that comes with the"
@@ -40,6 +54,7 @@ def add_predict(verbs: Any) -> None:
     parser.add_argument("--batch_size", type=int, default=1, help="windows per batch (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU, if there is one)")
     console.add_json_option(parser, "answers")
+    parser.add_argument("--csv", metavar="FILE", type=Path, help="write the answers as a table, one row per clip")
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
@@ -49,20 +64,92 @@ def run_predict(arguments: argparse.Namespace) -> int:
     modalities = ["vision"] if arguments.no_audio else ["audio"] if arguments.no_vision else None
     names = ("top_k", "window_seconds", "stride_seconds", "max_seconds", "batch_size")
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    inputs = inputs_of(arguments.clips, arguments.start, arguments.end)
     check_torchaudio()
     classify = load_classifier(arguments.model, arguments.revision, arguments.trust_remote_code, arguments.device)
     answers: list[dict[str, Any]] = []
-    for clip in arguments.clips:
+    for item in tqdm(inputs, desc="predicting", unit="clip", disable=True if len(inputs) < BAR_FROM else None):
         try:
-            answers.append({"clip": clip, "answer": classify(clip, modalities=modalities, **options)})
+            answers.append({**item, "answer": classify(_source(item), modalities=modalities, **options)})
         except (ValueError, OSError) as error:
-            answers.append({"clip": clip, "error": console.message_of(error)})
+            answers.append({**item, "error": console.message_of(error)})
             console.print_error(error)
             continue
         if console.shows_text(arguments):
-            console.say(render_answer(clip, answers[-1]["answer"], classify.model.config.modalities))
+            console.say(render_answer(item["clip"], answers[-1]["answer"], classify.model.config.modalities))
     console.write_result(arguments.json, answers)
+    if arguments.csv is not None:
+        write_csv(arguments.csv, answers, classify.model.config.modalities)
     return console.REFUSED if any("error" in answer for answer in answers) else console.DONE
+
+
+def inputs_of(clips: list[str], start: float | None = None, end: float | None = None) -> list[dict[str, Any]]:
+    """What is to be classified: `{"clip": path}`, with `start` and `end` (seconds) where a span is meant.
+
+    Args:
+        clips: Files, addresses, folders of media files, and tables with a column `path` (relative to the table) and
+            maybe `start` and `end`.
+        start, end: Span of the one clip that is given.
+
+    Raises:
+        DataError: an empty folder, or a table that cannot be used.
+        ValueError: a span of several clips, or only one end of it.
+    """
+    inputs: list[dict[str, Any]] = []
+    for clip in clips:
+        path = Path(clip)
+        if path.is_dir():
+            found = [file for file in walk_files(path) if file.suffix.lower() in MEDIA_SUFFIXES]
+            if not found:
+                raise DataError(f"{clip}: the folder holds no media files (e.g. mp4, flv, wav)")
+            inputs += [{"clip": str(file)} for file in found]
+        elif path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
+            inputs += _rows_of(path)
+        else:
+            inputs.append({"clip": clip})
+    if start is None and end is None:
+        return inputs
+    if len(inputs) != 1 or start is None or end is None:
+        raise ValueError("--start and --end go together, with one clip; a table (path,start,end) holds many spans")
+    return [{**inputs[0], "start": start, "end": end}]
+
+
+def _rows_of(table: Path) -> list[dict[str, Any]]:
+    inputs = []
+    for number, row in enumerate(read_table(table), start=1):
+        path = str(row.get("path") or "").strip()
+        if not path:
+            raise DataError(
+                f"{table}, row {number}: column 'path' is missing or empty; the columns are path[,start,end]"
+            )
+        span = {edge: row[edge] for edge in ("start", "end") if str(row.get(edge) or "").strip()}
+        try:
+            seconds = {edge: float(value) for edge, value in span.items()}
+        except ValueError:
+            raise DataError(f"{table}, row {number}: {span} must be seconds") from None
+        address = path.lower().startswith(("http://", "https://"))
+        inputs.append({"clip": path if address else str(table.parent / path), **seconds})
+    return inputs
+
+
+def _source(item: dict[str, Any]) -> Any:
+    span = {edge: item[edge] for edge in ("start", "end") if edge in item}
+    return {"video": item["clip"], **span} if span else item["clip"]
+
+
+def write_csv(path: Path, answers: list[dict[str, Any]], modalities: list[str]) -> None:
+    """One row per clip: its most probable class, scores, shares and trust, or the error."""
+    per_modality = [f"{kind}.{name}" for kind in ("share", "modality_score", "trust") for name in modalities]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["clip", "start", "end", "label", "score", *per_modality, "error"])
+        writer.writeheader()
+        for answer in answers:
+            row: dict[str, Any] = {name: answer[name] for name in ("clip", "start", "end", "error") if name in answer}
+            for entry in answer.get("answer", ())[:1]:
+                row |= {"label": entry["label"], "score": entry["score"]}
+                for kind in ("share", "modality_score", "trust"):
+                    row |= {f"{kind}.{name}": value for name, value in (entry.get(kind) or {}).items()}
+            writer.writerow(row)
 
 
 def render_answer(clip: str, answer: list[dict[str, Any]], modalities: list[str]) -> str:

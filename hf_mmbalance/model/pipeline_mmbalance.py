@@ -85,7 +85,9 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
             - `share` (`dict[str, float]` or None): the part of the decision's weight for that class that each
               modality had; None for fusion heads without weights;
             - `modality_score` (`dict[str, float | None]`): probability of that class if only that modality were
-              there; None where it is not.
+              there; None where it is not;
+            - `trust` (`dict[str, float | None]` or None): calibrated probability that a modality by itself is right
+              about this clip; None for fusion heads that do not say.
 
         Raises:
             MediaError: (a ValueError) for a file that cannot be used; `.reason` says why.
@@ -169,19 +171,20 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         is_last = input_tensors.pop("is_last")
         outputs = self.model(**input_tensors)
         present = outputs.modality_mask.bool()
-        alone = [self._alone(outputs, present, modality) for modality in range(present.shape[1])]
+        single = [self._from_one(outputs, present, modality) for modality in range(present.shape[1])]
         share = outputs.modality_weights
         if share is not None:
             share = share / share.sum(1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
         return {
             "score": outputs.logits.float().softmax(-1),
-            "modality_score": torch.stack(alone, dim=1),
+            "modality_score": torch.stack(single, dim=1),
             "share": share,
+            "trust": outputs.get("modality_trust"),
             "present": present,
             "is_last": is_last,
         }
 
-    def _alone(self, outputs: Any, present: torch.Tensor, modality: int) -> torch.Tensor:
+    def _from_one(self, outputs: Any, present: torch.Tensor, modality: int) -> torch.Tensor:
         """What the decision layer makes of one modality `(B, C)`; of no meaning for clips that lack it."""
         only = torch.zeros_like(present)
         only[:, modality] = True
@@ -199,10 +202,12 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         )
         mean = score.mean(0)
         counts = present.sum(0)
-        alone = (modality_score * present.unsqueeze(-1)).sum(0) / counts.clamp(min=1).unsqueeze(-1)
-        share = None
+        single = (modality_score * present.unsqueeze(-1)).sum(0) / counts.clamp(min=1).unsqueeze(-1)
+        share = trust = None
         if model_outputs[0]["share"] is not None:
             share = torch.cat([window["share"] for window in model_outputs]).float().mean(0)
+        if model_outputs[0]["trust"] is not None:
+            trust = torch.cat([window["trust"] for window in model_outputs]).float().sum(0) / counts.clamp(min=1)
         return [
             {
                 "label": config.id2label[index],
@@ -211,8 +216,11 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
                 if share is None
                 else {name: float(share[m, index]) for m, name in enumerate(config.modalities)},
                 "modality_score": {
-                    name: float(alone[m, index]) if counts[m] else None for m, name in enumerate(config.modalities)
+                    name: float(single[m, index]) if counts[m] else None for m, name in enumerate(config.modalities)
                 },
+                "trust": None
+                if trust is None
+                else {name: float(trust[m]) if counts[m] else None for m, name in enumerate(config.modalities)},
             }
             for index in mean.topk(min(top_k, config.num_labels)).indices.tolist()
         ]

@@ -275,14 +275,14 @@ def span_of(source: Any, span: Span | None = None) -> Span | None:
     Raises:
         ValueError: only one end is given, or start is not before end.
     """
+    ends: tuple[Any, Any] = (None, None) if span is None else span
     if span is None and isinstance(source, Mapping):
         ends = (source.get("start"), source.get("end"))
         if (ends[0] is None) != (ends[1] is None):
             raise ValueError(f"a span needs both start and end in seconds, got start={ends[0]} and end={ends[1]}")
-        span = None if ends[0] is None else (ends[0], ends[1])
-    if span is None:
+    if ends[0] is None:
         return None
-    start, end = float(span[0]), float(span[1])
+    start, end = float(ends[0]), float(ends[1])
     if not (np.isfinite([start, end]).all() and start < end):
         raise ValueError(f"a span must have start < end (seconds), got {start:g} and {end:g}")
     return start, end
@@ -300,13 +300,14 @@ def _decode_file(
     modalities: tuple[str, ...],
     limits: Limits,
 ) -> DecodedClip:
-    start, end = span or (None, None)
+    start, end = (None, None) if span is None else span
     count = spec.frames or (None if spec.fps else DEFAULT_FRAMES)
     moved: Span | None = None if span is None else (max(span[0] - around, 0.0), span[1] + around)
     more = []
     if around:
         short = moved is not None and moved[1] - moved[0] <= SHORT_WINDOW
-        more = [Pick(*(moved or (None, None)), None if short else 4 * (count or DEFAULT_FRAMES))]
+        low, high = (None, None) if moved is None else moved
+        more = [Pick(low, high, None if short else 4 * (count or DEFAULT_FRAMES))]
     media = read_media(
         source,
         num_frames=count,

@@ -89,7 +89,7 @@ def test_is_what_the_processor_and_the_model_say(classify, folder):
     order = probability.argsort(descending=True).tolist()
     assert [entry["label"] for entry in answer] == [CLASSES[index] for index in order]
     for entry, index in zip(answer, order, strict=True):
-        assert set(entry) == {"label", "score", "share", "modality_score"}
+        assert set(entry) == {"label", "score", "share", "modality_score", "trust"}
         assert entry["score"] == pytest.approx(float(probability[index]), abs=1e-6)
         assert entry["share"] == pytest.approx({"audio": share[0, index].item(), "vision": share[1, index].item()})
 

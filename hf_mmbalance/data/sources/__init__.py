@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_mmbalance.data.clips import SPLIT_ALIASES, SPLITS, ClipSplits, DataError
 from hf_mmbalance.data.files import walk_files
+from hf_mmbalance.data.sources.table import TABLE_SUFFIXES
 
 
 # source -> module, options, loader
@@ -22,7 +23,6 @@ SOURCES = {
 }
 NAMED = ("synthetic", "grid")
 BUILT_SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".tar"}
-TABLE_SUFFIXES = {".csv", ".tsv", ".parquet"}
 
 
 def source_of(dataset: str) -> str:

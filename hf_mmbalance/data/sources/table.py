@@ -34,7 +34,7 @@ def table_clips(path: str, options: TableOptions) -> ClipSplits:
         DataError: a missing or empty table or column, a label outside `classes`, doubled ids, undecodable clips.
     """
     table = Path(path)
-    entries = _read_table(table)
+    entries = read_table(table)
     names = set(entries[0])
     for column in (options.path_column, options.label_column):
         if column not in names:
@@ -52,19 +52,42 @@ def table_clips(path: str, options: TableOptions) -> ClipSplits:
     return clips_from_rows(table.stem, rows, classes, options, [])
 
 
-def _read_table(table: Path) -> list[dict[str, Any]]:
+TABLE_SUFFIXES = {".csv", ".tsv", ".parquet"}
+
+
+def read_table(table: Path) -> list[dict[str, Any]]:
+    """Rows of a CSV (comma), TSV or Parquet file.
+
+    Raises:
+        DataError: the file is missing, empty, or no such table; names the file and the remedy.
+    """
     if not table.is_file():
         raise DataError(f"{table}: no such file")
     if table.suffix.lower() == ".parquet":
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        entries = pq.read_table(table).to_pylist()
+        try:
+            entries = pq.read_table(table).to_pylist()
+        except pa.ArrowException as error:
+            raise DataError(f"{table}: not a Parquet file that can be read ({error})") from error
     else:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            entries = list(csv.DictReader(file, delimiter="\t" if table.suffix.lower() == ".tsv" else ","))
+        entries = _read_csv(table)
     if not entries:
         raise DataError(f"{table}: the table has no rows")
     return entries
+
+
+def _read_csv(table: Path) -> list[dict[str, Any]]:
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file, delimiter="\t" if table.suffix.lower() == ".tsv" else ","))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{table}: not UTF-8 ({error.reason} at byte {error.start}); save the table as UTF-8"
+        ) from None
+    except csv.Error as error:
+        raise DataError(f"{table}: not comma-separated values ({error}); save the table as UTF-8") from None
 
 
 def _table_row(table: Path, number: int, entry: dict[str, Any], options: TableOptions) -> Row:
@@ -80,7 +103,9 @@ def _table_row(table: Path, number: int, entry: dict[str, Any], options: TableOp
     try:
         window = None if start is None or end is None else (float(start), float(end))
     except ValueError:
-        raise DataError(f"{table}, row {number}: the window {start!r} to {end!r} is no pair of seconds") from None
+        raise DataError(f"{table}, row {number}: start {start!r} and end {end!r} must be seconds") from None
+    if window is not None and not window[0] < window[1]:
+        raise DataError(f"{table}, row {number}: start {start} must be before end {end}")
     split = value(options.split_column)
     name = value(options.id_column) or (path if window is None else f"{path}@{start}")
     source = os.path.join(table.parent, path)

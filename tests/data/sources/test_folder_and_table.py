@@ -154,7 +154,7 @@ def test_bad_tables(tmp_path):
     with pytest.raises(DataError, match=r"a\.mp4: no such file"):
         load_clips(str(table), validation_fraction=0, calibration_fraction=0, test_fraction=0)
     table.write_text("path,label,start,end\na.mp4,x,soon,later\n")
-    with pytest.raises(DataError, match="no pair of seconds"):
+    with pytest.raises(DataError, match="must be seconds"):
         load_clips(str(table))
 
 
