@@ -126,7 +126,7 @@ class MMBalancePreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, FramePooling):
             module.init_weights(self.config.initializer_range)
-        elif isinstance(module, FusionHead):
+        elif _is_fusion_head(module):
             module.init_weights()
 
 
@@ -438,6 +438,16 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
                     f"label {int(wrong[0])} is outside the model's {self.num_labels} classes"
                     f" (0 to {self.num_labels - 1}): check id2label"
                 )
+
+
+def _is_fusion_head(module: nn.Module) -> bool:
+    """Whether a module is a fusion head, also one of another copy of this code.
+
+    The file of a user's own head may import the interface from the installed package while the model's code was
+    loaded from the Hub: two classes of one name, so that `isinstance` would miss it.
+    """
+    kinds = type(module).__mro__
+    return any(kind.__name__ == "FusionHead" and kind.__module__.endswith("fusion_mmbalance") for kind in kinds)
 
 
 def _build_fusion(head_class: type[FusionHead], config: MMBalanceConfig, widths: tuple[int, ...]) -> FusionHead:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import time
@@ -92,7 +93,7 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     results, table = conclude(trainer, clips, arguments)
     if trainer.is_world_process_zero():
         # Clips up to this long are served whole, as they were here.
-        processor.reading["longest_seconds"] = round(trainer.longest_seconds, 3)
+        processor.reading["longest_seconds"] = math.ceil(1000 * trainer.longest_seconds) / 1000
         processor.save_pretrained(str(training.output_dir))
         results["provenance"] = origin
         write_outputs(Path(str(training.output_dir)), results, table)

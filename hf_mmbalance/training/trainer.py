@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits
+from hf_mmbalance.data.sources.hub import HubOptions, clips_of
 from hf_mmbalance.data.streaming import EpochOrder
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.hub.model_push import prepare_repo, push_saved
@@ -66,7 +68,9 @@ class MMBalanceTrainer(Trainer):
     Args:
         model: The model; or None, with `model_init` among the rest.
         args: Training arguments, transformers' own or [`MMBalanceTrainingArguments`].
-        clips: The dataset; its `train` and `validation` splits are required, `calibration` by fitted heads.
+        clips: The dataset, from `load_clips` or a `datasets.DatasetDict` with a label column and sound, images or
+            video in others (read as `HubOptions()`; parts of train become the splits it lacks). `train` and
+            `validation` are required, `calibration` by fitted heads.
         processor: Saved with every checkpoint.
         augment: Masks for the spectrograms of train clips.
         decision: How the decision layer is fitted.
@@ -85,14 +89,17 @@ class MMBalanceTrainer(Trainer):
         self,
         model: MMBalanceForAudioVisualClassification | None = None,
         args: TrainingArguments | None = None,
-        clips: ClipSplits | None = None,
+        clips: ClipSplits | Mapping[str, Any] | None = None,
         processor: MMBalanceProcessor | None = None,
         augment: SpecAugment | None = None,
         decision: DecisionArguments | None = None,
         **kwargs: Any,
     ):
-        if not isinstance(clips, ClipSplits) or processor is None:
-            raise ValueError("give clips (what hf_mmbalance.load_clips returns) and the model's processor")
+        if clips is None or processor is None:
+            raise ValueError("give clips (what hf_mmbalance.load_clips returns, or a DatasetDict) and the processor")
+        if not isinstance(clips, ClipSplits):
+            clips = clips_of(clips, HubOptions(sampling_rate=processor.audio_sampling_rate))
+            processor.reading = clips.reading.to_dict() if clips.reading is not None else processor.reading
         check_splits(clips, "train", "validation")
         self.clips, self.processor = clips, processor
         self.decision = decision or DecisionArguments()

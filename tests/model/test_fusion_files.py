@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from hf_mmbalance import MMBalanceConfig, MMBalanceForAudioVisualClassification, MMBalanceProcessor
 from hf_mmbalance.model import fusion_files_mmbalance
@@ -25,6 +26,7 @@ except ImportError:
     from hf_mmbalance.model.fusion_mmbalance import FusionHead, FusionOutput
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 
@@ -228,3 +230,65 @@ def test_the_processor_knows_nothing_of_it(head_file, tmp_path):
     config = MMBalanceConfig.from_pretrained(folder)
     MMBalanceProcessor.from_backbones(config.audio_config, config.vision_config).save_pretrained(folder)
     assert [path.name for path in folder.glob("*head*.py")] == ["my_head.py"]
+
+
+OTHER_ORDER = '''"""A head that takes the interface from the installed package, though its model's code came along."""
+
+import torch
+from safetensors.torch import load_file, save_file
+from hf_mmbalance.model.fusion_mmbalance import FusionHead, FusionOutput
+from torch import nn
+from transformers import initialization as init
+
+
+class Half(FusionHead):
+    def __init__(self, num_modalities, num_labels, feature_sizes=()):
+        super().__init__(num_modalities, num_labels, feature_sizes)
+        self.scale = nn.Parameter(torch.empty(num_labels))
+
+    def init_weights(self):
+        init.constant_(self.scale, 0.7)
+
+    def forward(self, modality_logits, modality_mask, features=None):
+        terms = self.scale * modality_logits.log_softmax(-1) * modality_mask.unsqueeze(-1)
+        return FusionOutput(logits=terms.sum(1), modality_contributions=terms)
+'''
+
+
+def test_a_head_of_another_copy_of_the_interface_is_initialised_too(head_file, tmp_path):
+    head_file.write_text(OTHER_ORDER)
+    folder = head_file.parent / "saved"
+    model = _compose(head_file)
+    assert torch.equal(model.fusion.scale, torch.full((4,), 0.7))
+    model.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {k: v for k, v in weights.items() if k != "fusion.scale"}, folder / "model.safetensors", {"format": "pt"}
+    )
+    code = (
+        "import sys\nfrom transformers import AutoModel\n"
+        "model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "assert type(model).__module__.startswith('transformers_modules'), type(model)\n"
+        "print(model.fusion.scale.tolist())\n"
+    )
+    done = run_python(code, folder, HF_HOME=str(tmp_path / "home"), PYTHONPATH=str(Path(__file__).parents[2]))
+    assert done.returncode == 0, done.stderr
+    assert eval(done.stdout.strip().splitlines()[-1]) == pytest.approx([0.7] * 4)
+
+
+@pytest.mark.parametrize("block", [False, True], ids=["with the package", "without the package"])
+def test_the_documented_recipe(tmp_path, block):
+    text = (Path(__file__).parents[2] / "docs" / "model.md").read_text()
+    recipe = text.split("## A fusion head of your own")[1].split("```python\n")[1].split("```")[0]
+    file = tmp_path / "my_head.py"
+    file.write_text(recipe)
+    config = MMBalanceConfig(audio_config=dict(AUDIO), vision_config=dict(VISION))
+    model = MMBalanceForAudioVisualClassification.from_backbones(
+        config.audio_config, config.vision_config, id2label=CLASSES, fusion=f"{file}:ProductFusion"
+    ).eval()
+    model.save_pretrained(tmp_path / "saved")
+    torch.save(tiny_inputs(), tmp_path / "saved" / "inputs.pt")
+    done = run_python(LOAD, tmp_path / "saved", "trust", block=block, HF_HOME=str(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    logits = torch.load(tmp_path / "saved" / "logits.pt")
+    torch.testing.assert_close(logits, model(**tiny_inputs()).logits, atol=1e-6, rtol=1e-6)
