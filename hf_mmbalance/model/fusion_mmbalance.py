@@ -21,15 +21,16 @@ class FusionOutput(ModelOutput):
         modality_weights (`torch.FloatTensor` of shape `(B, M, C)`, *optional*):
             The weights the head used, 0 where a modality is missing; `None` where a head has none.
         modality_contributions (`torch.FloatTensor` of shape `(B, M, C)`, *optional*):
-            Exact terms that sum over modalities to the logits minus the head's bias.
-        shares (`torch.FloatTensor` of shape `(B, M, C)`, *optional*):
-            Weights normalised over the modalities present, where the head learns them.
+            Exact terms that sum over modalities to the logits minus what the head says without evidence (its bias).
+        modality_trust (`torch.FloatTensor` of shape `(B, M)`, *optional*):
+            Calibrated probability that a modality's own decision is right, 0 where it is missing; `None` where a
+            head does not calibrate its modalities.
     """
 
     logits: torch.Tensor = None  # type: ignore[assignment]  # ModelOutput wants defaults; always given
     modality_weights: torch.Tensor | None = None
     modality_contributions: torch.Tensor | None = None
-    shares: torch.Tensor | None = None
+    modality_trust: torch.Tensor | None = None
 
 
 class FusionHead(nn.Module):
@@ -55,8 +56,8 @@ class FusionHead(nn.Module):
     default_unimodal_loss_weight: float = 1.0
     #: Weight of the fused loss; 0 for ensembles of towers trained apart.
     default_fused_loss_weight: float = 1.0
-    #: The head has parameters that must learn only from calibration clips.
-    learns_from_calibration: bool = False
+    #: The head has no parameters: it is fitted on clips that the towers do not learn from.
+    fitted: bool = False
 
     def __init__(self, num_modalities: int, num_labels: int, feature_sizes: tuple[int, ...] = ()):
         super().__init__()
@@ -83,17 +84,6 @@ class FusionHead(nn.Module):
     def unimodal_logits(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Unimodal logits `(B, M, C)` of a head that `owns_unimodal_logits`."""
         raise NotImplementedError
-
-    def balance_loss(self, shares: torch.Tensor | None, clips: torch.Tensor) -> torch.Tensor:
-        """Relative-balance term of a head that `learns_from_calibration`, on its `shares`; 0 unless it has one.
-
-        The `forward` of such a head also takes `freeze_allocation`, under which its own parameters get no gradient.
-        """
-        return torch.zeros((), device=clips.device)
-
-    def shrinkage(self) -> torch.Tensor:
-        """Penalty on the parameters of a head that `learns_from_calibration`; 0 unless it has one."""
-        return torch.zeros((), device=next(self.parameters()).device)
 
     def init_weights(self) -> None:
         """Set parameters and buffers that are neither Linear nor LayerNorm, by `transformers.initialization`."""

@@ -282,7 +282,11 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         # Decisions are made in float32: a log-softmax over many classes does not survive bf16.
         modality_logits = self._unimodal_logits(features).float()
         # With labels, as the towers see it: their loss must not move what learns from calibration clips.
-        freeze = {"freeze_allocation": True} if labels is not None and self.fusion.learns_from_calibration else {}
+        freeze = (
+            {"freeze_allocation": True}
+            if labels is not None and getattr(self.fusion, "learns_from_calibration", False)
+            else {}
+        )
         fused = self.fusion(modality_logits, present, features, **freeze)
         parts = LossParts()
         if labels is not None:
@@ -431,16 +435,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             )
         )
         loss = fused_weight * fused_loss + unimodal_weight * unimodal_loss
-        if not head.learns_from_calibration:
-            return LossParts(loss, fused_loss, unimodal_loss)
-        clips = every_clip if calibration_mask is None else calibration_mask.bool()
-        own: FusionOutput = head(modality_logits.detach(), modality_mask)
-        allocation = mean_over(clip_cross_entropy(own.logits, labels, class_weights), clips)
-        balance = head.balance_loss(own.shares, clips & modality_mask.all(1))
-        loss = loss + allocation + config.balance_loss_weight * balance
-        if config.allocation_shrinkage:
-            loss = loss + config.allocation_shrinkage * head.shrinkage()
-        return LossParts(loss, fused_loss, unimodal_loss, allocation, balance)
+        return LossParts(loss, fused_loss, unimodal_loss)
 
     def _check_labels(self, labels: torch.Tensor, batch: int, calibration_mask: torch.Tensor | None) -> None:
         for name, values in (("labels", labels), ("calibration_mask", calibration_mask)):
