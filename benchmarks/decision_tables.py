@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_mmbalance.decision.decide import Decided, decide_splits
+from hf_mmbalance.decision.evaluation import DecisionReport, decide_splits
 from hf_mmbalance.decision.table import DecisionTable
 
 
@@ -33,7 +33,7 @@ def main() -> int:
     files = sorted([*arguments.folder.glob("*.parquet"), *arguments.folder.glob("*.npz")])
     if not files:
         parser.error(f"{arguments.folder} holds no decision tables (.parquet, .npz)")
-    runs: dict[str, Decided] = {}
+    runs: dict[str, DecisionReport] = {}
     for file in files:
         runs[file.stem] = decide_splits(
             DecisionTable.read(file), fit_split=arguments.fit_split, eval_split=arguments.eval_split
@@ -57,7 +57,7 @@ def main() -> int:
     return 0 if passed else 1
 
 
-def mean_rows(runs: list[Decided]) -> dict[str, dict[str, Any]]:
+def mean_rows(runs: list[DecisionReport]) -> dict[str, dict[str, Any]]:
     """Mean over tables of every method that all of them have, and the standard deviation of its accuracy."""
     names = [name for name in runs[0].fusions if all(name in run.fusions for run in runs)]
     result: dict[str, dict[str, Any]] = {}

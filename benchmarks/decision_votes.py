@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from hf_mmbalance.building.recipes.crema_d_votes import crema_d_votes
-from hf_mmbalance.decision.decide import Decided, decide_folds
+from hf_mmbalance.decision.evaluation import DecisionReport, decide_folds
 from hf_mmbalance.decision.table import DecisionTable
 
 
@@ -31,13 +31,16 @@ def main() -> int:
     if "MMBALANCE_DATA" not in os.environ:
         parser.error("set MMBALANCE_DATA to the folder that holds crema_d/")
     table = DecisionTable(**crema_d_votes(Path(os.environ["MMBALANCE_DATA"]) / "crema_d"))
-    runs: list[Decided] = []
+    runs: list[DecisionReport] = []
     seconds: list[float] = []
     for seed in range(arguments.seeds):
         start = time.process_time()
         runs.append(decide_folds(table, folds=arguments.folds, seed=seed))
         seconds.append(time.process_time() - start)
-        print(f"seed {seed}: {seconds[-1]:.0f} CPU s, chosen {runs[-1].chosen_by_part}", file=sys.stderr)
+        print(
+            f"seed {seed}: {seconds[-1]:.0f} CPU s, chosen {[part.chosen_ for _, part in runs[-1].parts]}",
+            file=sys.stderr,
+        )
     report = summary(runs) | {"cpu_seconds_per_seed": seconds}
     print(f"{len(table)} clips, {len(set(table.groups))} actors, {arguments.folds} folds, {arguments.seeds} seeds")
     print(f"{'method':24s} {'accuracy':>9s} {'nll':>8s} {'ece':>7s}")
@@ -59,13 +62,13 @@ def main() -> int:
     return 0 if all(checks.values()) else 1
 
 
-def summary(runs: list[Decided]) -> dict[str, Any]:
+def summary(runs: list[DecisionReport]) -> dict[str, Any]:
     """Mean of every row over the seeds, and how often each rung was chosen."""
     rows: dict[str, dict[str, float]] = {}
     for name in runs[0].fusions:
         found = [run.row(name) for run in runs if name in run.fusions]
         rows[name] = {key: float(np.mean([row[key] for row in found])) for key in ("accuracy", "nll", "ece")}
-    chosen = [rung for run in runs for rung in run.chosen_by_part]
+    chosen = [rung for run in runs for rung in [part.chosen_ for _, part in run.parts]]
     return {"rows": rows, "chosen": {rung: chosen.count(rung) for rung in sorted(set(chosen))}}
 
 

@@ -12,11 +12,8 @@ import numpy as np
 
 from hf_mmbalance.data.bayes import BayesOptimum
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec
+from hf_mmbalance.splits import SPLIT_ALIASES, SPLITS, canonical_split
 
-
-SPLITS = ("train", "calibration", "validation", "test")
-SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "validation"}
-SPLIT_ALIASES |= {"training": "train", "testing": "test", "calib": "calibration"}
 
 Clip = dict[str, Any]
 
@@ -31,7 +28,7 @@ def split_name(name: str) -> str:
     Raises:
         DataError: the name is not known.
     """
-    known = SPLIT_ALIASES.get(name.strip().lower(), name.strip().lower())
+    known = canonical_split(name)
     if known not in SPLITS:
         raise DataError(f"unknown split {name!r}; known are {', '.join(SPLITS)} (and {', '.join(SPLIT_ALIASES)})")
     return known

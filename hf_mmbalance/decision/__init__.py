@@ -3,23 +3,23 @@
 from hf_mmbalance._lazy import lazy_exports
 
 
+#: Name -> module; no name is also a module's, since importing a module would put it in the name's place.
 _NAMES = {
     "Allocation": "allocation",
-    "fit_decision_layer": "allocation",
-    "Balance": "balance",
+    "Balance": "contributions",
+    "DecisionReport": "evaluation",
     "DecisionTable": "table",
-    "DirichletCalibration": "calibration",
-    "HeadState": "head",
-    "IsotonicCalibration": "calibration",
+    "HeadState": "state",
     "TableError": "table",
-    "TemperatureScaling": "calibration",
-    "VectorScaling": "calibration",
-    "balance": "balance",
+    "balance": "contributions",
     "cross_fit_logits": "crossfit",
-    "decide_folds": "decide",
-    "decide_splits": "decide",
-    "diagnose": "diagnose",
+    "decide_folds": "evaluation",
+    "decide_splits": "evaluation",
+    "decide_table": "evaluation",
+    "diagnose": "diagnosis",
+    "fit_decision_layer": "allocation",
     "group_folds": "folds",
+    "state_of_run": "state",
     "write_report": "report",
 }
 

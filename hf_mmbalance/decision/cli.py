@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from hf_mmbalance.decision.head import state_of_run
+from hf_mmbalance.decision.plain import plain_report
 from hf_mmbalance.decision.table import DecisionTable, TableError
 
 
@@ -33,7 +33,7 @@ def add_decide(subparsers: Any) -> None:
     parser = _verb(subparsers, "decide", DECIDE)
     parser.add_argument("table", type=Path, help="decision table (.parquet or .npz), or a run folder that holds one")
     _fit_options(parser)
-    parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep the fitted allocation (allocation.json)")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep the fitted allocation (allocation.npz)")
     parser.set_defaults(func=run_decide)
 
 
@@ -52,28 +52,28 @@ def add_diagnose(subparsers: Any) -> None:
 
 def run_decide(arguments: argparse.Namespace) -> int:
     """Run `decide`; returns the exit status."""
-    decided = _decide(arguments.table, arguments)
-    if decided is None:
+    judged = _decide(arguments.table, arguments)
+    if judged is None:
         return 2
-    report = decided.as_dict()
+    report = plain_report(judged.as_dict())
     if arguments.json != "-":
         print_ladder(report)
     if arguments.save:
-        print(f"saved {decided.allocation.save(arguments.save)}", file=sys.stderr)
+        print(f"saved {judged.allocation.save(arguments.save)}", file=sys.stderr)
     _write_json(arguments.json, report)
     return 0
 
 
 def run_diagnose(arguments: argparse.Namespace) -> int:
     """Run `diagnose`; returns the exit status."""
-    from hf_mmbalance.decision.diagnose import diagnose
+    from hf_mmbalance.decision.diagnosis import diagnose
 
     reports = []
     for path in arguments.tables:
-        decided = _decide(path, arguments)
-        if decided is None:
+        judged = _decide(path, arguments)
+        if judged is None:
             return 2
-        reports.append(diagnose(decided, draws=arguments.draws, seed=arguments.seed))
+        reports.append(diagnose(judged, draws=arguments.draws, seed=arguments.seed))
     names = [path.stem if path.is_file() else path.name for path in arguments.tables]
     if arguments.json != "-":
         for name, report in zip(names, reports, strict=True):
@@ -105,7 +105,11 @@ def print_ladder(report: dict[str, Any]) -> None:
     print(f"* chosen: {report['chosen']}: {report['reason']}")
     if len(set(report["chosen_by_part"])) > 1:
         print(f"  (by fold: {', '.join(report['chosen_by_part'])})")
+    for line in report["refitted"]["lines"][1:]:
+        print(f"  {line}")
     for pair in report["differences"]:
+        if not pair["n"]:
+            continue
         low, high = pair["accuracy_ci"]
         print(f"  adaptive - {pair['baseline']}: {100 * pair['accuracy']:+.2f} points [{100 * low:+.2f},"
               f" {100 * high:+.2f}], NLL {pair['nll']:+.4f}")  # fmt: skip
@@ -120,10 +124,11 @@ def print_diagnosis(name: str, report: dict[str, Any]) -> None:
     heads = "".join(f" {'lean ' + m:>16s}" for m in modalities)
     print(f"{'method':14s} {'balance index':>13s} {'95 % interval':>16s}{heads}  lost")
     for method, found in report["balance"].items():
-        low, high = found["index_ci"] or (float("nan"), float("nan"))
-        leans = "".join(f" {found['mean_lean'][m]['value']:+16.3f}" for m in modalities)
-        print(f"{method:14s} {found['index']:13.3f} [{low:6.3f}, {high:6.3f}]{leans}"
-              f" {100 * report['rescued'][method]['lost']:5.1f} %")  # fmt: skip
+        low, high = found["index_ci"] or (None, None)
+        leans = "".join(f" {_number(found['mean_lean'][m]['value'], '+16.3f', 16)}" for m in modalities)
+        lost = report["rescued"][method]["lost"]
+        print(f"{method:14s} {_number(found['index'], '13.3f', 13)} [{_number(low, '6.3f', 6)},"
+              f" {_number(high, '6.3f', 6)}]{leans} {_number(lost and 100 * lost, '5.1f', 5)} %")  # fmt: skip
     if report["ablation"]:
         print("weights            accuracy     nll   over global [95 %]     over + bias [95 %]")
     for row in report["ablation"]:
@@ -132,11 +137,20 @@ def print_diagnosis(name: str, report: dict[str, Any]) -> None:
             low, high = row[key]["accuracy_ci"]
             parts.append(f"{100 * row[key]['accuracy']:+6.2f} [{100 * low:+.2f}, {100 * high:+.2f}]")
         print(f"{row['label']:18s} {100 * row['accuracy']:8.2f} {row['nll']:7.4f}  {'  '.join(parts)}")
+    if report["balance_curve"]:
+        print("balance penalty (class weights): accuracy, NLL, balance index")
+    for point in report["balance_curve"]:
+        print(f"  {point['penalty']:8.3g} {100 * point['accuracy']:8.2f} {point['nll']:8.4f}"
+              f" {_number(point['index'], '8.3f', 8)}")  # fmt: skip
     lost = report["lost"]
     by_modality = ", ".join(f"{m} {sum(counts)}" for m, counts in lost["by_class"].items())
     print(f"lost by adaptive: {lost['n']} clips (pulled off the label by: {by_modality})")
     for note in report["notes"]:
         print(f"note: {note}")
+
+
+def _number(value: float | None, form: str, width: int) -> str:
+    return "-".rjust(width) if value is None else format(value, form)
 
 
 def _verb(subparsers: Any, name: str, text: str) -> argparse.ArgumentParser:
@@ -153,34 +167,41 @@ def _fit_options(parser: argparse.ArgumentParser) -> None:
                         " default (5) where the table has no calibration and test split")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the folds (default: %(default)s)")
     parser.add_argument("--rung", default="auto", help="auto (default) or a rung of the ladder by name")
-    parser.add_argument("--calibration", default="temperature", choices=("temperature", "vector", "dirichlet"))
+    parser.add_argument("--known-groups", action="store_true", help="the place of use has the same groups (one"
+                        " speaker, one camera): folds over clips, and all rungs")  # fmt: skip
+    parser.add_argument("--balance", type=float, default=0.0, metavar="WEIGHT", help="pull weights towards capability"
+                        " shares; takes the rung class (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--prior", metavar="P1,P2,...", help="class prior of the place of use, where it is known")
     parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line or a JSON list")
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON (- for stdout)")
 
 
 def _decide(path: Path, arguments: argparse.Namespace) -> Any:
     """Read a table and judge it; None after an error was printed."""
-    from hf_mmbalance.decision.decide import decide_folds, decide_splits
+    from hf_mmbalance.decision.evaluation import decide_table
+    from hf_mmbalance.decision.state import state_of_run
 
-    options = {"rung": arguments.rung, "calibration": arguments.calibration}
+    options = {"rung": arguments.rung, "known_groups": arguments.known_groups, "balance": arguments.balance}
     try:
+        if arguments.prior:
+            options["prior"] = read_prior(arguments.prior)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             table = DecisionTable.read(table_path(path), read_classes(arguments.classes))
         for entry in caught:
             print(f"warning: {entry.message}", file=sys.stderr)
-        if arguments.group_folds is not None and (arguments.fit_split or arguments.eval_split):
-            raise TableError("give --group-folds, or --fit-split and --eval-split, not both.")
-        fit, judged = arguments.fit_split or "calibration", arguments.eval_split or "test"
-        named = arguments.fit_split or arguments.eval_split
-        if arguments.group_folds is None and (named or {fit, judged} <= set(table.splits)):
-            decided = decide_splits(table, fit_split=fit, eval_split=judged, seed=arguments.seed, **options)
-        else:
-            decided = decide_folds(table, folds=arguments.group_folds or 5, seed=arguments.seed, **options)
+        judged = decide_table(
+            table,
+            fit_split=arguments.fit_split,
+            eval_split=arguments.eval_split,
+            folds=arguments.group_folds,
+            seed=arguments.seed,
+            **options,
+        )
         trained = state_of_run(path) if path.is_dir() else None
         if trained is not None:
-            decided.add_head("model", trained)
-        return decided
+            judged.add_head("model", trained)
+        return judged
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return None
@@ -199,6 +220,18 @@ def table_path(path: Path) -> Path:
     return path / RUN_TABLE
 
 
+def read_prior(text: str) -> list[float]:
+    """Probabilities separated by commas.
+
+    Raises:
+        TableError: if one is not a number.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise TableError(f"--prior {text!r}: {error}; give one probability per class, separated by commas.") from error
+
+
 def read_classes(path: Path | None) -> list[str] | None:
     """Class names from a file: a JSON list, or one a line."""
     if path is None:
@@ -211,7 +244,7 @@ def read_classes(path: Path | None) -> list[str] | None:
 def _write_json(target: str | None, report: Any) -> None:
     if target is None:
         return
-    text = json.dumps(report, indent=1, ensure_ascii=False)
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     if target == "-":
         print(text)
     else:

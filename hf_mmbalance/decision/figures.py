@@ -65,7 +65,11 @@ def weights_by_class(report: Report) -> Figure:
     figure, axes = _panels(1, 3, (9.2, 1.3 + 0.13 * (len(names) + 1) * len(classes)), sharey=True)
     panels: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
         ("Capability (recall above chance)", found["capability"], found["capability_ci"]),
-        ("Weight in the decision", report["weights"], None),
+        (
+            f"Weight in the decision ({'model in use' if report['weights_of'] == 'model' else 'refitted'})",
+            report["weights"],
+            None,
+        ),
         ("Lean (participation − capability share)", found["lean"], found["lean_ci"]),
     ]
     for ax, (title, values, intervals) in zip(axes, panels, strict=True):
@@ -80,7 +84,7 @@ def weights_by_class(report: Report) -> Figure:
 
 def participation(report: Report) -> Figure:
     """Participation against capability share, a point a class, one panel a fusion."""
-    methods = [name for name in ("sum", "class_bias", "model", "adaptive") if name in report["balance"]]
+    methods = [name for name in ("sum", "class", "model", "adaptive") if name in report["balance"]]
     figure, axes = _panels(1, len(methods), (3.1 * len(methods), 3.4), sharey=True)
     classes = shown_classes(report)
     for ax, method in zip(axes, methods, strict=True):
@@ -96,7 +100,7 @@ def participation(report: Report) -> Figure:
             ax.vlines([x[i] for i in there], low, high, color=colour, alpha=0.35, linewidth=1, zorder=2)
             ax.scatter([x[i] for i in there], [y[i] for i in there], s=22, color=colour, zorder=3)
         ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel="capability share")
-        ax.set_title(f"{method}: index {found['index']:.3f}")
+        ax.set_title(f"{method}: index {found['index']:.3f}" if found["index"] is not None else method)
         ax.grid()
     axes[0].set_ylabel("participation")
     _legend(figure, report["modalities"])
@@ -162,7 +166,8 @@ def index_by_method(reports: Sequence[Report], names: Sequence[str]) -> Figure:
             y, colour = i + (r - (len(reports) - 1) / 2) * step, COLOURS[r % len(COLOURS)] if len(reports) > 1 else INK
             if found["index_ci"]:
                 ax.plot(found["index_ci"], [y, y], color=colour, linewidth=1.6, alpha=0.6)
-            ax.scatter([found["index"]], [y], s=26, color=colour)
+            if found["index"] is not None:
+                ax.scatter([found["index"]], [y], s=26, color=colour)
     ax.set_yticks(range(len(methods)), methods)
     ax.invert_yaxis()
     ax.set_xlabel("relative balance index (1 = each modality counts for what it is worth)")
@@ -188,13 +193,29 @@ def margins(report: Report) -> Figure:
     return figure
 
 
-#: File name -> drawing of one report; `index_by_method` alone takes several.
+def balance_curve(report: Report) -> Figure:
+    """Accuracy against balance index of class weights under growing penalties towards capability shares."""
+    figure, axes = _panels(1, 1, (6.4, 2.9), sharey=False)
+    ax, points = axes[0], [point for point in report["balance_curve"] if point["index"] is not None]
+    x, y = [point["index"] for point in points], [100 * point["accuracy"] for point in points]
+    ax.plot(x, y, color=GRID, linewidth=1.2)
+    for point, at, height in zip(points, x, y, strict=True):
+        ax.vlines(at, *(100 * end for end in point["accuracy_ci"]), color=INK, linewidth=0.8, alpha=0.5)
+        ax.annotate(f"{point['penalty']:g}", (at, height), textcoords="offset points", xytext=(4, 4), fontsize=8)
+    ax.scatter(x, y, s=26, color=COLOURS[0])
+    ax.set(xlabel="relative balance index", ylabel="accuracy, %")
+    ax.grid()
+    return figure
+
+
+#: File name -> drawing of one report; only `index_by_method` takes several.
 FIGURES: dict[str, Callable[[Report], Figure]] = {
     "weights_by_class": weights_by_class,
     "participation": participation,
     "reliability": reliability_diagrams,
     "waterfalls": waterfalls,
     "margins": margins,
+    "balance_curve": balance_curve,
 }
 
 

@@ -41,19 +41,41 @@ def clip_folds(labels: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
     return result
 
 
-def standard_error(values: np.ndarray, groups: Sequence[Any] | np.ndarray) -> float:
-    """Standard error of the mean of per-clip values: the larger of the clip's and the group-clustered one.
+def draw_folds(labels: np.ndarray, groups: np.ndarray, clips: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
+    """Fold of every row, `(N,)`: of groups, or of clips where there is one group; draws of one clip stay together.
 
-    The clustered estimate alone is too small when groups are few (its sum of squares has few terms), never when many.
+    Args:
+        labels: `(N,)`; all draws of a clip have one label.
+        groups: `(N,)`.
+        clips: `(N,)` name of the clip that a row is a draw of.
+        folds: how many at most.
+        seed: of the shuffle.
+    """
+    if len(np.unique(groups)) > 1:
+        return group_folds(groups, folds, seed)
+    _, first, index = np.unique(clips, return_index=True, return_inverse=True)
+    return clip_folds(labels[first], max(2, min(folds, len(first) // 2)), seed)[index.reshape(-1)]
+
+
+def standard_error(values: np.ndarray, *units: Sequence[Any] | np.ndarray) -> float:
+    """Standard error of the mean of values: the largest of the plain one and those clustered by each of `units`.
+
+    A clustered estimate is too small when clusters are few (its sum of squares has few terms), never when many.
+
+    Args:
+        values: `(N,)`.
+        *units: names `(N,)` of clusters: groups, or clips where rows are draws of clips.
     """
     values = np.asarray(values, dtype=np.float64)
-    n, centred = len(values), np.asarray(values) - values.mean()
+    n = len(values)
     if n < 2:
         return float("inf")
-    by_clip = values.std(ddof=1) / np.sqrt(n)
-    index = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1].reshape(-1)
-    number = int(index.max()) + 1
-    if number < 2:
-        return float(by_clip)
-    totals = np.bincount(index, centred)
-    return float(max(by_clip, np.sqrt((totals**2).sum() * number / (number - 1)) / n))
+    centred = values - values.mean()
+    errors = [float(values.std(ddof=1) / np.sqrt(n))]
+    for names in units:
+        index = np.unique(np.asarray(names), return_inverse=True)[1].reshape(-1)
+        number = int(index.max()) + 1
+        if number > 1:
+            totals = np.bincount(index, centred)
+            errors.append(float(np.sqrt((totals**2).sum() * number / (number - 1)) / n))
+    return max(errors)

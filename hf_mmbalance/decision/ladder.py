@@ -2,31 +2,73 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TypeVar
 
 import numpy as np
 
-from hf_mmbalance.decision import families
-from hf_mmbalance.decision.families import GATES, MAX_CLASSES, PARENTS, SHOWN, STIFF, WIDE, FitData
-from hf_mmbalance.decision.folds import clip_folds, group_folds, standard_error
-from hf_mmbalance.decision.head import NEGLIGIBLE, HeadState
-from hf_mmbalance.decision.objective import fit_temperature, fit_temperatures
-from hf_mmbalance.metrics.measures import clip_nll, correct, log_softmax
+from hf_mmbalance.decision.fits import (
+    SCALAR_STRENGTH,
+    FitData,
+    fit_maps,
+    fit_prior,
+    fit_temperatures,
+    fit_weights,
+    scaled_sum,
+    single,
+)
+from hf_mmbalance.decision.folds import draw_folds, standard_error
+from hf_mmbalance.decision.state import HeadState
+from hf_mmbalance.metrics.measures import clip_nll, correct
 
 
-STRENGTHS = (300.0, 30.0, 3.0, 0.3)
+#: Rung -> parent, from stiff to free; `sum` is the root. Without features the parent of `typicality` takes its place.
+PARENTS: dict[str, str | None] = {
+    "sum": None,
+    "prior_sum": "sum",
+    "temperature": "prior_sum",
+    "typicality": "temperature",
+    "global": "typicality",
+    "bias": "global",
+    "vector": "typicality",
+    "class": "bias",
+    "dirichlet": "typicality",
+}
+FALLBACKS = ("sum", "prior_sum", "best_single")
+#: What can be chosen where the groups are too few to show how a rung fares on a new one.
+STIFF = ("sum", "prior_sum", "temperature", "typicality", "global")
+#: Rungs that add no buffer to the head: checkpoints of one run must load into each other.
+DEFAULT_STRUCTURE = ("sum", "prior_sum", "temperature", "global", "bias", "class")
+#: With `global`: what biases and class weights bring; shown also where they cannot be chosen.
+SHOWN = ("bias", "class")
+STRENGTHS = (300.0, 30.0, 3.0)
 MIN_CLIPS = 10
 MIN_GROUPS = 3
-#: Numbers in the logits from which the folds are fitted on threads.
-THREADED_SIZE = 1_000_000
-T = TypeVar("T")
-#: Calibration of one modality: (logits, labels) -> head state with only its calibration set.
-Calibrator = Callable[[np.ndarray, np.ndarray], HeadState]
+MAX_CLASSES = 64
+#: Standard errors that a rung may lose on the clean draws.
+CLEAN_ERRORS = 2.0
+
+
+@dataclass
+class Clips:
+    """The clips of a fit.
+
+    Args:
+        data: logits, labels and typicality.
+        groups: `(N,)`.
+        names: `(N,)` clip that a row is a draw of.
+        draws: `(N,)`, 0 for the clean clip.
+    """
+
+    data: FitData
+    groups: np.ndarray
+    names: np.ndarray
+    draws: np.ndarray
+
+    def standard_error(self, values: np.ndarray, rows: np.ndarray | None = None) -> float:
+        """Standard error of the mean of per-row values that respects groups and draws."""
+        rows = np.ones(len(values), dtype=bool) if rows is None else rows
+        return standard_error(values[rows], self.names[rows], self.groups[rows])
 
 
 @dataclass
@@ -34,7 +76,7 @@ class RungScore:
     """What cross-validation says of one rung.
 
     Args:
-        nll: `(N,)` held-out NLL of every clip.
+        nll: `(N,)` held-out NLL of every row.
         hit: `(N,)` held-out correctness.
         strength: chosen precision of the prior around the parent; None where nothing is shrunk.
     """
@@ -69,75 +111,60 @@ class Ladder:
 class _Part:
     """One fitting part (a fold's training side, or all data) with the states fitted on it so far."""
 
-    logits: np.ndarray
-    labels: np.ndarray
-    base: HeadState
+    data: FitData
     states: dict[str, HeadState] = field(default_factory=dict)
 
-    def data(self, rung: str) -> FitData:
-        plain = rung == "linear"
-        return FitData.of(log_softmax(self.logits) if plain else self.base.calibrated(self.logits), self.labels)
+
+@dataclass
+class Options:
+    """How a ladder is climbed; see [`Allocation`]."""
+
+    folds: int = 5
+    seed: int = 0
+    rung: str | None = None
+    known_groups: bool = False
+    structure: str = "any"
+    balance: float = 0.0
+    strengths: Sequence[float] = STRENGTHS
 
 
-def fit_ladder(
-    logits: np.ndarray,
-    labels: np.ndarray,
-    groups: Sequence[str] | np.ndarray,
-    *,
-    calibrator: Calibrator,
-    folds: int = 5,
-    strengths: Sequence[float] = STRENGTHS,
-    seed: int = 0,
-    rung: str | None = None,
-) -> Ladder:
+def fit_ladder(clips: Clips, options: Options) -> Ladder:
     """Fit every allowed rung and choose one.
-
-    Args:
-        logits: `(N, M, C)`, NaN rows where a modality is missing.
-        labels: `(N,)`.
-        groups: `(N,)`.
-        calibrator: calibrates every modality on the fitting part.
-        folds: of the group cross-validation.
-        strengths: precisions of the prior around the parent, strongest first.
-        seed: of the folds.
-        rung: fit this rung (and its parents) only and take it; None to choose among all that the data allow.
 
     Raises:
         ValueError: for a rung that does not exist.
     """
-    groups = np.asarray(groups).astype(str)
-    allowed, notes = allowed_rungs(logits, labels, groups)
-    if rung is not None:
-        if rung not in allowed:
-            notes.append(f"rung {rung!r} was asked for but these data do not allow it")
-        allowed = [name for name in allowed if name in ancestry(rung)]
-    whole = _Part(logits, labels, calibrator(logits, labels))
-    fold = _folds(labels, groups, folds, seed)
+    data = clips.data
+    allowed, notes = allowed_rungs(clips, options)
+    if options.rung is not None:
+        if options.rung not in allowed:
+            ancestry(options.rung)
+            notes.append(f"rung {options.rung!r} was asked for but these clips do not allow it")
+        allowed = [name for name in allowed if name in ancestry(options.rung)]
+    fold = _folds(clips, options)
     if fold is None:
-        notes.append(f"{len(labels)} clips of {len(np.unique(labels))} class(es) are too few to fit: plain sum")
-        plain = HeadState.plain_sum(*logits.shape[1:])
+        notes.append(f"{len(data.labels)} clips of {len(data.seen)} class(es) are too few to fit: plain sum")
+        plain = HeadState.plain_sum(*data.logits.shape[1:])
         return Ladder({"sum": plain}, {}, "sum", 0, "too few clips to fit anything", notes)
-    parts = [_Part(logits[fold != k], labels[fold != k], HeadState.plain_sum(1, 2)) for k in range(fold.max() + 1)]
-    for part in parts:
-        part.base = calibrator(part.logits, part.labels)
-    held_out = [fold == k for k in range(len(parts))]
+    held_out = [fold == k for k in range(int(fold.max()) + 1)]
+    parts = [_Part(data.take(~rows)) for rows in held_out] + [_Part(data)]
     scores: dict[str, RungScore] = {}
-    best_single = _fallbacks(whole, parts, held_out, logits, labels, scores)
-    # What weights and biases bring is shown also where these data are too few to choose them by.
-    beside = [name for name in SHOWN if name not in allowed and rung is None and "global" in allowed]
-    for name in [*allowed[1:], *beside]:
-        # Where one gate for all classes brings nothing, a gate a class is tried at full shrinkage only: it is costly.
-        worth = name != "class_gate" or _gain(scores["class_bias"], scores["gate"], groups) > 0
-        scores[name] = _climb(name, whole, parts, held_out, logits, labels, strengths if worth else strengths[:1])
-    chosen, reason = (rung, "asked for") if rung in allowed else choose(scores, groups, allowed)
-    return Ladder(whole.states, scores, chosen, best_single, reason, notes)
+    best_single = _fallbacks(parts, held_out, data, scores)
+    beside = [name for name in SHOWN if name not in allowed and options.rung is None and "global" in allowed]
+    for name in [*(name for name in PARENTS if name in allowed and name != "sum"), *beside]:
+        scores[name] = _climb(name, parts, held_out, data, options)
+    if options.rung in allowed:
+        chosen, reason = str(options.rung), "asked for"
+    else:
+        chosen, reason = choose(scores, clips, allowed)
+    return Ladder(parts[-1].states, scores, chosen, best_single, reason, notes)
 
 
 def ancestry(rung: str) -> list[str]:
     """The rung and its parents up to `sum`.
 
     Raises:
-        ValueError: for a name that is no rung.
+        ValueError: for a name that is not a rung.
     """
     if rung not in PARENTS:
         raise ValueError(f"rung {rung!r} is unknown; choose among {', '.join(PARENTS)}.")
@@ -145,192 +172,149 @@ def ancestry(rung: str) -> list[str]:
     return [rung] if parent is None else [rung, *ancestry(parent)]
 
 
-def allowed_rungs(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[list[str], list[str]]:
-    """Rungs that these data can support, stiff to free, and notes on what was left out."""
-    allowed, notes = list(PARENTS), []
-    number = len(np.unique(groups))
-    if number < MIN_GROUPS:
+def allowed_rungs(clips: Clips, options: Options) -> tuple[list[str], list[str]]:
+    """Rungs that these clips can support, stiff to free, and notes on what was left out."""
+    data, notes = clips.data, []
+    allowed = [rung for rung in PARENTS if options.structure == "any" or rung in DEFAULT_STRUCTURE]
+    classes, number = data.logits.shape[2], len(np.unique(clips.groups))
+    if data.typicality is None or not data.typicality.any():
+        allowed = [rung for rung in allowed if rung != "typicality"]
+    elif not clips.draws.any() and "typicality" in allowed:
+        notes.append("typicality is fitted on clean clips only; calibration draws with corruptions make it reliable")
+    if number < MIN_GROUPS and not options.known_groups:
         allowed = [rung for rung in allowed if rung in STIFF]
         notes.append(
-            f"{number} group(s): clip folds cannot see a new group, so only {', '.join(STIFF)} and the best single"
-            f" modality can be chosen (at least {MIN_GROUPS} groups are needed for more); {', '.join(SHOWN)} are shown"
-            " beside them"
+            f"{number} group(s): folds cannot show how a rung fares on a new group, so only {', '.join(STIFF)} and the"
+            f" best single modality can be chosen (at least {MIN_GROUPS} groups, or --known-groups where the place of"
+            f" use has the same groups, are needed for more); {', '.join(SHOWN)} are shown beside them"
         )
-    elif logits.shape[2] > MAX_CLASSES:
-        allowed = [rung for rung in allowed if rung not in WIDE]
-        notes.append(f"{logits.shape[2]} classes: {' and '.join(WIDE)} are left out above {MAX_CLASSES}")
-    present = ~np.isnan(logits[:, :, 0])
+    elif classes > MAX_CLASSES:
+        allowed = [rung for rung in allowed if rung != "dirichlet"]
+        notes.append(f"{classes} classes: dirichlet is left out above {MAX_CLASSES}")
+    present = data.mask.numpy()
     if (present.sum(axis=1) > 1).sum() < MIN_CLIPS:
-        allowed = ["sum", "temperature"]
+        allowed = [rung for rung in allowed if rung in ("sum", "prior_sum", "temperature", "typicality")]
         notes.append(f"fewer than {MIN_CLIPS} clips have two modalities: no weights can be fitted")
-    absent = np.setdiff1d(np.arange(logits.shape[2]), labels)
+    absent = np.setdiff1d(np.arange(classes), data.labels)
     if len(absent):
         notes.append(
             f"{len(absent)} class(es) have no clip to fit on (indices {absent[:10].tolist()}): they keep"
-            " the weights of the stiffer rung and no bias"
+            " the values of the stiffer rung and no bias"
         )
     for m in np.flatnonzero(~present.any(axis=0)):
         notes.append(f"modality {m} is missing in every clip: it stays uncalibrated, at weight 1")
     return allowed, notes
 
 
-def _folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray | None:
-    if len(labels) < MIN_CLIPS or len(np.unique(labels)) < 2:
+def _folds(clips: Clips, options: Options) -> np.ndarray | None:
+    number = len(np.unique(clips.names))
+    if number < MIN_CLIPS or len(clips.data.seen) < 2:
         return None
-    if len(np.unique(groups)) < 2:
-        return clip_folds(labels, min(folds, len(labels) // 2), seed)
-    return group_folds(groups, folds, seed)
+    groups = np.zeros(len(clips.names)) if options.known_groups else clips.groups
+    return draw_folds(clips.data.labels, groups, clips.names, options.folds, options.seed)
 
 
-def _fallbacks(
-    whole: _Part,
-    parts: list[_Part],
-    held_out: list[np.ndarray],
-    logits: np.ndarray,
-    labels: np.ndarray,
-    scores: dict[str, RungScore],
-) -> int:
-    """Fit and score `sum`, `best_single` and `temperature`; returns the best single modality."""
-    modalities = logits.shape[1]
-    singles: list[RungScore] = []
-    for part in [*parts, whole]:
-        own = fit_temperatures(part.logits, part.labels)
-        part.states["sum"] = scaled_sum(part.logits, part.labels, own)
-        part.states["temperature"] = part.base
-        part.states |= {f"single.{m}": single(own, m, logits.shape[2]) for m in range(modalities)}
-    for m in range(modalities):
-        singles.append(_score([part.states[f"single.{m}"] for part in parts], held_out, logits, labels))
+def _fallbacks(parts: list[_Part], held_out: list[np.ndarray], data: FitData, scores: dict[str, RungScore]) -> int:
+    """Fit and score `sum` and every modality by itself; returns the best single modality."""
+    for part in parts:
+        part.states["sum"] = scaled_sum(part.data)
+    scores["sum"] = _score([part.states["sum"] for part in parts[:-1]], held_out, data)
+    singles = [
+        _score([single(part.states["sum"], m) for part in parts[:-1]], held_out, data)
+        for m in range(data.logits.shape[1])
+    ]
     best = int(np.argmin([score.nll.mean() for score in singles]))
-    for part in [*parts, whole]:
-        part.states["best_single"] = part.states[f"single.{best}"]
-        for m in range(modalities):
-            del part.states[f"single.{m}"]
-    scores["sum"] = _score([part.states["sum"] for part in parts], held_out, logits, labels)
     scores["best_single"] = singles[best]
+    for part in parts:
+        part.states["best_single"] = single(part.states["sum"], best)
     return best
 
 
-def scaled_sum(logits: np.ndarray, labels: np.ndarray, log_temperature: np.ndarray) -> HeadState:
-    """The plain sum under one fitted temperature; a modality alone speaks with its own."""
-    plain = HeadState.plain_sum(*logits.shape[1:])
-    several = (~np.isnan(logits[:, :, 0])).sum(axis=1) > 1
-    common = fit_temperature(plain.fuse(logits[several])[0], labels[several]) if several.any() else 0.0
-    weights = np.exp(log_temperature - common)[:, None] + np.zeros(logits.shape[2])
-    return plain.replace(log_temperature=log_temperature).with_weights(weights)
-
-
-def single(log_temperature: np.ndarray, modality: int, classes: int) -> HeadState:
-    """One modality under its temperature; where it is missing the others stand in, equally."""
-    alpha = np.full((len(log_temperature), classes), NEGLIGIBLE)
-    alpha[modality] = 0.0
-    state = HeadState.plain_sum(len(log_temperature), classes)
-    return state.replace(log_temperature=log_temperature, alpha=alpha, log_kappa=np.zeros(classes))
-
-
-def _gain(parent: RungScore, child: RungScore, groups: np.ndarray) -> float:
-    """By how much a child's held-out NLL is below its parent's, beyond one paired standard error."""
-    difference = parent.nll - child.nll
-    return float(difference.mean()) - standard_error(difference, groups)
-
-
 def _score(
-    states: list[HeadState],
-    held_out: list[np.ndarray],
-    logits: np.ndarray,
-    labels: np.ndarray,
-    strength: float | None = None,
+    states: Sequence[HeadState], held_out: list[np.ndarray], data: FitData, strength: float | None = None
 ) -> RungScore:
-    nll, hit = np.empty(len(labels)), np.empty(len(labels))
+    nll, hit = np.empty(len(data.labels)), np.empty(len(data.labels))
     for state, rows in zip(states, held_out, strict=True):
-        fused = state.fuse(logits[rows])[0]
-        nll[rows], hit[rows] = clip_nll(fused, labels[rows]), correct(fused, labels[rows])
+        fused = state.fuse(data.logits[rows], None if data.typicality is None else data.typicality[rows]).logits
+        nll[rows], hit[rows] = clip_nll(fused, data.labels[rows]), correct(fused, data.labels[rows])
     return RungScore(nll, hit, strength)
 
 
-def _climb(
-    rung: str,
-    whole: _Part,
-    parts: list[_Part],
-    held_out: list[np.ndarray],
-    logits: np.ndarray,
-    labels: np.ndarray,
-    strengths: Sequence[float],
-) -> RungScore:
+def _climb(rung: str, parts: list[_Part], held_out: list[np.ndarray], data: FitData, options: Options) -> RungScore:
     """Fit one rung on every part along the strengths, choose the strength, keep the states of that strength."""
-    if rung == "temperature":
-        return _score([part.states[rung] for part in parts], held_out, logits, labels)
-    everything = [*parts, whole]
-    data = _for_each(lambda k: everything[k].data(rung), len(everything), logits.size)
-    score: RungScore | None = None
-    before: list[HeadState | None] = [None] * len(parts)
+    folds, score = parts[:-1], None
+    before: list[HeadState | None] = [None] * len(folds)
+    strengths = options.strengths if rung in SHRUNK else (1.0,)
     for strength in strengths:
-        tried = _for_each(partial(_fit_kth, rung, parts, data, strength, before), len(parts), logits.size)
-        new = _score(tried, held_out, logits, labels, strength)
+        tried = [
+            fit_rung(rung, part, strength, start, options.balance) for part, start in zip(folds, before, strict=True)
+        ]
+        new = _score(tried, held_out, data, strength if rung in SHRUNK else None)
         # Held-out NLL falls, then rises, as shrinkage weakens: the first rise ends the walk.
         if score is not None and new.nll.mean() >= score.nll.mean():
             break
         score, before = new, list(tried)
-    assert score is not None and score.strength is not None
-    start: HeadState | None = None
-    for strength in strengths[: list(strengths).index(score.strength) + 1]:
-        start = fit_rung(rung, whole, data[-1], strength, start)
-    for part, state in zip(everything, [*before, start], strict=True):
+    assert score is not None
+    start = None
+    for strength in strengths[: strengths.index(score.strength) + 1 if score.strength else 1]:
+        start = fit_rung(rung, parts[-1], strength, start, options.balance)
+    for part, state in zip(parts, [*before, start], strict=True):
         assert state is not None
-        linear = rung == "linear"
-        part.states[rung] = families.alone(state, part.logits, part.labels) if linear else state
-    if rung != "linear":
-        return score
-    return _score([part.states[rung] for part in parts], held_out, logits, labels, score.strength)
+        part.states[rung] = state
+    return score
 
 
-def _fit_kth(
-    rung: str,
-    parts: list[_Part],
-    data: list[FitData],
-    strength: float,
-    before: list[HeadState | None],
-    k: int,
-) -> HeadState:
-    return fit_rung(rung, parts[k], data[k], strength, before[k])
+#: Rungs that are shrunk to their parent by a chosen strength.
+SHRUNK = ("global", "bias", "vector", "class", "dirichlet")
 
 
-def _for_each(function: Callable[[int], T], number: int, size: int) -> list[T]:
-    """`function(0), function(1), ...`; on threads where arrays are so large that numpy works outside the lock."""
-    if size < THREADED_SIZE:
-        return [function(k) for k in range(number)]
-    with ThreadPoolExecutor(min(number, os.cpu_count() or 1)) as pool:
-        return list(pool.map(function, range(number)))
-
-
-def fit_rung(rung: str, part: _Part, data: FitData, strength: float, start: HeadState | None) -> HeadState:
+def fit_rung(rung: str, part: _Part, strength: float, start: HeadState | None, balance: float = 0.0) -> HeadState:
     """One rung at one strength, started from its parent or from the solution at the strength before."""
+    data = part.data
     parent_name = PARENTS[rung]
-    assert parent_name is not None
+    while parent_name not in part.states:
+        assert parent_name is not None
+        parent_name = PARENTS[parent_name]
     parent = part.states[parent_name]
-    if rung == "linear":
-        return families.fit_linear(data, parent, strength, start)
-    start = start or parent
-    if rung in GATES:
-        return families.fit_gate(data, parent, strength, start, per_class=rung == "class_gate")
-    tied, with_bias = rung.startswith("global"), rung.endswith("bias")
-    return families.fit_weights(data, parent, strength, start, tied=tied, with_bias=with_bias)
+    if rung == "prior_sum":
+        plain = HeadState.plain_sum(*data.logits.shape[1:])
+        return plain.replace(log_prior=fit_prior(data.labels, data.logits.shape[2]))
+    if rung in ("temperature", "typicality"):
+        return fit_temperatures(data, parent, slope=rung == "typicality")
+    if rung in ("vector", "dirichlet"):
+        mapped = fit_maps(data, parent, strength, rung, start)
+        return fit_weights(data, mapped, SCALAR_STRENGTH, tied=True, with_bias=False, balance=balance, start=start)
+    return fit_weights(data, parent, strength, tied=rung != "class", with_bias=rung != "global", balance=balance,
+                       start=start)  # fmt: skip
 
 
-def choose(scores: dict[str, RungScore], groups: np.ndarray, candidates: Sequence[str]) -> tuple[str, str]:
-    """The rule of choice (DESIGN section 4): the simplest rung within one paired standard error of the best.
+def rebalanced(ladder: Ladder, clips: Clips, options: Options, balance: float) -> HeadState:
+    """The rung `class` (`global` where it was not fitted) under a balance penalty, at the strengths of the ladder."""
+    part = _Part(clips.data, dict(ladder.states))
+    found = ladder.states.get("global", ladder.states["sum"])
+    for rung in ("global", "bias", "class"):
+        score = ladder.scores.get(rung)
+        if score is not None and score.strength is not None:
+            found = fit_rung(rung, part, score.strength, None, balance)
+            part.states[rung] = found
+    return found
 
-    A gate is taken only if it loses no held-out accuracy against what would be taken without gates; and nothing is
-    taken that does not beat both fallbacks in mean held-out NLL.
+
+def choose(scores: dict[str, RungScore], clips: Clips, candidates: Sequence[str]) -> tuple[str, str]:
+    """The rule of choice: the simplest rung within one paired standard error of the best in held-out NLL.
+
+    A rung is out where it loses more than one paired standard error of held-out accuracy to the best fallback on all
+    draws, or more than two on the clean ones; and nothing is taken that does not beat the fallbacks in held-out NLL.
 
     Returns:
         Name (a rung or `best_single`) and the reason.
     """
-    chosen, reason = _within_one_error(scores, groups, [name for name in candidates if name not in GATES])
-    if any(name in GATES for name in candidates):
-        gated, gated_reason = _within_one_error(scores, groups, candidates)
-        if gated in GATES and scores[gated].hit.mean() >= scores[chosen].hit.mean():
-            chosen, reason = gated, gated_reason
-    fallback = min(("sum", "best_single"), key=lambda name: scores[name].nll.mean())
+    out = [name for name in candidates if name not in FALLBACKS and _loses_accuracy(scores, clips, name)]
+    kept = [name for name in candidates if name not in out]
+    chosen, reason = _within_one_error(scores, clips, kept)
+    if out:
+        reason += f"; {', '.join(out)} lose held-out accuracy to a fallback"
+    fallback = min((name for name in FALLBACKS if name in scores), key=lambda name: scores[name].nll.mean())
     if chosen != fallback and scores[chosen].nll.mean() >= scores[fallback].nll.mean():
         reason = (
             f"{chosen} ({scores[chosen].nll.mean():.4f}) does not beat the fallback {fallback}"
@@ -340,11 +324,28 @@ def choose(scores: dict[str, RungScore], groups: np.ndarray, candidates: Sequenc
     return chosen, reason
 
 
-def _within_one_error(scores: dict[str, RungScore], groups: np.ndarray, candidates: Sequence[str]) -> tuple[str, str]:
+def _loses_accuracy(scores: dict[str, RungScore], clips: Clips, name: str) -> bool:
+    """Whether a rung's held-out accuracy is below the best fallback's, on all draws or on the clean ones.
+
+    The clean draws are a small part of the rows and chance alone puts a rung one standard error below on one in
+    six, so that there two are asked for.
+    """
+    every, clean = np.ones(len(clips.draws), dtype=bool), clips.draws == 0
+    for rows, errors in ((every, 1.0), (clean, 1.0 if clean.all() else CLEAN_ERRORS)):
+        if not rows.any():
+            continue
+        rival = max((f for f in FALLBACKS if f in scores), key=lambda f: scores[f].hit[rows].mean())
+        loss = scores[rival].hit - scores[name].hit
+        if loss[rows].mean() > errors * clips.standard_error(loss, rows):
+            return True
+    return False
+
+
+def _within_one_error(scores: dict[str, RungScore], clips: Clips, candidates: Sequence[str]) -> tuple[str, str]:
     best = min(candidates, key=lambda name: scores[name].nll.mean())
     for name in candidates:
         difference = scores[name].nll - scores[best].nll
-        error = standard_error(difference, groups)
+        error = clips.standard_error(difference)
         if name == best:
             return (
                 name,

@@ -25,6 +25,8 @@ CAPTIONS = {
     " fusion rescues from a wrong modality, two that it loses. Below zero the clip is lost.",
     "margins": "How far each modality's best logit stands above its second: towers of different scale lean before any"
     " weight is learned.",
+    "balance_curve": "Class weights pulled towards capability shares by a growing penalty (beside each point): what"
+    " balance costs or gains in accuracy.",
     "index": "Relative balance index of every fusion, with 95 % bootstrap intervals. Being balanced is not being"
     " accurate: read it beside the table above.",
 }
@@ -34,6 +36,7 @@ TITLES = {
     "reliability": "Reliability",
     "waterfalls": "Single clips",
     "margins": "Logit margins",
+    "balance_curve": "Accuracy and balance",
     "index": "Balance index",
 }
 
@@ -90,7 +93,8 @@ def write_report(
 
 
 def _has(report: Report, figure: str) -> bool:
-    return bool(report["clips"]) if figure == "waterfalls" else True
+    needed = {"waterfalls": "clips", "balance_curve": "balance_curve"}
+    return bool(report[needed[figure]]) if figure in needed else True
 
 
 def _lead(report: Report) -> str:
@@ -114,7 +118,7 @@ def _tiles(report: Report) -> str:
     ]
     found = report["balance"]["adaptive"]
     cells.append(
-        f'<div class="tile"><span>balance index, adaptive</span><b>{found["index"]:.3f}</b>'
+        f'<div class="tile"><span>balance index, adaptive</span><b>{_plain(found["index"], 3)}</b>'
         f"<small>{_interval(found['index_ci'], 1, 3)}</small></div>"
     )
     return "".join(cells)
@@ -171,7 +175,7 @@ def _lost(report: Report) -> str:
     shown = figures.shown_classes(report)
     by_class = [[report["classes"][c], *(lost["by_class"][name][c] for name in names)] for c in shown]
     clips = [
-        [c["id"], c["label"], c["predicted"], ", ".join(c["right_alone"]), c["culprit"], f"{c['pull']:.2f}"]
+        [c["id"], c["label"], c["predicted"], ", ".join(c["right_modalities"]), c["culprit"], f"{c['pull']:.2f}"]
         for c in lost["clips"]
     ]
     return (
@@ -182,7 +186,7 @@ def _lost(report: Report) -> str:
         + f"<h3>Lost by adaptive ({lost['n']} clips), by the modality that pulled it off the label</h3>"
         + _table(["class", *names], by_class)
         + "<h3>The hardest pulls</h3>"
-        + _table(["clip", "label", "predicted", "right alone", "pulled by", "log odds"], clips)
+        + _table(["clip", "label", "predicted", "right modalities", "pulled by", "log odds"], clips)
     )
 
 
@@ -204,13 +208,13 @@ def _details(report: Report) -> str:
     geometry = report["geometry"]
     if geometry["modalities"]:
         cells = [
-            [name, g["n"], g["dimension"], f"{g['norm']['median']:.2f}", f"{g['effective_rank']:.1f}",
-             f"{g['scatter_ratio']:.3f}", f"{g['alignment']:.3f}", f"{g['uniformity']:.3f}"]
+            [name, g["n"], g["dimension"], f"{g['norm']['median']:.2f}", _plain(g["effective_rank"], 1),
+             _plain(g["scatter_ratio"], 3), _plain(g["alignment"], 3), _plain(g["uniformity"], 3)]
             for name, g in geometry["modalities"].items()
         ]  # fmt: skip
         head = ["features", "n", "dimension", "norm", "effective rank", "between / within", "alignment", "uniformity"]
         text += "<h3>Geometry of features</h3>" + _table(head, cells)
-        pairs = [[" and ".join(pair["modalities"]), pair["n"], f"{pair['cka']:.3f}"] for pair in geometry["cka"]]
+        pairs = [[" and ".join(pair["modalities"]), pair["n"], _plain(pair["cka"], 3)] for pair in geometry["cka"]]
         text += _table(["linear CKA", "n", "value"], pairs) if pairs else ""
     return text
 
@@ -242,6 +246,10 @@ def _numeric(value: Any) -> bool:
 
 def _interval(ends: Sequence[float] | None, factor: float, digits: int = 2) -> str:
     return "" if ends is None else f"{factor * ends[0]:.{digits}f} to {factor * ends[1]:.{digits}f}"
+
+
+def _plain(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _percent(value: float | None) -> str:

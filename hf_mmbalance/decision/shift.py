@@ -70,8 +70,8 @@ class LogitProfile:
             moved = float(entropy.mean()) - self.entropy[m]
             error = np.hypot(self.entropy_error[m], entropy.std() / np.sqrt(len(entropy)))
             if abs(moved) > max(MOVED_SPREADS * self.entropy_spread[m], MOVED_ERRORS * error):
-                surer = "less sure" if moved > 0 else "surer"
-                found.append(f"{name} is {surer} than in the fit (mean entropy {entropy.mean():.2f} against"
+                change = "less confident" if moved > 0 else "more confident"
+                found.append(f"{name} is {change} than in the fit (mean entropy {entropy.mean():.2f} against"
                              f" {self.entropy[m]:.2f} of log C)")  # fmt: skip
             distance = 0.5 * float(np.abs(p.mean(axis=0) - np.asarray(self.probability[m])).sum())
             chance = MOVED_ERRORS * np.sqrt(p.shape[1] / 4) * np.sqrt(1 / len(entropy) + 1 / self.clips)
@@ -110,10 +110,21 @@ def estimate_prior(log_probs: np.ndarray, prior: np.ndarray, *, steps: int = 200
     return new
 
 
+def checked_prior(prior: Any, classes: int) -> np.ndarray:
+    """A class prior `(C,)` as float64, no probability below 1e-12.
+
+    Raises:
+        ValueError: if it is not `classes` probabilities that sum to 1.
+    """
+    new = np.asarray(prior, dtype=np.float64)
+    if new.shape != (classes,) or not (new >= 0).all() or not np.isclose(new.sum(), 1):
+        raise ValueError(f"prior must be {classes} probabilities that sum to 1.")
+    return np.maximum(new, 1e-12)
+
+
 def shift_prior(log_probs: np.ndarray, prior: np.ndarray, new: np.ndarray) -> np.ndarray:
     """Log posterior `(N, C)` under another class prior (Bayes' rule)."""
-    with np.errstate(divide="ignore"):
-        return log_softmax(log_probs + np.log(np.maximum(new, 1e-12)) - np.log(prior))
+    return log_softmax(log_probs + np.log(np.maximum(new, 1e-12)) - np.log(prior))
 
 
 def _entropy(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,19 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from hf_mmbalance.metrics.measures import log_softmax
+from hf_mmbalance.metrics.measures import MIN_GROUPS_FOR_CLUSTERS, log_softmax
+from hf_mmbalance.splits import canonical_split
 
 
 KINDS = ("logits", "log_probs")
-SPLIT_ALIASES = {
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "dev": "validation",
-    "calib": "calibration",
-    "testing": "test",
-    "eval": "test",
-}
+#: Rows and methods of reports; a modality of this name could not be told from them.
+RESERVED = frozenset(
+    ("sum", "prior_sum", "mean_prob", "best_single", "temperature", "typicality", "global", "bias", "vector", "class",
+     "dirichlet", "adaptive", "model", "fused")
+)  # fmt: skip
 
 
 class TableError(ValueError):
@@ -38,7 +35,8 @@ class DecisionTable:
     Args:
         ids: N different names of clips.
         groups: N names of groups (actor, speaker, source video: what must not be on both sides of a split).
-        splits: N split names; usual other spellings (`val`, `dev`, ...) become train, calibration, validation, test.
+        splits: N split names, without case; customary aliases (`val`, `dev`, ...) become train, calibration,
+            validation, test.
         labels: `(N,)` class indices.
         logits: `(N, M, C)` float64, a NaN row where the modality is missing.
         classes: C names.
@@ -46,6 +44,8 @@ class DecisionTable:
         features: modality -> `(N, D)`, optional; NaN rows where missing.
         references: name -> `(N, C)` logits to compare with, never fused.
         kind: "logits" or "log_probs" (rows of log-probabilities).
+        clips: N names of the clips that rows are draws of; None for the ids. Draws of a clip have one group and label.
+        draws: `(N,)` 0 for the clean clip, else the number of a corrupted draw of it; None for zeros.
 
     Raises:
         TableError: for anything the decision layer could not work with (see docs/decision.md, "Bad input").
@@ -61,17 +61,23 @@ class DecisionTable:
     features: dict[str, np.ndarray] = field(default_factory=dict)
     references: dict[str, np.ndarray] = field(default_factory=dict)
     kind: str = "logits"
+    clips: list[str] | None = None
+    draws: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        self.ids, self.groups = [str(i) for i in self.ids], [str(g) for g in self.groups]
-        self.splits = [SPLIT_ALIASES.get(str(s), str(s)) for s in self.splits]
+        self.ids = [str(i) for i in self.ids]
+        self.clips = list(self.ids) if self.clips is None else [str(c) for c in self.clips]
+        self.draws = np.zeros(len(self.ids), dtype=np.int64) if self.draws is None else np.asarray(self.draws)
+        self.groups = _groups(self.groups, self.clips)
+        self.splits = [canonical_split(str(s)) for s in self.splits]
         self.classes, self.modalities = [str(c) for c in self.classes], [str(m) for m in self.modalities]
         labels = np.asarray(self.labels)
         if labels.dtype.kind not in "iu":
             raise TableError(f"column 'label' is {labels.dtype}; store class indices as integers.")
         self.labels = labels.astype(np.int64)
         self.logits = np.asarray(self.logits, dtype=np.float64)
-        self.features = {name: np.asarray(value) for name, value in self.features.items()}
+        given = {name: np.asarray(value, dtype=np.float64) for name, value in self.features.items()}
+        self.features = {name: value for name, value in given.items() if value.ndim != 2 or value.shape[1]}
         self.references = {name: np.asarray(value, dtype=np.float64) for name, value in self.references.items()}
         _check_shapes(self)
         _check_values(self)
@@ -83,6 +89,23 @@ class DecisionTable:
     def mask(self) -> np.ndarray:
         """`(N, M)` bool, True where the modality is present."""
         return ~np.isnan(self.logits).any(axis=2)
+
+    @property
+    def units(self) -> list[str]:
+        """What intervals resample: groups, or clips where there are fewer than 5 groups."""
+        return self.groups if len(set(self.groups)) >= MIN_GROUPS_FOR_CLUSTERS else self.clip_names
+
+    @property
+    def clip_names(self) -> list[str]:
+        """Name of the clip that every row is a draw of."""
+        assert self.clips is not None
+        return self.clips
+
+    @property
+    def draw_numbers(self) -> np.ndarray:
+        """`(N,)` 0 for clean clips."""
+        assert self.draws is not None
+        return self.draws
 
     @property
     def log_probs(self) -> np.ndarray:
@@ -104,6 +127,8 @@ class DecisionTable:
             features={name: value[rows] for name, value in self.features.items()},
             references={name: value[rows] for name, value in self.references.items()},
             kind=self.kind,
+            clips=[self.clip_names[i] for i in rows],
+            draws=self.draw_numbers[rows],
         )
 
     def select(self, split: str) -> DecisionTable:
@@ -112,7 +137,7 @@ class DecisionTable:
         Raises:
             TableError: if no clip has that split; the message lists the splits there are.
         """
-        split = SPLIT_ALIASES.get(split, split)
+        split = canonical_split(split)
         rows = np.flatnonzero(np.asarray(self.splits) == split)
         if not len(rows):
             found = ", ".join(f"{name} ({self.splits.count(name)})" for name in sorted(set(self.splits)))
@@ -138,9 +163,15 @@ class DecisionTable:
             logits=np.concatenate([table.logits for table in tables]),
             classes=first.classes,
             modalities=first.modalities,
-            features={name: np.concatenate([t.features[name] for t in tables]) for name in first.features},
+            features={
+                name: np.concatenate([t.features[name] for t in tables])
+                for name in first.features
+                if all(name in t.features for t in tables)
+            },
             references={name: np.concatenate([t.references[name] for t in tables]) for name in first.references},
             kind=first.kind,
+            clips=[name for table in tables for name in table.clip_names],
+            draws=np.concatenate([table.draw_numbers for table in tables]),
         )
 
     @classmethod
@@ -165,6 +196,8 @@ class DecisionTable:
             return _assemble(columns, meta, classes)
         except TableError as error:
             raise TableError(f"{path}: {error}") from None
+        except (TypeError, ValueError, OverflowError, IndexError, KeyError, AttributeError, MemoryError) as error:
+            raise TableError(f"{path}: a column cannot be used ({type(error).__name__}: {error}).") from error
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the table; the suffix (`.parquet` or `.npz`) chooses the format. Numbers are stored as float32."""
@@ -175,6 +208,8 @@ class DecisionTable:
             "split": np.array(self.splits, dtype=str),
             "label": self.labels,
         }
+        if self.draw_numbers.any() or self.clip_names != self.ids:
+            columns |= {"clip": np.array(self.clip_names, dtype=str), "draw": self.draw_numbers}
         for m, name in enumerate(self.modalities):
             columns[f"logits.{name}"] = self.logits[:, m].astype(np.float32)
         columns |= {f"features.{name}": value.astype(np.float32) for name, value in self.features.items()}
@@ -194,13 +229,26 @@ class DecisionTable:
             raise TableError(f"{path}: unknown suffix {path.suffix!r}; write .parquet or .npz.")
 
 
+def _groups(groups: Sequence[Any], clips: list[str]) -> list[str]:
+    """Group names; a clip whose group is null is its own group, as a shared one called "None" would be made up."""
+    missing = [g is None or (isinstance(g, float) and np.isnan(g)) for g in groups]
+    if len(groups) != len(clips) or not any(missing):
+        return [str(g) for g in groups]
+    warnings.warn(f"{sum(missing)} row(s) have no group: each such clip counts as its own group.", stacklevel=4)
+    return [f"clip {clip}" if gone else str(g) for g, clip, gone in zip(groups, clips, missing, strict=True)]
+
+
 def _check_shapes(table: DecisionTable) -> None:
     n = len(table.ids)
     if not n:
         raise TableError("the table has no rows.")
-    for name, length in (("group", len(table.groups)), ("split", len(table.splits)), ("label", len(table.labels))):
-        if length != n:
-            raise TableError(f"column {name!r} has {length} entries for {n} ids.")
+    columns: dict[str, Any] = {"group": table.groups, "split": table.splits, "label": table.labels,
+                               "clip": table.clip_names, "draw": table.draw_numbers}  # fmt: skip
+    for name, values in columns.items():
+        if len(values) != n:
+            raise TableError(f"column {name!r} has {len(values)} entries for {n} ids.")
+    if table.draw_numbers.dtype.kind not in "iu" or table.draw_numbers.min() < 0:
+        raise TableError("column 'draw' must hold integers from 0 (0 = the clean clip).")
     modalities, classes = len(table.modalities), len(table.classes)
     if table.logits.shape != (n, modalities, classes):
         raise TableError(
@@ -217,6 +265,12 @@ def _check_shapes(table: DecisionTable) -> None:
     for kind, names in (("class", table.classes), ("modality", table.modalities)):
         if len(set(names)) < len(names):
             raise TableError(f"a {kind} name occurs twice: {names}.")
+    taken = sorted(RESERVED & set(table.modalities))
+    if taken:
+        raise TableError(
+            f"a modality is called {taken[0]!r}, which names a row of the reports; rename 'logits.{taken[0]}', e.g. to"
+            f" 'logits.{taken[0]}_tower'."
+        )
     for name, value in table.features.items():
         if name not in table.modalities:
             raise TableError(f"'features.{name}' names no modality; modalities are {', '.join(table.modalities)}.")
@@ -245,6 +299,17 @@ def _check_values(table: DecisionTable) -> None:
         _check_rows(table, table.logits[:, m], f"logits.{name}")
     for name, value in table.references.items():
         _check_rows(table, value, f"reference.{name}")
+    for name, value in table.features.items():
+        partly = np.flatnonzero(~np.isfinite(value).all(axis=1) & ~np.isnan(value).all(axis=1))
+        if len(partly):
+            raise TableError(
+                f"'features.{name}' of clip {table.ids[partly[0]]!r} holds NaN or inf ({len(partly)} such clips);"
+                " features that are not known are a null (all-NaN) row."
+            )
+    owner: dict[str, tuple[str, int]] = {}
+    for clip, group, label in zip(table.clip_names, table.groups, table.labels.tolist(), strict=True):
+        if owner.setdefault(clip, (group, label)) != (group, label):
+            raise TableError(f"draws of clip {clip!r} have different groups or labels.")
     nothing = np.flatnonzero(~table.mask.any(axis=1))
     if len(nothing):
         raise TableError(
@@ -310,7 +375,7 @@ def _assemble(columns: dict[str, Any], meta: dict[str, Any], classes: Sequence[s
         raise TableError(f"{len(names)} class names for logits of {width} classes.")
     return DecisionTable(
         ids=list(columns["id"]),
-        groups=list(columns.get("group", columns["id"])),
+        groups=list(columns.get("group", columns.get("clip", columns["id"]))),
         splits=list(columns.get("split", ["test"] * n)),
         labels=np.asarray(columns["label"]),
         logits=np.stack(blocks, axis=1),
@@ -319,6 +384,8 @@ def _assemble(columns: dict[str, Any], meta: dict[str, Any], classes: Sequence[s
         features=_prefixed(columns, "features."),
         references=_prefixed(columns, "reference."),
         kind=str(meta.get("kind", "logits")),
+        clips=list(columns["clip"]) if "clip" in columns else None,
+        draws=np.asarray(columns["draw"]) if "draw" in columns else None,
     )
 
 
@@ -330,42 +397,59 @@ def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             columns: dict[str, Any] = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError) as error:
-        raise TableError(f"not a readable .npz of plain arrays ({error}).") from error
+    except Exception as error:  # a damaged archive may raise anything: zlib, zipfile, struct, MemoryError
+        raise TableError(f"not a readable .npz of plain arrays ({type(error).__name__}: {error}).") from error
     meta: dict[str, Any] = {}
     for name in ("classes", "modalities"):
         if name in columns:
-            meta[name] = [str(value) for value in columns.pop(name)]
+            meta[name] = [str(value) for value in np.atleast_1d(columns.pop(name))]
     if "kind" in columns:
         meta["kind"] = str(columns.pop("kind"))
+    for name, value in columns.items():
+        matrix = name.startswith(("logits.", "features.", "reference."))
+        if value.ndim != (2 if matrix else 1):
+            raise TableError(f"array {name!r} has shape {value.shape}; expected {'(N, width)' if matrix else '(N,)'}.")
+    lengths = {name: len(value) for name, value in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise TableError(f"the arrays have different lengths: {lengths}.")
     return columns, meta
 
 
 def _read_parquet(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise TableError(f"not a readable Parquet file ({error}).") from error
+    except Exception as error:  # a damaged file may raise anything: ArrowException, OSError, MemoryError
+        raise TableError(f"not a readable Parquet file ({type(error).__name__}: {error}).") from error
     raw = table.schema.metadata or {}
     meta: dict[str, Any] = {}
     for name in ("classes", "modalities"):
         if name.encode() in raw:
-            meta[name] = json.loads(raw[name.encode()])
+            meta[name] = _names_of(raw[name.encode()], name)
     if b"kind" in raw:
-        meta["kind"] = raw[b"kind"].decode().strip('"')
+        meta["kind"] = raw[b"kind"].decode(errors="replace").strip('"')
     columns: dict[str, Any] = {}
     for name in table.column_names:
         column = table[name]
         if name.startswith(("logits.", "features.", "reference.")):
             columns[name] = _matrix(column, name)
             continue
-        if name in ("id", "label") and column.null_count:
+        if name in ("id", "label", "clip", "draw", "split") and column.null_count:
             raise TableError(f"column {name!r} has {column.null_count} empty entries.")
-        columns[name] = np.asarray(column.to_pylist()) if name == "label" else column.to_pylist()
+        columns[name] = np.asarray(column.to_pylist()) if name in ("label", "draw") else column.to_pylist()
     return columns, meta
+
+
+def _names_of(text: bytes, name: str) -> list[str]:
+    """Names from the file's metadata."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise TableError(f"metadata {name!r} is not JSON ({error}).") from error
+    if not isinstance(found, list) or not all(isinstance(value, str | int) for value in found):
+        raise TableError(f"metadata {name!r} must be a JSON list of names; it is {str(found)[:60]}.")
+    return [str(value) for value in found]
 
 
 def _matrix(column: Any, name: str) -> np.ndarray:

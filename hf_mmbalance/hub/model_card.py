@@ -86,19 +86,19 @@ def write_diagnosis(folder: Path, table: DecisionTable, name: str) -> str | None
     """Write page and numbers of where the decision layer leans; or return why there are none."""
     import tempfile
 
-    from hf_mmbalance.decision.decide import decide_splits
-    from hf_mmbalance.decision.diagnose import diagnose
-    from hf_mmbalance.decision.head import state_of_run
+    from hf_mmbalance.decision.diagnosis import diagnose
+    from hf_mmbalance.decision.evaluation import decide_splits
     from hf_mmbalance.decision.report import write_report
+    from hf_mmbalance.decision.state import state_of_run
 
     try:
-        decided = decide_splits(table)
+        judged = decide_splits(table)
     except TableError as error:
         return str(error)
     trained = state_of_run(folder)
     if trained is not None:
-        decided.add_head("model", trained)
-    report = diagnose(decided)
+        judged.add_head("model", trained)
+    report = diagnose(judged)
     with tempfile.TemporaryDirectory() as figures:
         write_report([report], folder / DIAGNOSIS, names=[name], figure_folder=figures)
     write_json(folder / NUMBERS, report)

@@ -1,6 +1,7 @@
-"""The adaptive fusion head: calibrated log-probabilities under class-level weights that follow capability."""
+"""The adaptive fusion head: calibrated posteriors, prior counted once, weights and typicality; fitted, not trained."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from transformers import initialization as init
@@ -9,34 +10,43 @@ from .fusion_mmbalance import FusionHead, FusionOutput, masked_log_softmax, regi
 
 
 CALIBRATIONS = ("temperature", "vector", "dirichlet")
-GATES = ("none", "modality", "class")
-EVIDENCE_SIZE = 3
+#: Standardised typicality is clipped at plus and minus this.
+TYPICALITY_BOUND = 8.0
 
 
 @register_fusion_head("adaptive")
 class AdaptiveFusion(FusionHead):
     r"""Adaptive weight allocation at the decision layer (answering arXiv 2510.14411, section 5).
 
-    With \\(\ell_m = \mathrm{logsoftmax}(z_m)\\):
+    For modalities that are independent given the class, Bayes' rule is
+    \\(\log p(c|x) = \log \pi_c + \sum_m [\log p(c|x_m) - \log \pi_c]\\). With
+    \\(\ell_m = \mathrm{logsoftmax}(z_m)\\) and S the modalities present, this head computes
 
-    - calibration: \\(\hat z_m = \mathrm{logsoftmax}(g_m(\ell_m) / T_m)\\), where g is the identity (`"temperature"`;
-      Guo et al., 2017), a scale and bias a class (`"vector"`) or a full map (`"dirichlet"`; Kull et al., 2019);
-    - share: softmax over the modalities present of \\(\alpha_{m,c} + (G s(x))_{m,c}\\), where s is detached evidence
-      of every modality (see [`evidence`]) and G is 0 with `gate="none"`;
-    - weight: \\(w_{m,c} = \kappa_c \frac{|S|}{M} \mathrm{share}_{m,c}\\), S = modalities present;
-    - fused: \\(\sum_m w_{m,c} \hat z_{m,c} + b_c\\). With one modality present kappa = 1 and b = 0: its own calibrated
-      log-probabilities.
+    - own calibration: \\(D_m = \mathrm{logsoftmax}((A_m \ell_m + a_m) e^{-\log T_m + s_m t_m(x)})\\), where A, a are
+      the identity and 0 (`"temperature"`; Guo et al., 2017), a scale and bias per class (`"vector"`) or a full map
+      (`"dirichlet"`; Kull et al., 2019) and t is the typicality below;
+    - weights: \\(w_{m,c}(S) = 1 + r (w_{m,c} - 1)\\) with \\(r = (|S| - 1) / (M - 1)\\);
+    - fused: \\(F_c = \log \pi_c + \sum_{m \in S} w_{m,c}(S) [D_{m,c} - \log \pi_c] + r b_c + \delta_c\\).
 
-    A new head is the plain sum: T = 1, alpha = 0, kappa = M, b = 0.
+    With one modality present r = 0: the result is its own calibrated posterior. \\(\delta\\) (`prior_shift`) is
+    \\(\log \pi' - \log \pi\\) where the prior \\(\pi'\\) at the place of use is known (Bayes' rule), else 0.
+
+    Typicality: \\(t_m(x)\\) is the log of the Mahalanobis distance of tower m's feature to the nearest class mean
+    of the training clips (one shared covariance), standardised on the clips of the fit and clipped at
+    +-8. With a slope below 0 a tower counts less the less typical its feature is. The covariance is kept as
+    \\(V \mathrm{diag}(1/p) V^T + (1/q) (I - V V^T)\\) with orthonormal rows V, and class means within V.
+
+    All state is in buffers: the head is fitted on held-out clips (`hf_mmbalance.decision`), never trained by
+    gradient. A new head is the plain sum up to a constant per clip: uniform prior, T = 1, w = 1, b = 0, s = 0.
 
     Args:
         num_modalities, num_labels, feature_sizes: See [`FusionHead`].
         calibration (`str`, defaults to `"temperature"`): `"temperature"`, `"vector"` or `"dirichlet"`.
-        gate (`str`, defaults to `"none"`): `"none"`, `"modality"` (one gate output a modality) or `"class"` (one a
-            modality and class).
+        typicality (`Sequence[int]`, *optional*):
+            Rows of V for every modality, 0 for a modality whose typicality is not used; `None` for no typicality.
 
     Raises:
-        ValueError: if `calibration` or `gate` is none of the above.
+        ValueError: if `calibration` is unknown, or `typicality` does not fit `feature_sizes`.
     """
 
     fitted = True
@@ -47,39 +57,66 @@ class AdaptiveFusion(FusionHead):
         num_labels: int,
         feature_sizes: tuple[int, ...] = (),
         calibration: str = "temperature",
-        gate: str = "none",
+        typicality: Sequence[int] | None = None,
     ):
         super().__init__(num_modalities, num_labels, feature_sizes)
         if calibration not in CALIBRATIONS:
             raise ValueError(f"calibration={calibration!r} is unknown: choose one of {', '.join(CALIBRATIONS)}")
-        if gate not in GATES:
-            raise ValueError(f"gate={gate!r} is unknown: choose one of {', '.join(GATES)}")
-        self.calibration, self.gate = calibration, gate
-        per_class = (num_modalities, num_labels)
-        self.register_buffer("log_temperature", torch.zeros(num_modalities))
-        if calibration == "vector":
-            self.register_buffer("calibration_scale", torch.ones(per_class))
-        if calibration == "dirichlet":
-            self.register_buffer("calibration_map", torch.eye(num_labels).repeat(num_modalities, 1, 1))
-        if calibration != "temperature":
-            self.register_buffer("calibration_bias", torch.zeros(per_class))
-        self.register_buffer("alpha", torch.zeros(per_class))
-        self.register_buffer("log_kappa", torch.full((num_labels,), math.log(num_modalities)))
-        self.register_buffer("bias", torch.zeros(num_labels))
-        if gate != "none":
-            outputs = (num_modalities,) if gate == "modality" else per_class
-            self.register_buffer("gate_weight", torch.zeros(*outputs, EVIDENCE_SIZE * num_modalities))
+        ranks = None if typicality is None else tuple(int(rank) for rank in typicality)
+        if ranks is not None and (
+            len(ranks) != num_modalities
+            or any(rank < 0 for rank in ranks)
+            or any(
+                rank and (m >= len(self.feature_sizes) or rank > self.feature_sizes[m]) for m, rank in enumerate(ranks)
+            )
+        ):
+            raise ValueError(
+                f"typicality={list(ranks)} must give {num_modalities} ranks, each at most the width of that modality's"
+                f" features {list(self.feature_sizes)}"
+            )
+        self.calibration, self.ranks = calibration, ranks
+        for name, shape in self._shapes().items():
+            self.register_buffer(name, torch.zeros(shape))
+        self.init_weights()
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every buffer."""
+        modalities, classes = self.num_modalities, self.num_labels
+        shapes: dict[str, tuple[int, ...]] = {
+            "log_prior": (classes,),
+            "prior_shift": (classes,),
+            "log_temperature": (modalities,),
+            "weights": (modalities, classes),
+            "bias": (classes,),
+        }
+        if self.calibration == "vector":
+            shapes["calibration_scale"] = (modalities, classes)
+        if self.calibration == "dirichlet":
+            shapes["calibration_map"] = (modalities, classes, classes)
+        if self.calibration != "temperature":
+            shapes["calibration_bias"] = (modalities, classes)
+        if self.ranks is not None:
+            for name in ("slope", "location", "scale", "rest"):
+                shapes[f"typicality_{name}"] = (modalities,)
+            for m, rank in enumerate(self.ranks):
+                if rank:
+                    width = self.feature_sizes[m]
+                    shapes[f"typicality_mean_{m}"] = (width,)
+                    shapes[f"typicality_basis_{m}"] = (rank, width)
+                    shapes[f"typicality_precision_{m}"] = (rank,)
+                    shapes[f"typicality_centres_{m}"] = (classes, rank)
+        return shapes
 
     def init_weights(self) -> None:
-        for name, parameter in self.named_buffers():
-            if name == "log_kappa":
-                init.constant_(parameter, math.log(self.num_modalities))
-            elif name == "calibration_scale":
-                init.ones_(parameter)
+        for name, buffer in self.named_buffers():
+            if name == "log_prior":
+                init.constant_(buffer, -math.log(self.num_labels))
+            elif name in ("weights", "calibration_scale", "typicality_scale"):
+                init.ones_(buffer)
             elif name == "calibration_map":
-                init.copy_(parameter, torch.eye(self.num_labels).repeat(self.num_modalities, 1, 1))
+                init.copy_(buffer, torch.eye(self.num_labels).repeat(self.num_modalities, 1, 1))
             else:
-                init.zeros_(parameter)
+                init.zeros_(buffer)
 
     def forward(
         self,
@@ -87,64 +124,114 @@ class AdaptiveFusion(FusionHead):
         modality_mask: torch.Tensor,
         features: tuple[torch.Tensor, ...] | None = None,
     ) -> FusionOutput:
-        # Decisions are float32, also where the head's parameters are stored in half precision or under autocast.
-        own = {name: value.float() for name, value in self.named_buffers()}
+        """See [`FusionHead.forward`]; without `features` every clip counts as of average typicality (t = 0)."""
+        # Decisions are at least float32, also where buffers are stored in half precision or under autocast.
+        dtype = torch.promote_types(modality_logits.dtype, torch.float32)
+        own = {name: value.to(dtype) for name, value in self.named_buffers()}
         with torch.autocast(modality_logits.device.type, enabled=False):
-            log_probs = self.calibrate(modality_logits, modality_mask, own)
-            shares = self.allocate(log_probs, modality_mask, own)
-        several = modality_mask.sum(1, keepdim=True) > 1  # (B, 1)
-        present = modality_mask.sum(1, keepdim=True) / self.num_modalities
-        kappa = torch.where(several, own["log_kappa"].exp() * present, torch.ones_like(present))  # (B, C)
-        weights = kappa.unsqueeze(1) * shares
-        contributions = weights * log_probs
-        logits = contributions.sum(1) + torch.where(several, own["bias"], torch.zeros_like(own["bias"]))
-        return FusionOutput(
-            logits=logits, modality_weights=weights, modality_contributions=contributions, shares=shares
-        )
+            typicality = None if features is None else self.typicality(features, modality_mask)
+            log_probs = masked_log_softmax(modality_logits.to(dtype), modality_mask)
+            posteriors = calibrate(log_probs, modality_mask, own, typicality)
+            return combine(posteriors, modality_mask, own)
 
-    def calibrate(
-        self, modality_logits: torch.Tensor, modality_mask: torch.Tensor, own: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """Calibrated log-probabilities `(B, M, C)`, 0 where missing."""
-        scores = masked_log_softmax(modality_logits, modality_mask)
-        if self.calibration == "vector":
-            scores = own["calibration_scale"] * scores + own["calibration_bias"]
-        elif self.calibration == "dirichlet":
-            scores = torch.einsum("mdc,bmc->bmd", own["calibration_map"], scores) + own["calibration_bias"]
-        return masked_log_softmax(scores / own["log_temperature"].exp().unsqueeze(-1), modality_mask)
+    def typicality(self, features: Sequence[torch.Tensor | None], modality_mask: torch.Tensor) -> torch.Tensor | None:
+        """Typicality `(B, M)`, 0 where a modality is missing or its features are not known; `None` if unused.
 
-    def allocate(
-        self, log_probs: torch.Tensor, modality_mask: torch.Tensor, own: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """Shares `(B, M, C)`: softmax over the modalities present, 0 where missing."""
-        scores = own["alpha"].expand_as(log_probs)
-        if self.gate != "none":
-            equation = "me,be->bm" if self.gate == "modality" else "mce,be->bmc"
-            gate = torch.einsum(equation, own["gate_weight"], evidence(log_probs.detach(), modality_mask))
-            scores = scores + (gate.unsqueeze(-1) if self.gate == "modality" else gate)
-        missing = ~modality_mask.unsqueeze(-1)
-        # The smallest finite number instead of -inf: a clip with no modality must give no NaN on the way.
-        shares = torch.softmax(scores.masked_fill(missing, torch.finfo(scores.dtype).min), dim=1)
-        return shares.masked_fill(missing, 0.0)
+        No gradient reaches the towers through it: a tower must not learn to look typical.
+        """
+        if self.ranks is None:
+            return None
+        columns = []
+        for m, rank in enumerate(self.ranks):
+            known = features[m]
+            if not rank or known is None:
+                columns.append(torch.zeros(modality_mask.shape[0], device=modality_mask.device))
+                continue
+            distance = self.log_distance(known.detach(), m)
+            location = self.get_buffer("typicality_location")[m]
+            scale = self.get_buffer("typicality_scale")[m]
+            standardised = ((distance - location) / scale).clamp(-TYPICALITY_BOUND, TYPICALITY_BOUND)
+            columns.append(torch.nan_to_num(standardised))
+        return torch.stack(columns, dim=1).masked_fill(~modality_mask, 0.0)
+
+    def log_distance(self, features: torch.Tensor, m: int) -> torch.Tensor:
+        """Log of the Mahalanobis distance `(B,)` of modality m's features `(B, D_m)` to the nearest class mean."""
+        own = {name: self.get_buffer(f"typicality_{name}_{m}") for name in ("mean", "basis", "precision", "centres")}
+        dtype = torch.promote_types(own["mean"].dtype, torch.float32)
+        own = {name: value.to(dtype) for name, value in own.items()}
+        centred = features.to(dtype) - own["mean"]
+        along = centred @ own["basis"].T  # (B, r)
+        root = own["precision"].sqrt()
+        # Without matrix products: they lose digits where a distance is small beside the norms.
+        nearest = torch.cdist(along * root, own["centres"] * root, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+        outside = (centred.square().sum(1) - along.square().sum(1)).clamp(min=0.0)
+        rest = outside * self.get_buffer("typicality_rest")[m].to(dtype)
+        return 0.5 * (nearest.square() + rest).clamp(min=torch.finfo(dtype).tiny).log()
 
 
-def evidence(log_probs: torch.Tensor, modality_mask: torch.Tensor) -> torch.Tensor:
-    """How sure each modality is of a clip: entropy / log C, margin p1 - p2 and largest probability, all in [0, 1].
-
-    Energy is not among them: the log-sum-exp of a log-softmaxed row is 0.
+def calibrate(
+    log_probs: torch.Tensor,
+    modality_mask: torch.Tensor,
+    own: dict[str, torch.Tensor],
+    typicality: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Calibrated log-posteriors D `(B, M, C)`, 0 where missing.
 
     Args:
-        log_probs (`torch.FloatTensor` of shape `(B, M, C)`): Calibrated log-probabilities.
+        log_probs (`torch.Tensor` of shape `(B, M, C)`): Log-softmaxed unimodal logits, finite everywhere.
         modality_mask (`torch.BoolTensor` of shape `(B, M)`): Modalities present.
-
-    Returns:
-        `torch.FloatTensor` of shape `(B, 3 M)`, modality by modality; zeros where a modality is missing.
+        own (`dict`): Buffers of [`AdaptiveFusion`] by name.
+        typicality (`torch.Tensor` of shape `(B, M)`, *optional*): Standardised typicality.
     """
-    probs = log_probs.exp()
-    entropy = -(probs * log_probs).sum(-1) / math.log(log_probs.shape[-1])
-    top = probs.topk(2, dim=-1).values
-    stacked = torch.stack([entropy, top[..., 0] - top[..., 1], top[..., 0]], dim=-1)
-    return stacked.masked_fill(~modality_mask.unsqueeze(-1), 0.0).flatten(1)
+    scores = log_probs
+    if "calibration_map" in own:
+        scores = torch.einsum("mdc,bmc->bmd", own["calibration_map"], scores)
+    if "calibration_scale" in own:
+        scores = own["calibration_scale"] * scores
+    if "calibration_bias" in own:
+        scores = scores + own["calibration_bias"]
+    log_factor = -own["log_temperature"]
+    if typicality is not None and "typicality_slope" in own:
+        log_factor = log_factor + own["typicality_slope"] * typicality.to(scores.dtype)
+    return masked_log_softmax(scores * log_factor.exp().unsqueeze(-1), modality_mask)
 
 
-__all__ = ["AdaptiveFusion", "evidence"]
+def fused_logits(evidence: torch.Tensor, several: torch.Tensor, own: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Fused logits `(B, C)`: log pi + delta + sum_m e_m + r (sum_m (w_m - 1) e_m + b), the head's equation regrouped.
+
+    Args:
+        evidence (`torch.Tensor` of shape `(B, M, C)`): e = D - log pi, 0 where missing.
+        several (`torch.Tensor` of shape `(B, 1)`): r.
+        own (`dict`): Buffers of [`AdaptiveFusion`] by name.
+    """
+    beyond_sum = torch.einsum("bmc,mc->bc", evidence, own["weights"] - 1) + own["bias"]
+    return own["log_prior"] + own["prior_shift"] + evidence.sum(1) + several * beyond_sum
+
+
+def evidence_of(
+    posteriors: torch.Tensor, modality_mask: torch.Tensor, log_prior: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`evidence` and `several` of [`fused_logits`] for calibrated log-posteriors `(B, M, C)`."""
+    evidence = (posteriors - log_prior).masked_fill(~modality_mask.unsqueeze(-1), 0.0)
+    others = (modality_mask.sum(1, keepdim=True) - 1).clamp(min=0).to(posteriors.dtype)
+    return evidence, others / max(modality_mask.shape[1] - 1, 1)
+
+
+def combine(posteriors: torch.Tensor, modality_mask: torch.Tensor, own: dict[str, torch.Tensor]) -> FusionOutput:
+    """What the head decides from calibrated log-posteriors D `(B, M, C)`.
+
+    The contribution of modality m is w_m(S) (D_m - log pi), its weighted evidence beyond the prior; the logits are the
+    sum of the contributions plus log pi + delta + r b, which is what the head says without any evidence.
+    """
+    missing = ~modality_mask.unsqueeze(-1)
+    evidence, several = evidence_of(posteriors, modality_mask, own["log_prior"])
+    weights = (1 + several.unsqueeze(-1) * (own["weights"] - 1)).masked_fill(missing, 0.0)
+    return FusionOutput(
+        logits=fused_logits(evidence, several, own),
+        modality_weights=weights,
+        modality_contributions=weights * evidence,
+        modality_trust=posteriors.exp().amax(-1).masked_fill(~modality_mask, 0.0),
+    )
+
+
+__all__ = ["AdaptiveFusion", "calibrate", "combine", "evidence_of", "fused_logits"]

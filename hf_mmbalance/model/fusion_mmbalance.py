@@ -21,17 +21,15 @@ class FusionOutput(ModelOutput):
         modality_weights (`torch.FloatTensor` of shape `(B, M, C)`, *optional*):
             The weights the head used, 0 where a modality is missing; `None` where a head has none.
         modality_contributions (`torch.FloatTensor` of shape `(B, M, C)`, *optional*):
-            Exact terms that sum over modalities to the logits minus the head's bias.
-        shares (`torch.FloatTensor` of shape `(B, M, C)`, *optional*):
-            Weights normalised over the modalities present, where the head has them.
+            Exact terms that sum over modalities to the logits minus what the head says without evidence (its bias).
         modality_trust (`torch.FloatTensor` of shape `(B, M)`, *optional*):
-            Calibrated probability that each modality's own answer is right, 0 where it is missing.
+            Calibrated probability that a modality's own decision is right, 0 where it is missing; `None` where a
+            head does not calibrate its modalities.
     """
 
     logits: torch.Tensor = None  # type: ignore[assignment]  # ModelOutput wants defaults; always given
     modality_weights: torch.Tensor | None = None
     modality_contributions: torch.Tensor | None = None
-    shares: torch.Tensor | None = None
     modality_trust: torch.Tensor | None = None
 
 
@@ -58,7 +56,7 @@ class FusionHead(nn.Module):
     default_unimodal_loss_weight: float = 1.0
     #: Weight of the fused loss; 0 for ensembles of towers trained apart.
     default_fused_loss_weight: float = 1.0
-    #: The head is fitted on clips that the towers do not learn from: it has buffers only, no parameters.
+    #: The head has no parameters: it is fitted on clips that the towers do not learn from.
     fitted: bool = False
 
     def __init__(self, num_modalities: int, num_labels: int, feature_sizes: tuple[int, ...] = ()):

@@ -127,7 +127,7 @@ class MMBalancePreTrainedModel(PreTrainedModel):
         if isinstance(module, FramePooling):
             module.init_weights(self.config.initializer_range)
         elif _is_fusion_head(module):
-            module.init_weights()
+            module.init_weights()  # type: ignore[operator]  # of a class that `isinstance` may not know
 
 
 class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):

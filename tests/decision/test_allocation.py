@@ -55,10 +55,11 @@ def test_a_shift_of_a_row_changes_nothing(fitted: tuple[Allocation, dict[str, An
 
 def test_contributions_and_bias_add_up(fitted: tuple[Allocation, dict[str, Any]]) -> None:
     allocation, data = fitted
-    rest = allocation.decision_function(data["logits"]) - allocation.contributions(data["logits"]).sum(axis=1)
+    rest = allocation.decision_function(data["logits"]) - allocation.fuse(data["logits"]).contributions.sum(axis=1)
     both = ~np.isnan(data["logits"]).any(axis=(1, 2))
-    np.testing.assert_allclose(rest[both], np.tile(allocation.state_.bias, (both.sum(), 1)), atol=1e-9)
-    np.testing.assert_allclose(rest[~both], 0, atol=1e-12)
+    prior = allocation.state_["log_prior"]
+    np.testing.assert_allclose(rest[both], np.tile(prior + allocation.state_["bias"], (both.sum(), 1)), atol=1e-9)
+    np.testing.assert_allclose(rest[~both], np.tile(prior, ((~both).sum(), 1)), atol=1e-12)
 
 
 def test_save_and_load(fitted: tuple[Allocation, dict[str, Any]], tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_save_and_load(fitted: tuple[Allocation, dict[str, Any]], tmp_path: Path
     np.testing.assert_array_equal(back.predict_proba(data["logits"]), allocation.predict_proba(data["logits"]))
     assert (back.chosen_, back.reason_) == (allocation.chosen_, allocation.reason_)
     assert back.check_shift(data["logits"]) == []
-    with pytest.raises(ValueError, match="allocation.json: no such file"):
+    with pytest.raises(ValueError, match="allocation.npz: no such file"):
         Allocation.load(tmp_path)
 
 
@@ -85,7 +86,7 @@ def test_shift_is_told_and_sameness_is_not() -> None:
     for seed in range(2, 12):
         assert allocation.check_shift(draw(n=300, seed=seed)["logits"]) == []
     unsure = data["logits"] * np.array([1.0, 0.2])[:, None]
-    with pytest.warns(UserWarning, match="modality 1 is less sure"):
+    with pytest.warns(UserWarning, match="modality 1 is less confident"):
         allocation.check_shift(unsure)
     leaning = data["logits"] + np.array([0, 0, 0, 6.0])
     assert any("other classes" in text for text in allocation.check_shift(leaning, warn=False))
@@ -102,7 +103,7 @@ def test_prior_shift_is_estimated_and_undone() -> None:
     log_p = log_softmax(1.5 * seen)  # the exact posterior under equal priors
     np.testing.assert_allclose(estimate_prior(log_p, prior), true_prior, atol=0.03)
     data = draw(n=2000, classes=3)
-    allocation = Allocation(rung="class_bias", **FAST).fit(data["logits"], data["labels"], data["groups"])
+    allocation = Allocation(rung="class", **FAST).fit(data["logits"], data["labels"], data["groups"])
     fresh = draw(n=4000, classes=3, seed=9)
     kept = (fresh["labels"] != 2) | (rng.random(4000) < 0.15)
     logits, labels = fresh["logits"][kept], fresh["labels"][kept]
@@ -122,7 +123,7 @@ def test_write_to_a_model_and_refusals() -> None:
     from hf_mmbalance.model.fusion_mmbalance import SumFusion
 
     table = make_table(n=300)
-    allocation = Allocation(rung="gate", **FAST).fit_table(table)
+    allocation = Allocation(rung="vector", **FAST).fit_table(table)
 
     class Model(torch.nn.Module):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
@@ -134,11 +135,14 @@ def test_write_to_a_model_and_refusals() -> None:
 
     model = Model().eval()
     allocation.write_to(model)
-    assert (model.config.fusion, model.config.fusion_options["gate"]) == ("adaptive", "modality")
+    assert (model.config.fusion, model.config.fusion_options) == ("adaptive", {"calibration": "vector"})
     assert not model.fusion.training and model.fusion.feature_sizes == (8, 8)
     with torch.no_grad():
         out = model.fusion(torch.from_numpy(table.logits).float(), torch.from_numpy(table.mask)).logits.softmax(-1)
     np.testing.assert_allclose(out.numpy(), allocation.predict_proba(table.logits), atol=1e-5)
+    head = model.fusion
+    allocation.write_to(model)
+    assert model.fusion is head, "a head of the same structure stays in place"
     model.config.id2label = dict(enumerate(reversed(table.classes)))
     with pytest.raises(ValueError, match="classes .* are not those of the fit"):
         allocation.write_to(model)
@@ -204,7 +208,8 @@ def test_refused(arguments: dict[str, Any], message: str) -> None:
 def test_refused_options_and_other_shapes_at_use(fitted: tuple[Allocation, dict[str, Any]]) -> None:
     allocation, data = fitted
     for options, message in [({"folds": 1}, "folds"), ({"strengths": (0.0,)}, "strengths"), ({"rung": "x"}, "unknown"),
-                             ({"calibration": "isotonic"}, "unknown")]:  # fmt: skip
+                             ({"structure": "x"}, "structure is 'x'"), ({"balance": -1.0}, "balance is -1.0"),
+                             ({"prior": [0.5, 0.5]}, "prior must be 4")]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
             Allocation(**options).fit(data["logits"], data["labels"], data["groups"])
     with pytest.raises(ValueError, match="the fit had"):
@@ -239,7 +244,7 @@ def test_a_class_absent_from_the_fit_warns_and_can_still_win() -> None:
     with pytest.warns(UserWarning, match=r"1 class\(es\) have no clip"):
         allocation = Allocation(**FAST).fit(data["logits"][kept], data["labels"][kept], groups)
     for name, state in allocation.ladder_.states.items():
-        recall = (state.fuse(data["logits"][~kept])[0].argmax(axis=1) == 1).mean()
+        recall = (state.fuse(data["logits"][~kept]).logits.argmax(axis=1) == 1).mean()
         assert recall > 0.3, name
 
 
@@ -252,4 +257,75 @@ def test_a_modality_missing_everywhere_warns_and_stays_neutral() -> None:
     data["logits"][:, 1] = np.nan
     with pytest.warns(UserWarning, match="fewer than 10 clips have two modalities"):
         allocation = Allocation(**FAST).fit(data["logits"], data["labels"], data["groups"])
-    assert allocation.chosen_ in ("sum", "temperature", "best_single")
+    assert allocation.chosen_ in ("sum", "prior_sum", "temperature", "best_single")
+
+
+def test_describe_says_what_is_in_use() -> None:
+    import json
+
+    table = make_table(n=400)
+    allocation = Allocation(rung="class", **FAST).fit_table(table)
+    found = allocation.describe()
+    json.dumps(found, allow_nan=False)
+    assert found["rung"] == "class" and set(found["temperature"]) == {"audio", "vision"}
+    assert found["temperature"]["audio"] > 2 * found["temperature"]["vision"]
+    assert found["weights"]["audio"] == allocation.state_["weights"][0].tolist()
+    assert sum(found["prior"].values()) == pytest.approx(1) and set(found["bias"]) == set(table.classes)
+    assert any(line.startswith("temperature audio") for line in found["lines"])
+
+
+def test_balance_pulls_weights_towards_capability() -> None:
+    data = draw(n=600)
+    spread = []
+    for balance in (0.01, 10.0):
+        allocation = Allocation(balance=balance, **FAST).fit(data["logits"], data["labels"], data["groups"])
+        assert allocation.chosen_ == "class"
+        weights = allocation.state_["weights"]
+        share = weights / weights.sum(axis=0)
+        right = data["logits"].argmax(axis=2) == data["labels"][:, None]
+        able = np.stack([right[data["labels"] == c].mean(axis=0) for c in range(4)], axis=1) - 0.25
+        spread.append(np.abs(share - able / able.sum(axis=0)).max())
+    assert spread[1] < 0.02 < spread[0]
+
+
+def test_a_known_prior_is_used_by_every_rung_and_written_into_the_state() -> None:
+    data = draw(n=600)
+    new = [0.7, 0.1, 0.1, 0.1]
+    for rung in ("sum", "temperature", "class", "vector"):
+        plain = Allocation(rung=rung, **FAST).fit(data["logits"], data["labels"], data["groups"])
+        known = Allocation(rung=rung, prior=new, **FAST).fit(data["logits"], data["labels"], data["groups"])
+        want = plain.predict_proba(data["logits"], prior=new)
+        np.testing.assert_allclose(known.predict_proba(data["logits"]), want, atol=1e-9)
+        np.testing.assert_allclose(known.predict_proba(data["logits"], prior=new), want, atol=1e-9)
+
+
+def test_prior_counted_right_under_a_shift() -> None:
+    """Exact towers under a prior of k^-1.5, judged under a uniform one: F - M log pi_fit + log pi_use is Bayes."""
+    rng = np.random.default_rng(0)
+    prior = np.arange(1, 6) ** -1.5
+    prior /= prior.sum()
+
+    def towers(labels: np.ndarray) -> np.ndarray:
+        x = rng.normal(size=(len(labels), 2, 5))
+        x[np.arange(len(labels)), :, labels] += 1.0
+        return x + np.log(prior)  # log-likelihood ratios of unit Gaussians, plus the prior of the training clips
+
+    labels, fresh = rng.choice(5, size=3000, p=prior), rng.integers(0, 5, 6000)
+    allocation = Allocation(rung="prior_sum", prior=np.full(5, 0.2)).fit(towers(labels), labels)
+    logits = towers(fresh)
+    exact = log_softmax((logits - np.log(prior)).sum(axis=1))
+    got = np.log(allocation.predict_proba(logits))
+    assert np.abs(got - exact).mean() < 0.15
+    plain = log_softmax(logits).sum(axis=1)
+    assert (got.argmax(axis=1) == fresh).mean() > (plain.argmax(axis=1) == fresh).mean() + 0.1
+
+
+def test_smoothing_of_the_prior_follows_the_counts() -> None:
+    from hf_mmbalance.decision.fits import fit_prior
+
+    even = np.repeat(np.arange(10), [18, 22, 20, 19, 21, 23, 17, 20, 22, 18])
+    np.testing.assert_allclose(np.exp(fit_prior(even, 10)), 0.1, atol=0.003)
+    uneven = np.repeat(np.arange(3), [800, 150, 50])
+    np.testing.assert_allclose(np.exp(fit_prior(uneven, 3)), [0.8, 0.15, 0.05], atol=0.01)
+    absent = np.exp(fit_prior(uneven, 4))
+    assert absent[3] == pytest.approx(absent[2]) and absent.sum() == pytest.approx(1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 
 from hf_mmbalance.decision.allocation import Allocation
 from hf_mmbalance.decision.cli import add_decide, add_diagnose
-from hf_mmbalance.decision.head import HeadState
+from hf_mmbalance.decision.state import HeadState
 
 from .drawn_tables import make_table
 
@@ -39,7 +41,7 @@ def test_decide_prints_a_table_writes_json_and_saves(
     target = tmp_path / "deep" / "decide.json"
     assert run("decide", table_file, "--json", target, "--save", tmp_path / "kept") == 0
     printed = capsys.readouterr().out
-    assert "class_bias" in printed and "* chosen:" in printed
+    assert "prior_sum" in printed and "* chosen:" in printed
     report = json.loads(target.read_text())
     assert {"n", "classes", "modalities", "ci_unit", "rows", "chosen", "weights"} <= set(report)
     assert {"method", "accuracy", "accuracy_ci", "nll", "ece"} <= set(report["rows"][0])
@@ -48,10 +50,10 @@ def test_decide_prints_a_table_writes_json_and_saves(
 
 
 def test_decide_json_to_stdout_is_json_alone(table_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("decide", table_file.parent, "--group-folds", "3", "--rung", "global_bias", "--json", "-")
+    arguments = ("decide", table_file.parent, "--group-folds", "3", "--rung", "bias", "--json", "-")
     assert run(*arguments) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["n"] == 300 and report["chosen"] == "global_bias"
+    assert report["n"] == 300 and report["chosen"] == "bias"
     assert run(*arguments) == 0
     assert json.loads(capsys.readouterr().out) == report, "the same seed gives the same report"
 
@@ -96,20 +98,20 @@ def test_diagnose_writes_a_page_without_network(
     assert run("diagnose", *arguments) == 0
     assert "balance index" in capsys.readouterr().out
     text = page.read_text()
-    assert text.count("<svg") == 6
+    assert text.count("<svg") == 7
     assert "<script" not in text and "a<b" not in text and "a&lt;b" in text
     links = re.findall(r'(?:src|href)="([^"#][^"]*)"|url\((?!#)([^)]*)\)', text)
     assert not links, f"the page must load nothing: {links[:3]}"
     assert "$" not in re.sub(r"<svg.*?</svg>", "", text, flags=re.S), "a placeholder was left"
     figures = sorted(path.name for path in (tmp_path / "report_figures").iterdir())
-    assert len(figures) == 12 and "weights_by_class.png" in figures and "index.svg" in figures
+    assert len(figures) == 14 and "weights_by_class.png" in figures and "index.svg" in figures
     assert set(json.loads(target.read_text())) == {"run", "other"}
 
 
 def test_many_classes_and_modalities_are_drawn(tmp_path: Path) -> None:
     table = make_table(n=400, classes=30, modalities=3, missing=0.1)
     table.write(tmp_path / "t.npz")
-    arguments = ("--rung", "class_bias", "--report", tmp_path / "r.html", "--draws", "10")
+    arguments = ("--rung", "class", "--report", tmp_path / "r.html", "--draws", "10")
     assert run("diagnose", tmp_path / "t.npz", *arguments) == 0
     assert "20 classes with the largest lean" in (tmp_path / "r.html").read_text()
 
@@ -131,7 +133,7 @@ def test_what_weights_and_biases_bring_is_shown_for_a_single_speaker_too(
     table.write(tmp_path / "t.npz")
     assert run("diagnose", tmp_path / "t.npz", "--draws", "10") == 0
     said = capsys.readouterr().out
-    assert all(f"\n{label} " in said for label in ("global", "+ bias", "class", "both"))
+    assert all(f"\n{label} " in said for label in ("global", "+ bias", "+ class weights"))
     assert "can be chosen" in said
 
 
@@ -141,16 +143,21 @@ def test_a_run_folders_own_head_is_judged(tmp_path: Path, capsys: pytest.Capture
     table = make_table(n=200, classes=3)
     table.write(tmp_path / "decisions.parquet")
     config = {"fusion": "adaptive", "modalities": table.modalities, "id2label": {"0": "a", "1": "b", "2": "c"}}
-    state = HeadState.plain_sum(2, 3).with_weights(np.array([[1.0, 1, 1], [1e-9, 1e-9, 1e-9]]))
-    save_file({f"fusion.{name}": value for name, value in state.arrays().items()}, tmp_path / "model.safetensors")
+    state = HeadState.plain_sum(2, 3).replace(weights=np.array([[1.0, 1, 1], [1e-9, 1e-9, 1e-9]]))
+    save_file({f"fusion.{name}": value for name, value in state.arrays.items()}, tmp_path / "model.safetensors")
     rows: dict[str, dict[str, float]] = {}
+    weights: dict[str, dict[str, list[float]]] = {}
     for fusion in ("adaptive", "sum", "concat"):
         (tmp_path / "config.json").write_text(json.dumps(config | {"fusion": fusion}))
         assert run("decide", tmp_path, "--rung", "temperature", "--json", "-") == 0
-        rows[fusion] = {row["method"]: row["accuracy"] for row in json.loads(capsys.readouterr().out)["rows"]}
+        report = json.loads(capsys.readouterr().out)
+        rows[fusion] = {row["method"]: row["accuracy"] for row in report["rows"]}
+        weights[fusion] = report["weights"]
+        assert report["weights_of"] == ("refitted" if fusion == "concat" else "model")
     assert rows["adaptive"]["model"] == rows["adaptive"]["audio"] != rows["adaptive"]["sum"]
     assert rows["sum"]["model"] == rows["sum"]["sum"] and "model" not in rows["concat"]
-    wrong = HeadState.plain_sum(2, 5).arrays()
+    assert weights["adaptive"]["vision"] == pytest.approx([1e-9] * 3) and weights["sum"]["vision"] == [1.0] * 3
+    wrong = HeadState.plain_sum(2, 5).arrays
     save_file({f"fusion.{name}": value for name, value in wrong.items()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert run("decide", tmp_path) == 2
@@ -167,3 +174,29 @@ def test_a_table_too_small_to_fit_anything_is_judged_by_the_plain_sum(
     assert "* chosen: sum" in capsys.readouterr().out
     assert run("diagnose", tmp_path / "few.parquet", "--report", tmp_path / "few.html") == 0
     assert "plain sum" in (tmp_path / "few.html").read_text()
+
+
+def test_public_names_are_functions_also_after_the_modules_were_imported() -> None:
+    code = """
+import hf_mmbalance.decision.diagnosis, hf_mmbalance.decision.contributions, hf_mmbalance.decision.evaluation
+import hf_mmbalance.decision as decision
+import types
+for name in decision.__all__:
+    assert not isinstance(getattr(decision, name), types.ModuleType), name
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_prior_at_the_place_of_use(table_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("decide", table_file, "--rung", "temperature", "--prior", "0.8,0.1,0.1", "--json", "-") == 0
+    shifted = json.loads(capsys.readouterr().out)
+    assert run("decide", table_file, "--rung", "temperature", "--json", "-") == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert shifted["rows"][-1]["nll"] > plain["rows"][-1]["nll"]
+    assert run("decide", table_file, "--prior", "0.8,a") == 2
+    assert "one probability per class" in capsys.readouterr().err
+
+
+def test_known_groups_and_balance(table_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("decide", table_file, "--known-groups", "--balance", "0.3", "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out)["chosen"] == "class"

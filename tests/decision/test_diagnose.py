@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hf_mmbalance.decision.balance import balance, class_mean_draws, subset_values
-from hf_mmbalance.decision.decide import Decided, decide_folds, decide_splits
-from hf_mmbalance.decision.diagnose import diagnose, feature_geometry, lost_clips, modality_detail, rescued, waterfall
-from hf_mmbalance.decision.families import PARENTS
-from hf_mmbalance.decision.head import HeadState
+from hf_mmbalance.decision.contributions import balance, class_mean_draws, subset_values
+from hf_mmbalance.decision.diagnosis import diagnose, feature_geometry, lost_clips, modality_detail, rescued, waterfall
+from hf_mmbalance.decision.evaluation import DecisionReport, FittedPart, decide_folds, decide_splits, decide_table
+from hf_mmbalance.decision.ladder import PARENTS
+from hf_mmbalance.decision.state import HeadState
 from hf_mmbalance.decision.table import DecisionTable, TableError
 from hf_mmbalance.metrics import geometry
 from hf_mmbalance.metrics.measures import accuracy, bootstrap_ci, correct, log_softmax
@@ -30,8 +30,8 @@ def two_clips() -> DecisionTable:
                          ["audio", "vision"])  # fmt: skip
 
 
-def plain(table: DecisionTable) -> list[tuple[np.ndarray, HeadState]]:
-    return [(np.arange(len(table)), HeadState.plain_sum(*table.logits.shape[1:]))]
+def plain(table: DecisionTable) -> list[FittedPart]:
+    return [FittedPart(np.arange(len(table)), HeadState.plain_sum(*table.logits.shape[1:]))]
 
 
 def test_subset_values_by_hand() -> None:
@@ -67,7 +67,7 @@ def test_contributions_of_all_classes_sum_to_accuracy_above_chance() -> None:
     found = balance(plain(table), table, draws=5)
     share = np.bincount(table.labels) / len(table)
     total = (found.contribution[0].sum(axis=0) * share).sum()
-    fused = HeadState.plain_sum(3, 4).fuse(table.logits)[0]
+    fused = HeadState.plain_sum(3, 4).fuse(table.logits).logits
     assert total == pytest.approx(accuracy(fused, table.labels) - 1 / 4)
 
 
@@ -93,7 +93,7 @@ def test_six_modalities_are_fast_and_exact() -> None:
 
 
 @pytest.fixture(scope="module")
-def decided() -> Decided:
+def judged() -> DecisionReport:
     """Folds over a table with features, a reference and missing modalities."""
     table = make_table(n=400, classes=3, missing=0.05)
     rng = np.random.default_rng(0)
@@ -102,14 +102,17 @@ def decided() -> Decided:
     return decide_folds(table, folds=3, **FAST)
 
 
-def test_decide_rows(decided: Decided) -> None:
-    report = decided.as_dict()
+def test_decide_rows(judged: DecisionReport) -> None:
+    report = judged.as_dict()
     methods = [row["method"] for row in report["rows"]]
-    assert methods[:4] == ["audio", "vision", "sum", "mean_prob"] and methods[-2:] == ["adaptive", "reference.other"]
+    assert methods[:5] == ["audio", "vision", "sum", "prior_sum", "mean_prob"] and methods[-2:] == [
+        "adaptive",
+        "reference.other",
+    ]
     assert {*PARENTS, "best_single"} <= set(methods) and len(methods) == len(set(methods))
     assert report["ci_unit"] == "group" and set(report["weights"]) == {"audio", "vision"}
     rows = {row["method"]: row for row in report["rows"]}
-    table = decided.table
+    table = judged.table
     there = table.mask[:, 0]
     assert rows["audio"]["n"] == there.sum() < rows["sum"]["n"] == 400
     assert rows["audio"]["accuracy"] == accuracy(table.logits[there, 0], table.labels[there])
@@ -120,56 +123,59 @@ def test_decide_rows(decided: Decided) -> None:
     json.dumps(report)
 
 
-def test_out_of_fold_means_not_fitted_on_the_clips_group(decided: Decided) -> None:
-    rows = np.concatenate([rows for rows, _ in decided.states["adaptive"]])
+def test_out_of_fold_means_not_fitted_on_the_clips_group(judged: DecisionReport) -> None:
+    rows = np.concatenate([part.rows for part in judged.states["adaptive"]])
     assert sorted(rows) == list(range(400))
-    groups = [set(np.array(decided.table.groups)[rows]) for rows, _ in decided.states["adaptive"]]
+    groups = [set(np.array(judged.table.groups)[part.rows]) for part in judged.states["adaptive"]]
     assert not groups[0] & groups[1] and not groups[1] & groups[2]
 
 
-def test_difference_is_paired(decided: Decided) -> None:
-    got = decided.difference("adaptive", "sum")
-    hit = correct(decided.fusions["adaptive"], decided.table.labels) - correct(
-        decided.fusions["sum"], decided.table.labels
+def test_difference_is_paired(judged: DecisionReport) -> None:
+    got = judged.difference("adaptive", "sum")
+    hit = correct(judged.fusions["adaptive"], judged.table.labels) - correct(
+        judged.fusions["sum"], judged.table.labels
     )
     assert got["accuracy"] == pytest.approx(hit.mean())
-    assert got["accuracy_ci"] == list(bootstrap_ci(hit, decided.table.groups))
+    assert got["accuracy_ci"] == list(bootstrap_ci(hit, judged.table.groups))
 
 
-def test_diagnose_has_everything_and_is_json(decided: Decided) -> None:
-    report = diagnose(decided, draws=30)
+def test_diagnose_has_everything_and_is_json(judged: DecisionReport) -> None:
+    report = diagnose(judged, draws=30)
     text = json.dumps(report, allow_nan=False)
     assert "NaN" not in text
-    assert [row["label"] for row in report["ablation"]] == ["global", "+ bias", "class", "both"]
+    assert [row["label"] for row in report["ablation"]] == ["global", "+ bias", "+ class weights"]
     assert report["ablation"][0]["over_global"]["accuracy"] == 0
     assert {"sum", "best_single", "adaptive"} <= set(report["balance"])
     for found in report["index_differences"]:
         both = report["balance"]["adaptive"]["index"] - report["balance"][found["baseline"]]["index"]
         assert found["index"] == pytest.approx(both)
+    curve = report["balance_curve"]
+    assert [point["penalty"] for point in curve] == [0.0, 0.01, 0.03, 0.1, 0.3, 1.0]
+    assert report["weights_of"] == "refitted" and report["weights"] == report["weights_refitted"]
     assert set(report["geometry"]["modalities"]) == {"audio", "vision"} and len(report["geometry"]["cka"]) == 1
 
 
-def test_lost_clips_and_rescue_rates(decided: Decided) -> None:
-    table = decided.table
-    fused = decided.fusions["adaptive"].argmax(axis=1)
-    alone = np.where(table.mask[..., None], table.logits, -1e9).argmax(axis=2)
-    right = (alone == table.labels[:, None]) & table.mask
+def test_lost_clips_and_rescue_rates(judged: DecisionReport) -> None:
+    table = judged.table
+    fused = judged.fusions["adaptive"].argmax(axis=1)
+    own = np.where(table.mask[..., None], table.logits, -1e9).argmax(axis=2)
+    right = (own == table.labels[:, None]) & table.mask
     lost = right.any(axis=1) & (fused != table.labels)
-    found = lost_clips(decided)
+    found = lost_clips(judged)
     assert found["n"] == lost.sum() == sum(map(sum, found["by_class"].values()))
     assert {clip["id"] for clip in found["clips"]} <= {table.ids[i] for i in np.flatnonzero(lost)}
-    rates = rescued(decided, "adaptive")
+    rates = rescued(judged, "adaptive")
     only = right[:, 0] & ~right[:, 1]
     assert rates["rescued"]["audio"] == pytest.approx((fused[only] == table.labels[only]).mean())
     assert rates["lost"] == pytest.approx(lost.sum() / right.any(axis=1).sum())
 
 
-def test_waterfall_adds_up(decided: Decided) -> None:
+def test_waterfall_adds_up(judged: DecisionReport) -> None:
     for row in (0, 17, 200):
-        clip = waterfall(decided, row)
+        clip = waterfall(judged, row)
         assert clip["bias"] + sum(clip["terms"].values()) == pytest.approx(clip["margin"])
-        fused = decided.fusions["adaptive"][row]
-        label = decided.table.labels[row]
+        fused = judged.fusions["adaptive"][row]
+        label = judged.table.labels[row]
         assert clip["margin"] == pytest.approx(fused[label] - np.delete(fused, label).max())
 
 
@@ -188,8 +194,8 @@ def test_modality_detail_by_hand() -> None:
 
 def test_splits() -> None:
     table = make_table(n=400)
-    decided = decide_splits(table, **FAST)
-    assert set(decided.table.splits) == {"test"} and decided.fit_clips == table.splits.count("calibration")
+    judged = decide_splits(table, **FAST)
+    assert set(judged.table.splits) == {"test"} and judged.fit_clips == table.splits.count("calibration")
     with pytest.raises(TableError, match="same clips"):
         decide_splits(table, fit_split="test", **FAST)
     with pytest.raises(TableError, match="no clip has split 'validation'"):
@@ -225,3 +231,50 @@ def test_geometry_skips_clips_without_the_modality() -> None:
     features[:10] = np.nan
     table.features = {"vision": features}
     assert feature_geometry(table)["modalities"]["vision"]["n"] == 40
+
+
+def test_rows_of_train_are_never_judged_unsaid() -> None:
+    table = make_table(n=300)
+    table.splits = ["train" if i % 3 else "test" for i in range(300)]
+    judged = decide_table(table, **FAST)
+    assert set(judged.table.splits) == {"test"} and judged.fit_clips == 100
+    assert any("200 rows of split 'train' are not judged" in note for note in judged.notes)
+    table.splits = ["train"] * 300
+    with pytest.raises(TableError, match="every row has split 'train'"):
+        decide_table(table, **FAST)
+    assert any("flatter" in note for note in decide_table(table, folds=3, **FAST).notes)
+    with pytest.raises(TableError, match="not both"):
+        decide_table(table, folds=3, fit_split="train")
+
+
+def test_draws_of_a_clip_are_one_unit() -> None:
+    """Three equal draws of every clip carry no more than the clip: the interval is that of the clips."""
+    table = make_table(n=200)
+    table.groups = ["one"] * 200
+    rows = np.repeat(np.arange(200), 3)
+    tripled = DecisionTable(
+        ids=[f"{i}-{d}" for i, d in zip(rows, np.tile(range(3), 200), strict=True)], groups=["one"] * 600,
+        splits=[table.splits[i] for i in rows], labels=table.labels[rows], logits=table.logits[rows],
+        classes=table.classes, modalities=table.modalities, clips=[str(i) for i in rows],
+        draws=np.tile(np.arange(3), 200),
+    )  # fmt: skip
+    one, three = decide_splits(table, **FAST).row("sum"), decide_splits(tripled, **FAST).row("sum")
+    width = np.ptp(one["accuracy_ci"])
+    assert np.ptp(three["accuracy_ci"]) == pytest.approx(width, rel=0.15)
+    assert three["accuracy_clean"] == one["accuracy"]
+
+
+def test_what_is_not_defined_is_null_with_a_reason() -> None:
+    """No modality right anywhere, no clip with both, constant features, logits that overflow: still valid JSON."""
+    table = make_table(n=120, classes=3)
+    table.logits[:] = -1e4
+    wrong = (table.labels + 1) % 3
+    table.logits[np.arange(120), :, wrong] = 1e4
+    table.logits[::2, 0], table.logits[1::2, 1] = np.nan, np.nan
+    table.features = {"audio": np.ones((120, 4)), "vision": np.ones((120, 4))}
+    report = diagnose(decide_splits(table, **FAST), draws=10)
+    json.dumps(report, allow_nan=False)
+    assert report["rescued"]["sum"]["lost"] is None
+    reasons = {entry["path"]: entry["reason"] for entry in report["undefined"]}
+    assert reasons["rescued.sum.lost"] == "no modality gets any of these clips right"
+    assert all(reason for reason in reasons.values())

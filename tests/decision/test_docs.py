@@ -29,5 +29,5 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
             assert run(*command.removeprefix("mmbalance ").split(), "--seed", "1") == 0, command
     printed = capsys.readouterr().out
     assert "* chosen:" in printed and "balance index" in printed
-    for name in ("decide.json", "diagnosis.json", "report.html", "allocation/allocation.json"):
+    for name in ("decide.json", "diagnosis.json", "report.html", "allocation/allocation.npz"):
         assert (tmp_path / name).is_file()

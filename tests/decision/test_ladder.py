@@ -2,29 +2,57 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from hf_mmbalance.decision.calibration import calibrated_state
-from hf_mmbalance.decision.families import PARENTS, SHOWN, STIFF
-from hf_mmbalance.decision.folds import clip_folds, group_folds, standard_error
-from hf_mmbalance.decision.ladder import Ladder, RungScore, allowed_rungs, ancestry, choose, fit_ladder
+from hf_mmbalance.decision.fits import FitData
+from hf_mmbalance.decision.folds import clip_folds, draw_folds, group_folds, standard_error
+from hf_mmbalance.decision.ladder import (
+    DEFAULT_STRUCTURE,
+    PARENTS,
+    SHOWN,
+    STIFF,
+    Clips,
+    Ladder,
+    Options,
+    RungScore,
+    allowed_rungs,
+    ancestry,
+    choose,
+    fit_ladder,
+)
 
 from .drawn_tables import draw
 
 
-def ladder(**options: object) -> Ladder:
-    rung = options.pop("rung", None)
-    data = draw(**options)  # type: ignore[arg-type]
-    return fit_ladder(
-        data["logits"],
-        data["labels"],
-        data["groups"],
-        calibrator=lambda z, y: calibrated_state("temperature", z, y),
-        strengths=(30.0, 3.0),
-        folds=3,
-        rung=rung,  # type: ignore[arg-type]
+#: Without features there is no rung of typicality.
+RUNGS = {name for name in PARENTS if name != "typicality"}
+
+
+def clips_of(data: dict[str, Any]) -> Clips:
+    n = len(data["labels"])
+    return Clips(
+        FitData(data["logits"], data["labels"]),
+        np.asarray(data["groups"]),
+        np.arange(n).astype(str),
+        np.zeros(n, dtype=int),
     )
+
+
+def ladder(**options: Any) -> Ladder:
+    chosen = {name: options.pop(name) for name in ("rung", "known_groups", "structure") if name in options}
+    return fit_ladder(clips_of(draw(**options)), Options(folds=3, strengths=(30.0, 3.0), **chosen))
+
+
+def test_draws_of_a_clip_stay_together() -> None:
+    clips = np.repeat([f"c{i}" for i in range(20)], 3)
+    labels, groups = np.repeat(np.arange(20) % 4, 3), np.repeat([f"g{i % 5}" for i in range(20)], 3)
+    for own_groups in (groups, np.repeat("one", 60)):
+        fold = draw_folds(labels, own_groups, clips, 5)
+        assert all(len(set(fold[clips == clip])) == 1 for clip in set(clips)) and len(set(fold)) == 5
+    assert np.ptp([np.bincount(fold[labels == c], minlength=5).max() for c in range(4)]) == 0, "stratified by label"
 
 
 def test_folds_keep_groups_together_and_balance_sizes() -> None:
@@ -54,10 +82,8 @@ def test_standard_error_by_hand() -> None:
     assert standard_error(values[:1], ["a"]) == np.inf
 
 
-def test_names_and_parents_are_those_of_the_design() -> None:
-    assert list(PARENTS) == ["sum", "temperature", "global", "global_bias", "class", "class_bias", "linear", "gate",
-                             "class_gate"]  # fmt: skip
-    assert ancestry("class_gate") == ["class_gate", "gate", "class_bias", "class", "global", "temperature", "sum"]
+def test_names_and_parents() -> None:
+    assert ancestry("class") == ["class", "bias", "global", "typicality", "temperature", "prior_sum", "sum"]
     with pytest.raises(ValueError, match="'clas' is unknown"):
         ancestry("clas")
 
@@ -68,45 +94,72 @@ def scores(n: int = 1000, **means: float) -> dict[str, RungScore]:
     return {name: RungScore(mean + noise + rng.normal(0, 0.05, n), np.ones(n) * 0.5) for name, mean in means.items()}
 
 
-GROUPS = np.arange(1000).astype(str)
+ROWS = Clips(
+    FitData(np.zeros((1000, 2, 2)), np.zeros(1000, dtype=int)), np.arange(1000), np.arange(1000), np.zeros(1000)
+)
 
 
 def test_the_simplest_within_one_paired_error_is_taken() -> None:
     # the paired error is about .002, that of a rung's own mean about .004
-    found = scores(sum=2.0, best_single=2.0, temperature=1.5, **{"global": 1.0005, "class": 1.0, "class_bias": 0.9999})
-    name, reason = choose(found, GROUPS, ["sum", "temperature", "global", "class", "class_bias"])
+    found = scores(sum=2.0, best_single=2.0, temperature=1.5, **{"global": 1.0005, "bias": 1.0, "class": 0.9999})
+    name, reason = choose(found, ROWS, ["sum", "temperature", "global", "bias", "class"])
     assert name == "global" and "one paired standard error" in reason
     found = scores(sum=2.0, best_single=2.0, temperature=1.5, **{"global": 1.01, "class": 1.0})
-    assert choose(found, GROUPS, ["sum", "temperature", "global", "class"])[0] == "class"
+    assert choose(found, ROWS, ["sum", "temperature", "global", "class"])[0] == "class"
 
 
-def test_nothing_is_taken_that_does_not_beat_both_fallbacks() -> None:
+def test_nothing_is_taken_that_does_not_beat_the_fallbacks() -> None:
     found = scores(sum=1.0, best_single=0.9, temperature=0.95, **{"global": 0.94})
-    name, reason = choose(found, GROUPS, ["sum", "temperature", "global"])
+    name, reason = choose(found, ROWS, ["sum", "temperature", "global"])
     assert name == "best_single" and "does not beat the fallback" in reason
 
 
-def test_a_gate_must_not_lose_accuracy() -> None:
-    found = scores(sum=2.0, best_single=2.0, class_bias=1.0, gate=0.9)
-    candidates = ["sum", "class_bias", "gate"]
-    assert choose(found, GROUPS, candidates)[0] == "gate"
-    found["gate"].hit[0] -= 0.01
-    assert choose(found, GROUPS, candidates)[0] == "class_bias"
+def test_what_loses_accuracy_to_a_fallback_is_out() -> None:
+    found = scores(sum=2.0, best_single=2.0, temperature=1.1, **{"global": 1.0})
+    found["sum"].hit[:] = 1.0
+    found["temperature"].hit[:] = 1.0
+    found["global"].hit[:] = np.arange(1000) >= 10  # loses .010, standard error .0031
+    name, reason = choose(found, ROWS, ["sum", "temperature", "global"])
+    assert name == "temperature" and "global lose held-out accuracy" in reason
+    found["global"].hit[:] = 1.0
+    assert choose(found, ROWS, ["sum", "temperature", "global"])[0] == "global"
+
+
+def test_what_loses_accuracy_on_clean_draws_is_out_though_it_gains_on_all() -> None:
+    draws = Clips(ROWS.data, ROWS.groups, ROWS.names, (np.arange(1000) >= 200).astype(int))
+    found = scores(sum=2.0, best_single=2.0, temperature=1.0)
+    found["sum"].hit[:] = np.arange(1000) < 600
+    found["temperature"].hit[:] = np.arange(1000) >= 10  # clean: 190 of 200; corrupted: all
+    assert choose(found, ROWS, ["sum", "temperature"])[0] == "temperature"
+    assert choose(found, draws, ["sum", "temperature"])[0] == "sum"
+    found["temperature"].hit[:] = np.arange(1000) >= 2  # within two standard errors of the clean draws
+    assert choose(found, draws, ["sum", "temperature"])[0] == "temperature"
 
 
 def test_fewer_than_three_groups_allow_stiff_rungs_only() -> None:
     for number in (1, 2):
         got = ladder(groups=number, n=200)
-        assert set(got.states) == {*STIFF, *SHOWN, "best_single"} and got.chosen in {*STIFF, "best_single"}
+        assert set(got.states) == (RUNGS & {*STIFF, *SHOWN}) | {"best_single"}
+        assert got.chosen in {*STIFF, "best_single"}
         assert any(f"{number} group(s)" in note for note in got.notes)
-    assert set(ladder(groups=3, n=200).states) == {*PARENTS, "best_single"}
+    assert set(ladder(groups=3, n=200).states) == {*RUNGS, "best_single"}
 
 
-def test_wide_rungs_are_left_out_with_many_classes() -> None:
-    logits, labels = np.zeros((200, 2, 65)), np.arange(200) % 65
-    allowed, notes = allowed_rungs(logits, labels, np.arange(200).astype(str))
-    assert "linear" not in allowed and "class_gate" not in allowed and "gate" in allowed
-    assert any("65 classes" in note for note in notes)
+def test_known_groups_allow_all_rungs_by_clip_folds() -> None:
+    got = ladder(groups=1, n=200, known_groups=True)
+    assert set(got.states) == {*RUNGS, "best_single"} and not any("group(s)" in note for note in got.notes)
+
+
+def test_the_default_structure_adds_no_buffer() -> None:
+    got = ladder(n=200, structure="default")
+    assert set(got.states) == {*DEFAULT_STRUCTURE, "best_single"}
+    assert all(not state.options for state in got.states.values())
+
+
+def test_dirichlet_is_left_out_with_many_classes() -> None:
+    data = {"logits": np.zeros((200, 2, 65)), "labels": np.arange(200) % 65, "groups": np.arange(200)}
+    allowed, notes = allowed_rungs(clips_of(data), Options())
+    assert "dirichlet" not in allowed and "vector" in allowed and any("65 classes" in note for note in notes)
 
 
 def test_a_distorted_sum_is_mended() -> None:
@@ -117,19 +170,20 @@ def test_a_distorted_sum_is_mended() -> None:
 
 
 def test_a_rung_asked_for_is_taken_with_its_parents_only() -> None:
-    got = ladder(rung="class", n=200)
-    assert got.chosen == "class" and set(got.states) == {"sum", "best_single", "temperature", "global", "class"}
+    got = ladder(rung="bias", n=200)
+    wanted = {"sum", "prior_sum", "best_single", "temperature", "global", "bias"}
+    assert got.chosen == "bias" and set(got.states) == wanted
     got = ladder(rung="class", groups=2, n=200)
     assert got.chosen in {*STIFF, "best_single"}
     assert any("'class' was asked for" in note for note in got.notes)
 
 
-def test_a_useless_modality_leaves_the_other_alone() -> None:
+def test_a_useless_modality_does_not_hurt() -> None:
     data = draw(n=600, classes=3)
     rng = np.random.default_rng(5)
     data["logits"][:, 1] = 3 * rng.normal(size=(600, 3))
-    got = fit_ladder(**data, calibrator=lambda z, y: calibrated_state("temperature", z, y), strengths=(30.0, 3.0))
-    fused = got.states[got.chosen].fuse(data["logits"])[0].argmax(axis=1)
-    alone = got.states["best_single"].fuse(data["logits"])[0].argmax(axis=1)
+    got = fit_ladder(clips_of(data), Options(strengths=(30.0, 3.0)))
+    fused = got.states[got.chosen].fuse(data["logits"]).logits.argmax(axis=1)
+    best = got.states["best_single"].fuse(data["logits"]).logits.argmax(axis=1)
     assert got.best_single == 0
-    assert (fused == data["labels"]).mean() >= (alone == data["labels"]).mean() - 0.01
+    assert (fused == data["labels"]).mean() >= (best == data["labels"]).mean() - 0.01

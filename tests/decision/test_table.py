@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,94 @@ def test_missing_group_and_split_are_warned_fallbacks(tmp_path: Path) -> None:
 def test_wrong_number_of_class_names(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="3 class names for logits of 2 classes"):
         DecisionTable.read(write(tmp_path / "t.parquet"), classes=["a", "b", "c"])
+
+
+def test_clips_and_draws_round_trip(tmp_path: Path) -> None:
+    table = DecisionTable(**fields(), clips=["a", "b", "c", "a", "b", "c"], draws=np.array([0, 0, 0, 1, 1, 1]))
+    for suffix in (".parquet", ".npz"):
+        table.write(tmp_path / f"t{suffix}")
+        back = DecisionTable.read(tmp_path / f"t{suffix}")
+        assert back.clips == table.clips and back.draw_numbers.tolist() == [0, 0, 0, 1, 1, 1]
+    assert table.take([3, 1]).clips == ["a", "b"] and table.take([3, 1]).draw_numbers.tolist() == [1, 0]
+    assert DecisionTable(**fields()).clips == fields()["ids"]
+    with pytest.raises(TableError, match="draws of clip 'a' have different groups or labels"):
+        DecisionTable(**fields(), clips=["a"] * 6)
+    with pytest.raises(TableError, match="'draw' must hold integers from 0"):
+        DecisionTable(**fields(), draws=np.full(6, -1))
+
+
+def test_splits_are_matched_without_case_and_eval_is_validation() -> None:
+    table = DecisionTable(**change(splits=["Calibration", "TEST", " Val ", "eval", "Train", "testing"]))
+    assert table.splits == ["calibration", "test", "validation", "validation", "train", "test"]
+    assert len(table.select("Test")) == 2
+
+
+def test_clips_without_a_group_are_their_own_groups() -> None:
+    with pytest.warns(UserWarning, match=r"2 row\(s\) have no group"):
+        table = DecisionTable(**change(groups=["a", None, "b", float("nan"), "c", "c"]))
+    assert table.groups == ["a", "clip clip1", "b", "clip clip3", "c", "c"]
+
+
+@pytest.mark.parametrize("name", ["sum", "adaptive", "prior_sum", "model"])
+def test_modalities_named_as_rows_of_the_report_are_refused(name: str) -> None:
+    with pytest.raises(TableError, match=f"a modality is called '{name}'.*rename"):
+        DecisionTable(**change(modalities=["audio", name]))
+
+
+def test_partly_nan_features_are_refused() -> None:
+    features = np.zeros((6, 2))
+    features[2, 1] = np.nan
+    with pytest.raises(TableError, match=r"'features.audio' of clip 'clip2' holds NaN or inf \(1 such"):
+        DecisionTable(**fields(), features={"audio": features})
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".npz"])
+def test_damaged_files_are_refused_without_a_traceback(tmp_path: Path, suffix: str) -> None:
+    """Truncated, or with bytes changed: a TableError, or a table where the damage hit nothing that matters."""
+    path = tmp_path / f"t{suffix}"
+    DecisionTable(**fields(), features={"audio": np.ones((6, 3))}).write(path)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for case in range(150):
+        damaged = bytearray(whole)
+        if case % 3 == 0:
+            damaged = damaged[: rng.integers(1, len(whole))]
+        else:
+            for at in rng.integers(0, len(whole), size=1 + case % 8):
+                damaged[at] = rng.integers(0, 256)
+        path.write_bytes(bytes(damaged))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                DecisionTable.read(path)
+            except TableError as error:
+                refused += 1
+                assert str(path) in str(error)
+    assert refused > 50
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("label", np.zeros((2, 2), dtype=int), "'label' has shape"),
+        ("logits.p", np.zeros(2), "'logits.p' has shape"),
+        ("group", np.array("x"), "'group' has shape"),
+        ("split", np.array(["test"]), "different lengths"),
+        ("logits.p", np.array([["a", "b"], ["c", "d"]]), "cannot be used"),
+    ],
+)
+def test_npz_arrays_of_wrong_shapes(tmp_path: Path, name: str, value: np.ndarray, message: str) -> None:
+    good = {"id": np.array(["a", "b"]), "group": np.array(["x", "y"]), "split": np.array(["test", "test"]),
+            "label": np.array([0, 1]), "logits.p": np.eye(2), "logits.q": -np.eye(2)}  # fmt: skip
+    np.savez(tmp_path / "t.npz", **(good | {name: value}))
+    with pytest.raises(TableError, match=f"t.npz: .*{message}"):
+        DecisionTable.read(tmp_path / "t.npz")
+
+
+@pytest.mark.parametrize(("key", "text"), [("classes", "{"), ("modalities", '"audio"'), ("classes", "[[1], [2]]")])
+def test_metadata_of_other_types_is_refused(tmp_path: Path, key: str, text: str) -> None:
+    path = write(tmp_path / "t.parquet")
+    table = pq.read_table(path).replace_schema_metadata({key: text})
+    pq.write_table(table, path)
+    with pytest.raises(TableError, match=f"metadata '{key}'"):
+        DecisionTable.read(path)

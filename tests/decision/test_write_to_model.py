@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from hf_mmbalance.decision.allocation import Allocation
-from hf_mmbalance.decision.head import state_of_run
+from hf_mmbalance.decision.state import state_of_run
 
-from .drawn_tables import draw
+from .drawn_tables import draw_with_features
 
 
 torch = pytest.importorskip("torch")
@@ -32,15 +32,20 @@ def model() -> Any:
     return MMBalanceForAudioVisualClassification(config).eval()
 
 
-@pytest.mark.parametrize("rung", ["linear", "class_gate", "global_bias"])
+@pytest.mark.parametrize("rung", ["dirichlet", "typicality", "bias"])
 def test_decisions_are_the_tables_and_survive_saving(model: Any, rung: str, tmp_path: Path) -> None:
-    data = draw(n=200)
-    allocation = Allocation(rung=rung, strengths=(3.0,), folds=2).fit(data["logits"], data["labels"], data["groups"])
+    data = draw_with_features(n=200)
+    widths = model.fusion.feature_sizes
+    features = [np.pad(value, ((0, 0), (0, width - 6))) for value, width in zip(data["features"], widths, strict=True)]
+    allocation = Allocation(rung=rung, strengths=(3.0,), folds=2)
+    allocation.fit(data["logits"], data["labels"], data["groups"], features)
     allocation.write_to(model)
     model.save_pretrained(tmp_path)
     read = state_of_run(tmp_path)
     assert read is not None
-    np.testing.assert_allclose(read.fuse(data["logits"])[0], allocation.decision_function(data["logits"]), atol=1e-4)
+    want = allocation.decision_function(data["logits"], features)
+    known = read.typicality(features, np.ones((200, 2), dtype=bool))
+    np.testing.assert_allclose(read.fuse(data["logits"], known).logits, want, atol=1e-3)
     loaded = type(model).from_pretrained(tmp_path).eval()
     inputs = {"input_values": torch.randn(6, 16, 16), "pixel_values": torch.randn(6, 2, 3, 16, 16)}
     mask = torch.tensor([[True, True]] * 3 + [[True, False], [False, True], [True, True]])
@@ -49,4 +54,7 @@ def test_decisions_are_the_tables_and_survive_saving(model: Any, rung: str, tmp_
             out = own(**inputs, modality_mask=mask)
         logits = out.modality_logits.double().numpy()
         logits[~mask.numpy()] = np.nan
-        np.testing.assert_allclose(out.logits.softmax(-1).numpy(), allocation.predict_proba(logits), atol=1e-5)
+        own_features = [value.double().numpy() for value in out.modality_features]
+        np.testing.assert_allclose(
+            out.logits.softmax(-1).numpy(), allocation.predict_proba(logits, features=own_features), atol=1e-5
+        )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_mmbalance.decision.head import HeadState
+from hf_mmbalance.decision.evaluation import FittedPart
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.metrics.measures import (
     clip_nll,
@@ -20,8 +20,7 @@ from hf_mmbalance.metrics.measures import (
 )
 
 
-#: What judged which rows: [(rows, state), ...].
-Fitted = list[tuple[np.ndarray, HeadState]]
+Fitted = list[FittedPart]
 VALUES = ("accuracy", "log_likelihood")
 
 
@@ -113,11 +112,13 @@ def subset_values(
     for subset in range(1, 2**modalities):
         inside = (subset >> np.arange(modalities) & 1).astype(bool)
         there: np.ndarray = np.any(table.mask[:, inside], axis=1)
-        for rows, state in fitted:
-            kept = rows[there[rows]]
+        masked = np.where(inside[:, None], table.logits, np.nan)
+        for part in fitted:
+            keep = there[part.rows]
+            kept = part.rows[keep]
             if not len(kept):
                 continue
-            fused = state.fuse(np.where(inside[:, None], table.logits[kept], np.nan))[0]
+            fused = part.fuse(masked, keep).logits
             labels = table.labels[kept]
             values[subset, kept] = correct(fused, labels) if value == "accuracy" else -clip_nll(fused, labels)
     return values
@@ -132,22 +133,22 @@ def balance(
     draws: int = 1000,
     seed: int = 0,
 ) -> Balance:
-    """Balance of a fusion on the clips of a table (DESIGN section 5).
+    """Balance of a fusion on the clips of a table.
 
     Two fusions of one table with the same seed are resampled alike, so the difference of their draws is paired.
     """
     phi = shapley(subset_values(fitted, table, value, prior))
     right = (predict(np.where(table.mask[..., None], table.logits, 0.0)) == table.labels[:, None]).astype(float)
-    alone = np.where(table.mask, right, np.nan).T
+    by_modality = np.where(table.mask, right, np.nan).T
     classes = len(table.classes)
-    capability = class_mean_draws(alone, table, draws=draws, seed=seed) - 1 / classes
+    capability = class_mean_draws(by_modality, table, draws=draws, seed=seed) - 1 / classes
     return Balance(capability, class_mean_draws(phi, table, draws=draws, seed=seed))
 
 
 def class_mean_draws(values: np.ndarray, table: DecisionTable, *, draws: int, seed: int) -> np.ndarray:
     """Class means of per-clip values `(K, N)` (NaN left out) and their bootstrap draws, `(1 + draws, K, C)`."""
     classes = len(table.classes)
-    unit, counts = resampled_counts(table.groups, len(table), draws=draws, seed=seed)
+    unit, counts = resampled_counts(table.units, len(table), draws=draws, seed=seed)
     units = counts.shape[1]
     cell = unit * classes + table.labels
     there = np.isfinite(values)

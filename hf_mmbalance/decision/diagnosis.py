@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from sklearn.isotonic import IsotonicRegression
 
-from hf_mmbalance.decision.balance import Balance, balance, interval
-from hf_mmbalance.decision.calibration import IsotonicCalibration
-from hf_mmbalance.decision.decide import Decided
-from hf_mmbalance.decision.folds import group_folds
+from hf_mmbalance.decision.contributions import Balance, balance, interval
+from hf_mmbalance.decision.evaluation import DecisionReport, FittedPart, fused_logits
+from hf_mmbalance.decision.folds import draw_folds
+from hf_mmbalance.decision.plain import plain_report
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.metrics import geometry
 from hf_mmbalance.metrics.measures import (
@@ -26,50 +27,81 @@ from hf_mmbalance.metrics.measures import (
 )
 
 
-ABLATION = {"global": "global", "+ bias": "global_bias", "class": "class", "both": "class_bias"}
+ABLATION = {"global": "global", "+ bias": "bias", "+ class weights": "class"}
+#: Weights of the balance penalty that the accuracy-balance curve shows.
+PENALTIES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 #: Shapley needs 2^M fusions of all clips a method; 12 modalities are 4,096.
 MAX_MODALITIES = 12
 LISTED_CLIPS = 12
 
 
-def diagnose(decided: Decided, *, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Everything DESIGN section 5 asks for, as plain values for JSON and the report.
+def diagnose(judged: DecisionReport, *, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """All measures of a judged table, as plain values for JSON and the report.
 
     Args:
-        decided: a judged table (`decide_splits` or `decide_folds`).
+        judged: a judged table (`decide_splits` or `decide_folds`).
         draws: bootstrap draws.
         seed: of the bootstrap.
 
     Raises:
         ValueError: with more than 12 modalities.
     """
-    table = decided.table
+    table = judged.table
     if len(table.modalities) > MAX_MODALITIES:
         raise ValueError(
             f"{len(table.modalities)} modalities: exact Shapley values are computed up to {MAX_MODALITIES}."
         )
-    prior = decided.allocation.prior_
-    balances = {name: balance(fitted, table, draws=draws, seed=seed) for name, fitted in decided.states.items()}
-    likelihood = balance(
-        decided.states["adaptive"], table, value="log_likelihood", prior=prior, draws=draws, seed=seed
+    prior = judged.allocation.prior_
+    balances = {name: balance(fitted, table, draws=draws, seed=seed) for name, fitted in judged.states.items()}
+    likelihood = balance(judged.states["adaptive"], table, value="log_likelihood", prior=prior, draws=draws, seed=seed)
+    return plain_report(
+        {
+            **judged.as_dict(),
+            "balance": {name: found.as_dict(table) for name, found in balances.items()},
+            "balance_log_likelihood": likelihood.as_dict(table),
+            "index_differences": _index_differences(balances),
+            "modality_detail": {name: modality_detail(table, m) for m, name in enumerate(table.modalities)},
+            "calibration": {name: calibration_detail(judged, name) for name in _judged(judged)},
+            "ablation": ablation(judged),
+            "rescued": {name: rescued(judged, name) for name in judged.states},
+            "lost": lost_clips(judged),
+            "clips": [waterfall(judged, row) for row in _telling_clips(judged)],
+            "geometry": feature_geometry(table),
+            "balance_curve": balance_curve(judged, seed=seed),
+        }
     )
-    return {
-        **decided.as_dict(),
-        "balance": {name: found.as_dict(table) for name, found in balances.items()},
-        "balance_log_likelihood": likelihood.as_dict(table),
-        "index_differences": _index_differences(balances),
-        "modality_detail": {name: modality_detail(table, m) for m, name in enumerate(table.modalities)},
-        "calibration": {name: calibration_detail(decided, name) for name in _judged(decided)},
-        "ablation": ablation(decided),
-        "rescued": {name: rescued(decided, name) for name in decided.states},
-        "lost": lost_clips(decided),
-        "clips": [waterfall(decided, row) for row in _telling_clips(decided)],
-        "geometry": feature_geometry(table),
-    }
 
 
-def _judged(decided: Decided) -> list[str]:
-    return [name for name, logits in decided.fusions.items() if not np.isnan(logits).all()]
+def _judged(judged: DecisionReport) -> list[str]:
+    return [name for name, logits in judged.fusions.items() if not np.isnan(logits).all()]
+
+
+def balance_curve(judged: DecisionReport, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Accuracy, NLL and balance index of the class weights under growing penalties towards capability shares.
+
+    Empty where no weights can be fitted, or where the allocation was loaded and holds no clips.
+    """
+    if not all("class" in part.ladder_.scores for _, part in judged.parts):
+        return []
+    found = []
+    for penalty in PENALTIES:
+        fitted = [
+            FittedPart.of(rows, part.complete(part.rebalanced(penalty)), judged.table) for rows, part in judged.parts
+        ]
+        logits = fused_logits(judged.table.logits, fitted)
+        hit = correct(logits, judged.table.labels)
+        index = balance(fitted, judged.table, draws=200, seed=seed).index
+        found.append(
+            {
+                "penalty": penalty,
+                "accuracy": float(hit.mean()),
+                "accuracy_ci": list(bootstrap_ci(hit, judged.table.units)),
+                "nll": nll(logits, judged.table.labels),
+                "index": float(index[0]),
+                "index_ci": interval(index[1:]),
+            }
+        )
+    return found
 
 
 def _index_differences(balances: dict[str, Balance]) -> list[dict[str, Any]]:
@@ -84,12 +116,12 @@ def _index_differences(balances: dict[str, Balance]) -> list[dict[str, Any]]:
 
 
 def modality_detail(table: DecisionTable, m: int) -> dict[str, Any]:
-    """One modality alone: accuracy, calibration, recall and AUC per class, distributions of its logits."""
+    """One modality by itself: accuracy, calibration, recall and AUC per class, distributions of its logits."""
     here = table.mask[:, m]
     if not here.any():
         return {"n": 0}
     labels, classes = table.labels[here], len(table.classes)
-    groups = np.asarray(table.groups)[here]
+    units = np.asarray(table.units)[here]
     scores = table.logits[here, m]
     log_p = log_softmax(scores)
     hit = correct(scores, labels)
@@ -101,14 +133,16 @@ def modality_detail(table: DecisionTable, m: int) -> dict[str, Any]:
     return {
         "n": int(here.sum()),
         "accuracy": float(hit.mean()),
-        "accuracy_ci": list(bootstrap_ci(hit, groups)),
+        "accuracy_ci": list(bootstrap_ci(hit, units)),
         "recall": recall,
         "auc": [None if np.isnan(value) else value for value in area],
         "nll": nll(scores, labels),
         "brier": brier(scores, labels),
         "ece": ece(scores, labels),
         "ece_adaptive": ece(scores, labels, adaptive=True),
-        "ece_isotonic": _isotonic_ece(scores, labels, groups),
+        "ece_isotonic": _isotonic_ece(
+            scores, labels, np.asarray(table.groups)[here], np.asarray(table.clip_names)[here]
+        ),
         "logit_norm": _spread(np.linalg.norm(centred, axis=1)),
         "logit_range": _spread(top[:, -1] - top[:, 0]),
         "margin": _spread(margin),
@@ -119,14 +153,21 @@ def modality_detail(table: DecisionTable, m: int) -> dict[str, Any]:
     }
 
 
-def _isotonic_ece(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> float | None:
-    """ECE that a free monotone calibration reaches out of fold: a floor to judge temperatures by."""
-    if len(set(groups)) < 2 or len(labels) < 50 or scores.shape[1] > 64:
+def _isotonic_ece(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, clips: np.ndarray) -> float | None:
+    """ECE of one isotonic regression per class against the rest (Zadrozny & Elkan, 2002), out of fold.
+
+    What a free monotone calibration reaches: a floor to judge temperatures by.
+    """
+    if len(set(clips)) < 50 or scores.shape[1] > 64:
         return None
-    fold, out = group_folds(groups, 5), np.empty_like(scores)
+    fold, out = draw_folds(labels, groups, clips, 5), np.empty_like(scores)
+    probabilities = np.exp(log_softmax(scores))
     for k in range(int(fold.max()) + 1):
-        out[fold == k] = IsotonicCalibration().fit(scores[fold != k], labels[fold != k]).transform(scores[fold == k])
-    return ece(out, labels)
+        learn, judge = fold != k, fold == k
+        for c in range(scores.shape[1]):
+            fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
+            out[judge, c] = fitted.fit(probabilities[learn, c], labels[learn] == c).predict(probabilities[judge, c])
+    return ece(np.log(np.maximum(out, 1e-3)), labels)
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
@@ -139,11 +180,11 @@ def _histogram(values: np.ndarray, bins: int = 30) -> dict[str, list[float]]:
     return {"count": count.tolist(), "edges": edges.tolist()}
 
 
-def calibration_detail(decided: Decided, method: str) -> dict[str, Any]:
+def calibration_detail(judged: DecisionReport, method: str) -> dict[str, Any]:
     """ECE (equal width, equal mass), NLL, Brier and reliability data of one method."""
-    logits = decided.fusions[method]
+    logits = judged.fusions[method]
     there = ~np.isnan(logits).any(axis=1)
-    scores, labels = logits[there], decided.table.labels[there]
+    scores, labels = logits[there], judged.table.labels[there]
     data = reliability(scores, labels)
     filled = data["count"] > 0
     return {
@@ -156,22 +197,22 @@ def calibration_detail(decided: Decided, method: str) -> dict[str, Any]:
     }
 
 
-def ablation(decided: Decided) -> list[dict[str, Any]]:
-    """Global weights / + bias / class weights / both: accuracy and paired difference to global weights alone."""
-    if not all(rung in decided.fusions for rung in ABLATION.values()):
+def ablation(judged: DecisionReport) -> list[dict[str, Any]]:
+    """Global weights, with a class bias, and with class weights too: accuracy and paired differences."""
+    if not all(rung in judged.fusions for rung in ABLATION.values()):
         return []
     return [
-        {"label": label, **decided.row(rung), "over_global": decided.difference(rung, "global")}
-        | {"over_bias": decided.difference(rung, "global_bias")}
+        {"label": label, **judged.row(rung), "over_global": judged.difference(rung, "global")}
+        | {"over_bias": judged.difference(rung, "bias")}
         for label, rung in ABLATION.items()
     ]
 
 
-def rescued(decided: Decided, method: str) -> dict[str, Any]:
+def rescued(judged: DecisionReport, method: str) -> dict[str, Any]:
     """Rescued and lost parts of one fusion, by modality name."""
-    table = decided.table
-    each = _right_alone(table)
-    found = rescued_and_lost(each, correct(decided.fusions[method], table.labels))
+    table = judged.table
+    each = _own_right(table)
+    found = rescued_and_lost(each, correct(judged.fusions[method], table.labels))
     names = table.modalities
     rate = [None if np.isnan(value) else float(value) for value in found["rescued"]]
     return {
@@ -183,30 +224,30 @@ def rescued(decided: Decided, method: str) -> dict[str, Any]:
     }
 
 
-def _right_alone(table: DecisionTable) -> np.ndarray:
-    alone = predict(np.where(table.mask[..., None], table.logits, 0.0))
-    return np.asarray((alone == table.labels[:, None]) & table.mask)
+def _own_right(table: DecisionTable) -> np.ndarray:
+    own = predict(np.where(table.mask[..., None], table.logits, 0.0))
+    return np.asarray((own == table.labels[:, None]) & table.mask)
 
 
-def contributions(decided: Decided, method: str = "adaptive") -> np.ndarray:
+def contributions(judged: DecisionReport, method: str = "adaptive") -> np.ndarray:
     """Terms `(N, M, C)` of one fusion; what they leave of the fused logits is the bias."""
-    table = decided.table
+    table = judged.table
     terms = np.empty(table.logits.shape)
-    for rows, state in decided.states[method]:
-        terms[rows] = state.fuse(table.logits[rows])[2]
+    for part in judged.states[method]:
+        terms[part.rows] = part.fuse(table.logits).contributions
     return terms
 
 
-def lost_clips(decided: Decided) -> dict[str, Any]:
+def lost_clips(judged: DecisionReport) -> dict[str, Any]:
     """Clips that some modality gets right and `adaptive` gets wrong, and which modality pulled it off the label.
 
     The culprit is the modality whose term speaks most for the predicted class against the label.
     """
-    table = decided.table
-    fused = predict(decided.fusions["adaptive"])
-    right = _right_alone(table)
+    table = judged.table
+    fused = predict(judged.fusions["adaptive"])
+    right = _own_right(table)
     lost = np.flatnonzero(right.any(axis=1) & (fused != table.labels))
-    terms = contributions(decided)[lost]
+    terms = contributions(judged)[lost]
     rows = np.arange(len(lost))
     pull = terms[rows, :, fused[lost]] - terms[rows, :, table.labels[lost]]
     culprit = pull.argmax(axis=1)
@@ -221,7 +262,7 @@ def lost_clips(decided: Decided) -> dict[str, Any]:
                 "id": table.ids[lost[i]],
                 "label": table.classes[table.labels[lost[i]]],
                 "predicted": table.classes[fused[lost[i]]],
-                "right_alone": [name for m, name in enumerate(table.modalities) if right[lost[i], m]],
+                "right_modalities": [name for m, name in enumerate(table.modalities) if right[lost[i], m]],
                 "culprit": table.modalities[culprit[i]],
                 "pull": float(pull[i, culprit[i]]),
             }
@@ -230,11 +271,11 @@ def lost_clips(decided: Decided) -> dict[str, Any]:
     }
 
 
-def _telling_clips(decided: Decided, number: int = 4) -> list[int]:
+def _telling_clips(judged: DecisionReport, number: int = 4) -> list[int]:
     """Clips to show: two that fusion rescues from a wrong modality and two that it loses, the clearest of each."""
-    table = decided.table
-    right = _right_alone(table)
-    log_p = log_softmax(decided.fusions["adaptive"])
+    table = judged.table
+    right = _own_right(table)
+    log_p = log_softmax(judged.fusions["adaptive"])
     rows = np.arange(len(table))
     others = log_p.copy()
     others[rows, table.labels] = -np.inf
@@ -247,14 +288,14 @@ def _telling_clips(decided: Decided, number: int = 4) -> list[int]:
     return [int(row) for row in (*best, *worst)]
 
 
-def waterfall(decided: Decided, row: int) -> dict[str, Any]:
+def waterfall(judged: DecisionReport, row: int) -> dict[str, Any]:
     """How the margin of the label over its strongest rival comes about in one clip: bias plus each modality's term."""
-    table = decided.table
-    fused = decided.fusions["adaptive"][row]
+    table = judged.table
+    fused = judged.fusions["adaptive"][row]
     label = int(table.labels[row])
     rival = int(np.where(np.arange(len(fused)) == label, -np.inf, fused).argmax())
-    state = next(state for rows, state in decided.states["adaptive"] if row in rows)
-    terms = state.fuse(table.logits[row : row + 1])[2][0]
+    part = next(part for part in judged.states["adaptive"] if row in part.rows)
+    terms = part.fuse(table.logits, part.rows == row).contributions[0]
     steps = {name: float(terms[m, label] - terms[m, rival]) for m, name in enumerate(table.modalities)}
     total = float(fused[label] - fused[rival])
     return {

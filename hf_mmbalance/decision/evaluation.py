@@ -1,0 +1,319 @@
+"""The whole ladder, fallbacks and baselines of a table, judged on clips the fit did not use."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hf_mmbalance.decision.allocation import Allocation
+from hf_mmbalance.decision.folds import draw_folds
+from hf_mmbalance.decision.ladder import PARENTS
+from hf_mmbalance.decision.state import Fused, HeadState
+from hf_mmbalance.decision.table import DecisionTable, TableError
+from hf_mmbalance.metrics.measures import bootstrap_ci, ci_unit, clip_nll, correct, ece
+
+
+@dataclass
+class FittedPart:
+    """A fitted head and the rows of a table that it judges.
+
+    Args:
+        rows: `(n,)` indices into the table.
+        state: the head.
+        typicality: `(n, M)` of these rows under this head, or None.
+    """
+
+    rows: np.ndarray
+    state: HeadState
+    typicality: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, rows: np.ndarray, state: HeadState, table: DecisionTable) -> FittedPart:
+        """The part with the typicality of its rows from the table's features; None where it has none."""
+        features = [table.features[name][rows] if name in table.features else None for name in table.modalities]
+        known = any(value is not None for value in features)
+        return cls(rows, state, state.typicality(features, table.mask[rows]) if known else None)
+
+    def fuse(self, logits: np.ndarray, keep: np.ndarray | None = None) -> Fused:
+        """Decide on logits `(N, M, C)` of the whole table, for this part's rows or those of them in `keep (n,)`."""
+        rows, typicality = self.rows, self.typicality
+        if keep is not None:
+            rows, typicality = rows[keep], None if typicality is None else typicality[keep]
+        return self.state.fuse(logits[rows], typicality)
+
+
+@dataclass
+class DecisionReport:
+    """Fusions of a table with what each of them gives on clips it was not fitted on.
+
+    Args:
+        table: the judged rows.
+        fusions: method -> its fused logits `(N, C)`, in the order of the report.
+        states: method -> the fitted heads and the rows they judge; only for the ladder.
+        allocation: fitted on the whole fitting part: what `--save` keeps.
+        parts: (rows, allocation) that judged them.
+        fit_clips: number of rows the allocation was fitted on.
+        scaled_sum_nll: `(N,)` NLL of the fallback `sum`, the plain sum under one fitted temperature.
+        notes: what the reader must know.
+    """
+
+    table: DecisionTable
+    fusions: dict[str, np.ndarray]
+    states: dict[str, list[FittedPart]]
+    allocation: Allocation
+    parts: list[tuple[np.ndarray, Allocation]]
+    fit_clips: int
+    scaled_sum_nll: np.ndarray
+    notes: list[str] = field(default_factory=list)
+
+    def add_head(self, name: str, state: HeadState) -> None:
+        """Judge one more fusion, such as a trained model's own head, beside the refitted ones.
+
+        Raises:
+            TableError: if the head has other modalities or classes than the table.
+        """
+        if state.shape != self.table.logits.shape[1:]:
+            raise TableError(
+                f"the head {name!r} has {state.shape} modalities and classes, the table {self.table.logits.shape[1:]}."
+            )
+        if state.options.get("typicality") and not self.table.features:
+            self.notes.append(f"{name!r} uses typicality but the table has no features: every clip counts as average")
+        part = FittedPart.of(np.arange(len(self.table)), state, self.table)
+        self.states[name] = [part]
+        self.fusions[name] = part.fuse(self.table.logits).logits
+
+    def per_clip(self, method: str) -> tuple[np.ndarray, np.ndarray]:
+        """Correctness and NLL of every row; NaN where the method does not answer (modality or reference missing)."""
+        logits = self.fusions[method]
+        there = ~np.isnan(logits).any(axis=1)
+        hit, loss = np.full(len(logits), np.nan), np.full(len(logits), np.nan)
+        if there.any():
+            hit[there] = correct(logits[there], self.table.labels[there])
+            loss[there] = clip_nll(logits[there], self.table.labels[there])
+        return hit, loss
+
+    def row(self, method: str) -> dict[str, Any]:
+        """One line of the report."""
+        hit, loss = self.per_clip(method)
+        there = ~np.isnan(hit)
+        if not there.any():
+            return {"method": method, "n": 0, "accuracy": None, "accuracy_ci": None, "nll": None, "ece": None}
+        units = np.asarray(self.table.units)[there]
+        more = {"nll_scaled": float(self.scaled_sum_nll.mean())} if method == "sum" else {}
+        clean = there & (self.table.draw_numbers == 0)
+        if self.table.draw_numbers.any() and clean.any():
+            more |= {"accuracy_clean": float(hit[clean].mean()), "nll_clean": float(loss[clean].mean())}
+        return {
+            "method": method,
+            "n": int(there.sum()),
+            "accuracy": float(hit[there].mean()),
+            "accuracy_ci": list(bootstrap_ci(hit[there], units)),
+            "nll": float(loss[there].mean()),
+            "ece": ece(self.fusions[method][there], self.table.labels[there]),
+            **more,
+        }
+
+    def difference(self, method: str, baseline: str) -> dict[str, Any]:
+        """Paired difference of accuracy and NLL with cluster-bootstrap intervals, over rows that both answer."""
+        pairs = [a - b for a, b in zip(self.per_clip(method), self.per_clip(baseline), strict=True)]
+        there = ~np.isnan(pairs[0])
+        result: dict[str, Any] = {"method": method, "baseline": baseline, "n": int(there.sum())}
+        units = np.asarray(self.table.units)[there]
+        for name, values in zip(("accuracy", "nll"), pairs, strict=True):
+            result[name] = float(values[there].mean()) if there.any() else None
+            result[f"{name}_ci"] = list(bootstrap_ci(values[there], units)) if there.any() else None
+        return result
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report of `mmbalance decide --json`."""
+        table, allocation = self.table, self.allocation
+        in_use = self.states["model"][0].state if "model" in self.states else allocation.state_
+        rivals = [table.modalities[allocation.ladder_.best_single], "sum", "prior_sum", "best_single"]
+        by_name = lambda values: {name: values[m].tolist() for m, name in enumerate(table.modalities)}  # noqa: E731
+        return {
+            "n": len(table),
+            "n_fit": self.fit_clips,
+            "groups": len(set(table.groups)),
+            "classes": table.classes,
+            "modalities": table.modalities,
+            "ci_unit": ci_unit(table.groups),
+            "rows": [self.row(method) for method in self.fusions],
+            "chosen": allocation.chosen_,
+            "reason": allocation.reason_,
+            "chosen_by_part": [part.chosen_ for _, part in self.parts],
+            "weights_of": "model" if "model" in self.states else "refitted",
+            "weights": by_name(in_use.class_weights()),
+            "weights_refitted": by_name(allocation.state_.class_weights()),
+            "bias": in_use["bias"].tolist(),
+            "refitted": allocation.describe(),
+            # With too few clips to fit anything there is no best single modality either.
+            "differences": [self.difference("adaptive", name) for name in rivals if name in self.fusions],
+            "notes": self.notes,
+        }
+
+
+def decide_table(
+    table: DecisionTable,
+    *,
+    fit_split: str | None = None,
+    eval_split: str | None = None,
+    folds: int | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> DecisionReport:
+    """Judge a table in the way that its splits allow: `calibration` -> `test`, else out of fold.
+
+    Args:
+        table: any.
+        fit_split, eval_split: splits to fit and judge on; None for calibration and test.
+        folds: cross-fit over folds of groups instead; 5 where the table has no calibration and test split.
+        seed: of the folds.
+        **options: of `Allocation`.
+
+    Raises:
+        TableError: if folds and splits are both given, or only the towers' training clips could be judged.
+    """
+    if folds is not None and (fit_split or eval_split):
+        raise TableError("give --group-folds, or --fit-split and --eval-split, not both.")
+    fit, judged = fit_split or "calibration", eval_split or "test"
+    if folds is None and (fit_split or eval_split or {fit, judged} <= set(table.splits)):
+        return decide_splits(table, fit_split=fit, eval_split=judged, seed=seed, **options)
+    if folds is None and set(table.splits) == {"train"}:
+        raise TableError(
+            "every row has split 'train': the towers' own training clips say nothing about new ones. Export clips that"
+            " the towers did not learn from, or give --group-folds if the logits are out of fold."
+        )
+    return decide_folds(table, folds=folds or 5, seed=seed, **options)
+
+
+def decide_splits(
+    table: DecisionTable, *, fit_split: str = "calibration", eval_split: str = "test", **options: Any
+) -> DecisionReport:
+    """Fit on one split, judge on another.
+
+    Args:
+        table: holds both splits; rows of `train` give the statistics of features for typicality.
+        fit_split: clips the towers did not learn from.
+        eval_split: clips to judge on.
+        **options: of `Allocation`.
+
+    Raises:
+        TableError: if a split is empty or both are the same.
+    """
+    fit, judged = table.select(fit_split), table.select(eval_split)
+    if set(fit.ids) & set(judged.ids):
+        raise TableError(f"fit split {fit_split!r} and evaluation split {eval_split!r} are the same clips.")
+    notes = []
+    if "train" in fit.splits:
+        notes.append("fitted on the towers' own training clips: an over-fitted tower is trusted too much")
+    both = len(set(fit.groups) & set(judged.groups))
+    if both:
+        notes.append(f"{both} group(s) are in both {fit_split!r} and {eval_split!r}: the figures may flatter")
+    allocation, warned = _fit(fit, _reference(table, fit), options)
+    notes += warned + [f"shift: {text}" for text in allocation.check_shift(judged.logits, warn=False)]
+    return _assemble(judged, [(np.arange(len(judged)), allocation)], allocation, len(fit), notes)
+
+
+def decide_folds(table: DecisionTable, *, folds: int = 5, seed: int = 0, **options: Any) -> DecisionReport:
+    """Cross-fit over group folds: every clip is judged by an allocation fitted on the other folds' groups.
+
+    Rows of split `train` are left out where there are others: they only give the statistics of features.
+
+    Args:
+        table: its rows take part, whatever their split, but for `train`.
+        folds: outer folds; every fit cross-validates inside its own part.
+        seed: of the folds.
+        **options: of `Allocation`.
+
+    Raises:
+        TableError: if there are fewer than two groups.
+    """
+    notes: list[str] = []
+    judged = table
+    train = np.array([split == "train" for split in table.splits])
+    if train.all():
+        notes.append("every row has split 'train': unless these logits are out of fold, the figures flatter")
+    elif train.any():
+        judged = table.take(~train)
+        notes.append(
+            f"{int(train.sum())} rows of split 'train' are not judged; out of fold over the other {len(judged)}"
+            f" (splits {', '.join(sorted(set(judged.splits)))})"
+        )
+    if len(set(judged.groups)) < 2:
+        raise TableError("one group only: group folds need at least two; use --fit-split and --eval-split.")
+    reference = _reference(table, judged)
+    fold = draw_folds(judged.labels, np.asarray(judged.groups), np.asarray(judged.clip_names), folds, seed)
+    parts = []
+    for k in range(int(fold.max()) + 1):
+        allocation, warned = _fit(judged.take(fold != k), reference, {"seed": seed} | options)
+        parts.append((np.flatnonzero(fold == k), allocation))
+        notes += warned
+    final, warned = _fit(judged, reference, {"seed": seed} | options)
+    return _assemble(judged, parts, final, len(judged), list(dict.fromkeys(notes + warned)))
+
+
+def _reference(table: DecisionTable, fit: DecisionTable) -> DecisionTable | None:
+    """Rows of the towers' training clips, unless they are fitted on themselves."""
+    return table.select("train") if "train" in table.splits and "train" not in fit.splits else None
+
+
+def _fit(
+    table: DecisionTable, reference: DecisionTable | None, options: dict[str, Any]
+) -> tuple[Allocation, list[str]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        allocation = Allocation(**options).fit_table(table, reference)
+    return allocation, list(allocation.notes_)
+
+
+def _assemble(
+    table: DecisionTable,
+    parts: list[tuple[np.ndarray, Allocation]],
+    final: Allocation,
+    fit_clips: int,
+    notes: Sequence[str],
+) -> DecisionReport:
+    fusions = baselines(table)
+    states: dict[str, list[FittedPart]] = {}
+    everywhere = [name for name in PARENTS if all(name in part.ladder_.states for _, part in parts)]
+    everywhere[1:1] = [name for name in ("best_single",) if all(name in part.ladder_.states for _, part in parts)]
+    for name in everywhere:
+        states[name] = [FittedPart.of(rows, part.complete(part.ladder_.states[name]), table) for rows, part in parts]
+    states["prior_sum"] = [FittedPart(rows, prior_sum(part)) for rows, part in parts]
+    states["adaptive"] = [FittedPart.of(rows, part.state_, table) for rows, part in parts]
+    found = {name: fused_logits(table.logits, fitted) for name, fitted in states.items()}
+    # The row `sum` is the sum as everyone adds it up; under one fitted temperature it is the fallback.
+    scaled = found.pop("sum")
+    fusions["prior_sum"] = found.pop("prior_sum")
+    fusions |= {"mean_prob": fusions.pop("mean_prob")} | found
+    for name, logits in table.references.items():
+        fusions[f"reference.{name}"] = logits
+    return DecisionReport(table, fusions, states, final, parts, fit_clips, clip_nll(scaled, table.labels), list(notes))
+
+
+def prior_sum(allocation: Allocation) -> HeadState:
+    """The sum with the prior of the fitting clips counted once: no parameters."""
+    plain = HeadState.plain_sum(allocation.n_modalities_, len(allocation.classes_))
+    return plain.replace(log_prior=np.log(allocation.prior_))
+
+
+def baselines(table: DecisionTable) -> dict[str, np.ndarray]:
+    """Fused logits of what needs no fit: each modality by itself, `sum` and `mean_prob` over those present."""
+    log_probs = table.log_probs
+    found = {name: log_probs[:, m] for m, name in enumerate(table.modalities)}
+    found["sum"] = HeadState.plain_sum(*table.logits.shape[1:]).fuse(table.logits).logits
+    there = np.where(table.mask[..., None], log_probs, -np.inf)
+    found["mean_prob"] = np.logaddexp.reduce(there, axis=1) - np.log(table.mask.sum(axis=1))[:, None]
+    return found
+
+
+def fused_logits(logits: np.ndarray, fitted: list[FittedPart]) -> np.ndarray:
+    """Fused logits `(N, C)` where every part of the rows has its own head."""
+    fused = np.empty((len(logits), logits.shape[2]))
+    for part in fitted:
+        fused[part.rows] = part.fuse(logits).logits
+    return fused

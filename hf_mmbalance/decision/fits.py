@@ -1,0 +1,289 @@
+"""What a decision layer learns, part by part: prior, temperatures, typicality slopes, own maps, weights.
+
+Every loss is the mean NLL of the head's own functions plus a normal prior around the parent state, |theta - parent|^2
+strength / (2 N). Classes without clips keep the parent's values and do not compete in the loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hf_mmbalance.decision.optimise import Bounds, minimise
+from hf_mmbalance.decision.state import SLOPE, HeadState, as_tensors
+from hf_mmbalance.metrics.measures import capability, log_softmax, shares
+from hf_mmbalance.model.fusion_adaptive_mmbalance import calibrate, evidence_of, fused_logits
+
+
+LOG_TEMPERATURE_BOUND = 4.0
+SLOPE_BOUND = 3.0
+SMALLEST_WEIGHT = 1e-4
+#: Precision of the normal prior on log T and on slopes.
+SCALAR_STRENGTH = 1.0
+#: Strength of the pull of a Dirichlet map's bias and diagonal, relative to that of its off-diagonal.
+DIRICHLET_BIAS, DIRICHLET_DIAGONAL = 0.3, 0.03
+#: Pseudo-counts per class that the smoothing of a prior chooses among.
+PSEUDO_COUNTS = np.exp(np.linspace(np.log(0.1), np.log(1e5), 60))
+
+
+@dataclass
+class FitData:
+    """Clips that a state is fitted on.
+
+    Args:
+        logits: `(N, M, C)`, NaN rows where a modality is missing.
+        labels: `(N,)`.
+        typicality: `(N, M)`, 0 where it is not known; None without features.
+    """
+
+    logits: np.ndarray
+    labels: np.ndarray
+    typicality: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        self.log_probs, self.mask = as_tensors(self.logits)
+        self.seen = np.unique(self.labels)
+        self.target = torch.from_numpy(np.searchsorted(self.seen, self.labels))
+
+    def take(self, rows: np.ndarray) -> FitData:
+        """Some of the clips."""
+        typicality = None if self.typicality is None else self.typicality[rows]
+        return FitData(self.logits[rows], self.labels[rows], typicality)
+
+    def modality(self, m: int) -> FitData | None:
+        """The clips that have modality m, with that modality only; None if no clip has it."""
+        rows = self.mask[:, m].numpy()
+        if not rows.any():
+            return None
+        typicality = None if self.typicality is None else self.typicality[rows, m : m + 1]
+        return FitData(self.logits[rows, m : m + 1], self.labels[rows], typicality)
+
+    def several(self) -> FitData:
+        """The clips with at least two modalities: the others say nothing about weights."""
+        rows = self.mask.sum(1).numpy() > 1
+        return self if rows.all() else self.take(rows)
+
+
+def mean_nll(posteriors: torch.Tensor, data: FitData) -> torch.Tensor:
+    """Mean NLL of log-posteriors `(N, C)`, over the classes that occur among the labels."""
+    if posteriors.shape[1] == len(data.seen):
+        return torch.nn.functional.nll_loss(posteriors, data.target)
+    return torch.nn.functional.cross_entropy(posteriors[:, data.seen], data.target)
+
+
+def pull(theta: torch.Tensor, anchor: np.ndarray, strength: float | np.ndarray, clips: int) -> torch.Tensor:
+    """Negative log of the normal prior around `anchor`, per clip."""
+    return (torch.as_tensor(strength) * (theta - torch.from_numpy(anchor)).square()).sum() * (0.5 / clips)
+
+
+def fit_prior(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Log class prior `(C,)` of the labels, smoothed towards uniform as far as the counts allow.
+
+    A symmetric Dirichlet prior with the pseudo-count of largest marginal likelihood (empirical Bayes): counts that are
+    equal but for chance give a uniform prior, uneven counts stay uneven. A class without clips gets the
+    smallest frequency among those that have some: nothing is known against it.
+    """
+    from scipy.special import gammaln
+
+    counts = np.bincount(labels, minlength=classes).astype(np.float64)
+    kept = counts[counts > 0]
+    alpha = PSEUDO_COUNTS[:, None]
+    # log p(counts | alpha) of the Dirichlet-multinomial distribution, up to a constant
+    evidence = gammaln(len(kept) * alpha[:, 0]) - gammaln(len(kept) * alpha[:, 0] + kept.sum())
+    evidence += (gammaln(kept + alpha) - gammaln(alpha)).sum(axis=1)
+    smoothed = np.where(counts > 0, counts, kept.min()) + PSEUDO_COUNTS[evidence.argmax()]
+    return np.log(smoothed / smoothed.sum())
+
+
+def fit_temperatures(data: FitData, state: HeadState, *, temperature: bool = True, slope: bool = False) -> HeadState:
+    """Temperature and typicality slope of every modality from its own NLL.
+
+    Args:
+        data: clips; slopes need their typicality.
+        state: what stays as it is; also the start.
+        temperature: fit log T (Guo et al., 2017).
+        slope: fit the slope; it is at most 0, as a clip that is less typical says no more.
+
+    Returns:
+        `state` with `log_temperature` and, if asked for, `typicality_slope`; 0 for a modality that no clip has.
+    """
+    log_temperature, slopes = state["log_temperature"].copy(), np.zeros(state.shape[0])
+    for m in range(state.shape[0]):
+        own = data.modality(m)
+        if own is None:
+            continue
+        parameters = one_modality(state, m)
+        start = np.array([log_temperature[m]] * temperature + [0.0] * slope)
+        bounds: Bounds = [(-LOG_TEMPERATURE_BOUND, LOG_TEMPERATURE_BOUND)] * temperature + [
+            (-SLOPE_BOUND, 0.0)
+        ] * slope
+
+        def loss(
+            theta: torch.Tensor, own: FitData = own, parameters: dict[str, torch.Tensor] = parameters
+        ) -> torch.Tensor:
+            changed = dict(parameters)
+            if temperature:
+                changed["log_temperature"] = theta[:1]
+            if slope:
+                changed[SLOPE] = theta[-1:]
+            penalty = pull(theta, np.zeros(len(theta)), SCALAR_STRENGTH, len(own.labels))
+            return mean_nll(own_posteriors(own, changed), own) + penalty
+
+        theta = minimise(loss, start, bounds)
+        if temperature:
+            log_temperature[m] = theta[0]
+        if slope:
+            slopes[m] = theta[-1]
+    changes = {"log_temperature": log_temperature} | ({SLOPE: slopes} if slope else {})
+    return state.replace(**changes)
+
+
+def one_modality(state: HeadState, m: int) -> dict[str, torch.Tensor]:
+    """The part of a state that calibrates modality m, as tensors for `calibrate`."""
+    names = ("log_temperature", SLOPE, "calibration_scale", "calibration_map", "calibration_bias")
+    return {name: torch.from_numpy(state[name][m : m + 1]) for name in names if name in state.arrays}
+
+
+def own_posteriors(own: FitData, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Calibrated log-posteriors `(N, C)` of clips reduced to one modality."""
+    typicality = None if own.typicality is None else torch.from_numpy(own.typicality)
+    return calibrate(own.log_probs, own.mask, parameters, typicality)[:, 0]
+
+
+def fit_maps(data: FitData, state: HeadState, strength: float, kind: str, start: HeadState | None = None) -> HeadState:
+    """A map of every modality's log-probabilities from its own NLL, at the temperatures and slopes of `state`.
+
+    Args:
+        data: clips.
+        state: parent, without maps; the map is shrunk to the identity.
+        strength: precision of the normal prior.
+        kind: "vector" (a scale and a bias per class) or "dirichlet" (full map and bias; off-diagonal and intercept
+            regularisation of Kull et al., 2019, section 3.4).
+        start: solution at a neighbouring strength.
+    """
+    modalities, classes = state.shape
+    full = kind == "dirichlet"
+    name = "calibration_map" if full else "calibration_scale"
+    neutral = np.eye(classes) if full else np.ones(classes)
+    maps = np.repeat(neutral[None], modalities, axis=0)
+    biases = np.zeros((modalities, classes))
+    rate = np.where(np.eye(classes) > 0, DIRICHLET_DIAGONAL, 1.0) if full else np.ones(classes)
+    strengths = strength * np.concatenate([rate.ravel(), np.full(classes, DIRICHLET_BIAS if full else 1.0)])
+    anchor = np.concatenate([neutral.ravel(), np.zeros(classes)])
+    size = neutral.size
+    for m in range(modalities):
+        own = data.modality(m)
+        if own is None:
+            continue
+        parameters = one_modality(state, m)
+        # The bias is fitted behind the temperature, where it is in nats.
+        temperature = float(np.exp(state["log_temperature"][m]))
+
+        def loss(
+            theta: torch.Tensor,
+            own: FitData = own,
+            parameters: dict[str, torch.Tensor] = parameters,
+            temperature: float = temperature,
+        ) -> torch.Tensor:
+            changed = {name: theta[:size].reshape(1, *neutral.shape)}
+            changed["calibration_bias"] = temperature * theta[None, size:]
+            penalty = pull(theta, anchor, strengths, len(own.labels))
+            return mean_nll(own_posteriors(own, parameters | changed), own) + penalty
+
+        first = anchor
+        if start is not None:
+            first = np.concatenate([start[name][m].ravel(), start["calibration_bias"][m] / temperature])
+        theta = minimise(loss, first)
+        maps[m], biases[m] = theta[:size].reshape(neutral.shape), temperature * theta[size:]
+    return state.replace(**{name: maps, "calibration_bias": biases})
+
+
+def fit_weights(
+    data: FitData,
+    state: HeadState,
+    strength: float,
+    *,
+    tied: bool,
+    with_bias: bool,
+    balance: float = 0.0,
+    start: HeadState | None = None,
+) -> HeadState:
+    """Weights, one per modality (`tied`) or per modality and class, and maybe a bias per class.
+
+    Args:
+        data: clips; only those with at least two modalities count.
+        state: parent; its calibration and prior stay.
+        strength: precision of the normal prior around the parent.
+        tied: one weight per modality.
+        with_bias: fit the bias too.
+        balance: weight of the mean over classes of KL(capability share || share of the weight), in nats.
+        start: solution at a neighbouring strength.
+    """
+    data = data.several()
+    seen, modalities = data.seen, state.shape[0]
+    own = {name: torch.from_numpy(np.asarray(value)) for name, value in state.arrays.items()}
+    typicality = None if data.typicality is None else torch.from_numpy(data.typicality)
+    posteriors = calibrate(data.log_probs, data.mask, own, typicality)
+    evidence, several = evidence_of(posteriors, data.mask, own["log_prior"])
+    evidence = evidence[..., seen].contiguous()
+    fixed = {name: own[name][seen] for name in ("log_prior", "prior_shift")}
+    shape = (modalities, 1 if tied else len(seen))
+
+    def pack(value: HeadState) -> np.ndarray:
+        weights = value["weights"][:, seen]
+        weights = weights.mean(axis=1, keepdims=True) if tied else weights
+        return np.concatenate([weights.ravel(), value["bias"][seen] if with_bias else []])
+
+    anchor, size = pack(state), shape[0] * shape[1]
+    bias = torch.from_numpy(state["bias"][seen])
+    target = torch.from_numpy(shares(np.nan_to_num(capability(data.logits, data.labels)))[0][:, seen])
+
+    def loss(theta: torch.Tensor) -> torch.Tensor:
+        weights = theta[:size].reshape(shape).expand(modalities, len(seen))
+        changed = {"weights": weights, "bias": theta[size:] if with_bias else bias}
+        value = torch.nn.functional.cross_entropy(fused_logits(evidence, several, fixed | changed), data.target)
+        if balance:
+            value = value + balance * share_divergence(weights, target)
+        return value + pull(theta, anchor, strength, len(data.labels))
+
+    bounds: Bounds = [(SMALLEST_WEIGHT, None)] * size + [(None, None)] * (len(anchor) - size)
+    theta = minimise(loss, anchor if start is None else pack(start), bounds)
+    weights, biases = state["weights"].copy(), state["bias"].copy()
+    if tied:
+        weights[:] = theta[:size, None]
+    else:
+        weights[:, seen] = theta[:size].reshape(shape)
+    if with_bias:
+        biases[seen] = theta[size:]
+    return state.replace(weights=weights, bias=biases)
+
+
+def share_divergence(weights: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean over classes of KL(target || share of the weight) for weights and target shares `(M, C)`."""
+    share = weights / weights.sum(0, keepdim=True)
+    return (torch.xlogy(target, target) - target * share.log()).sum(0).mean()
+
+
+def scaled_sum(data: FitData) -> HeadState:
+    """The plain sum under one fitted temperature; a modality that is alone in a clip uses its own temperature.
+
+    With weights T_m / T the temperatures cancel: sum_m (T_m / T) l_m / T_m = (sum_m l_m) / T.
+    """
+    neutral = HeadState.plain_sum(*data.logits.shape[1:])
+    own = fit_temperatures(data, neutral)
+    several = data.several()
+    if not len(several.labels):
+        return own
+    total = FitData(log_softmax(several.log_probs.sum(1, keepdim=True).numpy()), several.labels)
+    common = fit_temperatures(total, HeadState.plain_sum(1, data.logits.shape[2]))["log_temperature"][0]
+    weights = np.exp(own["log_temperature"] - common)[:, None] * np.ones(neutral.shape)
+    return own.replace(weights=weights)
+
+
+def single(state: HeadState, modality: int) -> HeadState:
+    """One modality under its temperature; in clips without it the others are used, equally."""
+    weights = np.zeros(state.shape)
+    weights[modality] = 1.0
+    return HeadState.plain_sum(*state.shape).replace(log_temperature=state["log_temperature"], weights=weights)

@@ -1,0 +1,193 @@
+"""The state of an adaptive head as arrays in float64; what it decides is computed by the head's own functions."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_mmbalance.metrics.measures import log_softmax
+
+
+if TYPE_CHECKING:
+    from hf_mmbalance.model.fusion_adaptive_mmbalance import AdaptiveFusion
+
+#: Buffer that says that a head uses typicality.
+SLOPE = "typicality_slope"
+
+
+@dataclass
+class Fused:
+    """What a head decides: `logits (N, C)`, `weights (N, M, C)`, `contributions (N, M, C)` and `trust (N, M)`."""
+
+    logits: np.ndarray
+    weights: np.ndarray
+    contributions: np.ndarray
+    trust: np.ndarray
+
+
+@dataclass(frozen=True)
+class HeadState:
+    """Buffers of `model.fusion` when `fusion="adaptive"`; every rung and fallback of the ladder is a value of it.
+
+    See [`AdaptiveFusion`] for the equation and the shapes.
+
+    Args:
+        arrays: name of a buffer -> float64 array. `typicality_*` but the slope describe the towers' features and may
+            be left out where typicality is given by the caller.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+
+    @classmethod
+    def plain_sum(cls, modalities: int, classes: int) -> HeadState:
+        """The neutral state: uniform prior, every weight 1, nothing calibrated."""
+        return cls(
+            {
+                "log_prior": np.full(classes, -np.log(classes)),
+                "prior_shift": np.zeros(classes),
+                "log_temperature": np.zeros(modalities),
+                "weights": np.ones((modalities, classes)),
+                "bias": np.zeros(classes),
+            }
+        )
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
+    def replace(self, **changes: np.ndarray) -> HeadState:
+        """A copy with some arrays changed or added."""
+        return replace(self, arrays={**self.arrays, **changes})
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of modalities and classes."""
+        modalities, classes = self.arrays["weights"].shape
+        return modalities, classes
+
+    @property
+    def calibration(self) -> str:
+        """`calibration` option of the head."""
+        if "calibration_map" in self.arrays:
+            return "dirichlet"
+        return "vector" if "calibration_scale" in self.arrays else "temperature"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the head that holds this state; empty for the default structure."""
+        found: dict[str, Any] = {} if self.calibration == "temperature" else {"calibration": self.calibration}
+        if SLOPE in self.arrays:
+            bases = [self.arrays.get(f"typicality_basis_{m}") for m in range(self.shape[0])]
+            found["typicality"] = [0 if basis is None else len(basis) for basis in bases]
+        return found
+
+    def head(self, feature_sizes: Sequence[int] = ()) -> AdaptiveFusion:
+        """The model's head with this state, in float64.
+
+        Args:
+            feature_sizes: width of every modality's features; taken from the state where it has them.
+        """
+        import torch
+
+        from hf_mmbalance.model.fusion_adaptive_mmbalance import AdaptiveFusion
+
+        sizes = list(feature_sizes)
+        if not sizes and SLOPE in self.arrays:
+            means = [self.arrays.get(f"typicality_mean_{m}") for m in range(self.shape[0])]
+            sizes = [0 if mean is None else len(mean) for mean in means]
+        head = AdaptiveFusion(*self.shape, tuple(sizes), **self.options).double()
+        head.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in self.arrays.items()})
+        return head.eval()
+
+    def fuse(self, logits: np.ndarray, typicality: np.ndarray | None = None) -> Fused:
+        """Decide on logits `(N, M, C)` (NaN rows where missing) with typicality `(N, M)` (None: average, 0)."""
+        import torch
+
+        from hf_mmbalance.model.fusion_adaptive_mmbalance import calibrate, combine
+
+        log_probs, mask = as_tensors(logits)
+        own = {name: torch.from_numpy(np.asarray(value)) for name, value in self.arrays.items()}
+        known = None if typicality is None else torch.from_numpy(typicality)
+        with torch.no_grad():
+            out = combine(calibrate(log_probs, mask, own, known), mask, own)
+        logits, weights, contributions, trust = (value.numpy() for value in out.to_tuple())
+        return Fused(logits, weights, contributions, trust)
+
+    def typicality(self, features: Sequence[np.ndarray | None], mask: np.ndarray) -> np.ndarray | None:
+        """Typicality `(N, M)` of features, one `(N, D_m)` (or None) per modality; None where the state uses none.
+
+        Raises:
+            ValueError: if features have another width than those of the fit.
+        """
+        import torch
+
+        if SLOPE not in self.arrays:
+            return None
+        head = self.head()
+        assert head.ranks is not None
+        for m, value in enumerate(features):
+            if value is not None and head.ranks[m] and value.shape[1] != head.feature_sizes[m]:
+                raise ValueError(
+                    f"features of modality {m} have width {value.shape[1]}; the fit had {head.feature_sizes[m]}."
+                )
+        given = [
+            None if value is None else torch.from_numpy(np.asarray(value, dtype=np.float64)) for value in features
+        ]
+        with torch.no_grad():
+            found = head.typicality(given, torch.from_numpy(mask))
+        assert found is not None
+        return np.asarray(found)
+
+    def class_weights(self) -> np.ndarray:
+        """`(M, C)`: how far a modality's log-probability of a class moves that class's score, at average typicality.
+
+        The weight over the temperature, times the diagonal of the modality's own map less the mean of the rest of its
+        column (a constant per column moves all classes alike).
+        """
+        factor = self["weights"] / np.exp(self["log_temperature"])[:, None]
+        if "calibration_scale" in self.arrays:
+            factor = factor * self["calibration_scale"]
+        if "calibration_map" in self.arrays:
+            maps = self["calibration_map"]
+            diagonal = np.einsum("mcc->mc", maps)
+            factor = factor * (diagonal - (maps.sum(axis=1) - diagonal) / (maps.shape[1] - 1))
+        return factor
+
+
+def as_tensors(logits: np.ndarray) -> tuple[Any, Any]:
+    """Log-probabilities `(N, M, C)` (0 where missing) and mask `(N, M)` of logits with NaN rows, as torch tensors."""
+    import torch
+
+    mask = ~np.isnan(logits).any(axis=2)
+    log_probs = log_softmax(np.where(mask[..., None], logits, 0.0))
+    log_probs[~mask] = 0.0
+    return torch.from_numpy(log_probs), torch.from_numpy(mask)
+
+
+def state_of_run(folder: str | os.PathLike[str]) -> HeadState | None:
+    """The head in a saved model, read without its towers; None where it is neither `adaptive` nor `sum`.
+
+    Args:
+        folder: holds `config.json` and `model.safetensors` (or its shards).
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        return None
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("fusion") == "sum":
+        return HeadState.plain_sum(len(config.get("modalities", ["audio", "vision"])), len(config["id2label"]))
+    if config.get("fusion") != "adaptive":
+        return None
+    from safetensors import safe_open
+
+    arrays: dict[str, np.ndarray] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            names = [name for name in weights.keys() if name.startswith("fusion.")]  # noqa: SIM118
+            arrays |= {name.removeprefix("fusion."): weights.get_tensor(name).double().numpy() for name in names}
+    return HeadState(arrays) if "log_prior" in arrays else None
