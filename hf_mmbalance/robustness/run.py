@@ -163,7 +163,11 @@ def clips_of_run(arguments: dict[str, Any]) -> ClipSplits:
 
 
 def predict(run: Run, clips: ClipDataset, batch_size: int, device: str | None = None) -> dict[str, np.ndarray]:
-    """Outputs of the model for all clips, in their order, batched as in the evaluation of training."""
+    """Outputs of the model for all clips, in their order, batched as in the evaluation of training.
+
+    Returns:
+        Those of `OUTPUTS` that the model gives, and the towers' features as `features.<modality>` `(N, D_m)`.
+    """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model, collate = run.model.to(where), ClipCollator(run.processor)  # type: ignore[arg-type]
     parts: dict[str, list[np.ndarray]] = {}
@@ -172,9 +176,11 @@ def predict(run: Run, clips: ClipDataset, batch_size: int, device: str | None = 
         batch.pop("labels")
         with torch.no_grad():
             outputs = model(**{name: value.to(where) for name, value in batch.items()})
-        for name in OUTPUTS:
-            if outputs.get(name) is not None:
-                parts.setdefault(name, []).append(outputs[name].float().cpu().numpy())
+        given = {name: outputs[name] for name in OUTPUTS if outputs.get(name) is not None}
+        for name, features in zip(model.config.modalities, outputs["modality_features"], strict=True):
+            given[f"features.{name}"] = features
+        for name, values in given.items():
+            parts.setdefault(name, []).append(values.float().cpu().numpy())
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 

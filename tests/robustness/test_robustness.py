@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,3 +142,15 @@ def test_families_average_over_cells_by_clip():
     assert seen["gain"]["audio"]["mean"] == pytest.approx(np.mean([part["fused"] - part["audio"] for part in right]))
     assert unseen["trust"]["vision"]["mean"] == pytest.approx(cells[2].modality_trust[:, 1].mean())
     assert report["ci_unit"] == "clip" and set(CORRUPTIONS) >= {"babble", "darkness"}
+
+
+def test_the_page_is_true():
+    """Kinds and halves in docs/robustness.md are those of the code, and its example runs."""
+    page = (Path(__file__).parents[2] / "docs" / "robustness.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:5] for line in page.splitlines() if line.startswith("| `")]
+    named = {name.strip(" `"): half.strip() for first, _, _, half in rows for name in first.split(",")}
+    assert named == {name: kind.half or "" for name, kind in CORRUPTIONS.items()}
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    names: dict = {}
+    exec(code, names)
+    assert names["draws"].draws[:3] == [0, 1, 2]

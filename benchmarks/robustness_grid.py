@@ -1,0 +1,325 @@
+"""Decision layers under corruption on spoken digits of GRID: all 1,000 clips out of fold, unseen kinds of corruption.
+
+    MMBALANCE_DATA=DATA python benchmarks/robustness_grid.py [--out FOLDER] [--quick]
+
+Five folds by clip. In each, towers are trained by `train.py` with `configs/grid_digits.yaml` on the other folds less a
+calibration part, and run over: the train clips (clean, for the statistics of features), the calibration clips (clean,
+and draws corrupted by the `seen` half of the kinds), and the held-out clips: clean, in babble at -3 dB, in draws
+corrupted by the seen and by the unseen half, and under every kind at every severity. Decision layers are fitted on the
+calibration draws of a fold and judged on its held-out clips; predictions of all folds are pooled.
+
+The oracle knows the corruption: a temperature per modality, kind and severity, fitted on the test draws themselves by
+the NLL of the fusion, on other clips than those it is judged on (5 folds). `closed` is the share of the accuracy
+between `sum` and the oracle that a method gains. Intervals: bootstrap over clips (one speaker).
+
+Folds that have tables are not made again. Two folds at a time, one thread each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from sklearn.model_selection import StratifiedKFold, train_test_split
+
+from hf_mmbalance.data.clips import ClipDataset
+from hf_mmbalance.data.corruptions import CORRUPTIONS, SEVERITIES, ClipsOfOneCorruption, CorruptedClips, CorruptionPlan
+from hf_mmbalance.metrics import measures
+
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "grid_digits.yaml"
+FOLDS, CALIBRATION_CLIPS, VALIDATION_CLIPS, DRAWS = 5, 120, 40, 4
+MODALITIES = ("audio", "vision")
+RUNGS = ("temperature", "typicality", "global")
+METHODS = (*MODALITIES, "sum", "prior_sum", "mean_prob", *RUNGS, "adaptive", "adaptive_known", "oracle")
+SETS = ("clean", "m3", "seen", "unseen")
+RIDGE = 1e-3  # on the oracle's log temperatures
+Arrays = dict[str, np.ndarray]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("outputs/robustness_grid"))
+    parser.add_argument(
+        "--quick", action="store_true", help="two folds, towers of two epochs, few cells: does it run?"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="folds at a time")
+    parser.add_argument("--fold", type=int, help=argparse.SUPPRESS)  # a child process: one fold
+    arguments = parser.parse_args()
+    data = os.environ.get("MMBALANCE_DATA")
+    if data is None:
+        parser.error("set MMBALANCE_DATA to the folder that holds grid_s1")
+    out = arguments.out / "quick" if arguments.quick else arguments.out
+    if arguments.fold is not None:
+        make_fold(arguments.fold, out / f"fold{arguments.fold}", Path(data) / "grid_s1", arguments.quick)
+        return 0
+    folds = range(2 if arguments.quick else FOLDS)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(lambda fold: run_child(fold, arguments.quick, arguments.out), folds))
+    report = judge([dict(np.load(out / f"fold{fold}" / "tables.npz")) for fold in folds])
+    print(render(report))
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+def run_child(fold: int, quick: bool, out: Path) -> None:
+    command = [sys.executable, __file__, "--out", str(out), "--fold", str(fold)] + ["--quick"] * quick
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+# ---- towers and tables of one fold
+
+
+def make_fold(fold: int, folder: Path, grid: Path, quick: bool) -> None:
+    """Train the towers of a fold and write what they make of its clips to `tables.npz`."""
+    if (folder / "tables.npz").exists():
+        return
+    write_splits(fold, folder / "clips", grid)
+    run = folder / "run"
+    if not (run / "results.json").exists():
+        from hf_mmbalance.training.run import main as train
+
+        resume = ["--resume_from_checkpoint", "true"] if any(run.glob("checkpoint-*")) else []
+        if not resume:
+            shutil.rmtree(run, ignore_errors=True)
+        short = ["--num_train_epochs", "2"] if quick else []
+        options = ["--fusion", "sum", "--disable_tqdm", "true", "--output_dir", str(run), *resume, *short]
+        train(["--config", str(CONFIG), "--data_dir", str(folder / "clips"), *options])
+    arrays = tables_of(run, quick)
+    np.savez(folder / "tables.part.npz", **arrays)
+    os.replace(folder / "tables.part.npz", folder / "tables.npz")
+
+
+def write_splits(fold: int, folder: Path, grid: Path) -> None:
+    """A GRID folder with the same clips (links) and the splits of a fold in `labels.csv`."""
+    with (grid / "labels.csv").open(newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: row["id"])
+    digits = np.array([row["digit"] for row in rows])
+    splits = np.full(len(rows), "train", dtype=object)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(digits, digits)
+    rest, test = list(folds)[fold]
+    splits[test] = "test"
+    for name, count in (("calibration", CALIBRATION_CLIPS), ("validation", VALIDATION_CLIPS)):
+        rest, taken = train_test_split(rest, test_size=count, stratify=digits[rest], random_state=fold)
+        splits[taken] = name
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in grid.iterdir():
+        if part.is_dir() and not (folder / part.name).exists():
+            (folder / part.name).symlink_to(part.resolve())
+    with (folder / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([["id", "split"], *([row["id"], split] for row, split in zip(rows, splits, strict=True))])
+
+
+def tables_of(run_folder: Path, quick: bool) -> Arrays:
+    """Logits and features of the towers for every set of clips of a fold."""
+    from hf_mmbalance.robustness.run import clips_of_run, load_run, predict
+
+    torch.set_num_threads(1)
+    run = load_run(run_folder)
+    clean = clips_of_run({**run.results["arguments"], "noise": "none"}).splits
+    sets: dict[str, ClipDataset] = {"train": clean["train"], "clean": clean["test"], "m3": run.clips}
+    plans = {half: CorruptionPlan.of(half, draws=DRAWS) for half in ("seen", "unseen")}
+    sets["calibration"] = CorruptedClips(clean["calibration"], plans["seen"])
+    sets |= {half: CorruptedClips(clean["test"], plan) for half, plan in plans.items()}
+    kinds = [kind for kind, corruption in CORRUPTIONS.items() if corruption.half]
+    for kind in ("babble", "occlusion") if quick else kinds:
+        for severity in (1, 5) if quick else SEVERITIES:
+            sets[f"{kind}-{severity}"] = ClipsOfOneCorruption(clean["test"], kind, severity)
+    arrays: Arrays = {}
+    for name, clips in sets.items():
+        outputs = predict(run, clips, batch_size=50)
+        arrays |= {f"{name}/{key}": values for key, values in outputs.items() if key != "logits"}
+        arrays[f"{name}/labels"] = np.array(clips.labels)
+        arrays[f"{name}/clips"] = np.array(getattr(clips, "clips", clips.ids))
+        arrays[f"{name}/draws"] = np.array(getattr(clips, "draws", [0] * len(clips)))
+    for half, plan in plans.items():  # what the oracle knows
+        rows = zip(arrays[f"{half}/clips"], arrays[f"{half}/draws"], strict=True)
+        chosen = [dict.fromkeys(MODALITIES, "clean") | named(plan, clip, draw) for clip, draw in rows]
+        arrays[f"{half}/corruption"] = np.array([[choice[name] for name in MODALITIES] for choice in chosen])
+    return arrays
+
+
+def named(plan: CorruptionPlan, clip: str, draw: int) -> dict[str, str]:
+    choices = plan.choices(str(clip), int(draw), MODALITIES)
+    return {CORRUPTIONS[kind].modality: f"{kind}-{severity}" for kind, severity in choices}
+
+
+# ---- decision layers
+
+
+def judge(folds: list[Arrays]) -> dict[str, Any]:
+    """Log-probabilities of every method on all held-out clips, pooled over folds, and what they are worth."""
+    names = sorted({key.split("/")[0] for key in folds[0]} - {"train", "calibration"})
+    pooled: dict[str, Arrays] = {name: {} for name in names}
+    for arrays in folds:
+        layers = fit_layers(arrays)
+        for name in names:
+            rows = arrays[f"{name}/draws"] > 0 if name in ("seen", "unseen") else slice(None)
+            part = methods_of(arrays, name, layers)
+            part |= {key: arrays[f"{name}/{key}"] for key in ("labels", "clips", "corruption", "modality_logits")
+                     if f"{name}/{key}" in arrays}  # fmt: skip
+            for key, values in part.items():
+                pooled[name].setdefault(key, []).append(values[rows])  # type: ignore[attr-defined]
+    tables = {name: {key: np.concatenate(part) for key, part in parts.items()} for name, parts in pooled.items()}
+    for name, table in tables.items():
+        if "corruption" not in table:
+            table["corruption"] = np.full((len(table["labels"]), len(MODALITIES)), name)
+        table["oracle"] = oracle(table)
+    return {
+        "n_clips": len(np.unique(tables["clean"]["clips"])),
+        "chosen": [layers_name(arrays) for arrays in folds],
+        "sets": {name: row_of(tables[name]) for name in SETS},
+        "cells": {name: row_of(table, closed=False) for name, table in tables.items() if name not in SETS},
+    }
+
+
+def fit_layers(arrays: Arrays) -> dict[str, Any]:
+    """Decision layers fitted on a fold's calibration draws."""
+    from hf_mmbalance.decision.allocation import Allocation
+
+    def columns(name: str) -> dict[str, np.ndarray]:
+        return {modality: arrays[f"{name}/features.{modality}"] for modality in MODALITIES}
+
+    clips = arrays["calibration/clips"]
+    layers = {name: Allocation(rung=name) for name in RUNGS}
+    layers |= {"adaptive": Allocation(), "adaptive_known": Allocation(known_groups=True)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for layer in layers.values():
+            layer.fit(
+                arrays["calibration/modality_logits"],
+                arrays["calibration/labels"],
+                groups=np.full(len(clips), "s1"),
+                features=columns("calibration"),
+                reference=(columns("train"), arrays["train/labels"]),
+                clips=clips,
+                draws=arrays["calibration/draws"],
+            )
+    arrays["chosen"] = np.array([layers["adaptive"].chosen_, layers["adaptive_known"].chosen_])
+    return layers
+
+
+def layers_name(arrays: Arrays) -> str:
+    return " / ".join(arrays["chosen"])
+
+
+def methods_of(arrays: Arrays, name: str, layers: dict[str, Any]) -> Arrays:
+    """Log-probabilities `(N, C)` of each method for one set of clips."""
+    logits = arrays[f"{name}/modality_logits"].astype(np.float64)
+    each = measures.log_softmax(logits)
+    counts = np.bincount(arrays["calibration/labels"], minlength=each.shape[2]) + 0.5
+    total = each.sum(1)
+    out = {modality: each[:, m] for m, modality in enumerate(MODALITIES)}
+    out |= {"sum": total, "prior_sum": total - np.log(counts / counts.sum())}
+    out["mean_prob"] = np.log(np.exp(each).mean(1))
+    features = {modality: arrays[f"{name}/features.{modality}"] for modality in MODALITIES}
+    out |= {method: layer.decision_function(logits, features=features) for method, layer in layers.items()}
+    return {method: measures.log_softmax(values) for method, values in out.items()}
+
+
+def oracle(table: Arrays) -> np.ndarray:
+    """Log-probabilities `(N, C)` with a temperature per modality and corruption, fitted on the table's other clips."""
+    each = torch.as_tensor(measures.log_softmax(table["modality_logits"]))
+    labels = torch.as_tensor(table["labels"])
+    cells, index = np.unique(table["corruption"], return_inverse=True)
+    index = torch.as_tensor(index.reshape(table["corruption"].shape) + np.arange(len(MODALITIES)) * len(cells))
+    clips = np.unique(table["clips"], return_inverse=True)[1]
+    fold = np.random.default_rng(0).permutation(clips.max() + 1)[clips] % FOLDS
+    out = np.zeros(each.shape[::2])
+    for part in range(FOLDS):
+        rest, held = (torch.as_tensor(np.flatnonzero(fold != part)), torch.as_tensor(np.flatnonzero(fold == part)))
+
+        def fused(theta: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            scaled = each[rows] * torch.exp(theta[index[rows]])[:, :, None]
+            return scaled.log_softmax(-1).sum(1).log_softmax(-1)
+
+        def loss(values: np.ndarray, rest: torch.Tensor = rest, fused: Any = fused) -> tuple[float, np.ndarray]:
+            theta = torch.as_tensor(values).requires_grad_()
+            nll = -fused(theta, rest)[torch.arange(len(rest)), labels[rest]].mean() + RIDGE * theta.square().sum()
+            nll.backward()
+            assert theta.grad is not None
+            return float(nll), theta.grad.numpy()
+
+        best = minimize(loss, np.zeros(len(cells) * len(MODALITIES)), jac=True, method="L-BFGS-B").x
+        out[held] = fused(torch.as_tensor(best), held).numpy()
+    return out
+
+
+# ---- numbers
+
+
+def row_of(table: Arrays, closed: bool = True) -> dict[str, Any]:
+    labels, clips = table["labels"], table["clips"]
+    right = {method: measures.correct(table[method], labels) for method in METHODS}
+    row: dict[str, Any] = {
+        method: {
+            "accuracy": float(right[method].mean()),
+            "ci": list(interval(right[method], clips)),
+            "nll": measures.nll(table[method], labels),
+            "over_sum": float((right[method] - right["sum"]).mean()),
+            "over_sum_ci": list(interval(right[method] - right["sum"], clips)),
+        }
+        for method in METHODS
+    }
+    if closed:
+        for method in METHODS[len(MODALITIES) :]:
+            row[method]["closed"] = closed_share(right, method, clips)
+    return row
+
+
+def interval(values: np.ndarray, clips: np.ndarray) -> tuple[float, float]:
+    return measures.bootstrap_ci(values, clips)
+
+
+def closed_share(right: Arrays, method: str, clips: np.ndarray, draws: int = 2000) -> list[float]:
+    """Share of the accuracy between `sum` and `oracle` that a method gains, with its 95 % interval over clips."""
+    unit = np.unique(clips, return_inverse=True)[1]
+    gain, gap = (np.bincount(unit, right[name] - right["sum"]) for name in (method, "oracle"))
+    drawn = np.random.default_rng(0).multinomial(len(gain), np.full(len(gain), 1 / len(gain)), size=draws)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = (drawn @ gain) / (drawn @ gap)
+        share = gain.sum() / gap.sum()
+    low, high = np.nanquantile(shares, [0.025, 0.975])
+    return [float(share), float(low), float(high)]
+
+
+def render(report: dict[str, Any]) -> str:
+    """Tables of the sets of clips, and of families by severities by methods."""
+    lines = [f"{report['n_clips']} clips out of fold; chosen by fold (plain / known groups): {report['chosen']}"]
+    for name in SETS:
+        lines += ["", f"{name:<16} accuracy         95 % CI     NLL   over sum           closed (95 % CI)"]
+        for method in METHODS:
+            found = report["sets"][name][method]
+            low, high = (100 * end for end in found["ci"])
+            closed = ""
+            if "closed" in found and name in ("seen", "unseen"):
+                closed = "{:9.0f} % [{:.0f}, {:.0f}]".format(*(100 * value for value in found["closed"]))
+            lines.append(
+                f"  {method:<14} {100 * found['accuracy']:8.1f}  [{low:5.1f},{high:5.1f}] {found['nll']:7.3f}"
+                f" {100 * found['over_sum']:+9.1f}{closed}"
+            )
+    shown = [method for method in METHODS if method != "adaptive_known"]
+    lines += ["", f"{'accuracy / NLL':<20}" + "".join(f"{method:>14}" for method in shown)]
+    for cell, row in report["cells"].items():
+        values = [f"{100 * row[method]['accuracy']:.1f} / {row[method]['nll']:.2f}" for method in shown]
+        half = CORRUPTIONS[cell.rsplit("-", 1)[0]].half
+        lines.append(f"{cell + (' *' if half == 'seen' else ''):<20}" + "".join(f"{value:>14}" for value in values))
+    return "\n".join([*lines, "* seen in calibration"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
