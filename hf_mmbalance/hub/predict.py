@@ -19,7 +19,7 @@ from hf_mmbalance.hub.limits import check_config, check_loaded
 
 
 if TYPE_CHECKING:
-    from hf_mmbalance import AudioVisualClassificationPipeline, MMBalanceForAudioVisualClassification
+    from hf_mmbalance import AudioVisualClassificationPipeline
 
 BAR_FROM = 20  # clips from which a progress bar is shown
 PREDICT = """Classify clips, and show how much each modality counted and what each predicts by itself.
@@ -177,9 +177,22 @@ def load_classifier(
 
     Raises:
         HubError: the client's error and one sentence on what to do.
-        ValueError: for a model of another package, or one whose config asks for more than a model of this package
-            may be.
+        ValueError: for a model of another package, a config that asks for more than `limits` allow, and files that
+            do not fit together.
     """
+    with explained(f"loading model {name}"):
+        try:
+            return _load(name, revision, trust_remote_code, device)
+        except Exception as error:
+            if isinstance(error, HubError | ImportError) or advice_for(error) is not None:
+                raise
+            if isinstance(error, ValueError) and name in str(error):
+                raise
+            text = f"{name}: its files do not make a model with its processor ({console.message_of(error)})"
+            raise ValueError(f"{text}; save or push it again") from error
+
+
+def _load(name: str, revision: str | None, trust_remote_code: bool, device: Any) -> AudioVisualClassificationPipeline:
     from transformers import PreTrainedConfig
 
     from hf_mmbalance import (
@@ -188,39 +201,25 @@ def load_classifier(
         MMBalanceProcessor,
     )
 
-    with explained(f"loading model {name}"):
-        declared, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
-        kind = declared.get("model_type")
-        if kind is None:
-            raise HubError(
-                f"{name} has no config.json that names a model type: check the name; if its upload was interrupted,"
-                " push it again"
-            )
-        if kind != MMBalanceForAudioVisualClassification.config_class.model_type:
-            raise ValueError(f"{name} is a {kind!r} model: name one that was trained with hf_mmbalance")
-        check_config(declared, name)
-        model = _load_model(name, revision or "main", trust_remote_code)
-        processor = MMBalanceProcessor.from_pretrained(name, revision=revision or "main")
+    declared, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+    kind = declared.get("model_type")
+    if kind is None:
+        raise HubError(
+            f"{name} has no config.json that names a model type: check the name; if its upload was interrupted,"
+            " push it again"
+        )
+    if kind != MMBalanceForAudioVisualClassification.config_class.model_type:
+        raise ValueError(f"{name} is a {kind!r} model: name one that was trained with hf_mmbalance")
+    check_config(declared, name)
+    model, loading = MMBalanceForAudioVisualClassification.from_pretrained(
+        name,
+        revision=revision or "main",
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # `check_loaded` names them
+    )
+    check_loaded(loading, name)
+    processor = MMBalanceProcessor.from_pretrained(name, revision=revision or "main")
     return AudioVisualClassificationPipeline(
         model, processor=processor, task="audio-visual-classification", device=device
     )
-
-
-def _load_model(name: str, revision: str, trust_remote_code: bool) -> MMBalanceForAudioVisualClassification:
-    from hf_mmbalance import MMBalanceForAudioVisualClassification
-
-    try:
-        model, loading = MMBalanceForAudioVisualClassification.from_pretrained(
-            name,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # `check_loaded` names them
-        )
-    except Exception as error:
-        if console.is_expected(error) or advice_for(error) is not None:
-            raise
-        text = f"{name}: no model can be built from its config.json and weights ({type(error).__name__}: {error})"
-        raise ValueError(f"{text}; save or push it again") from error
-    check_loaded(loading, name)
-    return model

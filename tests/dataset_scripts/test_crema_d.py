@@ -145,7 +145,7 @@ def test_split_files_and_sources_that_do_not_fit(tables, tmp_path):
     options = EncodeOptions()
     with pytest.raises(DataError, match="no media of CREMA-D.*git lfs pull"):
         plan_crema_d(tables, options)
-    with pytest.raises(DataError, match="SentenceFilenames.csv: not there"):
+    with pytest.raises(DataError, match="SentenceFilenames.csv: no such file"):
         plan_crema_d(tmp_path, options)
     split = tmp_path / "split"
     with pytest.raises(DataError, match="train.csv and test.csv"):

@@ -219,4 +219,4 @@ def test_only_annotations_are_for_publishing(small, tmp_path):
     code = f"import datasets; d = datasets.load_dataset({str(out)!r}); print(d['train'].column_names, d.num_rows)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "'youtube_id', 'start', 'end', 'label'" in done.stdout and "'train': 10" in done.stdout, done.stderr[-800:]
-    assert load_script("kinetics_sounds").main(flags) == 1
+    assert load_script("kinetics_sounds").main(flags) == 2

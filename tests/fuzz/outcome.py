@@ -15,6 +15,9 @@ REFUSALS = (MediaError, DataError, TableError, ValueError, UserError)
 UNCLEAR = (UnicodeError,)
 
 
+STORED_CLIP = "clip 'clip-x'"  # how a refusal names a row
+
+
 class WrongAnswer(AssertionError):
     """An answer that no caller should have been given."""
 
@@ -25,21 +28,21 @@ def need(condition: object, what: str) -> None:
         raise WrongAnswer(what)
 
 
-def outcome_of(case: Iterator[str], where: str) -> tuple[str, str]:
+def outcome_of(case: Iterator[str], described: str, where: str) -> tuple[str, str]:
     """Run a case: `answered`, `refused` (clearly, naming the input) or `failed`, with the description.
 
     Args:
-        case: yields its description, then does its work.
-        where: folder of the case's files; a clear refusal names a file in it (or the bytes it was given).
+        case: what is left to do of a case that has yielded its description.
+        described: that description.
+        where: folder of the case's files; a clear refusal names a file in it, the bytes or the row it was given.
     """
-    described = next(case)
     try:
         next(case, None)
     except WrongAnswer as error:
         return "failed", f"{described}: wrong answer: {error}"
     except REFUSALS as error:
         message = str(error)
-        if isinstance(error, UNCLEAR) or not (where in message or "<bytes>" in message):
+        if isinstance(error, UNCLEAR) or not any(name in message for name in (where, "<bytes>", STORED_CLIP)):
             return "failed", f"{described}: unclear {type(error).__name__}: {message[:300]}"
         return "refused", f"{described}: {message}"
     except MemoryError as error:

@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from .outcome import outcome_of
 SHARES = {"media": 500, "tables": 250, "rows": 100, "models": 150}
 SECONDS = 10.0  # a case that takes longer hangs
 MEMORY = 2 << 30  # bytes a case may use at most
+ADDRESS_SPACE = 16 << 30  # bytes; a case that wants more than this gets a MemoryError, and the machine is spared
 START_SECONDS = 120.0  # importing torch in a new worker on a busy machine
 
 
@@ -57,13 +59,14 @@ class FuzzJob:
     def __call__(self, request: tuple[str, int, int]) -> Answer:
         """`request`: kind, seed and number of a case; answers its outcome, description and use of memory."""
         kind, seed, number = request
-        _prepare()
-        yield "started"
-        before = _peak_memory()
+        _prepare(kind)
         folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
         try:
-            rng = np.random.default_rng([seed, number])
-            outcome, description = outcome_of(self.case(kind, folder, rng), str(folder))
+            case = self.case(kind, folder, np.random.default_rng([seed, number]))
+            described = next(case)
+            before = _peak_memory()
+            yield described
+            outcome, description = outcome_of(case, described, str(folder))
             used = _peak_memory() - before
             if used > MEMORY:
                 return "failed", f"{description}: {used / 2**30:.1f} GiB"
@@ -81,24 +84,28 @@ class FuzzJob:
         return model_cases.run_case(self.bases / "model", folder, rng)
 
 
-def _prepare() -> None:
-    """Once per worker: imports that would count as a case's time, no output, no network, no more than 12 GiB."""
-    if os.environ.get("HF_HUB_OFFLINE") == "1" and "FUZZ_READY" in os.environ:
-        return
-    os.environ |= {"FUZZ_READY": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    import datasets
-    import torch
-    from transformers.utils import logging
+@cache
+def _prepare(kind: str) -> None:
+    """Once per worker and kind: imports that would count as a case's time, no output, no network, bounded memory."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    if kind == "rows":
+        import datasets
 
-    import hf_mmbalance.hub.predict  # noqa: F401
-    from hf_mmbalance import AudioVisualClassificationPipeline  # noqa: F401
+        import hf_mmbalance.data.sources.hub  # noqa: F401
 
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+        datasets.disable_progress_bars()
+    if kind == "models":
+        import torch
+        from transformers.utils import logging
+
+        import hf_mmbalance
+
+        assert hf_mmbalance.AudioVisualClassificationPipeline
+        torch.set_num_threads(1)
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
     warnings.simplefilter("ignore")
-    resource.setrlimit(resource.RLIMIT_AS, (12 << 30, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, resource.RLIM_INFINITY))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders print on their own
 
 
@@ -134,11 +141,15 @@ def _plan(seed: int, cases: int, kinds: tuple[str, ...]) -> list[tuple[str, int,
 def _ask(worker: Worker, request: tuple[str, int, int]) -> tuple[str, str]:
     """The outcome of a case; the death of its process and an answer that does not come are failures."""
     worker.send(request)
+    described = "before it began"
     for limit in (START_SECONDS, SECONDS):
         if not ready([worker], limit):
-            return "failed", f"hangs: no answer within {limit:g} s"
+            return "failed", f"{described}: no answer within {limit:g} s"
         try:
             answered, content = worker.receive()
         except WorkerDied as death:
-            return "failed", f"its process died ({death})"
-    return content if answered else ("failed", "no answer")
+            return "failed", f"{described}: its process died ({death})"
+        except Exception as error:
+            return "failed", f"{described}: the case itself is wrong ({type(error).__name__}: {error})"
+        described = content if not answered else described
+    return content

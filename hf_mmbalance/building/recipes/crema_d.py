@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections import Counter
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from hf_mmbalance.building.csv_files import parsed, read_csv
 from hf_mmbalance.building.encode import class_label, file_size, list_of, value
 from hf_mmbalance.building.plan import BuildPlan, EncodeOptions, PlannedClip, check_ids
 from hf_mmbalance.data.clips import DataError
@@ -144,7 +144,7 @@ def stimuli(source: Path) -> list[str]:
     Raises:
         DataError: the table is missing or names something else.
     """
-    rows = _table(source, "SentenceFilenames.csv")
+    _, rows = _table(source, "SentenceFilenames.csv", ("Filename",))
     names = sorted(ALIASES.get(row["Filename"], row["Filename"]) for row in rows)
     for name in names:
         parts = name.split("_")
@@ -156,16 +156,21 @@ def stimuli(source: Path) -> list[str]:
 
 
 def demographics(source: Path) -> dict[str, dict[str, Any]]:
-    """Actor -> sex, age (years), race, ethnicity."""
-    out = {}
-    for row in _table(source, "VideoDemographics.csv"):
-        out[row["ActorID"]] = {
-            "sex": row["Sex"].lower(),
-            "age": int(row["Age"]),
-            "race": row["Race"],
-            "ethnicity": row["Ethnicity"],
-        }
-    return out
+    """Actor -> sex, age (years), race, ethnicity.
+
+    Raises:
+        DataError: the table is missing, or a row of it cannot be read.
+    """
+    names = ("ActorID", "Age", "Sex", "Race", "Ethnicity")
+
+    def actor(row: dict[str, str]) -> tuple[str, dict[str, Any]]:
+        sex = row["Sex"].lower()
+        if sex not in FEATURES["sex"]["names"]:
+            raise DataError(f"the sex {row['Sex']!r} is not among {', '.join(FEATURES['sex']['names'])}")
+        entry = {"sex": sex, "age": int(row["Age"]), "race": row["Race"], "ethnicity": row["Ethnicity"]}
+        return row["ActorID"], entry
+
+    return dict(parsed(*_table(source, "VideoDemographics.csv", names), actor))
 
 
 def human_votes(source: Path) -> dict[str, dict[str, list[int]]]:
@@ -176,9 +181,14 @@ def human_votes(source: Path) -> dict[str, dict[str, list[int]]]:
     """
     kinds = {"1": "votes_voice", "2": "votes_face", "3": "votes_audiovisual"}
     out: dict[str, dict[str, list[int]]] = {}
-    for row in _table(source, "processedResults/tabulatedVotes.csv"):
+
+    def votes(row: dict[str, str]) -> tuple[str, str, list[int]]:
         name = ALIASES.get(row["fileName"], row["fileName"])
-        out.setdefault(name, {})[kinds[row[""][0]]] = [int(row[letter]) for letter in VOTE_LETTERS]
+        return name, kinds[row[""][0]], [int(row[letter]) for letter in VOTE_LETTERS]
+
+    table = _table(source, "processedResults/tabulatedVotes.csv", ("", "fileName", *VOTE_LETTERS))
+    for name, kind, counts in parsed(*table, votes):
+        out.setdefault(name, {})[kind] = counts
     short = [name for name, found in out.items() if len(found) != 3]
     if short:
         raise DataError(f"{source / 'processedResults/tabulatedVotes.csv'}: {short[0]} lacks some of its votes")
@@ -270,20 +280,16 @@ def _configs(ogm: bool) -> dict[str, dict[str, list[str]]]:
     return configs
 
 
-def _table(source: Path, name: str) -> list[dict[str, str]]:
-    path = source / name
-    if not path.is_file():
-        raise DataError(f"{path}: not there; --source is a clone of the official CREMA-D repository")
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def _table(source: Path, name: str, columns: tuple[str, ...]) -> tuple[Path, list[dict[str, str]]]:
+    return source / name, read_csv(source / name, columns, "--source is a clone of the official CREMA-D repository")
 
 
 def _checksums(source: Path, path: Path | None) -> dict[str, str]:
-    path = path or source / "media_sha256.csv"
-    if not path.exists():
+    place = path or source / "media_sha256.csv"
+    if path is None and not place.exists():
         return {}
-    with path.open(newline="") as file:
-        return {row["path"]: row["sha256"] for row in csv.DictReader(file)}
+    rows = read_csv(place, ("path", "sha256"), "it is the list of checksums, path,sha256,bytes")
+    return {row["path"]: row["sha256"] for row in rows}
 
 
 class _Media:

@@ -1,13 +1,14 @@
-"""CREMA-D's human votes as a decision table: raters who only heard, only saw, or heard and saw every clip."""
+"""CREMA-D's human votes as a decision table: of the voice, of the face, and of both."""
 
 from __future__ import annotations
 
-import csv
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hf_mmbalance.building.csv_files import parsed, read_csv
 
 
 LETTERS = "ADFHNS"
@@ -20,7 +21,7 @@ def crema_d_votes(folder: str | os.PathLike[str], smoothing: float = SMOOTHING) 
     """Read `processedResults/tabulatedVotes.csv` of CREMA-D.
 
     Logits are log(votes + smoothing), classes in the order anger, disgust, fear, happy, neutral, sad; the group is the
-    actor. The raters who heard and saw the clip are the reference `audio_visual`.
+    actor. The votes on voice and face together are the reference `audio_visual`.
 
     Args:
         folder: CREMA-D's folder (or the CSV file itself).
@@ -30,7 +31,8 @@ def crema_d_votes(folder: str | os.PathLike[str], smoothing: float = SMOOTHING) 
         The fields of a `DecisionTable`, clips in order of their names, all in split "test".
 
     Raises:
-        FileNotFoundError: if the CSV is not there; the message says where it is had from.
+        FileNotFoundError: if the CSV is not there; the message says where to get it.
+        DataError: if a row cannot be read.
         ValueError: if a clip lacks one of the three ratings.
     """
     path = Path(folder)
@@ -38,10 +40,17 @@ def crema_d_votes(folder: str | os.PathLike[str], smoothing: float = SMOOTHING) 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; it is part of https://github.com/CheyneyComputerScience/CREMA-D.")
     votes: dict[str, dict[str, list[float]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            # Row ids are 1xxxxx for voice, 2xxxxx for face, 3xxxxx for both.
-            votes.setdefault(row["fileName"], {})[row[""][0]] = [float(row[letter]) for letter in LETTERS]
+
+    def counts(row: dict[str, str]) -> tuple[str, str, list[float]]:
+        emotion = row["fileName"].split("_")[2][0]
+        if emotion not in LETTERS:
+            raise ValueError(f"{row['fileName']!r} is not a CREMA-D clip")
+        # Row ids are 1xxxxx for voice, 2xxxxx for face, 3xxxxx for both.
+        return row["fileName"], row[""][0], [float(row[letter]) for letter in LETTERS]
+
+    rows = read_csv(path, ("", "fileName", *LETTERS), "it is part of the CREMA-D repository")
+    for name, part, row in parsed(path, rows, counts):
+        votes.setdefault(name, {})[part] = row
     incomplete = [name for name, rated in votes.items() if sorted(rated) != ["1", "2", "3"]]
     if incomplete:
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections import Counter
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from hf_mmbalance.building.csv_files import parsed, read_csv
 from hf_mmbalance.building.encode import arrow_schema, class_label, file_size, value
 from hf_mmbalance.building.plan import BuildPlan, EncodeOptions, PlannedClip, check_ids
 from hf_mmbalance.data.clips import SPLITS, DataError, split_name
@@ -46,6 +46,7 @@ from datasets import load_dataset
 clips = load_dataset("path/of/this/folder")
 ```
 """
+JSON_SPLITS = {"training": "train", "validation": "validation", "testing": "test"}
 FEATURES: dict[str, dict[str, Any]] = {
     "youtube_id": value("string"),
     "start": value("float64"),
@@ -86,37 +87,36 @@ def read_annotations(paths: Sequence[Path]) -> list[Annotation]:
 
 
 def _from_json(path: Path) -> list[Annotation]:
-    database = json.loads(path.read_text()).get("database")
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); download the file again") from None
+    database = content.get("database") if isinstance(content, dict) else None
     if not isinstance(database, dict):
         raise DataError(f"{path}: no 'database' in it; the three-way list is {{labels, database: {{id: ...}}}}")
-    names = {"training": "train", "validation": "validation", "testing": "test"}
     out = []
     for name, entry in database.items():
         youtube, start, end = parse_name(name, str(path))
-        label = entry.get("label") or entry.get("annotations", {}).get("label")
-        split = names.get(entry["subset"]) or split_name(entry["subset"])
-        out.append(Annotation(youtube, start, end, class_name(label), split))
+        try:
+            label = entry.get("label") or entry["annotations"]["label"]
+            split = JSON_SPLITS.get(entry["subset"]) or split_name(entry["subset"])
+            out.append(Annotation(youtube, start, end, class_name(label), split))
+        except (AttributeError, LookupError, TypeError) as error:
+            raise DataError(f"{path}: the entry {name!r} lacks a label or a subset ({error})") from None
     return out
 
 
 def _from_csv(path: Path) -> list[Annotation]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    needed = {"label", "youtube_id", "time_start", "time_end", "split"}
-    if not rows or not needed <= set(rows[0]):
-        raise DataError(
-            f"{path}: the columns {', '.join(sorted(needed))} are expected, as in Kinetics-400's CSV files"
-        )
-    return [
-        Annotation(
-            row["youtube_id"],
-            int(float(row["time_start"])),
-            int(float(row["time_end"])),
-            class_name(row["label"]),
-            split_name({"validate": "validation"}.get(row["split"], row["split"])),
-        )
-        for row in rows
-    ]
+    columns = ("label", "youtube_id", "time_start", "time_end", "split")
+    return parsed(path, read_csv(path, columns, "Kinetics-400's CSV files have these columns"), _from_row)
+
+
+def _from_row(row: dict[str, str]) -> Annotation:
+    start, end = int(float(row["time_start"])), int(float(row["time_end"]))
+    if not 0 <= start < end:
+        raise DataError(f"the window from {start} s to {end} s is empty or negative")
+    split = split_name({"validate": "validation"}.get(row["split"], row["split"]))
+    return Annotation(row["youtube_id"], start, end, class_name(row["label"]), split)
 
 
 def class_name(label: str) -> str:

@@ -1,0 +1,90 @@
+"""CSV files of a data set's publisher: a fault is named by file and row."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from hf_mmbalance.data.clips import DataError
+
+
+T = TypeVar("T")
+LARGEST = 256 << 20  # bytes
+MARKS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16
+
+
+def read_csv(path: Path, columns: Iterable[str], hint: str) -> list[dict[str, str]]:
+    """The rows of a CSV file in UTF-8 with a header, as dictionaries.
+
+    Args:
+        path: The file.
+        columns: Names that the header must hold.
+        hint: What the file is or where to get it, for the message if it is not there.
+
+    Raises:
+        DataError: names the file, the row where there is one, and the remedy.
+    """
+    text = _decoded(_content(path, hint), path)
+    needed = set(columns)
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", restval=None)
+    rows: list[dict[str, str]] = []
+    try:
+        missing = sorted(needed - set(reader.fieldnames or ()))
+        if missing:
+            shown = ", ".join(repr(name) for name in missing)
+            raise DataError(f"{path}: the header lacks {shown}; {hint}")
+        for row in reader:
+            if any(row[name] is None for name in needed):
+                raise DataError(f"{path}, line {reader.line_num}: the row has fewer fields than the header")
+            rows.append(row)
+    except csv.Error as error:  # e.g. a field of more than 128 KiB: a quote that is not closed
+        raise DataError(f"{path}, line {reader.line_num}: not CSV ({error}); download the file again") from None
+    if not rows:
+        raise DataError(f"{path}: the file has no rows; {hint}")
+    return rows
+
+
+def parsed(path: Path, rows: list[dict[str, str]], parse: Callable[[dict[str, str]], T]) -> list[T]:
+    """What `parse` makes of every row.
+
+    Raises:
+        DataError: `parse` failed; names file and row.
+    """
+    out = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            out.append(parse(row))
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
+            what = error.args[0] if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+            raise DataError(f"{path}, row {number} ({', '.join(map(str, list(row.values())[:3]))}): {what}") from None
+    return out
+
+
+def _content(path: Path, hint: str) -> bytes:
+    if not path.is_file():  # nor a pipe: opening one could wait for ever
+        raise DataError(f"{path}: no such file; {hint}")
+    if path.stat().st_size > LARGEST:
+        raise DataError(f"{path}: {path.stat().st_size} bytes is too large for this table; {hint}")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _decoded(content: bytes, path: Path) -> str:
+    if content.startswith(MARKS):
+        raise DataError(f"{path}: the file is in UTF-16; save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}, line {line}: not UTF-8 (byte {error.start}, perhaps Latin-1); save it as UTF-8"
+        ) from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise DataError(f"{path}, line {line}: a zero byte, so this is not a text file; download it again")
+    return text
