@@ -8,7 +8,6 @@ from typing import Any
 
 _NAMES = {
     "Allocation": "allocation",
-    "fit_decision_layer": "allocation",
     "Balance": "balance",
     "DecisionTable": "table",
     "DirichletCalibration": "calibration",

@@ -157,14 +157,8 @@ class Allocation(ClassifierMixin, BaseEstimator):
         """Options and parameters (float32) of the model's `adaptive` head that decides like this allocation."""
         state = self._state()
         arrays = {name: value.astype(np.float32) for name, value in state.arrays().items()}
+        arrays["capability"] = self.capability_.astype(np.float32)
         return {"calibration": state.calibration, "gate": state.gate}, arrays
-
-    def describe(self) -> dict[str, Any]:
-        """What is really in use."""
-        state = self._state()
-        named = dict(zip(self.modality_names_, np.exp(state.log_temperature).tolist(), strict=True))
-        return {"rung": self.chosen_, "reason": self.reason_, "temperature": named, "prior": self.prior_.tolist(),
-                "notes": list(self.notes_), "lines": [f"rung {self.chosen_}: {self.reason_}"]}  # fmt: skip
 
     def write_to(self, model: Any) -> None:
         """Install this allocation as `model.fusion` and record it in `model.config`, so that saving keeps it.
@@ -256,23 +250,6 @@ class Allocation(ClassifierMixin, BaseEstimator):
         modalities = list(getattr(model.config, "modalities", self.modality_names_))
         if not self.modality_names_[0].startswith("modality ") and modalities != self.modality_names_:
             raise ValueError(f"the model's modalities are {modalities}, those of the fit {self.modality_names_}.")
-
-
-def fit_decision_layer(
-    table: DecisionTable,
-    *,
-    rung: str = "auto",
-    known_groups: bool = False,
-    balance: float = 0.0,
-    seed: int = 0,
-    structure: str = "any",
-) -> Allocation:
-    """Fit on the `calibration` rows of a table."""
-    rows = table.select("calibration")
-    fitted = Allocation(rung=rung, seed=seed).fit_table(rows)
-    if structure == "default" and fitted.to_head_state()[0] != {"calibration": "temperature", "gate": "none"}:
-        fitted = Allocation(rung="class_bias", seed=seed).fit_table(rows)
-    return fitted
 
 
 def checked_logits(X: Any) -> np.ndarray:

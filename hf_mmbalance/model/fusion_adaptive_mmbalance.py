@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import nn
 from transformers import initialization as init
 
 from .fusion_mmbalance import FusionHead, FusionOutput, masked_log_softmax, register_fusion_head
@@ -11,6 +12,7 @@ from .fusion_mmbalance import FusionHead, FusionOutput, masked_log_softmax, regi
 CALIBRATIONS = ("temperature", "vector", "dirichlet")
 GATES = ("none", "modality", "class")
 EVIDENCE_SIZE = 3
+SHARED_PULL = 0.1
 
 
 @register_fusion_head("adaptive")
@@ -39,7 +41,7 @@ class AdaptiveFusion(FusionHead):
         ValueError: if `calibration` or `gate` is none of the above.
     """
 
-    fitted = True
+    learns_from_calibration = True
 
     def __init__(
         self,
@@ -56,22 +58,25 @@ class AdaptiveFusion(FusionHead):
             raise ValueError(f"gate={gate!r} is unknown: choose one of {', '.join(GATES)}")
         self.calibration, self.gate = calibration, gate
         per_class = (num_modalities, num_labels)
-        self.register_buffer("log_temperature", torch.zeros(num_modalities))
+        self.log_temperature = nn.Parameter(torch.zeros(num_modalities))
         if calibration == "vector":
-            self.register_buffer("calibration_scale", torch.ones(per_class))
+            self.calibration_scale = nn.Parameter(torch.ones(per_class))
         if calibration == "dirichlet":
-            self.register_buffer("calibration_map", torch.eye(num_labels).repeat(num_modalities, 1, 1))
+            self.calibration_map = nn.Parameter(torch.eye(num_labels).repeat(num_modalities, 1, 1))
         if calibration != "temperature":
-            self.register_buffer("calibration_bias", torch.zeros(per_class))
-        self.register_buffer("alpha", torch.zeros(per_class))
-        self.register_buffer("log_kappa", torch.full((num_labels,), math.log(num_modalities)))
-        self.register_buffer("bias", torch.zeros(num_labels))
+            self.calibration_bias = nn.Parameter(torch.zeros(per_class))
+        self.alpha = nn.Parameter(torch.zeros(per_class))
+        self.log_kappa = nn.Parameter(torch.full((num_labels,), math.log(num_modalities)))
+        self.bias = nn.Parameter(torch.zeros(num_labels))
         if gate != "none":
             outputs = (num_modalities,) if gate == "modality" else per_class
-            self.register_buffer("gate_weight", torch.zeros(*outputs, EVIDENCE_SIZE * num_modalities))
+            self.gate_weight = nn.Parameter(torch.zeros(*outputs, EVIDENCE_SIZE * num_modalities))
+        #: Held-out recall above chance of every modality and class, measured on the calibration split.
+        self.capability: torch.Tensor
+        self.register_buffer("capability", torch.zeros(per_class))
 
     def init_weights(self) -> None:
-        for name, parameter in self.named_buffers():
+        for name, parameter in self.named_parameters():
             if name == "log_kappa":
                 init.constant_(parameter, math.log(self.num_modalities))
             elif name == "calibration_scale":
@@ -80,15 +85,20 @@ class AdaptiveFusion(FusionHead):
                 init.copy_(parameter, torch.eye(self.num_labels).repeat(self.num_modalities, 1, 1))
             else:
                 init.zeros_(parameter)
+        init.zeros_(self.capability)
 
     def forward(
         self,
         modality_logits: torch.Tensor,
         modality_mask: torch.Tensor,
         features: tuple[torch.Tensor, ...] | None = None,
+        freeze_allocation: bool = False,
     ) -> FusionOutput:
+        """See [`FusionHead.forward`]; `freeze_allocation` stops gradients from reaching the head's own parameters."""
         # Decisions are float32, also where the head's parameters are stored in half precision or under autocast.
-        own = {name: value.float() for name, value in self.named_buffers()}
+        own = {name: value.float() for name, value in self.named_parameters()}
+        if freeze_allocation:
+            own = {name: value.detach() for name, value in own.items()}
         with torch.autocast(modality_logits.device.type, enabled=False):
             log_probs = self.calibrate(modality_logits, modality_mask, own)
             shares = self.allocate(log_probs, modality_mask, own)
@@ -126,6 +136,53 @@ class AdaptiveFusion(FusionHead):
         # The smallest finite number instead of -inf: a clip with no modality must give no NaN on the way.
         shares = torch.softmax(scores.masked_fill(missing, torch.finfo(scores.dtype).min), dim=1)
         return shares.masked_fill(missing, 0.0)
+
+    def capability_share(self) -> torch.Tensor:
+        """Capability clipped at 0 and normalised over modalities `(M, C)`; uniform for a class where all are 0."""
+        capability = self.capability.clamp(min=0.0)
+        total = capability.sum(0, keepdim=True)
+        uniform = torch.full_like(capability, 1.0 / self.num_modalities)
+        return torch.where(total > 0, capability / total.clamp(min=torch.finfo(total.dtype).tiny), uniform)
+
+    def balance_loss(self, shares: torch.Tensor | None, clips: torch.Tensor) -> torch.Tensor:
+        """Relative balance: mean over classes of KL(capability share || mean share of the clips), a scalar.
+
+        Args:
+            shares (`torch.FloatTensor` of shape `(B, M, C)`): Shares of clips with every modality present.
+            clips (`torch.BoolTensor` of shape `(B,)`): Clips that count; without any the loss is 0.
+        """
+        assert shares is not None  # this head always returns them
+        keep = clips.to(shares.dtype).view(-1, 1, 1)
+        mean_share = (shares * keep).sum(0) / keep.sum().clamp(min=1.0)
+        target = self.capability_share().to(shares.dtype)
+        tiny = torch.finfo(shares.dtype).tiny
+        divergence = torch.xlogy(target, target) - target * mean_share.clamp(min=tiny).log()
+        return divergence.sum(0).mean() * clips.any()
+
+    def shrinkage(self) -> torch.Tensor:
+        """Squared distance of the head's parameters from the plain sum, a scalar.
+
+        Temperatures and the mean over classes of what there is once a class count `SHARED_PULL` of theirs: every
+        calibration clip tells something of them, while a class's own deviation has only the clips of that class.
+        """
+        shared = SHARED_PULL * self.log_temperature.square().sum()
+        total = shared + _pull(self.alpha) + _pull(self.bias) + _pull(self.log_kappa - math.log(self.num_modalities))
+        if self.calibration == "vector":
+            total = total + _pull(self.calibration_scale - 1.0)
+        if self.calibration == "dirichlet":
+            identity = torch.eye(self.num_labels, device=self.calibration_map.device, dtype=self.alpha.dtype)
+            total = total + (self.calibration_map - identity).square().sum()
+        if self.calibration != "temperature":
+            total = total + _pull(self.calibration_bias)
+        if self.gate != "none":
+            total = total + self.gate_weight.square().sum()
+        return total
+
+
+def _pull(values: torch.Tensor) -> torch.Tensor:
+    """Sum of squares of values `(..., C)`, of which the part that all classes share counts `SHARED_PULL`."""
+    mean = values.mean(-1, keepdim=True)
+    return (values - mean).square().sum() + SHARED_PULL * values.shape[-1] * mean.square().sum()
 
 
 def evidence(log_probs: torch.Tensor, modality_mask: torch.Tensor) -> torch.Tensor:

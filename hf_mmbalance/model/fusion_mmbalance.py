@@ -23,16 +23,13 @@ class FusionOutput(ModelOutput):
         modality_contributions (`torch.FloatTensor` of shape `(B, M, C)`, *optional*):
             Exact terms that sum over modalities to the logits minus the head's bias.
         shares (`torch.FloatTensor` of shape `(B, M, C)`, *optional*):
-            Weights normalised over the modalities present, where the head has them.
-        modality_trust (`torch.FloatTensor` of shape `(B, M)`, *optional*):
-            Calibrated probability that each modality's own answer is right, 0 where it is missing.
+            Weights normalised over the modalities present, where the head learns them.
     """
 
     logits: torch.Tensor = None  # type: ignore[assignment]  # ModelOutput wants defaults; always given
     modality_weights: torch.Tensor | None = None
     modality_contributions: torch.Tensor | None = None
     shares: torch.Tensor | None = None
-    modality_trust: torch.Tensor | None = None
 
 
 class FusionHead(nn.Module):
@@ -58,8 +55,8 @@ class FusionHead(nn.Module):
     default_unimodal_loss_weight: float = 1.0
     #: Weight of the fused loss; 0 for ensembles of towers trained apart.
     default_fused_loss_weight: float = 1.0
-    #: The head is fitted on clips that the towers do not learn from: it has buffers only, no parameters.
-    fitted: bool = False
+    #: The head has parameters that must learn only from calibration clips.
+    learns_from_calibration: bool = False
 
     def __init__(self, num_modalities: int, num_labels: int, feature_sizes: tuple[int, ...] = ()):
         super().__init__()
@@ -86,6 +83,17 @@ class FusionHead(nn.Module):
     def unimodal_logits(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Unimodal logits `(B, M, C)` of a head that `owns_unimodal_logits`."""
         raise NotImplementedError
+
+    def balance_loss(self, shares: torch.Tensor | None, clips: torch.Tensor) -> torch.Tensor:
+        """Relative-balance term of a head that `learns_from_calibration`, on its `shares`; 0 unless it has one.
+
+        The `forward` of such a head also takes `freeze_allocation`, under which its own parameters get no gradient.
+        """
+        return torch.zeros((), device=clips.device)
+
+    def shrinkage(self) -> torch.Tensor:
+        """Penalty on the parameters of a head that `learns_from_calibration`; 0 unless it has one."""
+        return torch.zeros((), device=next(self.parameters()).device)
 
     def init_weights(self) -> None:
         """Set parameters and buffers that are neither Linear nor LayerNorm, by `transformers.initialization`."""

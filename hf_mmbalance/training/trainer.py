@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from transformers.utils import logging
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits
 from hf_mmbalance.data.streaming import EpochOrder
 from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.hub.checkpoint_push import CheckpointPushes
 from hf_mmbalance.hub.model_push import prepare_repo, push_saved
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
@@ -23,7 +23,6 @@ from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.training.batches import ClipCollator, KeyedClips, SpecAugment
 from hf_mmbalance.training.decision_layer import DecisionArguments, apply_head, calibration_draws, fit
 from hf_mmbalance.training.processes import answered_by_main
-from hf_mmbalance.training.pushing import CheckpointPushes
 from hf_mmbalance.training.results import plain_sum
 
 
@@ -111,6 +110,9 @@ class MMBalanceTrainer(Trainer):
         check_metric(self.args.metric_for_best_model, self.model.config.modalities)
         if self.fits:
             check_splits(clips, "calibration")
+        elif self.decision.decision_rung != "auto":
+            rung, head = self.decision.decision_rung, self.model.config.fusion
+            raise ValueError(f"decision_rung={rung!r}: a {head!r} head is not fitted; use the fusion head 'adaptive'")
         if model is not None:  # that of `model_init` has been noted
             self._note_untrained(model)
         self.add_callback(FollowEpochs(self))
@@ -260,7 +262,7 @@ class MMBalanceTrainer(Trainer):
                 for name, there in zip(modalities, present.T, strict=True)
             },
             references={"fused": outputs["logits"].astype(np.float64)},
-            **_draws(clips),
+            **{name: getattr(clips, name) for name in ("clips", "draws") if hasattr(clips, name)},
         )
 
     def _run(self, clips: ClipDataset) -> dict[str, np.ndarray]:
@@ -326,12 +328,6 @@ class MMBalanceTrainer(Trainer):
         super()._save_rng_state(output_dir)
         # Process 0 writes trainer_state.json next, the mark of a complete checkpoint: no other may still be writing.
         self.accelerator.wait_for_everyone()
-
-
-def _draws(clips: ClipDataset) -> dict[str, Any]:
-    """Whose version every row is, for clips with several draws."""
-    known = {entry.name for entry in dataclasses.fields(DecisionTable)}
-    return {name: list(getattr(clips, name)) for name in ("clips", "draws") if hasattr(clips, name) and name in known}
 
 
 def _init_worker(worker_id: int) -> None:
