@@ -28,7 +28,8 @@ PICTURE, DIAGNOSIS, NUMBERS = "weights_by_class.png", "diagnosis.html", "diagnos
 TAGS = ["audio-visual-classification", "audio-visual", "multimodal", "late-fusion", "hf_mmbalance"]
 REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PICTURED = 40  # classes in the picture; the card's table has all
-METHODS = {"audio": "audio only", "vision": "frames only", "sum": "plain sum", "fused": "the decision"}
+METHODS = {"audio": "audio only", "vision": "frames only", "sum": "plain sum"}
+METHODS |= {"prior_sum": "plain sum, prior counted once", "fused": "the decision"}
 Results = dict[str, Any]
 
 

@@ -20,10 +20,11 @@ from transformers.utils import logging
 from hf_mmbalance.data import options_class
 from hf_mmbalance.training.decision_layer import DecisionArguments
 from hf_mmbalance.training.processes import check_joined, prefer_cpu_where_there_is_no_accelerator
-from hf_mmbalance.training.recipes import SYNTHETIC
 
 
 logger = logging.get_logger(__name__)
+
+SYNTHETIC = Path(__file__).with_name("synthetic.yaml")  # configs/synthetic.yaml, which a wheel does not carry
 
 
 def _help(text: str, default: Any = None) -> Any:
@@ -176,11 +177,14 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     given = list(argv)
-    config_file, argv = _take(argv, "--config")
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", metavar="FILE.yaml")
+    chosen, argv = first.parse_known_args(argv)
+    config_file = chosen.config
     settings = {} if config_file is None else read_config(config_file)
     dataset = _peek(argv, "--dataset") or settings.get("dataset") or "synthetic"
     if dataset == "synthetic" and config_file is None:
-        settings = dict(SYNTHETIC)
+        settings = read_config(SYNTHETIC)
     settings = {key: value for key, value in settings.items() if not _overruled(key, argv)}
     source_part = _source_part(dataset)
     parts: Any = (DataArguments, source_part, ModelArguments, DecisionArguments, MMBalanceTrainingArguments)
@@ -302,18 +306,3 @@ def _peek(argv: list[str], option: str) -> str | None:
         if word.startswith(option + "="):
             value = word.split("=", 1)[1]
     return value
-
-
-def _take(argv: list[str], option: str) -> tuple[str | None, list[str]]:
-    value = _peek(argv, option)
-    if value is None and option in argv:
-        raise ValueError(f"{option} needs a file: {option} configs/synthetic.yaml")
-    rest, skip = [], False
-    for word in argv:
-        if skip:
-            skip = False
-        elif word == option:
-            skip = True
-        elif not word.startswith(option + "="):
-            rest.append(word)
-    return value, rest

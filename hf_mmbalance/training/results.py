@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_mmbalance.decision.state import HeadState
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.metrics import measures
 
@@ -40,19 +41,9 @@ def measure(method: str, split: str, logits: np.ndarray, table: DecisionTable, c
 
 
 def plain_sum(table: DecisionTable, log_prior: np.ndarray | None = None) -> np.ndarray:
-    """Sum of log-probabilities over the modalities present `(N, C)`, the prior counted once where one is given.
-
-    sum_m l_m - (|S| - 1) log pi, with S the modalities present: what independent towers that each count the prior pi
-    amount to.
-    """
-    total = np.where(table.mask[..., None], measures.log_softmax(np.nan_to_num(table.logits)), 0.0).sum(1)
-    return total if log_prior is None else total - (table.mask.sum(1, keepdims=True) - 1) * log_prior
-
-
-def log_prior_of(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Log of the class frequencies `(C,)` of labels, half a clip added to every class."""
-    counts = np.bincount(labels, minlength=classes) + 0.5
-    return np.log(counts / counts.sum())
+    """Sum of log-probabilities over the modalities present `(N, C)`; with a log prior `(C,)`, that counted once."""
+    state = HeadState.plain_sum(*table.logits.shape[1:])
+    return (state if log_prior is None else state.replace(log_prior=log_prior)).fuse(table.logits).logits
 
 
 def rows_of(table: DecisionTable, split: str, log_prior: np.ndarray) -> list[Row]:
@@ -94,20 +85,3 @@ def render_rows(rows: list[Row], ci_unit: str) -> str:
             f" {100 * row['macro_f1']:>9.1f} {row['nll']:>7.3f} {row['ece']:>6.3f} {row['n']:>6d}"
         )
     return "\n".join([*lines, f"(intervals: bootstrap over {ci_unit}s)"])
-
-
-def render_weights(weights: dict[str, list[float]], classes: list[str], optimum: np.ndarray | None = None) -> str:
-    """Mean weight of each modality by class and, where known, the optimum's share of the first modality beside it."""
-    modalities = list(weights)
-    head = f"{'class':<20}" + "".join(f" {modality:>9}" for modality in modalities)
-    if optimum is not None:
-        head += f"   {modalities[0] + ' share':>12} {'optimal':>8}"
-    lines = [head]
-    for index, name in enumerate(classes):
-        row = [weights[modality][index] for modality in modalities]
-        line = f"{name[:20]:<20}" + "".join(f" {value:>9.2f}" for value in row)
-        if optimum is not None:
-            best = np.maximum(optimum[:, index], 0.0)  # below 0 where a modality errs more often than by chance
-            line += f"   {row[0] / max(sum(row), 1e-9):>12.2f} {best[0] / best.sum():>8.2f}"
-        lines.append(line)
-    return "\n".join(lines)

@@ -21,6 +21,7 @@ from transformers.utils import logging
 import hf_mmbalance
 from hf_mmbalance.data import load_clips
 from hf_mmbalance.data.clips import SPLITS, ClipSplits
+from hf_mmbalance.decision.fits import fit_prior
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.hub.errors import HubError, explained
 from hf_mmbalance.hub.model_card import pinned_revision, write_card
@@ -34,7 +35,7 @@ from hf_mmbalance.training.decision_layer import apply_head, corruption_plan
 from hf_mmbalance.training.interruption import Interrupted, StopOnSignal
 from hf_mmbalance.training.processes import LOCK, answered_by_main, only_run_in
 from hf_mmbalance.training.provenance import command, provenance
-from hf_mmbalance.training.results import log_prior_of, mean_weights, render_rows, render_weights, rows_of
+from hf_mmbalance.training.results import mean_weights, render_rows, rows_of
 from hf_mmbalance.training.trainer import MMBalanceTrainer, check_classes
 
 
@@ -237,8 +238,8 @@ def conclude(
             tables[split] = trainer.predict_table(part, split)
     reported = [split for split in REPORTED_SPLITS if split in tables]
     last = tables[reported[-1]]
-    labels = tables["calibration" if trainer.fits else "train"].labels
-    log_prior = log_prior_of(labels, len(clips.classes))
+    allocation = trainer.allocation
+    prior = fit_prior(tables["train"].labels, len(clips.classes)) if allocation is None else np.log(allocation.prior_)
     weights = apply_head(trainer.accelerator.unwrap_model(trainer.model).fusion, last).modality_weights
     chosen = trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint
     results = {
@@ -248,11 +249,11 @@ def conclude(
         "modalities": list(last.modalities),
         "bayes_accuracy": None if clips.bayes is None else float(clips.bayes.accuracy),
         "ci_unit": measures.ci_unit(last.groups),
-        "rows": [row for split in reported for row in rows_of(tables[split], split, log_prior)],
+        "rows": [row for split in reported for row in rows_of(tables[split], split, prior)],
         "weights": mean_weights(None if weights is None else weights.double().cpu().numpy(), last),
         "n_per_split": {split: len(part) for split, part in clips.splits.items()},
         "fusion": trainer.model.config.fusion,
-        "decision": None if trainer.allocation is None else trainer.allocation.describe(),
+        "decision": None if allocation is None else allocation.describe(),
         "selected_by": f"validation {trainer.args.metric_for_best_model}" if chosen else None,
         "best_checkpoint": chosen or None,
         "arguments": arguments.to_dict(),
@@ -278,7 +279,7 @@ def write_outputs(folder: Path, results: dict[str, Any], table: DecisionTable) -
 
 
 def render(results: dict[str, Any], clips: ClipSplits) -> str:
-    """What is printed at the end: rows of the last split, how close to the optimum, weights by class."""
+    """What is printed at the end: rows of the last split, how close to the optimum, the decision layer in use."""
     split = results["rows"][-1]["split"]
     rows = [row for row in results["rows"] if row["split"] == split]
     parts = [f"\n{results['dataset']}, {split} split", render_rows(rows, results["ci_unit"])]
@@ -287,10 +288,4 @@ def render(results: dict[str, Any], clips: ClipSplits) -> str:
         parts.append(f"best possible (Bayes) accuracy {100 * bayes:.1f}: the fusion reaches {fused / bayes:.3f} of it")
     if results["decision"] is not None:
         parts += results["decision"]["lines"]
-    if results["weights"] is not None:
-        optimum = None if clips.bayes is None else np.asarray(clips.bayes.weights)
-        parts += [
-            "mean weight of each modality by class",
-            render_weights(results["weights"], results["classes"], optimum),
-        ]
     return "\n".join(parts)

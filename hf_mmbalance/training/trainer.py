@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from hf_mmbalance.data.clips import ClipDataset, ClipSplits
 from hf_mmbalance.data.sources.hub import HubOptions, clips_of
 from hf_mmbalance.data.streaming import EpochOrder
 from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.hub.checkpoint_push import CheckpointPushes
 from hf_mmbalance.hub.model_push import prepare_repo, push_saved
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
@@ -25,7 +25,6 @@ from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.training.batches import ClipCollator, KeyedClips, SpecAugment
 from hf_mmbalance.training.decision_layer import DecisionArguments, apply_head, calibration_draws, fit
 from hf_mmbalance.training.processes import answered_by_main
-from hf_mmbalance.training.pushing import CheckpointPushes
 from hf_mmbalance.training.results import plain_sum
 
 
@@ -120,6 +119,9 @@ class MMBalanceTrainer(Trainer):
         check_metric(self.args.metric_for_best_model, self.model.config.modalities)
         if self.fits:
             check_splits(clips, "calibration")
+        elif self.decision.decision_rung != "auto":
+            rung, head = self.decision.decision_rung, self.model.config.fusion
+            raise ValueError(f"decision_rung={rung!r}: a {head!r} head is not fitted; use the fusion head 'adaptive'")
         if model is not None:  # that of `model_init` has been noted
             self._note_untrained(model)
         self.add_callback(FollowEpochs(self))
@@ -269,7 +271,7 @@ class MMBalanceTrainer(Trainer):
                 for name, there in zip(modalities, present.T, strict=True)
             },
             references={"fused": outputs["logits"].astype(np.float64)},
-            **_draws(clips),
+            **{name: getattr(clips, name) for name in ("clips", "draws") if hasattr(clips, name)},
         )
 
     def _run(self, clips: ClipDataset) -> dict[str, np.ndarray]:
@@ -336,12 +338,6 @@ class MMBalanceTrainer(Trainer):
         super()._save_rng_state(output_dir)
         # Process 0 writes trainer_state.json next, the mark of a complete checkpoint: no other may still be writing.
         self.accelerator.wait_for_everyone()
-
-
-def _draws(clips: ClipDataset) -> dict[str, Any]:
-    """Whose version every row is, for clips with several draws."""
-    known = {entry.name for entry in dataclasses.fields(DecisionTable)}
-    return {name: list(getattr(clips, name)) for name in ("clips", "draws") if hasattr(clips, name) and name in known}
 
 
 def _init_worker(worker_id: int) -> None:

@@ -52,7 +52,7 @@ def test_names_that_mean_something_in_markdown_and_yaml(run):
     change(run, **results)
     write_card(run, "me/model")
     card = ModelCard.load(run / "README.md")
-    assert card.data.datasets == ["me/clips: 'all'"] and len(card.data.eval_results) == 4
+    assert card.data.datasets == ["me/clips: 'all'"] and len(card.data.eval_results) == 5
     assert {result.dataset_revision for result in card.data.eval_results} == {"1" * 40}
     assert re.search(r"^\| a\\\|b \| [\d.]+ \| [\d.]+ \|$", card.text, re.M)
     assert re.search(r"^\| \\# z --- \| [\d.]+ \| [\d.]+ \|$", card.text, re.M)
@@ -96,20 +96,20 @@ def test_a_head_without_weights_and_a_modality_that_no_clip_has(run):
 def test_what_training_read_is_told_as_it_was(run):
     """A test split is read once; without one the numbers are those of the split that training looked at."""
     results = json.loads((run / "results.json").read_text())
-    assert results["learns_from_calibration"] is True
+    assert results["decision"]["rung"] and results["selected_by"] == "validation nll"
     write_card(run, "me/model")
     text = (run / "README.md").read_text()
     assert re.search(r"On the test split .* which was read once, after\straining\. Intervals", text)
-    assert "learned from `train`, the decision layer from `calibration`;" in text
+    assert "learned from `train`, the decision layer was fitted on `calibration`;" in text
     rows = [row for row in results["rows"] if row["split"] == "validation"]
     base = {"modality": "whole", "name": "me/before", "revision": "1" * 40}
     origin = {**results["provenance"], "base_models": [base, {**base, "modality": "audio"}]}
-    change(run, rows=rows, learns_from_calibration=False, provenance=origin)
+    change(run, rows=rows, decision=None, provenance=origin)
     for best, words in (
         (None, "read after every epoch too. Int"),
-        ("checkpoint-3", "on new clips will be lower. Int"),
+        ("validation nll", "on new clips will be lower. Int"),
     ):
-        change(run, best_checkpoint=best)
+        change(run, selected_by=best)
         write_card(run, "me/model")
         text = (run / "README.md").read_text()
         assert words in text and "read once" not in text

@@ -12,13 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hf_mmbalance import cli
 from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.hub.model_card import write_card
 from hf_mmbalance.training import run as run_module
 from hf_mmbalance.training.arguments import parse_arguments
 from hf_mmbalance.training.cli import train
 from hf_mmbalance.training.run import last_complete_checkpoint, settle_output_dir, write_outputs
+from tests.media_factory import write_clip
 
-from .tiny_runs import TINY, tiny_run
+from .tiny_runs import TINY, TOWERS, tiny_run
 
 
 def settle(*options: str):
@@ -195,6 +198,27 @@ def test_going_on_with_accumulation_and_dropout_ends_with_the_same_weights(tmp_p
         for part in ("checkpoint-12", "."):
             expected, weights = (load_file(path / part / "model.safetensors") for path in (whole, resumed))
             assert [name for name in expected if not torch.equal(expected[name], weights[name])] == [], step
+
+
+def test_a_modality_that_no_clip_has(tmp_path, capsys):
+    """Training, the card and `decide` work, and say so."""
+    for place, name in enumerate(("bark", "bell", "rain")):
+        for clip in range(12):
+            write_clip(tmp_path / "clips" / name / f"{name}{clip}.mp4", seconds=0.2, size=(32, 32), tone=None,
+                       colour=(80 * place, 100, 20 * clip))  # fmt: skip
+    folder = tmp_path / "run"
+    results = run_module.main(
+        ["--dataset", str(tmp_path / "clips"), *TOWERS, "--frame_size", "16", "16", "--frames", "2", "--use_cpu",
+         "true", "--num_train_epochs", "1", "--disable_tqdm", "true", "--output_dir", str(folder)]
+    )  # fmt: skip
+    rows = {row["method"]: row["n"] for row in results["rows"] if row["split"] == "test"}
+    assert rows["audio"] == 0 < rows["vision"] == rows["fused"] == rows["prior_sum"]
+    assert json.loads((folder / "config.json").read_text())["untrained_modalities"] == ["audio"]
+    write_card(folder, "me/model")
+    card = (folder / "README.md").read_text()
+    assert "| sound alone | - |" in card
+    assert cli.main(["decide", str(folder)]) == 0
+    assert "audio" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

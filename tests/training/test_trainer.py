@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, TrainingArguments
 
+import hf_mmbalance
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
 from hf_mmbalance.data import load_clips
+from hf_mmbalance.decision.fits import fit_prior
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.fusion_mmbalance import FUSION_HEADS
@@ -32,6 +34,7 @@ from .tiny_runs import (
     random_splits,
     state_of,
     tiny_model,
+    tiny_processor,
     tiny_run,
     tiny_trainer,
 )
@@ -124,8 +127,9 @@ def test_rows_are_those_of_the_table(run):
     table = DecisionTable.read(folder / "decisions.parquet").select("test")
     rows = {row["method"]: row for row in results["rows"] if row["split"] == "test"}
     log_probs = measures.log_softmax(table.logits)
-    counts = np.bincount(DecisionTable.read(folder / "decisions.parquet").select("calibration").labels, minlength=3)
-    log_prior = np.log((counts + 0.5) / (counts + 0.5).sum())
+    log_prior = np.log(list(results["decision"]["prior"].values()))
+    if results["decision"]["rung"] in ("sum", "best_single"):  # in use there is none, and the row has the fit's
+        log_prior = fit_prior(DecisionTable.read(folder / "decisions.parquet").select("calibration").labels, 3)
     for method, logits in (
         ("audio", log_probs[:, 0]),
         ("vision", log_probs[:, 1]),
@@ -359,6 +363,48 @@ def test_reading_the_validation_split_changes_nothing(tmp_path):
 
     one, other = train(eval_strategy="no"), train(eval_strategy="steps", eval_steps=1)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def plain_trainer(folder, **options):
+    arguments = TrainingArguments(str(folder), use_cpu=True, num_train_epochs=2, report_to="none", disable_tqdm=True,
+                                  save_strategy="no")  # fmt: skip
+    return hf_mmbalance.MMBalanceTrainer(
+        args=arguments, clips=random_splits(calibration=15), processor=tiny_processor(), **options
+    )
+
+
+def test_transformers_own_arguments_and_a_model_init(tmp_path):
+    """Every call of `train` starts from a new model and ends with a fitted decision layer."""
+    trainer = plain_trainer(tmp_path, model_init=lambda: tiny_model())
+    ends = []
+    for _ in range(2):
+        trainer.train()
+        assert trainer.allocation.describe()["rung"] and "features" not in trainer.evaluate()
+        ends.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    other = plain_trainer(tmp_path, model=tiny_model())
+    other.train()
+    assert np.isfinite(other.evaluate()["eval_nll"])
+
+
+def test_hyperparameter_search(tmp_path):
+    pytest.importorskip("optuna")
+    trainer = plain_trainer(tmp_path, model_init=lambda trial: tiny_model(classifier_dropout=0.1))
+    best = trainer.hyperparameter_search(
+        lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2)},
+        compute_objective=lambda metrics: metrics["eval_nll"], n_trials=2, direction="minimize", backend="optuna",
+    )  # fmt: skip
+    assert np.isfinite(best.objective) and 1e-4 <= best.hyperparameters["learning_rate"] <= 1e-2
+
+
+def test_what_the_trainer_must_be_given(tmp_path):
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True)
+    with pytest.raises(
+        ValueError, match="give clips .what hf_mmbalance.load_clips returns. and the model's processor"
+    ):
+        MMBalanceTrainer(tiny_model(), arguments, clips=None, processor=tiny_processor())
+    with pytest.raises(ValueError, match="decision_rung='temperature': a 'concat' head is not fitted"):
+        tiny_trainer(tmp_path, model=tiny_model("concat"), decision_rung="temperature")
 
 
 def test_early_stopping(tmp_path):
