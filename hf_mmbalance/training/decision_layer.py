@@ -64,13 +64,12 @@ def calibration_draws(clips: ClipDataset, options: DecisionArguments, seed: int)
     return CorruptedClips(clips, plan)
 
 
-def fit(table: DecisionTable, options: DecisionArguments, *, seed: int, structure: str) -> Allocation:
-    """Fit the decision layer on the `calibration` rows of a table, by the code of `mmbalance decide`.
+def fit(table: DecisionTable, options: DecisionArguments, structure: str) -> Allocation:
+    """Fit the decision layer on the `calibration` rows of a table, by the code of `mmbalance decide` and its folds.
 
     Args:
         table: Calibration rows and, for statistics of features, train rows.
         options: What was asked for.
-        seed: Of the folds.
         structure: "default" keeps the parameters that every adaptive head has, so that checkpoints of one run load
             into each other; "any" allows all rungs.
     """
@@ -83,7 +82,6 @@ def fit(table: DecisionTable, options: DecisionArguments, *, seed: int, structur
             rung=options.decision_rung,
             known_groups=options.known_groups,
             balance=options.decision_balance,
-            seed=seed,
             structure=structure,
         )
 

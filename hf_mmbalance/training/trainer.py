@@ -208,7 +208,7 @@ class MMBalanceTrainer(Trainer):
         """
         if table is None:
             table = self.predict_table(self.clips.splits["calibration"], "calibration")
-        chosen = answered_by_main(lambda: fit(table, self.decision, seed=self.args.seed, structure=structure))
+        chosen = answered_by_main(lambda: fit(table, self.decision, structure))
         chosen.write_to(self.accelerator.unwrap_model(self.model))
         self.allocation = chosen
 

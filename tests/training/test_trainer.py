@@ -15,13 +15,14 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 import hf_mmbalance
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
 from hf_mmbalance.data import load_clips
+from hf_mmbalance.decision import fit_decision_layer
 from hf_mmbalance.decision.fits import fit_prior
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.fusion_mmbalance import FUSION_HEADS
 from hf_mmbalance.training.arguments import ModelArguments, parse_arguments
 from hf_mmbalance.training.build import build_model_and_processor, fitted_frames, spec_augment
-from hf_mmbalance.training.decision_layer import DecisionArguments, calibration_draws, fit
+from hf_mmbalance.training.decision_layer import DecisionArguments, calibration_draws
 from hf_mmbalance.training.run import main
 from hf_mmbalance.training.trainer import MMBalanceTrainer, absent_modalities, check_classes
 
@@ -192,7 +193,7 @@ def test_the_decision_layer_is_the_one_that_decide_fits_on_the_runs_own_table(tm
         folder, "--save_strategy", strategy, "--eval_strategy", strategy, "--save_steps", "2", "--eval_steps", "2"
     )
     table = DecisionTable.read(folder / "decisions.parquet")
-    again = fit(table, DecisionArguments(), seed=0, structure="any")
+    again = fit_decision_layer(table)
     model = MMBalanceForAudioVisualClassification.from_pretrained(folder)
     before = state_of_head(model)
     again.write_to(model)
@@ -408,8 +409,9 @@ def test_what_the_trainer_must_be_given(tmp_path):
 
 
 def test_early_stopping(tmp_path):
+    """Nothing is learned at a rate of 0: two epochs after the first are no better."""
     folder = tmp_path / "run"
-    options = ["--num_train_epochs", "8", "--learning_rate", "3e-2", "--early_stopping_patience", "2"]
+    options = ["--num_train_epochs", "8", "--learning_rate", "0", "--early_stopping_patience", "2"]
     tiny_run(folder, *options)
     states = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
     history = [entry["eval_nll"] for entry in state_of(states[-1])["log_history"] if "eval_nll" in entry]
@@ -420,7 +422,7 @@ def test_early_stopping(tmp_path):
 
 def test_early_stopping_goes_on_counting_after_a_kill(tmp_path):
     """Stopped and resumed after the first evaluation without improvement, it stops where it would have."""
-    options = ["--num_train_epochs", "8", "--learning_rate", "3e-2", "--early_stopping_patience", "2",
+    options = ["--num_train_epochs", "8", "--learning_rate", "0", "--early_stopping_patience", "2",
                "--save_total_limit", "10"]  # fmt: skip
     tiny_run(tmp_path / "whole", *options)
     steps = sorted(int(path.name[11:]) for path in (tmp_path / "whole").glob("checkpoint-*"))
