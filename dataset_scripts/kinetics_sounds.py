@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_mmbalance.building.cli import DatasetScript
+from hf_mmbalance.building.csv_files import read_text
 from hf_mmbalance.building.plan import BuildPlan, EncodeOptions
 from hf_mmbalance.building.recipes.kinetics_sounds import plan_kinetics_sounds, write_annotations
 from hf_mmbalance.hub.dataset_push import add_publish
@@ -36,7 +37,11 @@ def plan(args: argparse.Namespace, encode: EncodeOptions) -> BuildPlan:
 
 
 def own_classes(path: Path | None) -> list[str] | None:
-    return None if path is None else [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    return (
+        None
+        if path is None
+        else [line.strip() for line in read_text(path, "give one class per line").splitlines() if line.strip()]
+    )
 
 
 def write_list(args: argparse.Namespace, say: Any) -> dict[str, Any]:
@@ -49,7 +54,7 @@ def add_list_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--annotations", type=Path, nargs="+", required=True, help="three-way JSON, or Kinetics-400's CSV files"
     )
-    parser.add_argument("--classes", type=Path, help="own list of classes, one a line (default: the 31)")
+    parser.add_argument("--classes", type=Path, help="own list of classes, one per line (default: the 31)")
 
 
 def script() -> DatasetScript:

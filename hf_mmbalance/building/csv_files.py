@@ -1,4 +1,4 @@
-"""CSV files of a data set's publisher: a fault is named by file and row."""
+"""CSV and text files of a data set's publisher: a fault is named by file and row."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_csv(path: Path, columns: Iterable[str], hint: str) -> list[dict[str, st
     Raises:
         DataError: names the file, the row where there is one, and the remedy.
     """
-    text = _decoded(_content(path, hint), path)
+    text = read_text(path, hint)
     needed = set(columns)
     reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", restval=None)
     rows: list[dict[str, str]] = []
@@ -61,6 +61,11 @@ def parsed(path: Path, rows: list[dict[str, str]], parse: Callable[[dict[str, st
             what = error.args[0] if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
             raise DataError(f"{path}, row {number} ({', '.join(map(str, list(row.values())[:3]))}): {what}") from None
     return out
+
+
+def read_text(path: Path, hint: str) -> str:
+    """The content of a text file in UTF-8; `hint` and errors as in `read_csv`."""
+    return _decoded(_content(path, hint), path)
 
 
 def _content(path: Path, hint: str) -> bytes:

@@ -43,7 +43,7 @@ class EncodeOptions:
         fps: frames per second instead.
         frame_size: length of the shorter side in pixels (the shape is kept), or (height, width); None keeps the
             pixels.
-        crop: left, top, right, bottom as parts of the frame.
+        crop: left, top, right, bottom as fractions of the frame.
         image_format: `jpeg` or `png` (lossless).
         quality: of the JPEG, 1 to 95.
         need_audio, need_frames: a clip without is left out, with the reason in the manifest.
@@ -140,7 +140,7 @@ class BuildPlan:
         features: metadata columns and their `datasets` types, in order, without the media and label columns.
         configs: configuration -> split -> cells; the first configuration is the default.
         encode: how clips are stored.
-        clips_per_shard: a killed build loses at most one shard a process.
+        clips_per_shard: a killed build loses at most one shard per process.
         shared_groups_allowed: configurations whose splits share groups, as their card says.
         max_lost: greatest share of clips that may be lost.
         notes: for the card and the report.
@@ -162,9 +162,9 @@ class BuildPlan:
     def __post_init__(self) -> None:
         doubled = [name for name, count in Counter(clip.id for clip in self.clips).items() if count > 1]
         if doubled:
-            raise DataError(f"{self.name}: {len(doubled)} clip ids stand twice, e.g. {doubled[0]!r}")
+            raise DataError(f"{self.name}: {len(doubled)} clip ids are used twice, e.g. {doubled[0]!r}")
         if not self.clips:
-            raise DataError(f"{self.name}: there is no clip to build")
+            raise DataError(f"{self.name}: the plan has no clips")
         for clip in self.clips:
             if not 0 <= clip.label < len(self.classes):
                 raise DataError(f"{self.name}: clip {clip.id!r} has label {clip.label}, not among {self.classes}")
@@ -236,7 +236,7 @@ def check_ids(name: str, wanted: Sequence[str], known: set[str], where: str) -> 
     """
     unknown = sorted(set(wanted) - known)
     if unknown:
-        raise DataError(f"{where}: {len(unknown)} clips are not {name}'s, e.g. {', '.join(unknown[:3])}")
+        raise DataError(f"{where}: {len(unknown)} clips do not belong to {name}, e.g. {', '.join(unknown[:3])}")
     doubled = [clip for clip, count in Counter(wanted).items() if count > 1]
     if doubled:
-        raise DataError(f"{where}: {len(doubled)} clips stand twice, e.g. {doubled[0]}")
+        raise DataError(f"{where}: {len(doubled)} clips are listed twice, e.g. {doubled[0]}")

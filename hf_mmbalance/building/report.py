@@ -1,4 +1,4 @@
-"""What a build came to: manifest of every clip, counts, `build_report.json`, and where `datasets` finds what."""
+"""The result of a build: manifest of every clip, counts, `build_report.json`, and where `datasets` finds what."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def finish(plan: BuildPlan, out: Path, run: dict[str, Any], card: str) -> dict[s
         The report.
 
     Raises:
-        BuildError: shards are missing or double, or more clips were lost than the plan allows.
+        BuildError: shards are missing or there twice, or more clips were lost than the plan allows.
     """
     records = collect(plan, out)
     for draft in (out / STATE / "drafts").iterdir():
-        draft.unlink()  # of killed runs: every shard is whole, so nobody writes any more
+        draft.unlink()  # of killed runs: every shard is whole, so no process writes any more
     clips = {entry["id"]: entry for record in records for entry in record["clips"]}
     report = _report(plan, records, clips, run)
     _write_manifest(plan, out, clips)
@@ -48,9 +48,9 @@ def finish(plan: BuildPlan, out: Path, run: dict[str, Any], card: str) -> dict[s
     lost = 1 - report["clips"]["built"] / report["clips"]["planned"]
     if lost > plan.max_lost:
         text = f"{lost:.1%} of the clips could not be built, more than --max-lost {plan.max_lost:g}"
-        raise BuildError(f"{text}: {report['status']}; see {out / MANIFEST}; raise --max-lost to go on all the same")
+        raise BuildError(f"{text}: {report['status']}; see {out / MANIFEST}; raise --max-lost to accept that")
     if not report["clips"]["built"]:
-        raise BuildError(f"not one clip could be built: {report['status']}; see {out / MANIFEST}")
+        raise BuildError(f"none of the clips could be built: {report['status']}; see {out / MANIFEST}")
     (out / "README.md").write_text(fill_card(card, plan, report, configs_of(plan, report)))
     return report
 
@@ -59,7 +59,7 @@ def collect(plan: BuildPlan, out: Path) -> list[dict[str, Any]]:
     """The records of all shards, each checked against the plan.
 
     Raises:
-        BuildError: names what is missing, double or not of this plan.
+        BuildError: names what is missing, there twice or not of this plan.
     """
     shards = plan.shards()
     missing = [shard.name for shard in shards if not is_done(out, shard.name)]

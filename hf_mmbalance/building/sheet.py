@@ -17,14 +17,14 @@ CAPTION = 12
 
 
 def contact_sheet(folder: Path, shards: list[dict[str, Any]], classes: list[str], label: str, each: int = 4) -> Path:
-    """Write `contact_sheet.png`: one row a class, `each` clips beside each other.
+    """Write `contact_sheet.png`: one row per class with `each` clips.
 
     Args:
         folder: of the build.
         shards: entries of the report.
         classes: names.
         label: the label column.
-        each: clips a class.
+        each: clips per class.
 
     Returns:
         Path of the picture.

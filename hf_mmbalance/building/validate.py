@@ -1,4 +1,4 @@
-"""A built folder checked from the outside: files, ids, labels, groups, and every clip decoded."""
+"""Check a built folder as a stranger would: files, ids, labels, groups, and every clip decoded."""
 
 from __future__ import annotations
 

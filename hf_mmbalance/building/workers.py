@@ -9,7 +9,9 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -37,7 +39,8 @@ class Worker:
     def __init__(self, work: Work):
         self.connection, theirs = _context.Pipe()
         self.process = _context.Process(target=_serve, args=(theirs, work))
-        self.process.start()
+        with _ctrl_c_blocked():
+            self.process.start()
         theirs.close()  # now the death of the process closes the pipe
 
     def send(self, request: Any) -> None:
@@ -79,6 +82,20 @@ class Worker:
         self.process.kill()
         self.process.join()
         self.connection.close()
+
+
+@contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """Processes started inside never see Ctrl-C, not even while they start; the caller sees it afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # it is started with the first process, and would lift the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ready(workers: list[Worker], timeout: float) -> list[Worker]:

@@ -140,7 +140,7 @@ def read_build(folder: Path, repo_id: str, name: str | None) -> Build:
     wrong = sorted(file for file in listed.keys() | hashes.keys() if listed.get(file) != hashes.get(file))
     if wrong or not local:
         text = f"{folder}: {wrong[0]} is missing, or not what was built" if wrong else f"{folder}: there is no shard"
-        raise BuildError(f"{text}; delete it if it is there, and run `build` again (it goes on with the rest)")
+        raise BuildError(f"{text}; delete it if it is there, and run `build` again (it resumes with the rest)")
     head, body = cards.read_card(card.read_text(), str(card))
     if not head.get("configs"):
         raise BuildError(f"{card}: there are no configs in its head; run `build` again")

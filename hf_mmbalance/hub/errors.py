@@ -102,7 +102,7 @@ _ADVICE = (
         " that user or organization, or a name of your own.",
         statuses=(403,),
     ),
-    _Advice("The Hub has no room for this: free some storage or make the files smaller.", statuses=(413, 507)),
+    _Advice("The Hub has no space left for this: free some storage or make the files smaller.", statuses=(413, 507)),
     _Advice("The Hub asks you to slow down: wait some minutes and run the same command again.", statuses=(429,)),
     _Advice(
         "The Hub failed for its part: run the same command again later; what was sent whole is not sent twice.",

@@ -93,7 +93,7 @@ def publish_demo(
         raise HubError(f"{DEMO} is missing: the demo comes with the source, not with an installed package; clone it")
     for clip in examples:
         if clip.suffix.lower() not in CLIPS or not clip.is_file():
-            raise HubError(f"{clip} is no clip to show; give video files ({', '.join(CLIPS)})")
+            raise HubError(f"{clip} is not a video file; give video files ({', '.join(CLIPS)})")
     names = [clip.name for clip in examples]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise HubError(f"two examples are called {twice}, and both would be examples/{twice}; rename one of them")
@@ -150,7 +150,9 @@ def _make_examples(folder: Path, options: dict[str, Any], model: str) -> None:
 
 
 def _strange(model: str) -> str:
-    return f"results.json of {model} is not as training writes it, so no examples can be made; give some by --examples"
+    return (
+        f"results.json of {model} is not as training writes it, so no examples can be made; give some with --examples"
+    )
 
 
 def _tag_of(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""The answer for one clip as HTML: the decision, each modality's own opinion, and the share each was given."""
+"""The answer for one clip as HTML: the decision, each modality's own prediction, and its share of the decision."""
 
 from __future__ import annotations
 
@@ -49,20 +49,21 @@ def render(rows: list[Row], whole: list[Row], off: list[str]) -> str:
 def sentences(rows: list[Row], whole: list[Row], off: list[str]) -> list[str]:
     """What happened, in words."""
     top = rows[0]
-    alone = top["modality_score"]
+    scores = top["modality_score"]
     said = []
     for modality in off:
         before = whole[0]
         same = "also " if before["label"] == top["label"] else ""
         answer = f"{same}{before['label']} ({percent(before['score'])})"
         said.append(f"{word(modality).capitalize()} is switched off. With it the answer was {answer}.")
-    said += [f"The clip has no {word(name)}." for name, score in alone.items() if score is None and name not in off]
-    opinions = []
-    for name in [name for name, score in alone.items() if score is not None]:
+    said += [f"The clip has no {word(name)}." for name, score in scores.items() if score is None and name not in off]
+    predictions = []
+    for name in [name for name, score in scores.items() if score is not None]:
         best = max(rows, key=lambda row: row["modality_score"][name])
-        opinions.append(f"{word(name)} alone says {best['label']} ({percent(best['modality_score'][name])})")
-    if len(opinions) > 1:
-        text = ", ".join(opinions)
+        score = percent(best["modality_score"][name])
+        predictions.append(f"{word(name)} by itself predicts {best['label']} ({score})")
+    if len(predictions) > 1:
+        text = ", ".join(predictions)
         said.append(text[0].upper() + text[1:] + ".")
         if top["share"]:
             weights = " and ".join(f"{word(name)} {percent(share)}" for name, share in top["share"].items())
@@ -77,13 +78,13 @@ def percent(value: float) -> str:
 
 def _legend(row: Row) -> str:
     entries = ['<span><i class="mm-decision"></i>decision</span>']
-    entries += [f'<span><i class="mm-{name}"></i>{word(name)} alone</span>' for name in row["modality_score"]]
+    entries += [f'<span><i class="mm-{name}"></i>{word(name)} by itself</span>' for name in row["modality_score"]]
     return f'<p class="mm-legend">{"".join(entries)}</p>'
 
 
 def _row(row: Row) -> str:
     bars = [_bar("decision", row["score"], "decision")]
-    bars += [_bar(name, score, f"{word(name)} alone") for name, score in row["modality_score"].items()]
+    bars += [_bar(name, score, f"{word(name)} by itself") for name, score in row["modality_score"].items()]
     return f'<section><h3>{escape(row["label"])}</h3><div class="mm-bars">{"".join(bars)}</div>{_share(row)}</section>'
 
 

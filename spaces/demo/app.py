@@ -20,8 +20,8 @@ MAX_EXAMPLES = 8
 MAX_SECONDS = 120.0
 INTRO = """# What it hears, what it sees
 
-A model that classifies clips by sound and picture: what each says alone, and its share of the decision. Switch one off
-and see the answer change."""
+A model that classifies clips by sound and picture: what each predicts by itself, and its share of the decision. Switch
+one off and see the answer change."""
 
 
 def load() -> Any:

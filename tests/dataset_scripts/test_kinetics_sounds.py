@@ -200,7 +200,7 @@ def test_bad_lists_and_sources(small, tmp_path):
         find_media(tmp_path / "empty")
     with pytest.raises(DataError, match="no such annotation file"):
         read_annotations([tmp_path / "none.json"])
-    with pytest.raises(DataError, match="stand twice"):
+    with pytest.raises(DataError, match="(used|listed) twice"):
         read_annotations([small, small])
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="time_end"):

@@ -188,6 +188,21 @@ def test_tokens_are_found_wherever_they_stand(folder: Path, before: int):
     assert "page.html" in folder_files(folder)
 
 
+@pytest.mark.parametrize(
+    ("secret", "kind"),
+    [
+        ("https://user:passw0rd@host/data", "password in an address"),
+        ("AKIA" + "IOSFODNN7EXAMPLE", "AWS access key"),
+        ("ghp_" + "aB3d" * 9, "GitHub token"),
+    ],
+)
+def test_secrets_in_the_files_of_a_run_are_refused_by_file_and_line(folder: Path, secret: str, kind: str):
+    (folder / "results.json").write_text(f'{{\n "arguments": {{\n  "data_dir": "{secret}"\n }}\n}}\n')
+    with pytest.raises(HubError, match=rf"results.json, line 3, holds a secret \({kind}\)") as caught:
+        folder_files(folder)
+    assert secret not in str(caught.value)
+
+
 def test_the_token_of_the_environment_is_not_pushed_whatever_it_looks_like(folder: Path, monkeypatch):
     (folder / "notes.md").write_text("login with my-own-secret")
     monkeypatch.setenv("HF_TOKEN", "my-own-secret")

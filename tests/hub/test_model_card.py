@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.hub.errors import HubError
 from hf_mmbalance.hub.model_card import pinned_revision, read_run, write_card
+from hf_mmbalance.training.run import write_outputs
 from tests.training.tiny_runs import tiny_run
 
 
@@ -151,6 +152,16 @@ def test_the_tag_follows_weights_configs_and_code_and_nothing_else(run):
         assert pinned_revision(run) != tag, name
         (run / name).write_bytes(content)
     assert pinned_revision(run) == tag
+
+
+def test_results_are_stored_without_secrets_and_with_valid_numbers(run, tmp_path):
+    results = json.loads((run / "results.json").read_text())
+    results["arguments"] |= {"data_dir": "https://user:passw0rd@host/x", "note": "ghp_" + "aB3d" * 9}
+    results["rows"][0]["nll"] = float("nan")
+    write_outputs(tmp_path, results, DecisionTable.read(run / "decisions.parquet"))
+    text = (tmp_path / "results.json").read_text()
+    assert "passw0rd" not in text and "ghp_" not in text and "NaN" not in text
+    assert json.loads(text)["rows"][0]["nll"] is None
 
 
 def test_a_token_that_slipped_into_the_command_is_cut_from_the_card(run):

@@ -36,7 +36,7 @@ BOTH = [row("cat", 0.7, 0.2, 0.9), row("dog", 0.3, 0.8, 0.1, 0.5)]
 
 def test_words_name_every_opinion_and_the_shares(answer):
     assert answer.sentences(BOTH, BOTH, []) == [
-        "Sound alone says dog (80 %), picture alone says cat (90 %).",
+        "Sound by itself predicts dog (80 %), picture by itself predicts cat (90 %).",
         "For cat the decision weighs sound 25 % and picture 75 %.",
     ]
 
@@ -53,7 +53,7 @@ def test_a_clip_without_sound_and_a_head_without_weights(answer):
     silent = [row("cat", 0.9, None, 0.9, None)]
     assert answer.sentences(silent, silent, []) == ["The clip has no sound."]
     html = answer.render(silent, silent, [])
-    assert "mm-share" not in html and 'title="sound alone: not there"' in html
+    assert "mm-share" not in html and 'title="sound by itself: not there"' in html
 
 
 def test_bars_are_as_long_as_the_numbers(answer):

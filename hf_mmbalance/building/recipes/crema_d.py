@@ -84,7 +84,7 @@ def plan_crema_d(
         checksums: `path,sha256,bytes` of the official media; by default `media_sha256.csv` in the source, if there.
         ogm_split: folder with `train.csv` and `test.csv` of the OGM-GE split; by default `splits/ogm` in the source,
             if there; without it there is no configuration `ogm`.
-        clips_per_shard: clips a shard.
+        clips_per_shard: clips per shard.
         max_lost: greatest share of clips that may be lost.
 
     Returns:
@@ -149,7 +149,7 @@ def stimuli(source: Path) -> list[str]:
     for name in names:
         parts = name.split("_")
         if len(parts) != 4 or parts[1] not in SENTENCES or parts[2] not in EMOTIONS or parts[3] not in INTENSITIES:
-            raise DataError(f"{source / 'SentenceFilenames.csv'}: {name!r} is no CREMA-D clip")
+            raise DataError(f"{source / 'SentenceFilenames.csv'}: {name!r} is not a CREMA-D clip")
     if len(names) != CLIPS or len(set(names)) != CLIPS:
         raise DataError(f"{source / 'SentenceFilenames.csv'}: {len(set(names))} names where CREMA-D has {CLIPS} clips")
     return names

@@ -1,4 +1,4 @@
-"""GRID as a data set to build: six words a clip, each with its time; speakers apart where there are several."""
+"""GRID as a data set to build: six words per clip, each with its time; splits by speaker where there are several."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def plan_grid(
         encode: how clips are stored.
         label: the word the contact sheet, the counts and the balance of splits go by; all six are columns.
         speakers: use only these.
-        clips_per_shard: clips a shard.
+        clips_per_shard: clips per shard.
         max_lost: greatest share of clips that may be lost.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Kinetics-Sounds from a local copy of Kinetics-400: which clips, where they are, and which are gone."""
+"""Kinetics-Sounds from a local copy of Kinetics-400: which clips it has, where they are, and which are missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from hf_mmbalance.building.csv_files import parsed, read_csv
+from hf_mmbalance.building.csv_files import parsed, read_csv, read_text
 from hf_mmbalance.building.encode import arrow_schema, class_label, file_size, value
 from hf_mmbalance.building.plan import BuildPlan, EncodeOptions, PlannedClip, check_ids
 from hf_mmbalance.data.clips import SPLITS, DataError, split_name
@@ -73,7 +73,7 @@ def read_annotations(paths: Sequence[Path]) -> list[Annotation]:
     """Read lists of clips: the three-way JSON (`labels`, `database`) or Kinetics-400's own CSV files.
 
     Raises:
-        DataError: a missing file, a name or row that cannot be read, a clip that stands twice.
+        DataError: a missing file, a name or row that cannot be read, a clip that is listed twice.
     """
     out: list[Annotation] = []
     for path in paths:
@@ -82,7 +82,7 @@ def read_annotations(paths: Sequence[Path]) -> list[Annotation]:
         out += _from_json(path) if path.suffix == ".json" else _from_csv(path)
     doubled = [clip for clip, count in Counter(entry.id for entry in out).items() if count > 1]
     if doubled:
-        raise DataError(f"{len(doubled)} clips stand twice in the annotations, e.g. {doubled[0]}")
+        raise DataError(f"{len(doubled)} clips are listed twice in the annotations, e.g. {doubled[0]}")
     return out
 
 
@@ -138,7 +138,7 @@ def parse_name(name: str, where: str) -> tuple[str, int, int]:
 
 
 def read_two_way(train: Path, test: Path, known: set[str]) -> dict[str, str]:
-    """Clip id -> split of the two-way lists (`id,frames,label` a line).
+    """Clip id -> split of the two-way lists (`id,frames,label` per line).
 
     Raises:
         DataError: a list names clips that the annotations do not.
@@ -146,7 +146,8 @@ def read_two_way(train: Path, test: Path, known: set[str]) -> dict[str, str]:
     by_start = {clip[:-7]: clip for clip in known}
     out: dict[str, str] = {}
     for split, path in (("train", train), ("test", test)):
-        lines = [line.split(",")[0] for line in path.read_text().splitlines() if line.strip()]
+        text = read_text(path, "it is a list of the two-way split, id,frames,label per line")
+        lines = [line.split(",")[0] for line in text.splitlines() if line.strip()]
         parsed = [parse_name(name, str(path)) for name in lines]
         keys = [f"{youtube}_{start:06d}" for youtube, start, _ in parsed]
         check_ids("the annotations'", keys, set(by_start), str(path))
@@ -193,7 +194,7 @@ def plan_kinetics_sounds(
         two_way: train and test list of the two-way split, offered as configuration `two_way`.
         classes: own list of classes; by default the 31.
         trimmed: `yes` (files hold just the clip), `no` (the whole video), `auto` (by its name and length).
-        clips_per_shard: clips a shard.
+        clips_per_shard: clips per shard.
         max_lost: greatest share of clips that may be lost.
 
     Returns:
@@ -284,7 +285,7 @@ def _choose(entry: Annotation, files: list[tuple[Path, int | None, int | None]])
 
 
 def write_annotations(annotations: Sequence[Path], classes: Sequence[str] | None, out: Path) -> int:
-    """Write what may be published: id, YouTube id, times and label, one Parquet a split, with a README.
+    """Write what may be published: id, YouTube id, times and label, one Parquet file per split, with a README.
 
     Args:
         annotations: the lists.
