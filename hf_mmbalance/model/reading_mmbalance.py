@@ -228,7 +228,7 @@ def decode(
         file = source_of(parts["video"], limits)
         found = _decode_file(file, spec, span, around, whole_audio, modalities, limits)
     else:
-        found = _decode_parts(parts, spec, span, modalities, limits)
+        found = _decode_parts(parts, spec, span, around, modalities, limits)
         found = found if span is None else _trim(found, spec, around, whole_audio)
     return found
 
@@ -395,14 +395,23 @@ def stored_times(clip: Clip) -> list[float]:
 
 
 def _decode_parts(
-    parts: dict[str, Any], spec: ReadingSpec, span: Span | None, modalities: tuple[str, ...], limits: Limits
+    parts: dict[str, Any],
+    spec: ReadingSpec,
+    span: Span | None,
+    around: float,
+    modalities: tuple[str, ...],
+    limits: Limits,
 ) -> DecodedClip:
-    audio = frames = times = None
+    audio = frames = times = film = None
     notes: list[str] = []
     if "audio" in modalities:
         audio = _audio_of(parts, spec, limits)
-    if "vision" in modalities:
-        frames, times = _frames_of(parts, spec, limits, notes)
+    if "vision" in modalities and "frames" in parts:
+        frames, times = _frames_of(parts, spec, limits)
+    elif "vision" in modalities and "video" in parts:
+        file = source_of(parts["video"], limits)
+        film = _decode_file(file, spec, span, around, False, ("vision",), limits)
+        frames, times, notes = film.frames, film.frame_times, list(film.notes)
     if audio is None and frames is None:
         raise ValueError(
             f"a clip with the keys {list(parts)} has nothing of {' or '.join(modalities)}: give 'audio', 'frames' (or"
@@ -420,7 +429,10 @@ def _decode_parts(
     if not window[0] < window[1]:
         raise MediaError("too_short", f"the window starts at {window[0]:g} s, the clip ends at {seconds:.2f} s")
     exact = span is None and frames is not None and spec.frames in (None, len(frames))
-    return DecodedClip(audio, 0.0, frames, times, window, window, exact, tuple(notes))
+    shown = window
+    if film is not None:
+        exact, shown = film.exact, film.frame_span
+    return DecodedClip(audio, 0.0, frames, times, window, shown, exact, tuple(notes))
 
 
 def _audio_of(parts: dict[str, Any], spec: ReadingSpec, limits: Limits) -> np.ndarray | None:
@@ -436,16 +448,7 @@ def _audio_of(parts: dict[str, Any], spec: ReadingSpec, limits: Limits) -> np.nd
     return resample(wave * np.float32(gain) if gain != 1.0 else wave, rate, spec.sampling_rate)
 
 
-def _frames_of(
-    parts: dict[str, Any], spec: ReadingSpec, limits: Limits, notes: list[str]
-) -> tuple[Any, np.ndarray | None]:
-    if "frames" not in parts:
-        if "video" not in parts:
-            return None, None
-        file = source_of(parts["video"], limits)
-        clip = _decode_file(file, spec, None, 0.0, False, ("vision",), limits)
-        notes += clip.notes
-        return clip.frames, clip.frame_times
+def _frames_of(parts: dict[str, Any], spec: ReadingSpec, limits: Limits) -> tuple[Any, np.ndarray | None]:
     done = as_frames(parts["frames"], crop=spec.crop, size=spec.frame_size, limits=limits)
     times = parts.get("frame_times")
     if times is not None and len(times) != len(done):
@@ -467,6 +470,8 @@ def _trim(clip: DecodedClip, spec: ReadingSpec, around: float, whole_audio: bool
         audio, audio_start = audio.copy(), first / spec.sampling_rate
     frames, times = clip.frames, clip.frame_times
     if times is not None:
+        if clip.exact:  # already those of the window
+            return replace(clip, audio=audio, audio_start=audio_start)
         begin = max(int(np.searchsorted(times, low + 1e-6, side="right")) - 1, 0)
         end = max(int(np.searchsorted(times, high, side="left")), begin + 1)
         frames, times = frames[begin:end], times[begin:end]
