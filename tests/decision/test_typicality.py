@@ -148,7 +148,8 @@ def table_of(data: dict[str, Any]) -> DecisionTable:
     return DecisionTable(
         ids=[str(i) for i in range(n + 300)], groups=[*data["groups"], *["t"] * 300],
         splits=["calibration"] * n + ["train"] * 300, labels=np.concatenate([data["labels"], own[1]]), logits=logits,
-        classes=list("abcd"), modalities=["audio", "vision"], draws=np.concatenate([data["draws"], np.zeros(300, int)]),
+        classes=list("abcd"), modalities=["audio", "vision"],
+        draws=np.concatenate([data["draws"], np.zeros(300, int)]),
         features=dict(zip(("audio", "vision"), features, strict=True)),
     )  # fmt: skip
 
