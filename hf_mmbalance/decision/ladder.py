@@ -304,7 +304,8 @@ def choose(scores: dict[str, RungScore], clips: Clips, candidates: Sequence[str]
     """The rule of choice: the simplest rung within one paired standard error of the best in held-out NLL.
 
     A rung is out where it loses more than one paired standard error of held-out accuracy to the best fallback on all
-    draws, or more than two on the clean ones; and nothing is taken that does not beat the fallbacks in held-out NLL.
+    draws, or more than two on the clean ones; and nothing is taken that does not beat the fallbacks in mean held-out
+    NLL.
 
     Returns:
         Name (a rung or `best_single`) and the reason.
