@@ -252,7 +252,7 @@ def oracle(table: Arrays) -> np.ndarray:
             nll = -fused(theta, rest)[torch.arange(len(rest)), labels[rest]].mean() + RIDGE * theta.square().sum()
             nll.backward()
             assert theta.grad is not None
-            return float(nll), theta.grad.numpy()
+            return nll.item(), theta.grad.numpy()
 
         best = minimize(loss, np.zeros(len(cells) * len(MODALITIES)), jac=True, method="L-BFGS-B").x
         out[held] = fused(torch.as_tensor(best), held).numpy()
@@ -285,16 +285,18 @@ def interval(values: np.ndarray, clips: np.ndarray) -> tuple[float, float]:
     return measures.bootstrap_ci(values, clips)
 
 
-def closed_share(right: Arrays, method: str, clips: np.ndarray, draws: int = 2000) -> list[float]:
-    """Share of the accuracy between `sum` and `oracle` that a method gains, with its 95 % interval over clips."""
+def closed_share(right: Arrays, method: str, clips: np.ndarray, draws: int = 2000) -> list[float] | None:
+    """Share of the accuracy between `sum` and `oracle` that a method gains, with its 95 % interval over clips.
+
+    None where the oracle is not above `sum` by its interval: then there is nothing to close.
+    """
+    if interval(right["oracle"] - right["sum"], clips)[0] <= 0:
+        return None
     unit = np.unique(clips, return_inverse=True)[1]
     gain, gap = (np.bincount(unit, right[name] - right["sum"]) for name in (method, "oracle"))
     drawn = np.random.default_rng(0).multinomial(len(gain), np.full(len(gain), 1 / len(gain)), size=draws)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = (drawn @ gain) / (drawn @ gap)
-        share = gain.sum() / gap.sum()
-    low, high = np.nanquantile(shares, [0.025, 0.975])
-    return [float(share), float(low), float(high)]
+    low, high = np.quantile((drawn @ gain) / (drawn @ gap), [0.025, 0.975])
+    return [float(gain.sum() / gap.sum()), float(low), float(high)]
 
 
 def render(report: dict[str, Any]) -> str:
@@ -306,7 +308,7 @@ def render(report: dict[str, Any]) -> str:
             found = report["sets"][name][method]
             low, high = (100 * end for end in found["ci"])
             closed = ""
-            if "closed" in found and name in ("seen", "unseen"):
+            if found.get("closed"):
                 closed = "{:9.0f} % [{:.0f}, {:.0f}]".format(*(100 * value for value in found["closed"]))
             lines.append(
                 f"  {method:<14} {100 * found['accuracy']:8.1f}  [{low:5.1f},{high:5.1f}] {found['nll']:7.3f}"
