@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_mmbalance import console
 from hf_mmbalance.hub.errors import HubError, advice_for, explained
-from hf_mmbalance.hub.limits import check_config, check_loaded
+from hf_mmbalance.hub.limits import check_config, check_loaded, check_processor
 
 
 if TYPE_CHECKING:
@@ -132,7 +132,10 @@ def _load(name: str, revision: str | None, trust_remote_code: bool, device: Any)
         ignore_mismatched_sizes=True,  # `check_loaded` names them
     )
     check_loaded(loading, name)
+    options, _ = MMBalanceProcessor.get_processor_dict(name, revision=revision or "main")
+    check_config(options, name, "processor_config.json")
     processor = MMBalanceProcessor.from_pretrained(name, revision=revision or "main")
+    check_processor(processor, name)
     return AudioVisualClassificationPipeline(
         model, processor=processor, task="audio-visual-classification", device=device
     )
