@@ -5,38 +5,71 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 
 # Far above any published audio or vision tower, far below what makes a machine hang.
 MOST_LAYERS = 1_000
 MOST_CLASSES = 1_000_000
 LARGEST_SIZE = 1_000_000  # of any other count or length in a config
 MOST_PARAMETERS = 20e9  # of one tower
+MOST_MEL_BINS = 4_096  # of a filter bank
 LAYER_WORDS = ("layer", "depth", "block", "stage")
 SHOWN = 3  # names in a message
+REMEDY = "push or save the model again, configs and weights together"
 
 
-def check_config(config: dict[str, Any], name: str) -> None:
-    """Refuse a config whose model would hang the machine or fill its memory.
+def check_config(config: dict[str, Any], name: str, file: str = "config.json") -> None:
+    """Refuse a config whose model or processor would hang the machine or fill its memory.
 
     Args:
-        config: The content of `config.json`.
+        config: The content of the file.
         name: Of the repository or folder, for the message.
+        file: Name of the file, for the message.
 
     Raises:
         ValueError: names the field, its value and the limit.
     """
     if len(config.get("id2label") or {}) > MOST_CLASSES:
-        raise ValueError(f"{name}: config.json names {len(config['id2label']):,} classes, at most {MOST_CLASSES:,}")
+        raise ValueError(f"{name}: {file} names {len(config['id2label']):,} classes, at most {MOST_CLASSES:,}")
     for field, value in _numbers({key: value for key, value in config.items() if key not in ("id2label", "label2id")}):
-        counts_layers = any(word in field.split(".")[-1] for word in LAYER_WORDS)
-        most = MOST_LAYERS if counts_layers and isinstance(value, int) else LARGEST_SIZE
+        most = _limit(field.split(".")[-1], value)
         if not abs(value) <= most:
-            raise ValueError(f"{name}: config.json asks for {field}={value:,}, the limit is {most:,}")
+            raise ValueError(f"{name}: {file} asks for {field}={value:,}, the limit is {most:,}")
     for tower in ("audio_config", "vision_config"):
         count = _estimated_parameters(config.get(tower) or {})
         if count > MOST_PARAMETERS:
-            text = f"{name}: {tower} in config.json describes about {count / 1e9:,.0f} billion parameters"
+            text = f"{name}: {tower} in {file} describes about {count / 1e9:,.0f} billion parameters"
             raise ValueError(f"{text}, the limit is {MOST_PARAMETERS / 1e9:.0f} billion")
+
+
+def _limit(field: str, value: int | float) -> int:
+    if field == "num_mel_bins":
+        return MOST_MEL_BINS
+    counts_layers = isinstance(value, int) and any(word in field for word in LAYER_WORDS)
+    return MOST_LAYERS if counts_layers else LARGEST_SIZE
+
+
+def check_processor(processor: Any, name: str) -> None:
+    """Refuse a processor that cannot prepare a plain clip, or makes numbers of it that are not finite.
+
+    Args:
+        processor: An `MMBalanceProcessor`.
+        name: Of the repository or folder.
+
+    Raises:
+        ValueError: says what failed.
+    """
+    wave = np.sin(np.arange(8_000) / 8).astype(np.float32)  # half a second
+    frames = np.full((3, 32, 32, 3), 128, np.uint8)
+    try:
+        inputs = processor(audio=wave, sampling_rate=16_000, frames=frames, return_tensors="np")
+    except Exception as error:
+        text = f"{name}: processor_config.json does not make a processor of clips ({type(error).__name__}: {error})"
+        raise ValueError(f"{text}; {REMEDY}") from error
+    odd = [key for key, value in inputs.items() if not np.isfinite(np.asarray(value)).all()]
+    if odd:
+        raise ValueError(f"{name}: by processor_config.json {', '.join(odd)} are not finite numbers; {REMEDY}")
 
 
 def _numbers(value: Any, field: str = "") -> Iterator[tuple[str, int | float]]:
@@ -70,12 +103,11 @@ def check_loaded(loading: dict[str, Any], name: str) -> None:
     Raises:
         ValueError: names some of the weights.
     """
-    remedy = "push or save the model again, config.json and weights together"
     shapes = [f"{key} is {tuple(found)}, not {tuple(wanted)}" for key, found, wanted in loading["mismatched_keys"]]
     if shapes:
         raise ValueError(f"{name}: {len(shapes)} weights have another shape than config.json says"
-                         f" ({'; '.join(shapes[:SHOWN])}); {remedy}")  # fmt: skip
+                         f" ({'; '.join(shapes[:SHOWN])}); {REMEDY}")  # fmt: skip
     missing = sorted(loading["missing_keys"])
     if missing:
         shown = ", ".join(missing[:SHOWN])
-        raise ValueError(f"{name}: {len(missing)} weights are not in its files, e.g. {shown}; {remedy}")
+        raise ValueError(f"{name}: {len(missing)} weights are not in its files, e.g. {shown}; {REMEDY}")

@@ -15,7 +15,7 @@ from hf_mmbalance.data.files import walk_files
 from hf_mmbalance.data.sources.folder import MEDIA_SUFFIXES
 from hf_mmbalance.data.sources.table import TABLE_SUFFIXES, read_table
 from hf_mmbalance.hub.errors import HubError, advice_for, explained
-from hf_mmbalance.hub.limits import check_config, check_loaded
+from hf_mmbalance.hub.limits import check_config, check_loaded, check_processor
 
 
 if TYPE_CHECKING:
@@ -219,7 +219,10 @@ def _load(name: str, revision: str | None, trust_remote_code: bool, device: Any)
         ignore_mismatched_sizes=True,  # `check_loaded` names them
     )
     check_loaded(loading, name)
+    options, _ = MMBalanceProcessor.get_processor_dict(name, revision=revision or "main")
+    check_config(options, name, "processor_config.json")
     processor = MMBalanceProcessor.from_pretrained(name, revision=revision or "main")
+    check_processor(processor, name)
     return AudioVisualClassificationPipeline(
         model, processor=processor, task="audio-visual-classification", device=device
     )

@@ -22,7 +22,7 @@ from .outcome import outcome_of
 
 
 # Of 1,000 cases.
-SHARES = {"media": 500, "tables": 250, "rows": 100, "models": 150}
+SHARES = {"media": 600, "tables": 280, "rows": 60, "models": 60}
 SECONDS = 10.0  # a case that takes longer hangs
 MEMORY = 2 << 30  # bytes a case may use at most
 ADDRESS_SPACE = 16 << 30  # bytes; a case that wants more than this gets a MemoryError, and the machine is spared

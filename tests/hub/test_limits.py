@@ -61,6 +61,22 @@ def test_configs_that_ask_for_too_much_or_do_not_fit_are_refused_by_name(folder,
     assert words in str(caught.value) and str(folder) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"feature_extractor__num_mel_bins": 10**7}, "feature_extractor.num_mel_bins=10,000,000, the limit is 4,096"),
+        ({"feature_extractor__std": "x"}, "does not make a processor of clips (TypeError"),
+        ({"image_processor__image_mean": float("nan")}, "image_mean=nan"),
+        ({"image_processor__image_std": [0, 0, 0]}, "pixel_values are not finite numbers"),
+    ],
+)
+def test_processors_that_cannot_prepare_a_clip_are_refused_by_name(folder, values, words):
+    change(folder / "processor_config.json", **values)
+    with pytest.raises(ValueError, match="processor_config.json") as caught:
+        load_classifier(str(folder), device="cpu")
+    assert words in str(caught.value) and str(folder) in str(caught.value)
+
+
 def test_weights_that_are_missing_or_damaged_are_named(folder):
     weights = load_file(folder / "model.safetensors")
     gone = next(name for name in weights if "fusion" not in name)
