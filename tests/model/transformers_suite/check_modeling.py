@@ -23,7 +23,7 @@ class MMBalanceModelTester:
             audio_config={**small, **audio},
             vision_config={**small, "image_size": 16, "patch_size": 4},
             frame_pooling="temporal",
-            fusion_options={"calibration": "vector", "gate": "modality"},
+            fusion_options={"calibration": "vector", "typicality": [4, 8]},
             num_labels=4,
         )
 
