@@ -147,8 +147,8 @@ def grid_task(grid: Grid, label: str) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def report(task: str, hits: np.ndarray, losses: np.ndarray, units: np.ndarray, names: tuple[str, ...]) -> None:
     """Print the shares of every part in the gain of accuracy and NLL."""
-    print(f"{task}: {hits.shape[1]} rows, {len(np.unique(units))} units; sum {100 * hits[0].mean():.2f} / {losses[0].mean():.4f}"
-          f" -> all parts {100 * hits[-1].mean():.2f} / {losses[-1].mean():.4f}")  # fmt: skip
+    ends = [f"{100 * hits[k].mean():.2f} / {losses[k].mean():.4f}" for k in (0, -1)]
+    print(f"{task}: {hits.shape[1]} rows, {len(np.unique(units))} units; sum {ends[0]} -> all parts {ends[1]}")
     shares = shapley(hits), shapley(-losses)
     assert np.allclose(shares[0].sum(axis=0), hits[-1] - hits[0])
     for i, name in enumerate(names):

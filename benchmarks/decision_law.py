@@ -2,10 +2,11 @@
 
     MMBALANCE_DATA=... python benchmarks/decision_law.py [--cache outputs/probes] [--figure docs/decision_law.png]
 
-Configurations: for each of three GRID labels every pair of 8 audio towers (4 regularisations, trained on 1 or 4 draws
-of babble) and 8 vision towers (4 regularisations, trained on 1 or 4 draws of pixel noise), judged under two levels of noise; 384
-in all, and 36 subsets of CREMA-D's votes at several sharpnesses. Temperatures are fitted on calibration, the gain is that of
-accuracy on test. Prints bins and Spearman correlations; common over-confidence is |log T_a + log T_v| / 2.
+Configurations: for each of three GRID labels every pair of 8 audio towers (4 regularisations, trained on 1 or 4
+draws of babble) and 8 vision towers (4 regularisations, trained on 1 or 4 draws of pixel noise), judged under two
+levels of noise; 384 in all, and 36 subsets of CREMA-D's votes at several sharpnesses. Temperatures are fitted on
+calibration, the gain is that of accuracy on test. Prints bins and Spearman correlations; common over-confidence is
+|log T_a + log T_v| / 2.
 """
 
 from __future__ import annotations
@@ -53,9 +54,8 @@ def main() -> int:
         inside = (ratio >= low) & (ratio < high)
         if inside.any():
             below = [100 * (found[inside, k] < found[inside, 4]).mean() for k in (2, 3)]
-            print(
-                f"{low:5.1f}-{high:<6.1f} {inside.sum():4d} {gain[inside].mean():13.2f}  {below[0]:5.0f} % {below[1]:5.0f} %"
-            )
+            line = f"{low:5.1f}-{high:<6.1f} {inside.sum():4d} {gain[inside].mean():13.2f}"
+            print(f"{line}  {below[0]:4.0f} %, {below[1]:.0f} %")
     of_ratio, of_common = spearmanr(ratio, gain).statistic, spearmanr(common, gain).statistic
     print(f"Spearman of the gain with |log Ta/Tv|: {of_ratio:.3f}; with common over-confidence: {of_common:.3f}")
     print(f"  GRID only: {spearmanr(ratio[:number], gain[:number]).statistic:.3f},"
