@@ -18,7 +18,7 @@ class SyntheticTable:
         fit_labels, test_labels: `(N,)`.
         fit_groups, test_groups: `(N,)` speakers, none on both sides.
         bayes: `(N_test, C)` log-posterior of the label given everything present, under the test part's own truth.
-        shifted: reliabilities differ between the parts.
+        shifted: "no", "yes" or "strong": how far reliabilities differ between the parts.
         description: what was drawn.
     """
 
@@ -29,11 +29,11 @@ class SyntheticTable:
     test_labels: np.ndarray
     test_groups: np.ndarray
     bayes: np.ndarray
-    shifted: bool
+    shifted: str
     description: str
 
 
-def make_table(seed: int) -> SyntheticTable:
+def make_table(seed: int, strong: bool = False) -> SyntheticTable:
     """One table.
 
     Modality m sees x_m = s_mc e_y + noise in C dimensions (a Gaussian channel whose signal s depends on the class and,
@@ -47,14 +47,14 @@ def make_table(seed: int) -> SyntheticTable:
     fit_n = int(np.exp(rng.uniform(np.log(100), np.log(3000))))
     fit_speakers = int(rng.choice([3, 5, 8, 12, 20, 30]))
     missing = float(rng.choice([0.0, 0.0, 0.1, 0.3]))
-    shifted = seed % 3 == 2
+    shift = 1.0 if strong else 0.5 * (seed % 3 == 2)
     quality = np.exp(rng.normal(np.log(1.2 + 0.4 * np.log(classes)), 0.5, size=modalities))
     by_class = np.exp(rng.normal(0, rng.choice([0.0, 0.3, 0.7]), size=(modalities, classes)))
     signal = quality[:, None] * by_class
     prior = rng.dirichlet(np.full(classes, 10.0))
     tower = _Tower(rng, modalities, classes)
     spread = float(rng.choice([0.0, 0.15, 0.3]))
-    moved = np.exp(rng.normal(0, 0.5, size=(modalities, 1))) if shifted else np.ones((modalities, 1))
+    moved = np.exp(rng.normal(0, shift, size=(modalities, 1))) if shift else np.ones((modalities, 1))
     parts = []
     for factor, n, first, speakers in (
         (np.ones((modalities, 1)), fit_n, 0, fit_speakers),
@@ -63,7 +63,9 @@ def make_table(seed: int) -> SyntheticTable:
         parts.append(_part(rng, signal * factor, prior, tower, n, first, speakers, spread, missing))
     (fit_z, fit_y, fit_g, _), (test_z, test_y, test_g, bayes) = parts
     text = f"N={fit_n} M={modalities} C={classes} speakers={fit_speakers} missing={missing} spread={spread}"
-    return SyntheticTable(fit_z, fit_y, fit_g, test_z, test_y, test_g, bayes, shifted, text)
+    return SyntheticTable(
+        fit_z, fit_y, fit_g, test_z, test_y, test_g, bayes, {0.0: "no", 0.5: "yes", 1.0: "strong"}[float(shift)], text
+    )
 
 
 class _Tower:
