@@ -67,11 +67,11 @@ class BayesOptimum:
 
     @cached_property
     def unimodal_accuracy(self) -> np.ndarray:
-        """`(M,)`: the optimum with one modality alone."""
-        alone = [
+        """`(M,)`: the optimum with one modality only."""
+        single = [
             BayesOptimum(self.error[m : m + 1], self.prior, self.corrupted[m : m + 1]) for m in range(len(self.error))
         ]
-        return np.array([optimum.accuracy for optimum in alone])
+        return np.array([optimum.accuracy for optimum in single])
 
     @cached_property
     def vote_accuracy(self) -> float:
@@ -88,14 +88,14 @@ class BayesOptimum:
 
         The posterior of a corrupted modality is the prior.
         """
-        alone = [
+        single = [
             np.log(self.prior) + self._log_likelihood[m][self._combinations[:, m]] for m in range(len(self.error))
         ]
-        alone = [scores - np.logaddexp.reduce(scores, axis=1, keepdims=True) for scores in alone]
+        single = [scores - np.logaddexp.reduce(scores, axis=1, keepdims=True) for scores in single]
 
         def total(joint: np.ndarray, present: np.ndarray) -> np.ndarray:
             missing = (len(present) - present.sum()) * np.log(self.prior)
-            return missing + sum((alone[m] for m in np.flatnonzero(present)), np.zeros_like(joint))
+            return missing + sum((single[m] for m in np.flatnonzero(present)), np.zeros_like(joint))
 
         return self._mean_accuracy(total)
 

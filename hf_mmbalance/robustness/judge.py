@@ -26,8 +26,8 @@ def method_logits(cell: Cell, modalities: Sequence[str], prior: np.ndarray) -> d
     each = np.where(mask[:, :, None], measures.log_softmax(cell.modality_logits), np.nan)
     total = np.nansum(each, axis=1)
     once = total - (mask.sum(1, keepdims=True) - 1) * np.log(prior)
-    alone = {name: each[:, m] for m, name in enumerate(modalities)}
-    return {**alone, "sum": total, "prior_sum": once, FUSED: cell.logits}
+    single = {name: each[:, m] for m, name in enumerate(modalities)}
+    return {**single, "sum": total, "prior_sum": once, FUSED: cell.logits}
 
 
 def clip_scores(cell: Cell, labels: np.ndarray, modalities: Sequence[str], prior: np.ndarray) -> dict[str, Scores]:

@@ -88,10 +88,10 @@ class Run:
 
     @property
     def seen(self) -> list[str]:
-        """Kinds of corruption that the decision layer or the towers met before the test."""
+        """Kinds of corruption that the towers, or a decision layer that was fitted, met before the test."""
         arguments = self.results["arguments"]
-        names = [*(arguments.get("calibration_corruptions") or []), *(arguments.get("train_corruptions") or [])]
-        names = [name for name in names if name != "none"]
+        options = ["train_corruptions", *(["calibration_corruptions"] if is_fitted(self.model) else [])]
+        names = [name for option in options for name in arguments.get(option) or [] if name != "none"]
         return kinds_of(names) if names else []
 
 
@@ -141,7 +141,7 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
     if test is None or not len(test):
         raise DataError(f"{arguments['dataset']} has no test clips, and corruption is judged on those")
     model = MMBalanceForAudioVisualClassification.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    fitted = bool(getattr(model.fusion, "fitted", True)) and "calibration" in splits.splits
+    fitted = is_fitted(model) and "calibration" in splits.splits
     counts = np.bincount(splits["calibration" if fitted else "train"].labels, minlength=len(splits.classes)) + 0.5
     return Run(
         folder,
@@ -151,6 +151,11 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
         test if max_clips is None else FirstClips(test, max_clips),
         counts / counts.sum(),
     )
+
+
+def is_fitted(model: MMBalanceForAudioVisualClassification) -> bool:
+    """Whether the fusion head was fitted on calibration clips."""
+    return bool(getattr(model.fusion, "fitted", True))
 
 
 def clips_of_run(arguments: dict[str, Any]) -> ClipSplits:

@@ -40,16 +40,16 @@ def test_against_enumeration(modalities, corrupted):
     table, optimum = joint(error, PRIOR, corrupted), BayesOptimum(error, PRIOR, corrupted)
     assert sum(row.sum() for row in table.values()) == pytest.approx(1)
     assert optimum.accuracy == pytest.approx(sum(row.max() for row in table.values()))
-    alone = [joint(error[m : m + 1], PRIOR, corrupted[m : m + 1]) for m in range(modalities)]
+    single = [joint(error[m : m + 1], PRIOR, corrupted[m : m + 1]) for m in range(modalities)]
     for m in range(modalities):
-        assert optimum.unimodal_accuracy[m] == pytest.approx(sum(row.max() for row in alone[m].values()))
+        assert optimum.unimodal_accuracy[m] == pytest.approx(sum(row.max() for row in single[m].values()))
     vote = total = 0.0
     for combination, row in table.items():
         counts = np.bincount([s for s in combination if s is not None], minlength=3)
         vote += row[counts == counts.max()].mean()
         logs = np.zeros(3)
         for m, s in enumerate(combination):
-            posterior = PRIOR if s is None else alone[m][(s,)] / alone[m][(s,)].sum()
+            posterior = PRIOR if s is None else single[m][(s,)] / single[m][(s,)].sum()
             logs += np.log(posterior)
         total += row[logs.argmax()]
     assert optimum.vote_accuracy == pytest.approx(vote)

@@ -334,8 +334,8 @@ def test_voices_come_from_other_clips():
     clean = Listed()
     sounds = [clean[i]["audio"] for i in range(6)]
     for place in range(6):
-        heard = ClipsOfOneCorruption(clean, "conflict", 5)[place]["audio"]
-        (source,) = [i for i in range(6) if np.array_equal(heard, sounds[i])]
+        mixed = ClipsOfOneCorruption(clean, "conflict", 5)[place]["audio"]
+        (source,) = [i for i in range(6) if np.array_equal(mixed, sounds[i])]
         assert clean.labels[source] != clean.labels[place]
     noise = ClipsOfOneCorruption(clean, "babble", 3)[0]["audio"] - sounds[0]
     fit, residual, *_ = np.linalg.lstsq(np.stack(sounds[1:], 1), noise, rcond=None)

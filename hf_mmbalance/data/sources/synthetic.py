@@ -141,7 +141,7 @@ def synthetic_clips(options: SyntheticOptions) -> ClipSplits:
 
 
 def _sound(kind: int | None, options: SyntheticOptions, rng: np.random.Generator) -> np.ndarray:
-    """Two gliding tones in a band of the class's own, beating in its own rhythm, in white noise; None: noise alone."""
+    """Two gliding tones in a band of the class's own, beating in its own rhythm, in white noise; None: noise only."""
     length = round(options.seconds * options.sampling_rate)
     if kind is None:
         return (0.3 * rng.uniform(0.5, 1.0) * rng.standard_normal(length)).astype(np.float32)
@@ -156,7 +156,7 @@ def _sound(kind: int | None, options: SyntheticOptions, rng: np.random.Generator
 
 
 def _look(kind: int | None, options: SyntheticOptions, rng: np.random.Generator) -> np.ndarray:
-    """A moving grating in the class's own direction and colour, in pixel noise; None: noise alone, on grey."""
+    """A moving grating in the class's own direction and colour, in pixel noise; None: noise only, on grey."""
     size, count = options.frame_size, options.frames
     noise = rng.standard_normal((count, size, size, 3), dtype=np.float32)
     if kind is None:
