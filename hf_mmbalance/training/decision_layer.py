@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from hf_mmbalance.data.clips import ClipDataset
+from hf_mmbalance.data.corruptions import CorruptedClips, CorruptionPlan
+from hf_mmbalance.decision.ladder import PARENTS
 from hf_mmbalance.decision.table import DecisionTable
 
 
@@ -44,24 +46,21 @@ class DecisionArguments:
         metadata={"help": "Put the towers' features into decisions.parquet, by which `decide` fits the same layer."},
     )
 
+    def __post_init__(self) -> None:
+        if self.decision_rung not in ("auto", *PARENTS):
+            known = ", ".join(PARENTS)
+            raise ValueError(f"decision_rung={self.decision_rung!r} is unknown: choose auto or one of {known}")
 
-def corruption_plan(names: list[str], draws: int = 3, seed: int = 0) -> Any:
+
+def corruption_plan(names: list[str], draws: int = 3, seed: int = 0) -> CorruptionPlan | None:
     """The plan for corruptions by name; None for `none`."""
-    if names == ["none"]:
-        return None
-    from hf_mmbalance.data.corruptions import CorruptionPlan
-
-    return CorruptionPlan.of(names, draws=draws, seed=seed)
+    return None if names == ["none"] else CorruptionPlan.of(names, draws=draws, seed=seed)
 
 
 def calibration_draws(clips: ClipDataset, options: DecisionArguments, seed: int) -> ClipDataset:
     """Every calibration clip as it is, followed by its corrupted versions."""
     plan = corruption_plan(options.calibration_corruptions, options.calibration_draws, seed)
-    if plan is None:
-        return clips
-    from hf_mmbalance.data.corruptions import CorruptedClips
-
-    return CorruptedClips(clips, plan)
+    return clips if plan is None else CorruptedClips(clips, plan)
 
 
 def fit(table: DecisionTable, options: DecisionArguments, structure: str) -> Allocation:

@@ -21,6 +21,7 @@ from transformers.utils import logging
 import hf_mmbalance
 from hf_mmbalance.data import load_clips
 from hf_mmbalance.data.clips import SPLITS, ClipSplits
+from hf_mmbalance.data.corruptions import ClipsCorruptedByEpoch
 from hf_mmbalance.decision.fits import fit_prior
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.hub.errors import HubError, explained
@@ -108,8 +109,6 @@ def run(arguments: RunArguments) -> dict[str, Any]:
 def _corrupt_train(clips: ClipSplits, arguments: RunArguments) -> None:
     plan = corruption_plan(arguments.data.train_corruptions, seed=arguments.training.seed)
     if plan is not None:
-        from hf_mmbalance.data.corruptions import ClipsCorruptedByEpoch
-
         clips.splits["train"] = ClipsCorruptedByEpoch(clips.splits["train"], plan)
 
 
@@ -287,5 +286,5 @@ def render(results: dict[str, Any], clips: ClipSplits) -> str:
         fused, bayes = rows[-1]["accuracy"], results["bayes_accuracy"]
         parts.append(f"best possible (Bayes) accuracy {100 * bayes:.1f}: the fusion reaches {fused / bayes:.3f} of it")
     if results["decision"] is not None:
-        parts += results["decision"]["lines"]
+        parts += [*results["decision"]["lines"], *(f"note: {note}" for note in results["decision"]["notes"])]
     return "\n".join(parts)

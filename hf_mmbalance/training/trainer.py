@@ -119,6 +119,7 @@ class MMBalanceTrainer(Trainer):
         check_metric(self.args.metric_for_best_model, self.model.config.modalities)
         if self.fits:
             check_splits(clips, "calibration")
+            self.calibration = calibration_draws(clips.splits["calibration"], self.decision, self.args.seed)
         elif self.decision.decision_rung != "auto":
             rung, head = self.decision.decision_rung, self.model.config.fusion
             raise ValueError(f"decision_rung={rung!r}: a {head!r} head is not fitted; use the fusion head 'adaptive'")
@@ -187,10 +188,9 @@ class MMBalanceTrainer(Trainer):
         """As the Trainer's; then the decision layer is fitted for the weights that are kept, every rung allowed."""
         output = super().train(*args, **kwargs)
         if self.fits:
-            calibration = calibration_draws(self.clips.splits["calibration"], self.decision, self.args.seed)
             self.fit_tables = {
                 "train": self.predict_table(self.clips.splits["train"], "train"),
-                "calibration": self.predict_table(calibration, "calibration"),
+                "calibration": self.predict_table(self.calibration, "calibration"),
             }
             self.fit_decision_layer(DecisionTable.concatenate(list(self.fit_tables.values())), structure="any")
             head = self.accelerator.unwrap_model(self.model).fusion
