@@ -19,6 +19,7 @@ from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcess
 from hf_mmbalance.data import load_clips, options_class
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError
 from hf_mmbalance.data.corruptions import SEVERITIES, ClipsOfOneCorruption, check_severity, kinds_of
+from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.training.batches import ClipCollator
 
 
@@ -76,7 +77,7 @@ class Run:
         folder: output folder of the run.
         results: its `results.json`.
         clips: the test clips that are judged.
-        prior: `(C,)` class frequencies of the clips that the decision layer counts the prior on, smoothed.
+        prior: `(C,)`, see `prior_of_run`.
     """
 
     folder: Path
@@ -141,16 +142,23 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
     if test is None or not len(test):
         raise DataError(f"{arguments['dataset']} has no test clips, and corruption is judged on those")
     model = MMBalanceForAudioVisualClassification.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    fitted = is_fitted(model) and "calibration" in splits.splits
-    counts = np.bincount(splits["calibration" if fitted else "train"].labels, minlength=len(splits.classes)) + 0.5
     return Run(
         folder,
         results,
         model.eval(),
         MMBalanceProcessor.from_pretrained(folder),
         test if max_clips is None else FirstClips(test, max_clips),
-        counts / counts.sum(),
+        prior_of_run(folder, "calibration" if is_fitted(model) else "train"),
     )
+
+
+def prior_of_run(folder: Path, split: str) -> np.ndarray:
+    """Class prior `(C,)` that the run's own table counts once: frequencies of its rows, half a row added per class."""
+    table = DecisionTable.read(folder / "decisions.parquet")
+    if split not in table.splits:
+        split = "train"
+    counts = np.bincount(table.select(split).labels, minlength=len(table.classes)) + 0.5
+    return counts / counts.sum()
 
 
 def is_fitted(model: MMBalanceForAudioVisualClassification) -> bool:
