@@ -19,6 +19,7 @@ from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcess
 from hf_mmbalance.data import load_clips, options_class
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError
 from hf_mmbalance.data.corruptions import SEVERITIES, ClipsOfOneCorruption, check_severity, kinds_of
+from hf_mmbalance.decision.fits import fit_prior
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.training.batches import ClipCollator
 
@@ -77,7 +78,7 @@ class Run:
         folder: output folder of the run.
         results: its `results.json`.
         clips: the test clips that are judged.
-        prior: `(C,)`, see `prior_of_run`.
+        log_prior: `(C,)`, see `log_prior_of_run`.
     """
 
     folder: Path
@@ -85,7 +86,7 @@ class Run:
     model: MMBalanceForAudioVisualClassification
     processor: MMBalanceProcessor
     clips: ClipDataset
-    prior: np.ndarray
+    log_prior: np.ndarray
 
     @property
     def seen(self) -> list[str]:
@@ -148,17 +149,15 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
         model.eval(),
         MMBalanceProcessor.from_pretrained(folder),
         test if max_clips is None else FirstClips(test, max_clips),
-        prior_of_run(folder, "calibration" if is_fitted(model) else "train"),
+        log_prior_of_run(folder, "calibration" if is_fitted(model) else "train"),
     )
 
 
-def prior_of_run(folder: Path, split: str) -> np.ndarray:
-    """Class prior `(C,)` that the run's own table counts once: frequencies of its rows, half a row added per class."""
+def log_prior_of_run(folder: Path, split: str) -> np.ndarray:
+    """Log class prior `(C,)` that the run's own row `prior_sum` counts once: that of the rows of its table."""
     table = DecisionTable.read(folder / "decisions.parquet")
-    if split not in table.splits:
-        split = "train"
-    counts = np.bincount(table.select(split).labels, minlength=len(table.classes)) + 0.5
-    return counts / counts.sum()
+    rows = table.select(split if split in table.splits else "train")
+    return fit_prior(rows.labels, len(table.classes))
 
 
 def is_fitted(model: MMBalanceForAudioVisualClassification) -> bool:
