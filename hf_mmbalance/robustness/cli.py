@@ -80,7 +80,7 @@ def _judge(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     out = arguments.out or arguments.run / "robustness"
     cells = judge_cells(run, out / "cells", kinds, severities, seed=arguments.seed, device=arguments.device)
     modalities = list(run.model.config.modalities)
-    return judge(cells, run.clips.labels, run.clips.groups, modalities, run.prior, run.seen), out
+    return judge(cells, run.clips.labels, run.clips.groups, modalities, run.log_prior, run.seen), out
 
 
 def _write_json(place: str | None, report: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_mmbalance.decision.state import HeadState
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.robustness.run import CLEAN, Cell
 
@@ -15,24 +16,23 @@ Scores = dict[str, np.ndarray]  # one value per clip by method, NaN where a meth
 FUSED = "fused"
 
 
-def method_logits(cell: Cell, modalities: Sequence[str], prior: np.ndarray) -> dict[str, np.ndarray]:
-    """Log-probabilities `(N, C)` of each modality, `sum`, `prior_sum` and `fused`; NaN rows where there is no answer.
+def method_logits(cell: Cell, modalities: Sequence[str], log_prior: np.ndarray) -> dict[str, np.ndarray]:
+    """Logits `(N, C)` of each modality, `sum`, `prior_sum` and `fused`; NaN rows where there is no answer.
 
     `sum` adds the log-probabilities of the modalities that are there; `prior_sum` counts the prior once in it:
     sum over m of log p_m - (number of modalities - 1) log prior, which is Bayes' rule for towers that are calibrated
     and independent given the class.
     """
-    mask = cell.modality_mask
-    each = np.where(mask[:, :, None], measures.log_softmax(cell.modality_logits), np.nan)
-    total = np.nansum(each, axis=1)
-    once = total - (mask.sum(1, keepdims=True) - 1) * np.log(prior)
-    single = {name: each[:, m] for m, name in enumerate(modalities)}
+    logits = np.where(cell.modality_mask[:, :, None], cell.modality_logits, np.nan)
+    state = HeadState.plain_sum(*logits.shape[1:])
+    total, once = (s.fuse(logits).logits for s in (state, state.replace(log_prior=log_prior)))
+    single = {name: logits[:, m] for m, name in enumerate(modalities)}
     return {**single, "sum": total, "prior_sum": once, FUSED: cell.logits}
 
 
-def clip_scores(cell: Cell, labels: np.ndarray, modalities: Sequence[str], prior: np.ndarray) -> dict[str, Scores]:
+def clip_scores(cell: Cell, labels: np.ndarray, modalities: Sequence[str], log_prior: np.ndarray) -> dict[str, Scores]:
     """Per clip and method `(N,)`: `accuracy` (1 where right) and `nll`; and `trust` per modality, where given."""
-    logits = method_logits(cell, modalities, prior)
+    logits = method_logits(cell, modalities, log_prior)
     scores: dict[str, Scores] = {"accuracy": {}, "nll": {}}
     for name, values in logits.items():
         there = np.isfinite(values).all(1)
@@ -60,7 +60,7 @@ def judge(
     labels: Sequence[int],
     groups: Sequence[str],
     modalities: Sequence[str],
-    prior: np.ndarray,
+    log_prior: np.ndarray,
     seen: Sequence[str],
 ) -> dict[str, Any]:
     """Numbers of every cell, and of clean, seen and unseen kinds together.
@@ -72,14 +72,14 @@ def judge(
         cells: the clean cell and any others.
         labels, groups: of the clips, in their order.
         modalities: names, in the model's order.
-        prior: `(C,)`.
+        log_prior: `(C,)`.
         seen: kinds that calibration or training met.
 
     Returns:
         `cells` and `families`: lists of rows with `accuracy` and `nll` by method (see `summary`), `trust` by modality
         and, in `gain`, accuracy of the fusion less that of every other method, paired by clip.
     """
-    scored = [(cell, clip_scores(cell, np.asarray(labels), modalities, prior)) for cell in cells]
+    scored = [(cell, clip_scores(cell, np.asarray(labels), modalities, log_prior)) for cell in cells]
     rows = [
         {"kind": cell.kind, "severity": cell.severity, "seen": cell.kind in seen, **_row(scores, groups)}
         for cell, scores in scored

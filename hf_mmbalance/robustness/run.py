@@ -19,6 +19,8 @@ from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcess
 from hf_mmbalance.data import load_clips, options_class
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError
 from hf_mmbalance.data.corruptions import SEVERITIES, ClipsOfOneCorruption, check_severity, kinds_of
+from hf_mmbalance.decision.fits import fit_prior
+from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.training.batches import ClipCollator
 
 
@@ -76,7 +78,7 @@ class Run:
         folder: output folder of the run.
         results: its `results.json`.
         clips: the test clips that are judged.
-        prior: `(C,)` class frequencies of the clips that the decision layer counts the prior on, smoothed.
+        log_prior: `(C,)`, see `log_prior_of_run`.
     """
 
     folder: Path
@@ -84,7 +86,7 @@ class Run:
     model: MMBalanceForAudioVisualClassification
     processor: MMBalanceProcessor
     clips: ClipDataset
-    prior: np.ndarray
+    log_prior: np.ndarray
 
     @property
     def seen(self) -> list[str]:
@@ -141,16 +143,21 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
     if test is None or not len(test):
         raise DataError(f"{arguments['dataset']} has no test clips, and corruption is judged on those")
     model = MMBalanceForAudioVisualClassification.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    fitted = is_fitted(model) and "calibration" in splits.splits
-    counts = np.bincount(splits["calibration" if fitted else "train"].labels, minlength=len(splits.classes)) + 0.5
     return Run(
         folder,
         results,
         model.eval(),
         MMBalanceProcessor.from_pretrained(folder),
         test if max_clips is None else FirstClips(test, max_clips),
-        counts / counts.sum(),
+        log_prior_of_run(folder, "calibration" if is_fitted(model) else "train"),
     )
+
+
+def log_prior_of_run(folder: Path, split: str) -> np.ndarray:
+    """Log class prior `(C,)` that the run's own row `prior_sum` counts once: that of the rows of its table."""
+    table = DecisionTable.read(folder / "decisions.parquet")
+    rows = table.select(split if split in table.splits else "train")
+    return fit_prior(rows.labels, len(table.classes))
 
 
 def is_fitted(model: MMBalanceForAudioVisualClassification) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from hf_mmbalance.cli import main
 from hf_mmbalance.data import DataError
 from hf_mmbalance.data.corruptions import CORRUPTIONS
+from hf_mmbalance.metrics.measures import softmax
 from hf_mmbalance.robustness import run as robustness
 from hf_mmbalance.robustness.judge import clip_scores, judge, method_logits
 from hf_mmbalance.robustness.run import Cell, cells_of, judge_cells, load_run
@@ -120,9 +121,10 @@ def test_sums_against_bayes_rule():
     p, q, prior = np.array([0.7, 0.2, 0.1]), np.array([0.5, 0.1, 0.4]), np.array([0.5, 0.3, 0.2])
     logits = np.log(np.stack([[p, q], [p, q]])) + 3.0  # not normalised
     mask = np.array([[True, True], [False, True]])
-    found = method_logits(cell("clean", 0, logits, mask), ["audio", "vision"], prior)
-    np.testing.assert_allclose(np.exp(found["sum"]), [p * q, q])
-    np.testing.assert_allclose(np.exp(found["prior_sum"]), [p * q / prior, q])
+    found = method_logits(cell("clean", 0, logits, mask), ["audio", "vision"], np.log(prior))
+    np.testing.assert_allclose(softmax(found["sum"]), [p * q / (p @ q), q])
+    both = p * q / prior
+    np.testing.assert_allclose(softmax(found["prior_sum"]), [both / both.sum(), q])
     assert np.isnan(found["audio"][1]).all() and np.isfinite(found["audio"][0]).all()
 
 
@@ -132,7 +134,7 @@ def test_families_average_over_cells_by_clip():
     cells = [cell("clean", 0, rng.normal(size=(8, 2, 3)), mask, rng.random((8, 2)))]
     for kind in ("babble", "darkness", "blur", "conflict"):
         cells.append(cell(kind, 2, rng.normal(size=(8, 2, 3)), mask, rng.random((8, 2))))
-    prior = np.full(3, 1 / 3)
+    prior = np.log(np.full(3, 1 / 3))
     report = judge(cells, labels, ["g"] * 8, ["audio", "vision"], prior, ["babble", "blur"])
     assert [(row["family"], row["cells"]) for row in report["families"]] == [("clean", 1), ("seen", 2), ("unseen", 1)]
     by_hand = [clip_scores(c, labels, ["audio", "vision"], prior) for c in cells]
