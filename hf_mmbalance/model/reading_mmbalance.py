@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 MODALITIES = ("audio", "vision")
 DEFAULT_FRAMES = 8  # taken from a file where the spec names no number
 SHORT_WINDOW = 3.0  # seconds up to which every frame is kept where the window may move
+LARGEST_GAIN = 1e6
 RESAMPLER = "swresample"
 
 Span = tuple[float, float]
@@ -443,8 +444,8 @@ def _audio_of(parts: dict[str, Any], spec: ReadingSpec, limits: Limits) -> np.nd
         return read_media(source, sampling_rate=spec.sampling_rate, want_frames=False, limits=limits).audio
     wave, rate = as_sound(parts["audio"], parts.get("sampling_rate"), "audio", limits)
     gain = parts.get("audio_gain", 1.0)
-    if not np.isfinite(gain):
-        raise MediaError("undecodable", f"audio_gain is {gain}; it must be a finite number")
+    if not 0 < gain <= LARGEST_GAIN:
+        raise MediaError("undecodable", f"audio_gain is {gain}; it must be above 0 and at most {LARGEST_GAIN:g}")
     return resample(wave * np.float32(gain) if gain != 1.0 else wave, rate, spec.sampling_rate)
 
 
