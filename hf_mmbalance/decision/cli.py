@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+from hf_mmbalance import console
 from hf_mmbalance.decision.plain import plain_report
 from hf_mmbalance.decision.table import DecisionTable, TableError
 
@@ -28,18 +28,17 @@ example:
 RUN_TABLE = "decisions.parquet"
 
 
-def add_decide(subparsers: Any) -> None:
+def add_decide(verbs: Any) -> None:
     """Add the verb `decide`."""
-    parser = _verb(subparsers, "decide", DECIDE)
+    parser = console.add_verb(verbs, "decide", DECIDE, run_decide)
     parser.add_argument("table", type=Path, help="decision table (.parquet or .npz), or a run folder that holds one")
     _fit_options(parser)
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep the fitted allocation (allocation.npz)")
-    parser.set_defaults(func=run_decide)
 
 
-def add_diagnose(subparsers: Any) -> None:
+def add_diagnose(verbs: Any) -> None:
     """Add the verb `diagnose`."""
-    parser = _verb(subparsers, "diagnose", DIAGNOSE)
+    parser = console.add_verb(verbs, "diagnose", DIAGNOSE, run_diagnose)
     parser.add_argument("tables", type=Path, nargs="+", metavar="TABLE_OR_RUN_FOLDER", help="one or more; the first is"
                         " shown in full, the rest in the comparison")  # fmt: skip
     _fit_options(parser)
@@ -47,21 +46,18 @@ def add_diagnose(subparsers: Any) -> None:
         "--report", type=Path, metavar="HTML", help="write one page, and PNG and SVG figures beside it"
     )
     parser.add_argument("--draws", type=int, default=1000, help="bootstrap draws (default: %(default)s)")
-    parser.set_defaults(func=run_diagnose)
 
 
 def run_decide(arguments: argparse.Namespace) -> int:
     """Run `decide`; returns the exit status."""
     judged = _decide(arguments.table, arguments)
-    if judged is None:
-        return 2
     report = plain_report(judged.as_dict())
-    if arguments.json != "-":
+    if console.shows_text(arguments):
         print_ladder(report)
     if arguments.save:
-        print(f"saved {judged.allocation.save(arguments.save)}", file=sys.stderr)
-    _write_json(arguments.json, report)
-    return 0
+        console.say(f"saved {judged.allocation.save(arguments.save)}", aside=True)
+    console.write_result(arguments.json, report)
+    return console.DONE
 
 
 def run_diagnose(arguments: argparse.Namespace) -> int:
@@ -71,21 +67,19 @@ def run_diagnose(arguments: argparse.Namespace) -> int:
     reports = []
     for path in arguments.tables:
         judged = _decide(path, arguments)
-        if judged is None:
-            return 2
         reports.append(diagnose(judged, draws=arguments.draws, seed=arguments.seed))
     names = [path.stem if path.is_file() else path.name for path in arguments.tables]
-    if arguments.json != "-":
+    if console.shows_text(arguments):
         for name, report in zip(names, reports, strict=True):
             print_diagnosis(name, report)
     if arguments.report:
         from hf_mmbalance.decision.report import write_report
 
         files = write_report(reports, arguments.report, names=names)
-        print(f"wrote {files[0]} and {len(files) - 1} figures in {files[1].parent}", file=sys.stderr)
+        console.say(f"wrote {files[0]} and {len(files) - 1} figures in {files[1].parent}", aside=True)
     found: Any = reports[0] if len(reports) == 1 else dict(zip(names, reports, strict=True))
-    _write_json(arguments.json, found)
-    return 0
+    console.write_result(arguments.json, found)
+    return console.DONE
 
 
 def print_ladder(report: dict[str, Any]) -> None:
@@ -153,13 +147,6 @@ def _number(value: float | None, form: str, width: int) -> str:
     return "-".rjust(width) if value is None else format(value, form)
 
 
-def _verb(subparsers: Any, name: str, text: str) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = subparsers.add_parser(
-        name, help=text.splitlines()[0], description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    return made
-
-
 def _fit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fit-split", metavar="SPLIT", help="split to fit on (default: calibration)")
     parser.add_argument("--eval-split", metavar="SPLIT", help="split to judge on (default: test)")
@@ -172,39 +159,35 @@ def _fit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--balance", type=float, default=0.0, metavar="WEIGHT", help="pull weights towards capability"
                         " shares; takes the rung class (default: %(default)s)")  # fmt: skip
     parser.add_argument("--prior", metavar="P1,P2,...", help="class prior of the place of use, where it is known")
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line or a JSON list")
-    parser.add_argument("--json", metavar="FILE", help="write the report as JSON (- for stdout)")
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one per line or a JSON list")
+    console.add_json_option(parser, "report")
 
 
 def _decide(path: Path, arguments: argparse.Namespace) -> Any:
-    """Read a table and judge it; None after an error was printed."""
+    """Read a table and evaluate the ladder on it."""
     from hf_mmbalance.decision.evaluation import decide_table
     from hf_mmbalance.decision.state import state_of_run
 
     options = {"rung": arguments.rung, "known_groups": arguments.known_groups, "balance": arguments.balance}
-    try:
-        if arguments.prior:
-            options["prior"] = read_prior(arguments.prior)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            table = DecisionTable.read(table_path(path), read_classes(arguments.classes))
-        for entry in caught:
-            print(f"warning: {entry.message}", file=sys.stderr)
-        judged = decide_table(
-            table,
-            fit_split=arguments.fit_split,
-            eval_split=arguments.eval_split,
-            folds=arguments.group_folds,
-            seed=arguments.seed,
-            **options,
-        )
-        trained = state_of_run(path) if path.is_dir() else None
-        if trained is not None:
-            judged.add_head("model", trained)
-        return judged
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return None
+    if arguments.prior:
+        options["prior"] = read_prior(arguments.prior)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        table = DecisionTable.read(table_path(path), read_classes(arguments.classes))
+    for entry in caught:
+        console.say(f"warning: {entry.message}", aside=True)
+    evaluated = decide_table(
+        table,
+        fit_split=arguments.fit_split,
+        eval_split=arguments.eval_split,
+        folds=arguments.group_folds,
+        seed=arguments.seed,
+        **options,
+    )
+    trained = state_of_run(path) if path.is_dir() else None
+    if trained is not None:
+        evaluated.add_head("model", trained)
+    return evaluated
 
 
 def table_path(path: Path) -> Path:
@@ -233,20 +216,9 @@ def read_prior(text: str) -> list[float]:
 
 
 def read_classes(path: Path | None) -> list[str] | None:
-    """Class names from a file: a JSON list, or one a line."""
+    """Class names from a file: a JSON list, or one per line."""
     if path is None:
         return None
     text = path.read_text(encoding="utf-8")
     names = json.loads(text) if text.lstrip().startswith("[") else [line for line in text.splitlines() if line.strip()]
     return [str(name).strip() for name in names]
-
-
-def _write_json(target: str | None, report: Any) -> None:
-    if target is None:
-        return
-    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    if target == "-":
-        print(text)
-    else:
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        Path(target).write_text(text + "\n", encoding="utf-8")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
+
+from hf_mmbalance import console
 
 
 ROBUSTNESS = """Judge the model of a run on its own test clips under corrupted sound and pictures.
@@ -21,14 +21,9 @@ example:
 """
 
 
-def add_robustness(subparsers: Any) -> None:
+def add_robustness(verbs: Any) -> None:
     """Add the verb `robustness`."""
-    parser = subparsers.add_parser(
-        "robustness",
-        help=ROBUSTNESS.splitlines()[0],
-        description=ROBUSTNESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = console.add_verb(verbs, "robustness", ROBUSTNESS, run_robustness)
     parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="output folder of a training run")
     parser.add_argument("--kinds", nargs="+", default=["all"], metavar="NAME", help="corruptions, or seen, unseen,"
                         " audio, vision, all (default: all)")  # fmt: skip
@@ -42,31 +37,26 @@ def add_robustness(subparsers: Any) -> None:
     parser.add_argument("--trust_remote_code", action="store_true", help="run a fusion head's file that comes with the"
                         " model")  # fmt: skip
     parser.add_argument("--no_figures", action="store_true", help="draw no curves")
-    parser.add_argument("--json", metavar="FILE", help="write all numbers as JSON (- for stdout)")
-    parser.set_defaults(func=run_robustness)
+    console.add_json_option(parser, "numbers")
 
 
 def run_robustness(arguments: argparse.Namespace) -> int:
-    """Run `robustness`; returns the exit status (2 for arguments or data that cannot be used)."""
+    """Run `robustness`; returns the exit status."""
     from hf_mmbalance._environment import check_torchaudio
 
-    try:
-        check_torchaudio()
-        report, out = _judge(arguments)
-        if arguments.json != "-":
-            from hf_mmbalance.robustness.judge import render
+    check_torchaudio()
+    report, out = _judge(arguments)
+    if console.shows_text(arguments):
+        from hf_mmbalance.robustness.judge import render
 
-            print(render(report))
-        if not arguments.no_figures:
-            from hf_mmbalance.robustness.figure import write_figures
+        console.say(render(report))
+    if not arguments.no_figures:
+        from hf_mmbalance.robustness.figure import write_figures
 
-            files = write_figures(report, out)
-            print(f"wrote {', '.join(file.name for file in files)} in {out}", file=sys.stderr)
-        _write_json(arguments.json, report)
-    except (ValueError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        files = write_figures(report, out)
+        console.say(f"wrote {', '.join(file.name for file in files)} in {out}", aside=True)
+    console.write_result(arguments.json, report)
+    return console.DONE
 
 
 def _judge(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
@@ -81,11 +71,3 @@ def _judge(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     cells = judge_cells(run, out / "cells", kinds, severities, seed=arguments.seed, device=arguments.device)
     modalities = list(run.model.config.modalities)
     return judge(cells, run.clips.labels, run.clips.groups, modalities, run.log_prior, run.seen), out
-
-
-def _write_json(place: str | None, report: dict[str, Any]) -> None:
-    text = json.dumps(report, indent=1, allow_nan=False)
-    if place == "-":
-        print(text)
-    elif place is not None:
-        Path(place).write_text(text + "\n", encoding="utf-8")

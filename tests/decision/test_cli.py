@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hf_mmbalance import console
 from hf_mmbalance.decision.allocation import Allocation
 from hf_mmbalance.decision.cli import add_decide, add_diagnose
 from hf_mmbalance.decision.state import HeadState
@@ -25,7 +26,7 @@ def run(*arguments: str) -> int:
     add_decide(verbs)
     add_diagnose(verbs)
     parsed = parser.parse_args(list(map(str, arguments)))
-    return int(parsed.func(parsed))
+    return console.run_command(lambda: int(parsed.func(parsed)))
 
 
 @pytest.fixture(scope="module")
