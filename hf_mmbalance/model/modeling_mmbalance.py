@@ -281,13 +281,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         features = (audio, vision)
         # Decisions are made in float32: a log-softmax over many classes does not survive bf16.
         modality_logits = self._unimodal_logits(features).float()
-        # With labels, as the towers see it: their loss must not move what learns from calibration clips.
-        freeze = (
-            {"freeze_allocation": True}
-            if labels is not None and getattr(self.fusion, "learns_from_calibration", False)
-            else {}
-        )
-        fused = self.fusion(modality_logits, present, features, **freeze)
+        fused = self.fusion(modality_logits, present, features)
         parts = LossParts()
         if labels is not None:
             parts = self._losses(fused, modality_logits, present, labels, calibration_mask)
