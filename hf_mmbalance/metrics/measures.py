@@ -293,7 +293,7 @@ def shapley(values: Any) -> np.ndarray:
 def additive_subsets(modality_logits: Any, weights: Any = None, bias: Any = None) -> np.ndarray:
     """Fused logits of every subset of modalities under an additive decision layer, the other modalities masked.
 
-    As in the model's `adaptive` head with a uniform prior: weights act on the evidence e = log p + log C. With |S| of M
+    As in the model's `adaptive` head with a uniform prior: weights act on evidence e = log p + log C. With |S| of M
     modalities and r = (|S| - 1) / (M - 1) a weight is 1 + r (w - 1) and the bias r b, so that a modality by itself
     gives its own probabilities.
 
