@@ -36,7 +36,11 @@ def main() -> int:
     arguments = parser.parse_args()
     start = time.perf_counter()
     with ProcessPoolExecutor(arguments.jobs) as pool:
-        results = list(pool.map(judge, range(arguments.tables), [arguments.strong] * arguments.tables))
+        results = []
+        for found in pool.map(judge, range(arguments.tables), [arguments.strong] * arguments.tables):
+            results.append(found)
+            print(f"{len(results)}/{arguments.tables} {found['chosen']} {found['margin']:+.4f}"
+                  f"{' FAILS' if found['fails'] else ''}", file=sys.stderr, flush=True)  # fmt: skip
     passed = report(results, time.perf_counter() - start)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1), encoding="utf-8")

@@ -293,12 +293,14 @@ def shapley(values: Any) -> np.ndarray:
 def additive_subsets(modality_logits: Any, weights: Any = None, bias: Any = None) -> np.ndarray:
     """Fused logits of every subset of modalities under an additive decision layer, the other modalities masked.
 
-    Weights act on log-softmaxed logits. With a subset S they are rescaled so that shares renormalise over S and their
-    sum becomes |S| / M of what it was; one modality present speaks for itself, without weight and bias.
+    As in the model's `adaptive` head with a uniform prior: weights act on evidence e = log p + log C. With |S| of M
+    modalities and r = (|S| - 1) / (M - 1) a weight is 1 + r (w - 1) and the bias r b, so that a modality by itself
+    gives its own probabilities.
 
     Args:
         modality_logits: `(N, M, C)`, NaN rows where a modality is missing.
-        weights: `(M, C)` or `(N, M, C)`, positive; None for the plain sum.
+        weights: `(M, C)` with every modality present; or `(N, M, C)` as used for each clip, such as a model's
+            `modality_weights`; None for the plain sum.
         bias: `(C,)`; None for zeros.
 
     Returns:
@@ -306,20 +308,22 @@ def additive_subsets(modality_logits: Any, weights: Any = None, bias: Any = None
     """
     z = log_softmax(modality_logits)
     n, modalities, classes = z.shape
-    w = np.ones((1, modalities, classes)) if weights is None else np.asarray(weights, dtype=np.float64)
-    w = np.broadcast_to(w if w.ndim == 3 else w[None], z.shape)
-    b = np.zeros(classes) if bias is None else np.asarray(bias, dtype=np.float64)
     there = ~np.isnan(z[:, :, 0])
+    evidence = np.where(there[..., None], z + np.log(classes), 0.0)
+    beyond = np.zeros((1, modalities, classes)) if weights is None else np.asarray(weights, dtype=np.float64) - 1
+    if beyond.ndim == 3 and weights is not None:
+        used = (there.sum(axis=1) - 1) / (
+            modalities - 1
+        )  # r of the modalities present, which the weights hold already
+        beyond = np.where((used > 0)[:, None, None], beyond / np.maximum(used, 1e-12)[:, None, None], 0.0)
+    b = np.zeros(classes) if bias is None else np.asarray(bias, dtype=np.float64)
     fused = np.full((2**modalities, n, classes), np.nan)
     for subset in range(1, 2**modalities):
         inside = there & (subset >> np.arange(modalities) & 1).astype(bool)
         count = inside.sum(axis=1)
-        kept = w * inside[..., None]
-        total = kept.sum(axis=1)
-        scale = w.sum(axis=1) * (count / modalities)[:, None] / np.where(total > 0, total, 1)
-        terms = np.where(inside[..., None], z, 0)
-        several = (kept * terms).sum(axis=1) * scale + b
-        fused[subset] = np.where((count > 1)[:, None], several, terms.sum(axis=1))
+        kept = evidence * inside[..., None]
+        r = ((count - 1) / (modalities - 1))[:, None]
+        fused[subset] = kept.sum(axis=1) + r * ((beyond * kept).sum(axis=1) + b) - np.log(classes)
         fused[subset, count == 0] = np.nan
     return fused
 

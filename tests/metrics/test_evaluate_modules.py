@@ -81,17 +81,18 @@ def test_modality_balance_follows_the_weights(load: Any) -> None:
 
 
 def test_additive_subsets_are_the_heads() -> None:
-    from hf_mmbalance.decision.head import HeadState
+    from hf_mmbalance.decision.state import HeadState
 
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(20, 3, 4))
     logits[:6, 1] = np.nan
     weights, bias = rng.uniform(0.2, 2, size=(3, 4)), rng.normal(size=4)
-    state = HeadState.plain_sum(3, 4).with_weights(weights, bias)
+    state = HeadState.plain_sum(3, 4).replace(weights=weights, bias=bias)
     fused = me.additive_subsets(logits, weights, bias)
+    np.testing.assert_allclose(me.additive_subsets(logits, state.fuse(logits).weights, bias), fused)
     for subset in range(1, 8):
         inside = (subset >> np.arange(3) & 1).astype(bool)
         masked = np.where(inside[:, None], logits, np.nan)
         there = ~np.isnan(masked).any(axis=2).all(axis=1)
-        np.testing.assert_allclose(fused[subset][there], state.fuse(masked[there])[0])
+        np.testing.assert_allclose(fused[subset][there], state.fuse(masked[there]).logits)
         assert np.isnan(fused[subset][~there]).all()

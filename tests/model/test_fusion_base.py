@@ -83,9 +83,7 @@ def test_shapley_never_asks_for_the_worth_of_nothing():
     torch.testing.assert_close(values[..., 0], torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.25, 0.25]]))
 
 
-def test_base_head_has_no_losses_of_its_own():
-    head = FUSION_HEADS["concat"](2, 3, (4, 5))
-    assert head.balance_loss(None, torch.tensor([True])).item() == 0.0
-    assert head.shrinkage().item() == 0.0
+def test_only_the_adaptive_head_is_fitted():
+    assert [name for name, head in FUSION_HEADS.items() if head.fitted] == ["adaptive"]
     with pytest.raises(NotImplementedError):
         FusionHead(2, 3).forward(torch.zeros(1, 2, 3), torch.ones(1, 2, dtype=torch.bool))
