@@ -34,7 +34,7 @@ GLOBAL_BATCH = 16
 SAME = (
     *TINY,
     *("--train_clips", "44", "--validation_clips", "13", "--test_clips", "21", "--num_train_epochs", "3"),
-    *("--calibration_clips", "30", "--decision_rung", "global"),
+    *("--calibration_clips", "30", "--decision_rung", "temperature"),
     *("--learning_rate", "3e-3", "--logging_steps", "1"),
     *("--frequency_masks", "1", "--time_masks", "1", "--time_mask_width", "4", "--frequency_mask_width", "4"),
     # Some gradients are 0 but for rounding (keys' biases, under a softmax): Adam must not blow them up to a full step.
