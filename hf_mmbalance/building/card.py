@@ -1,4 +1,4 @@
-"""The README of a built data set: a template filled with what the build holds, under the head `datasets` reads."""
+"""The README of a built data set: a template filled with the results of a build, and metadata for `datasets`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hf_mmbalance.building.plan import BuildPlan
 from hf_mmbalance.data.clips import DataError
 
 
-LISTED = 40  # clips named in a card; the rest is in manifest.csv
+LISTED = 40  # clips listed in a card; all are in manifest.csv
 
 
 def fill_card(template: str, plan: BuildPlan, report: dict[str, Any], configs: list[dict[str, Any]]) -> str:
@@ -21,8 +21,8 @@ def fill_card(template: str, plan: BuildPlan, report: dict[str, Any], configs: l
     Args:
         template: Markdown with an optional YAML head and `{{ name }}` marks: `clips`, `splits`, `classes`,
             `left_out`, `noted`, `encoding`, `notes`, `configs`.
-        plan: what was built.
-        report: what came of it.
+        plan: the plan that was built.
+        report: the report of the build.
         configs: the `configs:` that `datasets` reads; added to the head.
 
     Raises:
@@ -105,5 +105,5 @@ def _encoding(plan: BuildPlan) -> str:
     size = {int: f"shorter side {encode.frame_size} px", tuple: f"height x width {encode.frame_size} px"}
     picture = "PNG" if encode.image_format == "png" else f"JPEG (quality {encode.quality})"
     crop = f", cropped to {list(encode.crop)} (left, top, right, bottom)" if encode.crop else ""
-    shape = size.get(type(encode.frame_size), "as filmed")
+    shape = size.get(type(encode.frame_size), "original size")
     return f"Sound: FLAC, 16 bit, mono, {encode.sampling_rate} Hz. Vision: {frames} as {picture}, {shape}{crop}."

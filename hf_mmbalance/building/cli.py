@@ -42,14 +42,14 @@ class DatasetScript:
         _add_build_flags(self.build_flags, max_lost)
         merge = self.verb("merge", "join the parts of a build made with --shard, and check them", self._merge)
         merge.add_argument("parts", nargs="*", type=Path, help="folders of the parts; none: all were built into --out")
-        merge.add_argument("--out", type=Path, required=True, help="folder of the whole")
+        merge.add_argument("--out", type=Path, required=True, help="folder of the complete build")
         check = self.verb("validate", "check a built folder: files, ids, labels, groups, every clip", self._validate)
         check.add_argument("folder", type=Path, help="a built folder")
 
     def verb(
         self, name: str, text: str, run: Callable[[argparse.Namespace, Say], dict[str, Any]]
     ) -> argparse.ArgumentParser:
-        """Add a verb; `run` gets the flags and a function to say things with, and returns what `--json` writes."""
+        """Add a verb; `run` gets the flags and a function that prints a line, and returns what `--json` writes."""
 
         def command(args: argparse.Namespace) -> int:
             result = run(args, lambda line: console.say(line, aside=not console.shows_text(args)))
@@ -154,7 +154,7 @@ def encode_options(args: argparse.Namespace) -> EncodeOptions:
 
 
 def join_parts(parts: list[Path], out: Path) -> BuildPlan:
-    """Bring the shards of several folders into one; without parts, `out` holds them all.
+    """Combine the shards of several folders in one; without parts, all of them are in `out`.
 
     Returns:
         The plan that all parts follow.
@@ -173,13 +173,13 @@ def join_parts(parts: list[Path], out: Path) -> BuildPlan:
         if content["fingerprint"] != plans[0]["fingerprint"]:
             raise BuildError(f"{folder} follows another plan than {folders[0]} (other clips, files or options)")
     if parts:
-        _bring_together(parts, out)
+        _combine(parts, out)
     return BuildPlan.from_json(plans[0]["plan"])
 
 
-def _bring_together(parts: list[Path], out: Path) -> None:
+def _combine(parts: list[Path], out: Path) -> None:
     if out.exists() and any(out.iterdir()):
-        raise BuildError(f"{out} is not empty; give a new folder for the whole")
+        raise BuildError(f"{out} is not empty; give a new folder for the complete build")
     for folder in (out / STATE / "drafts", out / STATE / "shards", out / "data"):
         folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(parts[0] / STATE / "plan.json", out / STATE / "plan.json")

@@ -1,4 +1,4 @@
-"""CSV and text files of a data set's publisher: a fault is named by file and row."""
+"""CSV and text files of a data set's publisher; errors name file and row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_mmbalance.data.clips import DataError
 
 T = TypeVar("T")
 LARGEST = 256 << 20  # bytes
-MARKS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16
+MARKS = (b"\xff\xfe", b"\xfe\xff")  # byte order marks of UTF-16
 
 
 def read_csv(path: Path, columns: Iterable[str], hint: str) -> list[dict[str, str]]:
@@ -21,8 +21,8 @@ def read_csv(path: Path, columns: Iterable[str], hint: str) -> list[dict[str, st
 
     Args:
         path: The file.
-        columns: Names that the header must hold.
-        hint: What the file is or where to get it, for the message if it is not there.
+        columns: Names that the header must contain.
+        hint: What the file is or where to get it, for the message if it does not exist.
 
     Raises:
         DataError: names the file, the row where there is one, and the remedy.
@@ -48,7 +48,7 @@ def read_csv(path: Path, columns: Iterable[str], hint: str) -> list[dict[str, st
 
 
 def parsed(path: Path, rows: list[dict[str, str]], parse: Callable[[dict[str, str]], T]) -> list[T]:
-    """What `parse` makes of every row.
+    """Apply `parse` to every row.
 
     Raises:
         DataError: `parse` failed; names file and row.
@@ -69,7 +69,7 @@ def read_text(path: Path, hint: str) -> str:
 
 
 def _content(path: Path, hint: str) -> bytes:
-    if not path.is_file():  # nor a pipe: opening one could wait for ever
+    if not path.is_file():  # also refuses a pipe, which could block when opened
         raise DataError(f"{path}: no such file; {hint}")
     if path.stat().st_size > LARGEST:
         raise DataError(f"{path}: {path.stat().st_size} bytes is too large for this table; {hint}")

@@ -19,7 +19,7 @@ from hf_mmbalance.model.reading_mmbalance import Clip, read, stored_frames, stor
 
 
 MEDIA = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # how `datasets` stores Audio and Image
-HELD_WHOLE = 256 << 20  # bytes; a larger file is decoded from the disk
+MAX_IN_MEMORY = 256 << 20  # bytes; a larger file is decoded from the disk
 ARROW_TYPES = {"string": pa.string(), "int64": pa.int64(), "int32": pa.int32(), "float64": pa.float64()}
 
 
@@ -39,7 +39,7 @@ def list_of(feature: dict[str, Any]) -> dict[str, Any]:
 
 
 def features_of(plan: BuildPlan) -> dict[str, dict[str, Any]]:
-    """All columns of a plan's shards, in order, as `datasets` writes them down.
+    """All columns of a plan's shards, in order, in the notation of `datasets`.
 
     `audio_gain` times the stored sound is the sound of the source: 1 unless that goes beyond full scale.
     """
@@ -99,9 +99,9 @@ def encode_clip(clip: PlannedClip, label_column: str, options: EncodeOptions) ->
 
 
 def _checked(path: str, size: int | None, sha256: str | None) -> bytes | str:
-    """What the decoder is given: the bytes of a file, or the path of one too large to be held in memory.
+    """Check a file and return its bytes, or its path if it is too large to be kept in memory.
 
-    A file is read once, so that what is checked is what is decoded; one larger than `HELD_WHOLE` is read twice.
+    A file is read once, so that what is checked is what is decoded; one larger than `MAX_IN_MEMORY` is read twice.
 
     Raises:
         MediaError: the file is missing, not a regular file, of another size, or not what its checksum says.
@@ -111,7 +111,7 @@ def _checked(path: str, size: int | None, sha256: str | None) -> bytes | str:
         raise MediaError("changed", f"{path}: {found} bytes, {size} when the build was planned")
     try:
         with open(path, "rb") as file:
-            if found > HELD_WHOLE:
+            if found > MAX_IN_MEMORY:
                 digest = hashlib.file_digest(file, "sha256").hexdigest() if sha256 is not None else None
                 content: bytes | str = path
             else:
@@ -126,15 +126,15 @@ def _checked(path: str, size: int | None, sha256: str | None) -> bytes | str:
 
 
 def regular_size(path: str) -> int:
-    """Bytes of a regular file; nothing is opened, since opening a pipe or a device can wait for ever.
+    """Bytes of a regular file; nothing is opened, since opening a pipe or a device can block.
 
     Raises:
-        MediaError: there is no such file, or it is a pipe, a socket, a device or a folder.
+        MediaError: the file does not exist, or it is a pipe, a socket, a device or a folder.
     """
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise MediaError("missing", f"{path}: no such file (any more)") from None
+        raise MediaError("missing", f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise MediaError("unreadable", f"{path}: cannot be read ({error})") from None
     if not stat.S_ISREG(found.st_mode):
@@ -171,7 +171,7 @@ def _check_parts(clip: PlannedClip, made: Clip, options: EncodeOptions) -> None:
 
 
 def flac(wave: np.ndarray, rate: int) -> tuple[bytes, float]:
-    """FLAC that holds every sample exactly, and the gain that it is to be multiplied by.
+    """FLAC that stores every sample exactly, and the gain to multiply it by.
 
     Args:
         wave: in steps of 1 / 32768 (`round_sound`); lossy codecs overshoot full scale.
@@ -198,7 +198,7 @@ def _images(clip_id: str, made: Clip, options: EncodeOptions) -> list[dict[str, 
 
 
 def file_size(path: str | os.PathLike[str]) -> int:
-    """Bytes of a file, 0 where it cannot be told."""
+    """Size of a file in bytes, 0 if it cannot be read."""
     try:
         return os.stat(path).st_size
     except OSError:

@@ -1,4 +1,4 @@
-"""Shards are written by worker processes, as drafts until they are whole: a build can be killed and resumed."""
+"""Worker processes write shards, under a temporary name until complete: a build can be killed and resumed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RESUME = "run the same command again: it resumes the build"
 
 
 class BuildError(UserError):
-    """A build that cannot go on; the message says why and how to go on."""
+    """A build that cannot continue; the message gives the reason and the remedy."""
 
 
 def part_of(shards: list[Shard], part: tuple[int, int]) -> list[Shard]:
@@ -54,12 +54,12 @@ def part_of(shards: list[Shard], part: tuple[int, int]) -> list[Shard]:
 def build(
     plan: BuildPlan, out: Path, *, num_proc: int = 1, part: tuple[int, int] = (0, 1), overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write the shards of a plan that are not there yet.
+    """Write the missing shards of a plan.
 
     Args:
         plan: what to build.
         out: folder; a build of the same plan in it is resumed.
-        num_proc: worker processes; clips are decoded in no other, so that a decoder's death cannot end the build.
+        num_proc: worker processes; only they decode clips, so that a crashing decoder cannot end the build.
         part: (i, n): build every n-th shard from the i-th on.
         overwrite: remove another build that is in the folder.
 
@@ -84,11 +84,11 @@ def build(
 def _open_folder(plan: BuildPlan, out: Path, overwrite: bool) -> None:
     mark = out / STATE / "plan.json"
     if mark.exists():
-        there = json.loads(mark.read_text())
-        if there["fingerprint"] == plan.fingerprint():
+        existing = json.loads(mark.read_text())
+        if existing["fingerprint"] == plan.fingerprint():
             return
         if not overwrite:
-            text = f"{out} holds a build of {there['name']} with other clips, files or options"
+            text = f"{out} holds a build of {existing['name']} with other clips, files or options"
             raise BuildError(f"{text}; build into another folder, or pass --overwrite to remove it")
         shutil.rmtree(out)
     elif out.exists() and any(out.iterdir()):
@@ -100,7 +100,7 @@ def _open_folder(plan: BuildPlan, out: Path, overwrite: bool) -> None:
 
 
 def _is_alive(draft: Path) -> bool:
-    """Whether the process that writes a draft still runs (another part of the build on this machine)."""
+    """Whether the process that writes a draft is running (for another part of the build on this machine)."""
     pid = int(draft.name.rsplit(".", 1)[-1])
     if pid == os.getpid():
         return False
@@ -117,13 +117,13 @@ def _is_alive(draft: Path) -> bool:
 def _run(plan: BuildPlan, out: Path, todo: list[Shard], num_proc: int, bar: tqdm) -> float:
     """Build shards in worker processes; returns the rate between the first and the last fifth of the clips.
 
-    A worker that dies is replaced, and its shard is built again with every clip decoded in a process of its own.
+    A worker that crashes is replaced, and its shard is built again with every clip decoded in a separate process.
 
     Raises:
-        BuildError: a worker that decodes nothing itself died too.
+        BuildError: a worker that does not decode also crashed.
     """
-    job = ShardJob(out, plan.label_column, plan.encode, features_of(plan))
-    # The largest first, so that no process is left with a large one at the end.
+    writer = ShardWriter(out, plan.label_column, plan.encode, features_of(plan))
+    # The largest first, so that no large shard is left for the end.
     queue = deque((shard, False) for shard in sorted(todo, key=lambda shard: -len(shard.clips)))
     running: dict[Worker, tuple[Shard, bool]] = {}
     idle: list[Worker] = []
@@ -132,7 +132,7 @@ def _run(plan: BuildPlan, out: Path, todo: list[Shard], num_proc: int, bar: tqdm
     try:
         while queue or running:
             while queue and len(running) < max(num_proc, 1):
-                worker = idle.pop() if idle else Worker(job)
+                worker = idle.pop() if idle else Worker(writer)
                 running[worker] = queue.popleft()
                 worker.send(running[worker])
             for worker in ready(list(running), timeout=0.2):
@@ -173,8 +173,8 @@ def _steady_rate(marks: list[tuple[float, int]]) -> float:
 
 
 @dataclass(frozen=True)
-class ShardJob:
-    """Writes shards, in a worker.
+class ShardWriter:
+    """Writes shards, in a worker process.
 
     Attributes:
         out: folder of the build.
@@ -189,11 +189,11 @@ class ShardJob:
     features: dict[str, Any]
 
     def __call__(self, request: tuple[Shard, bool]) -> Answer:
-        """Write a shard and its record; yields once per clip. `request`: the shard, and whether to be careful."""
+        """Write a shard and its record; yields once per clip. `request`: shard, and whether to isolate clips."""
         shard, careful = request
         pa.set_memory_pool(pa.system_memory_pool())  # returns freed memory to the system; the pooled ones keep it
-        encode = ClipJob(self.label_column, self.options)
-        with _InOwnProcess(encode) if careful else nullcontext(encode.row) as encoded:
+        encode = ClipEncoder(self.label_column, self.options)
+        with _SeparateProcess(encode) if careful else nullcontext(encode.row) as encoded:
             yield from self._write(shard, encoded)
 
     def _write(self, shard: Shard, encode: Callable[[PlannedClip], dict[str, Any]]) -> Iterator[None]:
@@ -214,10 +214,10 @@ class ShardJob:
             self._keep(shard, draft, manifest)
         except OSError as error:
             draft.unlink(missing_ok=True)
-            raise BuildError(_disk_trouble(self.out, error)) from None
+            raise BuildError(_disk_message(self.out, error)) from None
 
     def _keep(self, shard: Shard, draft: Path, manifest: list[dict[str, Any]]) -> None:
-        """Give a whole draft its name, then write the record without which the shard counts as not built."""
+        """Give a complete draft its final name, then write the record; without it the shard counts as not built."""
         built = sum(entry["status"] == "ok" for entry in manifest)
         record = {"name": shard.name, "rows": built, "clips": manifest}
         if built:
@@ -229,8 +229,8 @@ class ShardJob:
 
 
 @dataclass(frozen=True)
-class ClipJob:
-    """Encodes clips, in a worker or in the process that calls."""
+class ClipEncoder:
+    """Encodes clips, in a worker process or in the calling one."""
 
     label_column: str
     options: EncodeOptions
@@ -241,14 +241,14 @@ class ClipJob:
 
     def __call__(self, clip: PlannedClip) -> Answer:
         return self.row(clip)
-        yield  # a worker's work is a generator; this one has no progress to report
+        yield  # makes this a generator, as a worker requires; there is no progress to report
 
 
-class _InOwnProcess:
-    """Encodes each clip in a worker that may die; a clip during which two of them died is `crashed`."""
+class _SeparateProcess:
+    """Encodes each clip in a separate worker; a clip at which two of them crash gets the status `crashed`."""
 
-    def __init__(self, job: ClipJob):
-        self.job = job
+    def __init__(self, encoder: ClipEncoder):
+        self.encoder = encoder
         self.worker: Worker | None = None
 
     def __enter__(self) -> Callable[[PlannedClip], dict[str, Any]]:
@@ -261,7 +261,7 @@ class _InOwnProcess:
     def row(self, clip: PlannedClip) -> dict[str, Any]:
         try:
             return self._try(clip)
-        except WorkerDied:  # perhaps killed from outside: the clip gets a second chance
+        except WorkerDied:  # it may have been killed from outside: try the clip once more
             try:
                 return self._try(clip)
             except WorkerDied as death:
@@ -269,7 +269,7 @@ class _InOwnProcess:
                 raise MediaError("crashed", text) from None
 
     def _try(self, clip: PlannedClip) -> dict[str, Any]:
-        self.worker = self.worker or Worker(self.job)
+        self.worker = self.worker or Worker(self.encoder)
         try:
             return self.worker.answer(clip)
         except WorkerDied:
@@ -287,25 +287,25 @@ def _attempt(
         detail = row["notes"] or ""
     except MediaError as error:
         status, detail = error.reason, str(error)
-    except Exception as error:  # whatever a decoder may raise on a damaged file is the error of that clip
+    except Exception as error:  # any error of a decoder on a damaged file is an error of that clip
         status, detail = "undecodable", f"{clip.source}: {type(error).__name__}: {error}"
     entry = {"id": clip.id, "cell": clip.cell, "label": clip.label, "status": status, "detail": detail}
     return row, entry | {"duration": row and row["duration"], "source": clip.source or ""}
 
 
-def _disk_trouble(out: Path, error: OSError) -> str:
+def _disk_message(out: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"the disk of {out} is full ({error.strerror}); make room and {RESUME}"
-    return f"{out} cannot be written ({error.strerror or error}); mend that and {RESUME}"
+    return f"{out} cannot be written ({error.strerror or error}); fix that and {RESUME}"
 
 
 def draft_path(out: Path, shard: Shard, pid: int | None) -> Path:
-    """Where a process writes a shard until it is whole."""
+    """Temporary file in which a process writes a shard until it is complete."""
     return out / STATE / "drafts" / f"{shard.name}.{pid}"
 
 
 class _Draft:
-    """A Parquet file under its draft name, flushed to the disk when it is whole."""
+    """A Parquet file under its temporary name, flushed to the disk when complete."""
 
     def __init__(self, path: Path, features: dict[str, Any]):
         self.path, self.schema = path, arrow_schema(features)
@@ -337,7 +337,7 @@ class _Draft:
 
 
 def is_done(out: Path, name: str) -> bool:
-    """Whether a shard is whole: its record is there, and the file it speaks of."""
+    """Whether a shard is complete: its record and the file that it describes exist."""
     record = read_record(out, name)
     if record is None:
         return False
@@ -346,7 +346,7 @@ def is_done(out: Path, name: str) -> bool:
 
 
 def read_record(out: Path, name: str) -> dict[str, Any] | None:
-    """What the build wrote down about a shard, or None."""
+    """The record of a shard, or None."""
     path = out / STATE / "shards" / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
 

@@ -14,7 +14,7 @@ from hf_mmbalance.data.seeding import rng_for
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 
-# What became of a planned clip. `ok` clips are in the shards; all others are in the manifest with the reason.
+# Results of a planned clip. `ok` clips are in the shards; all others are in the manifest with the reason.
 STATUSES = (
     "ok",
     "missing",
@@ -40,13 +40,13 @@ class EncodeOptions:
     Attributes:
         sampling_rate: Hz of the FLAC, 16 bit mono.
         frames: frames per clip, evenly spaced; ignored with `fps`.
-        fps: frames per second instead.
+        fps: frames per second, instead of `frames`.
         frame_size: length of the shorter side in pixels (the shape is kept), or (height, width); None keeps the
             pixels.
         crop: left, top, right, bottom as fractions of the frame.
         image_format: `jpeg` or `png` (lossless).
         quality: of the JPEG, 1 to 95.
-        need_audio, need_frames: a clip without is left out, with the reason in the manifest.
+        need_audio, need_frames: a clip without it is left out, with the reason in the manifest.
         min_seconds: shorter clips are `too_short`.
         max_seconds: longer clips are `too_long`.
     """
@@ -72,7 +72,7 @@ class EncodeOptions:
             raise DataError(f"quality must be between 1 and 95, got {self.quality}")
 
     def reading(self) -> ReadingSpec:
-        """How the build reads a clip; kept in the build's report, so that a model trained on it reads raw files so."""
+        """How the build reads a clip; kept in the build's report, so that models trained on it read raw files so."""
         return ReadingSpec(
             sampling_rate=self.sampling_rate,
             frames=self.frames if self.fps is None else None,
@@ -90,12 +90,12 @@ class PlannedClip:
 
     Attributes:
         id: unique in the data set.
-        source: media file, or None where there is none.
+        source: media file, or None if there is none.
         cell: name of the shards it goes to; configurations are made of cells.
         label: number of its class.
         columns: the metadata columns.
         size: bytes of the source when the plan was made.
-        sound: a second file that holds the sound, where the source does not.
+        sound: a second file with the sound, if it is not taken from the source.
         window: seconds of the source to use.
         window_if_longer: use the window only if the source is longer than its end; else the source is the clip.
         sha256: of the source, if a list of checksums names it.
@@ -133,7 +133,7 @@ class BuildPlan:
 
     Attributes:
         name: short name, e.g. `crema_d`.
-        clips: every clip that should be there, also those without media.
+        clips: all clips of the data set, including those without media.
         classes: names of the labels.
         label_column: name of the label column.
         group_column: name of the column that must not be on both sides of a split.
@@ -160,9 +160,9 @@ class BuildPlan:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        doubled = [name for name, count in Counter(clip.id for clip in self.clips).items() if count > 1]
-        if doubled:
-            raise DataError(f"{self.name}: {len(doubled)} clip ids are used twice, e.g. {doubled[0]!r}")
+        repeated = [name for name, count in Counter(clip.id for clip in self.clips).items() if count > 1]
+        if repeated:
+            raise DataError(f"{self.name}: {len(repeated)} clip ids are used twice, e.g. {repeated[0]!r}")
         if not self.clips:
             raise DataError(f"{self.name}: the plan has no clips")
         for clip in self.clips:
@@ -193,13 +193,13 @@ class BuildPlan:
         return shards
 
     def fingerprint(self) -> str:
-        """Tells one plan from another: clips, files and their sizes, columns and encoding."""
+        """Hash of the plan: clips, files and their sizes, columns and encoding."""
         content = [self.name, self.classes, self.features, asdict(self.encode), self.clips_per_shard, self.configs]
         content += [[asdict(clip) | {"source": None, "sound": None} for clip in self.clips]]
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, for the build's folder."""
+        """All fields, to be saved in the build's folder."""
         return asdict(self)
 
     @classmethod
@@ -237,6 +237,6 @@ def check_ids(name: str, wanted: Sequence[str], known: set[str], where: str) -> 
     unknown = sorted(set(wanted) - known)
     if unknown:
         raise DataError(f"{where}: {len(unknown)} clips do not belong to {name}, e.g. {', '.join(unknown[:3])}")
-    doubled = [clip for clip, count in Counter(wanted).items() if count > 1]
-    if doubled:
-        raise DataError(f"{where}: {len(doubled)} clips are listed twice, e.g. {doubled[0]}")
+    repeated = [clip for clip, count in Counter(wanted).items() if count > 1]
+    if repeated:
+        raise DataError(f"{where}: {len(repeated)} clips are listed twice, e.g. {repeated[0]}")

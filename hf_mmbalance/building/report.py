@@ -1,4 +1,4 @@
-"""The result of a build: manifest of every clip, counts, `build_report.json`, and where `datasets` finds what."""
+"""The result of a build: manifest of every clip, counts, `build_report.json`, and `configs:` for `datasets`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MANIFEST = "manifest.csv"
 
 
 def finish(plan: BuildPlan, out: Path, run: dict[str, Any], card: str) -> dict[str, Any]:
-    """Check that every shard of the plan is there once, then write manifest, report and README.
+    """Check that every shard of the plan exists once, then write manifest, report and README.
 
     Args:
         plan: the plan that was built.
@@ -36,11 +36,11 @@ def finish(plan: BuildPlan, out: Path, run: dict[str, Any], card: str) -> dict[s
         The report.
 
     Raises:
-        BuildError: shards are missing or there twice, or more clips were lost than the plan allows.
+        BuildError: shards are missing or occur twice, or more clips were lost than the plan allows.
     """
     records = collect(plan, out)
     for draft in (out / STATE / "drafts").iterdir():
-        draft.unlink()  # of killed runs: every shard is whole, so no process writes any more
+        draft.unlink()  # left by interrupted runs: all shards are complete, so no process is still writing
     clips = {entry["id"]: entry for record in records for entry in record["clips"]}
     report = _report(plan, records, clips, run)
     _write_manifest(plan, out, clips)
@@ -59,7 +59,7 @@ def collect(plan: BuildPlan, out: Path) -> list[dict[str, Any]]:
     """The records of all shards, each checked against the plan.
 
     Raises:
-        BuildError: names what is missing, there twice or not of this plan.
+        BuildError: names what is missing, occurs twice or is not of this plan.
     """
     shards = plan.shards()
     missing = [shard.name for shard in shards if not is_done(out, shard.name)]
@@ -78,9 +78,9 @@ def collect(plan: BuildPlan, out: Path) -> list[dict[str, Any]]:
         if [entry["id"] for entry in record["clips"]] != [clip.id for clip in shard.clips]:
             raise BuildError(f"shard {shard.name} holds other clips than planned; remove it and build again")
         records.append(record)
-    doubled = [clip for clip, n in Counter(e["id"] for r in records for e in r["clips"]).items() if n > 1]
-    if doubled:
-        raise BuildError(f"{len(doubled)} clips are in two shards, e.g. {doubled[0]}")
+    repeated = [clip for clip, n in Counter(e["id"] for r in records for e in r["clips"]).items() if n > 1]
+    if repeated:
+        raise BuildError(f"{len(repeated)} clips are in two shards, e.g. {repeated[0]}")
     return records
 
 
@@ -143,13 +143,13 @@ def _write_manifest(plan: BuildPlan, out: Path, clips: dict[str, dict]) -> None:
 
 def configs_of(plan: BuildPlan, report: dict[str, Any]) -> list[dict[str, Any]]:
     """The `configs:` of the README: every configuration points to the same shards; empty splits are left out."""
-    there = [shard["file"] for shard in report["shards"]]
+    built = [shard["file"] for shard in report["shards"]]
     configs: list[dict[str, Any]] = []
     for config, splits in plan.configs.items():
         files = []
         for split in SPLITS:
             cells = splits.get(split, [])
-            paths = [f"data/{cell}-*.parquet" for cell in cells if any(f.startswith(f"data/{cell}-") for f in there)]
+            paths = [f"data/{cell}-*.parquet" for cell in cells if any(f.startswith(f"data/{cell}-") for f in built)]
             if paths:
                 files.append({"split": split, "path": paths})
         if files:
@@ -163,7 +163,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     """The report of a built folder.
 
     Raises:
-        BuildError: there is none.
+        BuildError: the folder has none.
     """
     path = folder / REPORT
     if not path.exists():

@@ -1,4 +1,4 @@
-"""A picture of what was built: a few clips of every class, each a frame over the spectrogram of its sound."""
+"""An overview image of a build: a few clips of every class, each a frame above the spectrogram of its sound."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def contact_sheet(folder: Path, shards: list[dict[str, Any]], classes: list[str]
     """Write `contact_sheet.png`: one row per class with `each` clips.
 
     Args:
-        folder: of the build.
+        folder: folder of the build.
         shards: entries of the report.
-        classes: names.
-        label: the label column.
+        classes: names of the classes.
+        label: name of the label column.
         each: clips per class.
 
     Returns:

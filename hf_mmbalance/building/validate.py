@@ -1,4 +1,4 @@
-"""Check a built folder as a stranger would: files, ids, labels, groups, and every clip decoded."""
+"""Check a built folder independently of the build: files, ids, labels, groups, and that every clip decodes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hf_mmbalance.building.report import read_report, shard_is_intact
 
 
 def validate(folder: Path) -> list[str]:
-    """Everything that is wrong with a built folder; an empty list if nothing is.
+    """All problems of a built folder; an empty list if there are none.
 
     Args:
-        folder: with README.md, build_report.json and data/.
+        folder: built folder with README.md, build_report.json and data/.
 
     Raises:
         BuildError: the folder is not a finished build.
@@ -42,7 +42,7 @@ def validate(folder: Path) -> list[str]:
     for shard in report["shards"]:
         rows[shard["file"]] = _check_rows(folder / shard["file"], report, problems)
     ids = Counter(row["id"] for part in rows.values() for row in part)
-    problems += [f"clip {clip} is there {count} times" for clip, count in ids.items() if count > 1]
+    problems += [f"clip {clip} occurs {count} times" for clip, count in ids.items() if count > 1]
     if len(ids) != report["clips"]["built"]:
         problems.append(f"{len(ids)} clips where the report says {report['clips']['built']}")
     return problems + _check_configs(folder, report, rows)
@@ -74,7 +74,7 @@ def _check_media(row: dict[str, Any], rate: int) -> list[str]:
                 picture.load()
         times = row["frame_times"]
         if times is not None and (len(times) != len(row["frames"]) or times != sorted(times)):
-            problems.append(f"{row['id']}: its frame times do not fit its frames")
+            problems.append(f"{row['id']}: its frame times do not match its frames")
     except (OSError, soundfile.SoundFileError) as error:
         problems.append(f"{row['id']}: stored media does not decode ({error})")
     return problems

@@ -1,4 +1,4 @@
-"""Processes that answer requests and may die: a death is reported to the caller, and none outlives its parent."""
+"""Worker processes that may crash: a crash is reported to the caller, and no worker outlives its parent."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class WorkerDied(RuntimeError):
 
 
 class Worker:
-    """One process that answers requests in turn.
+    """One process that answers requests one after the other.
 
     Args:
-        work: what answers a request; it is pickled, as is everything that is sent or answered.
+        work: function that answers a request; it is pickled, as are all requests and answers.
     """
 
     def __init__(self, work: Work):
@@ -41,13 +41,13 @@ class Worker:
         self.process = _context.Process(target=_serve, args=(theirs, work))
         with _ctrl_c_blocked():
             self.process.start()
-        theirs.close()  # now the death of the process closes the pipe
+        theirs.close()  # so that the end of the process closes the pipe
 
     def send(self, request: Any) -> None:
-        """Hand over a request; what comes of it is read with `receive`."""
+        """Send a request; its answer is read with `receive`."""
         try:
             self.connection.send(request)
-        except OSError:  # it is dead, which `receive` reports
+        except OSError:  # the process has ended, which `receive` reports
             pass
 
     def receive(self) -> tuple[bool, Any]:
@@ -58,7 +58,7 @@ class Worker:
 
         Raises:
             WorkerDied: the process ended instead.
-            Exception: what the work raised.
+            Exception: raised by `work`.
         """
         try:
             kind, content = self.connection.recv()
@@ -70,7 +70,7 @@ class Worker:
         return kind == "answer", content
 
     def answer(self, request: Any) -> Any:
-        """Send a request and wait for its answer; progress is passed over. Raises as `receive`."""
+        """Send a request and wait for its answer; progress is ignored. Raises as `receive`."""
         self.send(request)
         answered = False
         while not answered:
@@ -78,7 +78,7 @@ class Worker:
         return content
 
     def stop(self) -> None:
-        """End the process now, whatever it does."""
+        """Kill the process."""
         self.process.kill()
         self.process.join()
         self.connection.close()
@@ -90,7 +90,7 @@ def _ctrl_c_blocked() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # it is started with the first process, and would lift the block
+    resource_tracker.ensure_running()  # otherwise the first process would start it, and it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -155,4 +155,4 @@ def _how_it_ended(exitcode: int | None) -> str:
     if exitcode is None or exitcode >= 0:
         return f"exit status {exitcode}"
     name = signal.Signals(-exitcode).name
-    return f"{name}, often for want of memory" if name == "SIGKILL" else name
+    return f"{name}, often out of memory" if name == "SIGKILL" else name

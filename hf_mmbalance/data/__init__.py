@@ -1,4 +1,4 @@
-"""What goes in: sources of clips, their splits, decoding, augmentation. Imports neither torch nor transformers."""
+"""Data: sources of clips, splits, decoding and augmentation. This import loads neither torch nor transformers."""
 
 from hf_mmbalance._lazy import lazy_exports
 

@@ -12,7 +12,7 @@ def add_noise(wave: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
 
     Args:
         wave: `(S,)` float32.
-        noise: `(S,)`; its level does not matter.
+        noise: `(S,)`; it is scaled, so its own level does not matter.
         snr_db: 10 log10 of mean signal power over mean noise power.
 
     Returns:
@@ -47,8 +47,8 @@ def jitter_frames(
 
     Args:
         frames: `(T, H, W, 3)` uint8.
-        rng: drawn from in a fixed order.
-        shift: largest move, as a part of height and width; edges are repeated.
+        rng: source of all random numbers, which are drawn in a fixed order.
+        shift: largest move, as a fraction of height and width; edge pixels are repeated.
         flip: mirror with probability one half.
         brightness: largest relative change.
 

@@ -16,9 +16,9 @@ class BayesOptimum:
 
     Modality m of a clip of class c is corrupted with probability `corrupted[m]`, whatever the class, and then shows
     no signature. Otherwise it shows the signature of class c with probability `1 - error[m, c]`, else that of another
-    class, each alike. **The optimum knows** all these rates and the class prior, and of every clip which modalities
-    are corrupted (noise is easily told from a signature) and which signatures the others show. It does not know
-    whether a signature shown is the right one.
+    class, all with equal probability. **The optimum knows** all these rates and the class prior, and of every clip
+    which modalities are corrupted (noise is easy to distinguish from a signature) and which signatures the others
+    show. It does not know whether a signature shown is the right one.
 
     Given the modalities S that are not corrupted, the log joint probability of class c and the shown signatures s is
     a weighted vote plus a bias: `log prior_c + sum_{m in S} ([s_m = c] w_mc + log(error_mc / (C - 1)))` with
@@ -62,7 +62,7 @@ class BayesOptimum:
 
     @cached_property
     def accuracy(self) -> float:
-        """Accuracy of the optimum: no classifier of these clips can be better in the mean."""
+        """Accuracy of the optimum: no classifier of these clips can be better on average."""
         return self._mean_accuracy(lambda joint, present: joint)
 
     @cached_property
@@ -75,7 +75,7 @@ class BayesOptimum:
 
     @cached_property
     def vote_accuracy(self) -> float:
-        """Accuracy of counting the votes shown, each one alike; ties are broken at random."""
+        """Accuracy of counting the votes shown, all with equal weight; ties are broken at random."""
 
         def count(joint: np.ndarray, present: np.ndarray) -> np.ndarray:
             return (self._combinations[:, present, None] == np.arange(self.num_classes)).sum(1)
@@ -84,7 +84,7 @@ class BayesOptimum:
 
     @cached_property
     def posterior_sum_accuracy(self) -> float:
-        """Accuracy of adding up the perfect unimodal log-posteriors: they count the prior once too often each.
+        """Accuracy of the sum of the exact unimodal log-posteriors, which counts the prior once per modality.
 
         The posterior of a corrupted modality is the prior.
         """
@@ -125,7 +125,7 @@ class BayesOptimum:
         for absent in product((False, True), repeat=len(self.error)):
             corrupted = np.array(absent)
             chance = np.where(corrupted, self.corrupted, 1 - self.corrupted).prod()
-            # Signatures that are not seen are summed over: each combination stands for its share of them.
+            # Signatures of absent modalities do not matter: each combination is counted C times for each of them.
             repeats = self.num_classes ** corrupted.sum()
             joint = self.scores(self._combinations, np.broadcast_to(corrupted, self._combinations.shape))
             scores = rule(joint, ~corrupted)

@@ -1,4 +1,4 @@
-"""Decoded clips in a folder, for the next run."""
+"""Cache of decoded clips in a folder, for later runs."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ PARTS = ("audio", "frames", "frame_times")
 
 
 def load_or_make(folder: Path, source: str, key: Any, make: Callable[[], DecodedClip]) -> DecodedClip:
-    """The clip from the folder, or made and put there.
+    """Load a decoded clip from the cache, or decode it and save it there.
 
     Args:
-        folder: of the cache.
-        source: file that the clip is made of: where its size or time changes, the clip is made anew.
-        key: all else that the clip depends on; its `repr` counts.
+        folder: folder of the cache.
+        source: file of the clip; when its size or modification time changes, it is decoded again.
+        key: everything else that the decoded clip depends on, compared by its `repr`.
         make: decodes the clip.
     """
     path = _file_of(folder, source, key)
     if path.exists():
         try:
             return _load(path)
-        except Exception:  # cut short by a full disk or damaged: numpy and zipfile raise many kinds
+        except Exception:  # truncated or damaged file: numpy and zipfile raise many types of error
             path.unlink(missing_ok=True)
     clip = make()
     _save(path, clip)
@@ -40,7 +40,7 @@ def load_or_make(folder: Path, source: str, key: Any, make: Callable[[], Decoded
 def _file_of(folder: Path, source: str, key: Any) -> Path:
     stat = os.stat(source) if os.path.exists(source) else None
     state = (stat.st_size, stat.st_mtime_ns) if stat else None
-    # Another version's files are not taken for this one's.
+    # The fields are part of the name, so that files of another version are not used.
     layout = [field.name for field in fields(DecodedClip)]
     digest = hashlib.blake2b(repr((layout, source, state, key)).encode(), digest_size=16).hexdigest()
     return folder / digest[:2] / f"{digest}.npz"
@@ -48,18 +48,18 @@ def _file_of(folder: Path, source: str, key: Any) -> Path:
 
 def _save(path: Path, clip: DecodedClip) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    there = {name: part for name in PARTS if (part := getattr(clip, name)) is not None}
-    draft = path.with_suffix(f".{os.getpid()}-{id(clip)}.tmp.npz")
+    present = {name: part for name in PARTS if (part := getattr(clip, name)) is not None}
+    temporary = path.with_suffix(f".{os.getpid()}-{id(clip)}.tmp.npz")
     np.savez(
-        draft,
+        temporary,
         audio_start=clip.audio_start,
         window=clip.window,
         frame_span=clip.frame_span,
         exact=clip.exact,
         notes=np.array(clip.notes, dtype=str),
-        **there,
+        **present,
     )
-    os.replace(draft, path)  # a killed run leaves no half file under the real name
+    os.replace(temporary, path)  # an interrupted run leaves no partial file under the final name
 
 
 def _load(path: Path) -> DecodedClip:

@@ -1,4 +1,4 @@
-"""What every source of clips gives: clips read one by one, augmented by a key and never by chance."""
+"""Interface of all data sources: clips read one by one, with augmentation that depends only on a key."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DataError(ValueError):
 
 
 def split_name(name: str) -> str:
-    """One of `SPLITS` for a split's customary name.
+    """The canonical name in `SPLITS` of a split's name or alias.
 
     Raises:
         DataError: the name is not known.
@@ -42,7 +42,7 @@ class ClipDataset(ABC):
     "sampling_rate": int, "frames": uint8 (T, H, W, 3) or None, "seconds": float}`, the seconds those of its sound.
 
     Attributes:
-        ids, groups, labels: one entry per clip; a group (actor, speaker, source video) stays on one side of a split.
+        ids, groups, labels: one entry per clip; a group (actor, speaker, source video) should be in one split only.
         classes: names of the labels, in order.
         sampling_rate: Hz of every clip's audio.
     """
@@ -60,10 +60,10 @@ class ClipDataset(ABC):
         self.labels = [int(label) for label in labels]
         self.sampling_rate = sampling_rate
         if not len(self.ids) == len(self.groups) == len(self.labels):
-            raise DataError("ids, groups and labels must be equally many")
-        doubled = [name for name, count in Counter(self.ids).items() if count > 1]
-        if doubled:
-            raise DataError(f"clip ids must be unique in a split; {len(doubled)} are not, e.g. {doubled[0]!r}")
+            raise DataError("ids, groups and labels must have the same length")
+        repeated = [name for name, count in Counter(self.ids).items() if count > 1]
+        if repeated:
+            raise DataError(f"clip ids must be unique in a split; {len(repeated)} are not, e.g. {repeated[0]!r}")
         outside = [i for i, label in enumerate(self.labels) if not 0 <= label < len(self.classes)]
         if outside:
             first = outside[0]
@@ -104,14 +104,14 @@ class ClipDataset(ABC):
 
 @dataclass
 class ClipSplits:
-    """A data set as training sees it.
+    """A data set in splits, as training uses it.
 
     Attributes:
-        name: what was asked for, e.g. `grid`.
+        name: the requested data set, e.g. `grid`.
         classes: names of the labels, in order.
         splits: data sets under some of `SPLITS`, in that order.
         sampling_rate: Hz.
-        notes: what a person should know about how the splits came about.
+        notes: remarks for the user on how the splits were made.
         bayes: the optimum in closed form, for synthetic data only.
         reading: how a clip was read, to be saved with a model's processor; None for clips that are not media.
     """
@@ -139,7 +139,7 @@ class ClipSplits:
         return {(a, b): sorted(groups[a] & groups[b]) for a, b in pairs if groups[a] & groups[b]}
 
     def summary(self) -> str:
-        """Lines for a person: clips and groups of every split, then the notes."""
+        """Readable summary: clips and groups of every split, then the notes."""
         names = ", ".join(self.classes[:12]) + (", ..." if len(self.classes) > 12 else "")
         lines = [f"{self.name}: {len(self.classes)} classes ({names})"]
         for name, dataset in self.splits.items():

@@ -1,7 +1,7 @@
-"""Clips with bad sound, a bad picture or none: corruptions by name, at severities 1 to 5, drawn by a key.
+"""Corruptions of sound and frames, or their absence, by name, at severities 1 to 5, drawn by a key.
 
-What is drawn for a clip depends on the seed, the clip's id, the kind and the draw (or the epoch), never on the order
-in which clips are read. `docs/robustness.md` says what each kind is called in AVRobustBench, READ and ImageNet-C.
+The corruptions of a clip depend on the seed, the clip's id, the kind and the draw (or the epoch), never on the order
+in which clips are read. `docs/robustness.md` says the name of each kind in AVRobustBench, READ and ImageNet-C.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Corruption:
 
     Attributes:
         modality: the part of a clip that it changes, `audio` or `vision`.
-        function: see `corruptions_audio` and `corruptions_vision`; None takes the modality away.
+        function: see `corruptions_audio` and `corruptions_vision`; None removes the modality.
         levels: its parameter at severities 1 to 5.
-        half: `seen` or `unseen`, the fixed halves of the kinds for calibration and for judging; None is in neither.
-        voices: how many other clips' sounds it needs.
+        half: `seen` or `unseen`, the fixed halves of the kinds for calibration and for evaluation; None is in neither.
+        voices: number of other clips whose sound it needs.
         other_class: those clips must be of another class.
     """
 
@@ -113,7 +113,7 @@ def corrupt_audio(
         sampling_rate: in Hz.
         kind: a kind of `CORRUPTIONS` that changes the sound.
         severity: 1 (mild) to 5.
-        rng: all that is drawn comes from it.
+        rng: source of all random numbers.
         voices: waves of other clips, cut or repeated to S samples; for `babble` and `conflict`.
 
     Returns:
@@ -139,15 +139,15 @@ def corrupt_frames(frames: np.ndarray, kind: str, severity: int, rng: np.random.
 
     Args:
         frames: `(T, H, W, 3)` uint8.
-        kind: a kind of `CORRUPTIONS` that changes the picture.
+        kind: a kind of `CORRUPTIONS` that changes the frames.
         severity: 1 (mild) to 5.
-        rng: all that is drawn comes from it.
+        rng: source of all random numbers.
 
     Returns:
         uint8 of the same shape; None for `missing_vision`.
 
     Raises:
-        DataError: `kind` is not a corruption of pictures, or the severity is not in 1 to 5.
+        DataError: `kind` is not a corruption of frames, or the severity is not in 1 to 5.
     """
     corruption, level = _checked(kind, severity, "vision")
     if corruption.function is None:
@@ -183,9 +183,9 @@ class CorruptionPlan:
 
     Attributes:
         kinds: names in `CORRUPTIONS`.
-        draws: versions of a clip; the first of them is the clean clip.
-        severities: drawn from evenly.
-        seed: of all that is drawn.
+        draws: versions of a clip; the first one is the clean clip.
+        severities: drawn with equal probability.
+        seed: seed of all random numbers.
     """
 
     kinds: tuple[str, ...]
@@ -213,9 +213,9 @@ class CorruptionPlan:
         return cls(tuple(kinds_of(names)), draws, tuple(severities), seed)
 
     def choices(self, clip_id: str, draw: int | str, present: Iterable[str]) -> list[Choice]:
-        """What one draw does to a clip: a corruption of its sound, of its picture, or one of each.
+        """Corruptions of one draw: one of the sound, one of the frames, or one of each.
 
-        Either has probability one half, given that there is at least one.
+        The three cases have the same probability, if the clip has both modalities.
 
         Args:
             clip_id: id of the clean clip.
@@ -235,12 +235,12 @@ class CorruptionPlan:
 
 
 class _Corrupting(ClipDataset):
-    """Clips of another data set with corruptions that a subclass chooses.
+    """Clips of another data set with corruptions chosen by a subclass.
 
     Args:
         dataset: the clean clips.
-        draws: rows of every clip.
-        seed: of all that is drawn.
+        draws: versions of every clip.
+        seed: seed of all random numbers.
     """
 
     def __init__(self, dataset: ClipDataset, draws: int, seed: int):
@@ -265,7 +265,7 @@ class _Corrupting(ClipDataset):
             part, other = ("audio", "frames") if corruption.modality == "audio" else ("frames", "audio")
             only_one = example[other] is None
             if example[part] is None or (corruption.function is None and only_one):
-                continue  # a clip is never left without any modality
+                continue  # a clip keeps at least one modality
             rng = rng_for(self.seed, example["id"], kind, draw)
             if part == "audio":
                 voices = self._voices(place, corruption, rng)
@@ -296,7 +296,7 @@ class _Corrupting(ClipDataset):
 
 
 class CorruptedClips(_Corrupting):
-    """Several versions of every clip: draw 0 is the clean clip, the others are corrupted as a plan says.
+    """Several versions of every clip: draw 0 is the clean clip, the others are corrupted according to a plan.
 
     The rows of a clip follow each other, with ids `ID`, `ID#1`, `ID#2` and so on. Draws are the same in every epoch.
 
@@ -324,7 +324,7 @@ class CorruptedClips(_Corrupting):
 
 
 class ClipsCorruptedByEpoch(_Corrupting):
-    """Train clips of which each epoch corrupts others: augmentation by the corruptions of a plan.
+    """Train clips corrupted differently in every epoch: augmentation by the corruptions of a plan.
 
     `dataset[i]` is the clean clip. In `dataset[i, epoch]` one of the plan's draws is taken, so that the clip is clean
     with probability 1 / `plan.draws`; the draw depends on the seed, the clip's id and the epoch.
@@ -350,13 +350,13 @@ class ClipsCorruptedByEpoch(_Corrupting):
 
 
 class ClipsOfOneCorruption(_Corrupting):
-    """Every clip with one kind of corruption at one severity, for judging a model.
+    """Every clip with one kind of corruption at one severity, to evaluate a model.
 
     Args:
         dataset: the clean clips.
         kind: a name in `CORRUPTIONS`.
         severity: 1 to 5.
-        seed: of all that is drawn; noise and places are the same at every severity.
+        seed: seed of all random numbers; noise and positions are the same at every severity.
 
     Raises:
         DataError: an unknown kind, a severity outside 1 to 5, or clips that are corrupted already.

@@ -1,7 +1,7 @@
-"""Corruptions of sound: every function takes `(wave, level, rng, rate, voices)` and returns a wave as long.
+"""Corruptions of sound: every function takes `(wave, level, rng, rate, voices)` and returns a wave of the same length.
 
 `level` is the entry of the corruption's table of severities, in the unit that its function names; `voices` are waves
-of other clips, as long as `wave`, which only some functions use. A silent wave stays silent.
+of other clips, of the same length, which only some functions use. A silent wave stays silent.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def telephone(
 
 
 def clipping(wave: np.ndarray, level: float, rng: np.random.Generator, rate: int, voices: Voices) -> np.ndarray:
-    """A recording level set too high: the peak stays, and the part `level` of the samples is cut to it."""
+    """A recording level set too high: the peak stays, and the fraction `level` of the samples is cut to it."""
     magnitude = np.abs(wave)
     limit, peak = np.quantile(magnitude, 1 - level), magnitude.max()
     return (np.clip(wave, -limit, limit) * (peak / limit)).astype(np.float32) if limit > 0 else wave.copy()
 
 
 def dropouts(wave: np.ndarray, level: float, rng: np.random.Generator, rate: int, voices: Voices) -> np.ndarray:
-    """Lost packets of 40 ms are silent; `level` is the part of packets lost (at least one)."""
+    """Lost packets of 40 ms are silent; `level` is the fraction of packets lost (at least one)."""
     packet = max(round(PACKET_SECONDS * rate), 1)
     packets = -(-len(wave) // packet)
     out = wave.copy()
@@ -66,7 +66,7 @@ def dropouts(wave: np.ndarray, level: float, rng: np.random.Generator, rate: int
 
 
 def reverberation(wave: np.ndarray, level: float, rng: np.random.Generator, rate: int, voices: Voices) -> np.ndarray:
-    """The wave in a reverberant room, at the power it had; `level` is the direct-to-reverberant ratio in dB.
+    """The wave in a reverberant room, at unchanged power; `level` is the direct-to-reverberant ratio in dB.
 
     See `room_response`. The reverberation time grows as the ratio falls: 0.2 s at 6 dB, 1 s at -12 dB.
     """
@@ -90,7 +90,7 @@ def room_response(ratio_db: float, seconds: float, rate: int, rng: np.random.Gen
 
 
 def conflict(wave: np.ndarray, level: float | None, rng: np.random.Generator, rate: int, voices: Voices) -> np.ndarray:
-    """Sound of a clip of another class, `voices[0]`, mixed in at `level` dB; None puts it in the wave's place."""
+    """Sound of a clip of another class, `voices[0]`, mixed in at `level` dB; None replaces the wave by it."""
     other = np.asarray(voices[0], dtype=np.float32)
     return other.copy() if level is None else add_noise(wave, other, level)
 

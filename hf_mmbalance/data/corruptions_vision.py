@@ -1,7 +1,7 @@
 """Corruptions of frames: every function takes `(frames, level, rng)`, `(T, H, W, 3)` uint8, and returns the same.
 
-`level` is the entry of the corruption's table of severities, in the unit that its function names. Sizes are parts of
-the frame, so that a mouth of 24 pixels and a scene of 224 are corrupted alike.
+`level` is the entry of the corruption's table of severities, in the unit that its function names. Sizes are fractions
+of the frame, so that a mouth of 24 pixels and a scene of 224 are corrupted equally.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def sensor_noise(frames: np.ndarray, level: float, rng: np.random.Generator) -> 
 
 
 def blur(frames: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian blur; `level` is its standard deviation as a part of the frame's smaller side."""
+    """Gaussian blur; `level` is its standard deviation as a fraction of the frame's shorter side."""
     sigma = level * min(frames.shape[1:3])
     smooth = ndimage.gaussian_filter(frames.astype(np.float32), (0, sigma, sigma, 0), mode="nearest")
     return np.clip(np.rint(smooth), 0, 255).astype(np.uint8)
@@ -32,7 +32,7 @@ def darkness(frames: np.ndarray, level: float, rng: np.random.Generator) -> np.n
 
 
 def occlusion(frames: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
-    """A rectangle of one colour at one place of all frames; `level` is the part of the area it covers."""
+    """A rectangle of one colour at one place of all frames; `level` is the fraction of the area that it covers."""
     height, width = frames.shape[1:3]
     place, colour = rng.random(2), rng.integers(0, 256, 3, dtype=np.uint8)
     tall, wide = (min(max(round(np.sqrt(level) * side), 1), side) for side in (height, width))
@@ -43,7 +43,7 @@ def occlusion(frames: np.ndarray, level: float, rng: np.random.Generator) -> np.
 
 
 def pixelate(frames: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
-    """A low resolution: averaged down to the part `level` of height and width, then enlarged in squares."""
+    """A low resolution: averaged down to the fraction `level` of height and width, then enlarged in squares."""
     height, width = frames.shape[1:3]
     small = (max(round(width * level), 1), max(round(height * level), 1))
     box = Image.Resampling.BOX
@@ -63,7 +63,7 @@ def _as_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
 
 
 def frozen_frames(frames: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
-    """A stuttering picture: the part `level` of the frames is replaced by the frame shown before it.
+    """A stuttering picture: the fraction `level` of the frames is replaced by the frame shown before it.
 
     The first frame is never replaced, so that `level` 1 leaves one still picture.
     """

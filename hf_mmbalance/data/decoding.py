@@ -1,4 +1,4 @@
-"""Decode all clips of a data set before training starts, and say which cannot be."""
+"""Decode all clips of a data set before training starts, and report those that fail."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hf_mmbalance.model.media_mmbalance import MediaError
 
 
 def decode_all(splits: dict[str, MediaClips], options: MediaOptions) -> tuple[dict[str, MediaClips], list[str]]:
-    """Decode every clip of every split once, side by side, with a progress bar.
+    """Decode every clip of every split once, in parallel threads, with a progress bar.
 
     Args:
         splits: data sets that share `options`.
@@ -26,10 +26,10 @@ def decode_all(splits: dict[str, MediaClips], options: MediaOptions) -> tuple[di
     Raises:
         DataError: clips do not decode and `on_error` is `raise`; names them with their reasons.
     """
-    jobs = [(name, place) for name, dataset in splits.items() for place in range(len(dataset))]
+    places = [(name, place) for name, dataset in splits.items() for place in range(len(dataset))]
     notes, keep = [], options.cache != "none"
-    if options.cache == "auto" and jobs:
-        size = _first_size(splits, jobs) * len(jobs) / 2**30
+    if options.cache == "auto" and places:
+        size = _first_size(splits, places) * len(places) / 2**30
         keep = size <= options.cache_gib
         if not keep:
             text = f"decoded clips would take about {size:.1f} GiB (cache_gib={options.cache_gib})"
@@ -42,30 +42,31 @@ def decode_all(splits: dict[str, MediaClips], options: MediaOptions) -> tuple[di
     failed: dict[tuple[str, int], MediaError] = {}
     remarks: dict[str, int] = {}
 
-    def work(job: tuple[str, int]) -> None:
-        name, place = job
+    def decode_one(clip: tuple[str, int]) -> None:
+        name, place = clip
         try:
             for note in splits[name].decoded(place).notes:
                 remarks[note.split(":")[0]] = remarks.get(note.split(":")[0], 0) + 1
         except MediaError as error:
-            failed[job] = error
+            failed[clip] = error
 
     with ThreadPoolExecutor(options.workers or os.cpu_count() or 1) as pool:
         list(
             tqdm(
-                pool.map(work, jobs),
-                total=len(jobs),
+                pool.map(decode_one, places),
+                total=len(places),
                 desc="decoding clips",
                 unit="clip",
-                disable=True if len(jobs) < 50 else None,
+                disable=True if len(places) < 50 else None,
             )
         )
     notes += [f"{count} clips: {remark}" for remark, count in sorted(remarks.items())]
     return _without_failures(splits, failed, options, notes), notes
 
 
-def _first_size(splits: dict[str, MediaClips], jobs: list[tuple[str, int]]) -> int:
-    for name, place in jobs[:20]:
+def _first_size(splits: dict[str, MediaClips], places: list[tuple[str, int]]) -> int:
+    """Bytes of the first clip that decodes, as an estimate for the others."""
+    for name, place in places[:20]:
         try:
             return splits[name].decoded(place).nbytes
         except MediaError:
@@ -82,7 +83,7 @@ def _without_failures(
     if options.on_error == "raise":
         more = f"\n  ... and {len(some) - 10} more" if len(some) > 10 else ""
         text = f"{len(some)} clips cannot be used:\n  " + "\n  ".join(some[:10]) + more
-        raise DataError(f"{text}\nmend or remove them, or pass on_error=skip to leave them out")
+        raise DataError(f"{text}\nrepair or remove them, or pass on_error=skip to leave them out")
     notes.append(f"{len(some)} clips were left out: {'; '.join(some)}")
     out = {
         name: dataset.without({place for split, place in failed if split == name}) for name, dataset in splits.items()

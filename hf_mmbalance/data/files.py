@@ -1,4 +1,4 @@
-"""Files under a folder, in one order on every machine."""
+"""Files under a folder, in the same order on every machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def walk_files(root: Path) -> Iterator[Path]:
-    """Files below `root`, sorted by name folder by folder, links to folders followed, hidden ones left out."""
+    """Files below `root`, sorted by name in each folder; links to folders are followed, hidden files left out."""
     for folder, below, files in os.walk(root, followlinks=True):
         below[:] = sorted(name for name in below if not name.startswith("."))
         yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))

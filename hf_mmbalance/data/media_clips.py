@@ -1,4 +1,4 @@
-"""Clips in media files or stored rows: decoded once, kept in memory or on disk, given with noise and augmentation."""
+"""Clips from media files or stored rows: decoded once, cached in memory or on disk, with noise and augmentation."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ class ClipRecord:
     window: tuple[float, float] | None = None
 
 
-#: What a record's media are: a path, or a mapping with `audio`, `frames` and the like, as `read` takes them.
+#: Returns the media of a record in a form that `read` accepts: a path, or a mapping with `audio`, `frames`, etc.
 Fetch = Callable[[ClipRecord], Any]
 Voices = Callable[[np.random.Generator], list[np.ndarray]]
 
 
 def media_file(record: ClipRecord) -> str:
-    """The path that a record names."""
+    """Path of a record's media file."""
     return record.source
 
 
 def decode_record(
     record: ClipRecord, media: Any, spec: ReadingSpec, options: MediaOptions, around: float
 ) -> DecodedClip:
-    """Decode a record's media as far as noise and augmentation need them.
+    """Decode a record's media, with the margin that noise and augmentation need.
 
     Raises:
         MediaError: names the clip.
     """
     try:
-        # Babble: other clips need the sound outside the window too.
+        # Babble noise for other clips also uses the sound outside the window.
         whole = options.noise == "babble"
         return decode(media, spec, record.window, around=around, whole_audio=whole, limits=options.limits)
     except MediaError as error:
@@ -68,9 +68,9 @@ class MediaClips(ClipDataset):
         records: the clips.
         classes: names of the labels.
         options: noise, augmentation, cache and limits.
-        split: its name; only `train` is augmented and gets new noise every epoch.
+        split: name of the split; only `train` is augmented and gets new noise every epoch.
         spec: how clips are read.
-        fetch: gives a record's media; its path by default.
+        fetch: returns a record's media; its path by default.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class MediaClips(ClipDataset):
         self._kept: dict[int, DecodedClip] | None = None
 
     def decoded(self, place: int) -> DecodedClip:
-        """The decoded clip, from memory or the cache folder where it is there."""
+        """The decoded clip, from memory or the cache folder if present there."""
         if self._kept is not None and place in self._kept:
             return self._kept[place]
         clip = self._from_disk(self.records[place])
@@ -103,11 +103,11 @@ class MediaClips(ClipDataset):
         return clip
 
     def keep(self) -> None:
-        """Hold decoded clips in memory from now on."""
+        """Keep decoded clips in memory from now on."""
         self._kept = {} if self._kept is None else self._kept
 
     def without(self, places: set[int]) -> MediaClips:
-        """The same clips less some, kept clips included."""
+        """The data set without the clips at `places`; decoded clips stay in memory."""
         rest = [i for i in range(len(self)) if i not in places]
         records = [self.records[i] for i in rest]
         other = MediaClips(records, self.classes, self.options, self.split, self.spec, self.fetch)
@@ -129,17 +129,17 @@ class MediaClips(ClipDataset):
             if len(voices) == VOICES:
                 break
         if not voices:
-            raise DataError(f"babble needs other clips with sound in the {self.split} split; there is none")
+            raise DataError(f"babble needs other clips with sound in the {self.split} split, which has none")
         return voices
 
     def _from_disk(self, record: ClipRecord) -> DecodedClip:
-        def made() -> DecodedClip:
+        def make() -> DecodedClip:
             return decode_record(record, self.fetch(record), self.spec, self.options, self.around)
 
         if self.options.cache_dir is None:
-            return made()
+            return make()
         key = (record.source, record.window, self.spec, self.around, self.options.noise == "babble")
-        return cache.load_or_make(Path(self.options.cache_dir), record.source, key, made)
+        return cache.load_or_make(Path(self.options.cache_dir), record.source, key, make)
 
 
 def augmented(
@@ -151,16 +151,16 @@ def augmented(
     epoch: int | None,
     voices: Voices,
 ) -> tuple[np.ndarray | None, Any]:
-    """A decoded clip as training sees it: its window cut out, with noise, augmented where `epoch` is given.
+    """A decoded clip as training uses it: its window cut out, with noise, augmented if `epoch` is given.
 
     Args:
-        clip: what was decoded.
-        spec: how.
-        name: its id; with the seed and the epoch it decides all that is drawn.
+        clip: the decoded clip.
+        spec: the spec that it was decoded with.
+        name: its id; seed, epoch and id determine all random numbers.
         options: noise and augmentation.
-        split: only `train` is augmented and gets new noise every epoch; noise of other splits stays as it is.
-        epoch: None for the clip as it is.
-        voices: gives other clips' sound on the same clock, for babble.
+        split: only `train` is augmented and gets new noise every epoch; noise of other splits stays the same.
+        epoch: None for the clip without augmentation.
+        voices: returns other clips' sound on the same clock, for babble.
 
     Returns:
         Audio `(S,)` and frames `(T, H, W, 3)`.
@@ -173,7 +173,7 @@ def augmented(
         window = (window[0] + delta, window[1] + delta)
     redrawn = epoch if move and options.redraw_noise else None
     made = cut(clip, spec, window)
-    if clip.audio is not None and made.parts["audio"] is None:  # moved off the sound
+    if clip.audio is not None and made.parts["audio"] is None:  # the moved window has no sound
         window, made = clip.window, cut(clip, spec)
     snr = options.train_snr_db if redrawn is not None else None
     audio = _noisy(made, window[0], options, snr, rng_for(options.seed, "noise", redrawn, name), voices)

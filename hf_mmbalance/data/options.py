@@ -19,28 +19,29 @@ def option(default: Any, text: str) -> Any:
 
 @dataclass
 class MediaOptions:
-    """What every source of media files has in common."""
+    """Options that all sources of media files share."""
 
     sampling_rate: int = option(16_000, "Rate the sound is resampled to, in Hz.")
     frames: int = option(8, "Frames per clip, spread evenly over its window.")
     frame_size: list[int] | None = option([224, 224], "Height and width of a frame.")
     crop: list[float] | None = option(
-        None, "Box to cut from every frame: left, top, right, bottom as parts of the frame, e.g. [0.3,0.7,0.7,1.0]."
+        None,
+        "Box to cut from every frame: left, top, right, bottom as fractions of it, e.g. [0.3,0.7,0.7,1.0].",
     )
     noise: str = option("none", "Noise on the sound: none, white, or babble (other clips of the split).")
     snr_db: float = option(0.0, "Signal-to-noise ratio in dB over the window.")
     train_snr_db: list[float] | None = option(
-        None, "Range [low, high] from which the ratio of training clips is drawn, anew every epoch."
+        None, "Range [low, high] from which the ratio of training clips is drawn, again in every epoch."
     )
     margin: float = option(0.0, "Seconds kept before and after a window of a clip (a word, an event).")
     redraw_noise: bool = option(True, "Give training clips new noise every epoch.")
-    shift: float = option(0.0, "Training: move the window by up to so many seconds.")
-    crop_jitter: float = option(0.0, "Training: move the frames by up to this part of their size.")
+    shift: float = option(0.0, "Training: move the window by up to this many seconds.")
+    crop_jitter: float = option(0.0, "Training: move the frames by up to this fraction of their size.")
     flip: bool = option(False, "Training: mirror half of the clips.")
-    brightness: float = option(0.0, "Training: change the brightness by up to this part.")
-    calibration_fraction: float = option(0.1, "Part of train that becomes calibration where there is none.")
-    validation_fraction: float = option(0.1, "Part of train that becomes validation where there is none.")
-    test_fraction: float = option(0.2, "Part of train that becomes test where there is none.")
+    brightness: float = option(0.0, "Training: change the brightness by up to this fraction.")
+    calibration_fraction: float = option(0.1, "Fraction of train that becomes calibration if the source has none.")
+    validation_fraction: float = option(0.1, "Fraction of train that becomes validation if the source has none.")
+    test_fraction: float = option(0.2, "Fraction of train that becomes test if the source has none.")
     on_error: str = option("raise", "A clip that cannot be decoded: raise, or skip (and name it).")
     cache: str = option("auto", "Keep decoded clips in memory: auto (if they fit in cache_gib), memory, none.")
     cache_gib: float = option(2.0, "Memory that `auto` may use, in GiB.")
@@ -71,7 +72,7 @@ class MediaOptions:
 
         Args:
             spans: an input is a span of a clip (a word, an event), not a whole clip.
-            stored: how raw files were stored where rows of a built data set are read.
+            stored: how raw files were stored, if rows of a built data set are read.
 
         Raises:
             DataError: a crop that is not inside the frame.
@@ -91,5 +92,5 @@ class MediaOptions:
 
     @property
     def limits(self) -> Limits:
-        """The most that one clip may be."""
+        """Upper bounds on one clip."""
         return Limits(max_seconds=self.max_seconds)

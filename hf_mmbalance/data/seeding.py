@@ -1,4 +1,4 @@
-"""Random numbers from names: the same clip in the same epoch is treated alike under any order, worker or process."""
+"""Random numbers from names: the same for a clip and epoch in any order, worker or process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of a data set: taken by group where there are enough groups, else by clip; the same on every machine."""
+"""Splits of a data set: by whole groups where there are enough, else by clip; the same on every machine."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ def carve(
     by_group: bool | None = None,
     at_least: int = 1,
 ) -> tuple[np.ndarray, str]:
-    """Choose a part of the clips, balanced by class, whole groups at a time where there are at least five.
+    """Choose a part of the clips, balanced by class, in whole groups if there are at least five.
 
     Whole groups are added one by one, each time the one that brings the part's class counts nearest (L1) to
-    `fraction` of all; ties go by a seeded order. With fewer groups each class gives its own share of clips.
+    `fraction` of all; ties are resolved by a seeded order. With fewer groups each class gives its own share of clips.
 
     Args:
-        ids, labels, groups: one entry a clip.
-        fraction: of the clips, in (0, 1).
-        seed: seeds the order.
-        name: of the part, e.g. `calibration`; part of the seed.
-        by_group: take whole groups; None decides by their number.
-        at_least: groups to take, where groups are taken.
+        ids, labels, groups: one entry per clip.
+        fraction: fraction of the clips to choose, in (0, 1).
+        seed: seed of the order.
+        name: name of the part, e.g. `calibration`; the order also depends on it.
+        by_group: choose whole groups; None decides by their number.
+        at_least: smallest number of groups, if groups are chosen.
 
     Returns:
         Boolean mask of the chosen clips, and how they were chosen in words.
 
     Raises:
-        DataError: a senseless fraction, or too few clips to leave both parts some.
+        DataError: an invalid fraction, or too few clips for two parts.
     """
     if not 0 < fraction < 1:
         raise DataError(f"the {name} fraction must be between 0 and 1, got {fraction}")
@@ -94,7 +94,7 @@ def fill_splits(
     fractions: dict[str, float],
     seed: int,
 ) -> tuple[list[str], list[str]]:
-    """Give every clip a split; splits that are absent are taken out of train.
+    """Give every clip a split; absent splits are taken from train.
 
     Args:
         splits: a name among train, calibration, validation, test, or None (counted as train) for every clip.

@@ -1,4 +1,4 @@
-"""One door to clips for any training loop: as a map, or as a stream of batches that does not grow in memory."""
+"""Read a split in any training loop: map-style, or as a stream of batches with bounded memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hf_mmbalance.data.sources.hub import Columns, HubOptions, find_columns, med
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 
-WINDOW_GROUPS = 8  # row groups that are shuffled together; what a worker holds in memory
+WINDOW_GROUPS = 8  # row groups that are shuffled together, and that a worker keeps in memory
 
 
 def load(
@@ -34,11 +34,11 @@ def load(
 
     Args:
         source: `synthetic`, `grid`, a folder or table of clips, a built folder, or a name on the Hub.
-        split: train, calibration, validation or test, as the source has it: nothing is taken from train unless
+        split: train, calibration, validation or test, as in the source: nothing is taken from train unless
             `calibration_fraction`, `validation_fraction` or `test_fraction` is given.
         streaming: read Parquet as a stream (built folders and Hub names).
-        batch_size: clips a batch of the stream.
-        shuffle: of the stream, anew every epoch.
+        batch_size: clips per batch of the stream.
+        shuffle: shuffle the stream, differently in every epoch.
         **options: fields of the source's options (`options_class(source)`).
 
     Returns:
@@ -61,21 +61,21 @@ def load(
 
 
 class ClipStream(IterableDataset):
-    """Batches of clips in an order that depends on seed and epoch alone: the same under any number of workers.
+    """Batches of clips in an order that depends only on seed and epoch: the same for any number of workers.
 
     Give it to a `DataLoader(stream, batch_size=None, num_workers=n, collate_fn=...)`: worker w makes every n-th batch,
-    and the loader takes them in turn. `hf_mmbalance.training.batches.ClipCollator` makes the model's input of them; a
-    train clip carries its `epoch`, by which that collator's SpecAugment masks are drawn.
+    and the loader takes them in turn. `hf_mmbalance.training.batches.ClipCollator` converts them to the model's input;
+    a train clip has its `epoch`, from which that collator draws SpecAugment masks.
 
     Args:
         files: Parquet files, local or `hf://`.
         rows: clips in every row group of every file.
-        columns: which column holds what.
+        columns: which column has which content.
         classes: names of the labels.
         options: decoding, noise and augmentation.
-        split: its name; clips of `train` are augmented.
-        batch_size: clips a batch.
-        shuffle: row groups among each other, and rows within eight row groups.
+        split: name of the split; clips of `train` are augmented.
+        batch_size: clips per batch.
+        shuffle: shuffle the order of row groups, and rows within each eight of them.
         stored: how raw files were stored in a built data set.
     """
 
@@ -97,14 +97,14 @@ class ClipStream(IterableDataset):
         if batch_size < 1:
             raise DataError(f"batch_size must be at least 1, got {batch_size}")
         self.files, self.columns, self.classes = list(files), columns, list(classes)
-        # file, row group, its rows, and the rows of the file before it
+        # (file, row group, number of its rows, number of rows before it in the file)
         self.groups = [(f, g, n, sum(counts[:g])) for f, counts in enumerate(rows) for g, n in enumerate(counts)]
         self.options, self.split, self.batch_size, self.shuffle = options, split, batch_size, shuffle
         spans = columns.start is not None and columns.end is not None
         self.reading = options.reading(spans=spans, stored=stored)
         self.around = options.shift if split == "train" else 0.0
         self.rank, self.world = 0, 1
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that live on
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # shared: persistent workers see changes
 
     @classmethod
     def open(
@@ -119,7 +119,7 @@ class ClipStream(IterableDataset):
 
         try:
             builder = load_dataset_builder(name, options.config, revision=options.revision)
-        except Exception as error:  # many kinds: a missing folder, an unknown config, no network
+        except Exception as error:  # many types: a missing folder, an unknown config, no network
             raise DataError(f"{name}: the data set cannot be opened ({type(error).__name__}: {error})") from error
         found = {split_name(str(key)): list(files) for key, files in (builder.config.data_files or {}).items()}
         if split_name(split) not in found:
@@ -152,7 +152,7 @@ class ClipStream(IterableDataset):
 
     @property
     def num_clips(self) -> int:
-        """Clips of the split, of all nodes together."""
+        """Number of clips of the split, over all nodes."""
         return sum(count for _, _, count, _ in self.groups)
 
     def __len__(self) -> int:
@@ -160,14 +160,14 @@ class ClipStream(IterableDataset):
         return len(self._batches())
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose order and augmentation of the next pass."""
+        """Set the epoch that determines order and augmentation of the next pass."""
         self._epoch.fill_(epoch)
 
     def split_by_node(self, rank: int, world: int) -> ClipStream:
         """The stream of one of several machines or processes: every `world`-th batch.
 
-        Where the batches cannot be dealt out evenly, a shuffled stream gives the first ones a second time, so that
-        all nodes make as many steps; one that is not shuffled gives every clip once.
+        If the number of batches is not a multiple of `world`, a shuffled stream repeats the first ones, so that all
+        nodes make the same number of steps; an unshuffled one returns every clip once.
         """
         if not 0 <= rank < world:
             raise DataError(f"split_by_node needs 0 <= rank < world, got {rank} and {world}")
@@ -210,14 +210,14 @@ class ClipStream(IterableDataset):
     def __iter__(self) -> Iterator[list[Clip]]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        held: dict[int, Any] = {}
+        tables: dict[int, Any] = {}
         for batch in self._batches()[first::step]:
             needed = {group for _, group, _ in batch}
             windows = {window for window, _, _ in batch}
-            held = {group: kept for group, kept in held.items() if kept[0] in windows}
-            for group in needed - held.keys():
-                held[group] = (next(w for w, g, _ in batch if g == group), self._read(group))
-            yield [self._clip(held[group][1], group, row) for _, group, row in batch]
+            tables = {group: kept for group, kept in tables.items() if kept[0] in windows}
+            for group in needed - tables.keys():
+                tables[group] = (next(w for w, g, _ in batch if g == group), self._read(group))
+            yield [self._clip(tables[group][1], group, row) for _, group, row in batch]
 
     def _read(self, group: int) -> Any:
         file, number, _, _ = self.groups[group]
@@ -252,10 +252,10 @@ class EpochOrder:
 
     Args:
         dataset: the clips.
-        seed: of the order.
-        rank, world: this process and their number; every `world`-th clip from `rank` on.
-        fill: the order is filled up to a multiple of this many clips with the start of another order, so that every
-            step of training has as many clips as any other.
+        seed: seed of the order.
+        rank, world: index and number of processes; every `world`-th clip from `rank` on.
+        fill: the order is extended to a multiple of this many clips with the start of another order, so that all
+            training steps have the same number of clips.
     """
 
     def __init__(self, dataset: Sized, *, seed: int = 0, rank: int = 0, world: int = 1, fill: int = 1):
@@ -266,7 +266,7 @@ class EpochOrder:
         return -(-(self.length - self.rank) // self.world)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass."""
+        """Set the epoch that determines the order of the next pass."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:

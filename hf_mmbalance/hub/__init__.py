@@ -1,4 +1,4 @@
-"""To the Hub and back: models, data sets, metrics and the demo, pushed in one commit each, with errors that help."""
+"""Push models, data sets, metrics and the demo to the Hub in one commit each, and load models from it."""
 
 from hf_mmbalance._lazy import lazy_exports
 

@@ -1,4 +1,4 @@
-"""Pushes of a run that is being trained: checkpoints in the background, the finished model at the end."""
+"""Pushes during training: checkpoints, in the background."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ NOT_PUSHED = "a checkpoint was not pushed, training goes on: %s"
 
 
 class CheckpointPushes:
-    """Checkpoints of one run on their way to the Hub, one after the other, beside training.
+    """Pushes the checkpoints of one run to the Hub, one after the other, while training continues.
 
-    A push that fails is warned of and does not stop training; what it missed comes with the next one.
+    A push that fails gives a warning and does not stop training; the next one includes what it missed.
 
     Args:
         repo_id: Repository, which must exist.
@@ -40,7 +40,7 @@ class CheckpointPushes:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hub-push")
 
     def add(self, checkpoint: Path, message: str) -> None:
-        """Push a checkpoint; passed over while the last push is still running, unless `hub_always_push`."""
+        """Push a checkpoint; skipped while the last push is still running, unless `hub_always_push`."""
         if self.strategy == HubStrategy.END:
             return
         if self._running is not None and not self._running.done() and not self.args.hub_always_push:
@@ -48,18 +48,18 @@ class CheckpointPushes:
             return
         try:
             staged = self._stage(checkpoint)
-        except OSError as error:  # e.g. a full disk that cannot link
+        except OSError as error:  # e.g. a full disk without support for links
             logger.warning(NOT_PUSHED, scrub(str(error)))
             return
         self._running = self._worker.submit(self._push, staged, message)
 
     def finish(self) -> None:
-        """Wait for pushes that are running."""
+        """Wait for running pushes."""
         if self._running is not None:
             self._running.result()
 
     def _stage(self, checkpoint: Path) -> Path:
-        """Hold fast what is to be pushed: training may delete the checkpoint meanwhile."""
+        """Snapshot the files to push: training may delete the checkpoint during the push."""
         staged = Path(tempfile.mkdtemp(prefix=".push-", dir=checkpoint.parent))
         try:
             _link_files(checkpoint, staged, MODEL_FILES)
@@ -78,7 +78,7 @@ class CheckpointPushes:
     def _push(self, staged: Path, message: str) -> None:
         try:
             push_checkpoint(staged, self.repo_id, message=message, revision=self.args.hub_revision)
-        except Exception as error:  # whatever a client may raise: hours of training are worth more than this push
+        except Exception as error:  # any error of a client: a failed push must not end a long training run
             logger.warning(NOT_PUSHED, scrub(str(error) or type(error).__name__))
         finally:
             shutil.rmtree(staged, ignore_errors=True)

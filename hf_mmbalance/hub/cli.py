@@ -14,9 +14,9 @@ CARD = """Write the card (README.md) of a finished run, with its picture and the
 example:
   mmbalance card outputs/my-run --repo_id user/name
 """
-PUSH = """Push a saved model to the Hub in one commit: weights, code, processor, card, and what its run measured.
+PUSH = """Push a saved model to the Hub in one commit: weights, code, processor, card, and the results of its run.
 
-What is there already is not sent again: the same command resumes a push that was interrupted.
+Files already on the Hub are not sent again: the same command resumes an interrupted push.
 
 example:
   mmbalance push outputs/my-run user/name --private
@@ -40,7 +40,7 @@ def add_push(verbs: Any) -> None:
     """Add the verb `push`."""
     parser = console.add_verb(verbs, "push", PUSH, run_push)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="output folder of a run, or any saved model")
-    parser.add_argument("repo_id", metavar="USER/NAME", help="repository; made if it is missing")
+    parser.add_argument("repo_id", metavar="USER/NAME", help="repository; created if it does not exist")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to push to (default: main)")
     parser.add_argument("--message", default="Upload trained model", help="title of the commit")
@@ -52,7 +52,7 @@ def add_space(verbs: Any) -> None:
 
     parser = console.add_verb(verbs, "space", SPACE, run_space)
     parser.add_argument("what", choices=[*METRICS, "demo"], help="a metric for `evaluate`, or the page of a model")
-    parser.add_argument("repo_id", metavar="USER/NAME", help="Space; made if it is missing")
+    parser.add_argument("repo_id", metavar="USER/NAME", help="Space; created if it does not exist")
     parser.add_argument("--model", metavar="ID", help="demo: repository of the model it shows")
     parser.add_argument("--model_revision", help="demo: branch, tag or commit (default: the commit main is at now)")
     parser.add_argument("--trust_remote_code", action="store_true", help="demo: let the Space run the code in the"

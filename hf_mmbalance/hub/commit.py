@@ -1,4 +1,4 @@
-"""A folder to a repository of the Hub in one commit, of which only what changed is uploaded."""
+"""Push a folder to a repository of the Hub in one commit; only changed files are uploaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Files that Python unpickles on loading can run any code: none of ours is ever one.
+# Files that Python unpickles on loading can run any code; this package never writes any.
 PICKLES = ("*.bin", "*.ckpt", "*.joblib", "*.pickle", "*.pkl", "*.pt", "*.pth")
 NEVER = ("*.pyc", "__pycache__/*", "*/__pycache__/*", ".git/*", "*/.git/*", ".cache/*", "*.lock", ".DS_Store")
 WAITS = (0.5, 1.0, 2.0)  # seconds between attempts
@@ -32,7 +32,7 @@ LONGEST_SECRET = 4096  # bytes
 
 @dataclass(frozen=True)
 class Change:
-    """What a commit does: files put in, each a path on this machine or content, and paths taken out."""
+    """Content of a commit: added files, each a local path or bytes, and deleted paths."""
 
     files: Mapping[str, Path | bytes] = field(default_factory=dict)
     deleted: Sequence[str] = ()
@@ -54,10 +54,10 @@ def push_folder(
     space_sdk: str | None = None,
     tag: str | None = None,
 ) -> CommitInfo:
-    """Push a folder in one commit; the repository and the branch are made where they are missing.
+    """Push a folder in one commit; the repository and the branch are created if they do not exist.
 
-    What is the same on the Hub is not sent again, so the same call resumes a push that was interrupted. If
-    somebody else's commit comes first, the change is made anew on top of it.
+    Files that are unchanged on the Hub are not sent again, so the same call resumes an interrupted push. If
+    somebody else's commit comes first, the change is made again on top of it.
 
     Args:
         folder: Local folder.
@@ -71,25 +71,25 @@ def push_folder(
         allow_patterns: Only files that match one (`*` also matches `/`).
         ignore_patterns: No files that match one.
         delete_patterns: Files of the repository that match one and are not in the folder are deleted.
-        parent_commit: Refuse to push if the branch stands at another commit; default: wherever it stands.
+        parent_commit: Refuse to push if the branch is at another commit; default: any commit.
         space_sdk: Kind of a new Space, e.g. `gradio`.
-        tag: Name of the content, a revision that snippets can pin; the commit gets it as a tag. One that is there
-            already stays: it names the same content.
+        tag: Name of the content, a revision that snippets can pin; the commit gets it as a tag. An existing tag
+            is kept: it names the same content.
 
     Returns:
-        The commit; the one that is there already if nothing changed.
+        The commit; the existing one if nothing changed.
 
     Raises:
-        HubError: says what the Hub, or we, refused: pickles, links out of the folder, texts that hold a secret.
+        HubError: refused by the Hub or by this package (pickles, links out of the folder, texts with a secret).
     """
     files = folder_files(Path(folder), allow_patterns, ignore_patterns)
 
     def change(api: HfApi, repo: str, head: str) -> Change:
-        gone: list[str] = []
+        deleted: list[str] = []
         if delete_patterns:
-            there = api.list_repo_files(repo, revision=head, repo_type=repo_type)
-            gone = [path for path in there if path not in files and _matches(path, delete_patterns)]
-        return Change(files, [path for path in gone if path != ".gitattributes"])
+            existing = api.list_repo_files(repo, revision=head, repo_type=repo_type)
+            deleted = [path for path in existing if path not in files and _matches(path, delete_patterns)]
+        return Change(files, [path for path in deleted if path != ".gitattributes"])
 
     return push_change(
         change,
@@ -118,9 +118,9 @@ def push_change(
     space_sdk: str | None = None,
     tag: str | None = None,
 ) -> CommitInfo:
-    """Push in one commit what `change(api, repo_id, head)` finds to do on top of the commit `head`.
+    """Push in one commit the change that `change(api, repo_id, head)` returns for the commit `head`.
 
-    It is called again if somebody else's commit comes first. All else is as in `push_folder`.
+    It is called again if somebody else's commit comes first. All other arguments are as in `push_folder`.
     """
     from huggingface_hub import HfApi
 
@@ -156,7 +156,7 @@ def folder_files(
     """Files of a folder that may be pushed, by their path in the repository.
 
     Raises:
-        HubError: no folder, nothing left of it, a pickle, a link out of the folder, a secret in a text.
+        HubError: no folder, no file to push, a pickle, a link out of the folder, a secret in a text.
     """
     if not folder.is_dir():
         raise HubError(f"{folder} is not a folder; name the folder to push")
@@ -178,7 +178,7 @@ def folder_files(
 
 
 def check_files(files: Mapping[str, Path | bytes], folder: Path | None = None) -> None:
-    """Refuse what must never reach the Hub.
+    """Refuse files that must not be published.
 
     Raises:
         HubError: names the file and the remedy.
@@ -189,9 +189,9 @@ def check_files(files: Mapping[str, Path | bytes], folder: Path | None = None) -
             raise HubError(f"{text}; save tensors as safetensors, or leave the file out")
         if isinstance(content, Path):
             if content.is_symlink() and folder is not None and not _stays_inside(content, folder):
-                raise HubError(f"{content} is a link out of the folder; put a copy in its place, or leave it out")
+                raise HubError(f"{content} is a link out of the folder; replace it by a copy, or leave it out")
             if content.is_dir():
-                raise HubError(f"{content} is a link to a folder; put a copy in its place, or leave it out")
+                raise HubError(f"{content} is a link to a folder; replace it by a copy, or leave it out")
         secret = _secret_in(content)
         if secret is not None:
             line, kind = secret
@@ -204,12 +204,12 @@ def _stays_inside(link: Path, folder: Path) -> bool:
 
 
 def _secret_in(content: Path | bytes) -> tuple[int, str] | None:
-    """Line and kind of the first secret in a text; searched piece by piece up to the first zero byte, since a file
-    that holds one is not a text."""
+    """Line and kind of the first secret in a text; searched in pieces up to the first zero byte, since a file
+    with one is not a text."""
     with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
         data, line = b"", 1
         while piece := file.read(PIECE):
-            line += data[:-LONGEST_SECRET].count(b"\n")  # lines that have left the window
+            line += data[:-LONGEST_SECRET].count(b"\n")  # lines before the searched window
             data = data[-LONGEST_SECRET:] + piece
             if b"\0" in piece:
                 return None
@@ -226,7 +226,7 @@ def _matches(path: str, patterns: Sequence[str]) -> bool:
 def open_repo(
     api: HfApi, repo_id: str, repo_type: str, private: bool | None, revision: str | None, space_sdk: str | None
 ) -> str:
-    """Make repository and branch where they are missing; returns the full name."""
+    """Create repository and branch if they do not exist; returns the full name."""
     made = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=space_sdk)
     repo = made.repo_id
     if private and not api.repo_info(repo, repo_type=repo_type).private:
@@ -240,24 +240,24 @@ def open_repo(
 def _operations(change: Change) -> list[Any]:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    gone = [CommitOperationDelete(path, is_folder=False) for path in change.deleted]
-    return [*gone, *(CommitOperationAdd(path, content) for path, content in change.files.items())]
+    deleted = [CommitOperationDelete(path, is_folder=False) for path in change.deleted]
+    return [*deleted, *(CommitOperationAdd(path, content) for path, content in change.files.items())]
 
 
 def patiently(call: Callable[[], T], moved: bool = True) -> T:
-    """The call again, some times, after failures that pass by themselves."""
+    """Call a function, and again a few times after temporary failures."""
     for wait in WAITS:
         try:
             return call()
         except Exception as error:
-            if not _passes(error, moved):
+            if not _is_temporary(error, moved):
                 raise
             logger.info("again in %g s after: %s", wait, type(error).__name__)
             time.sleep(wait)
     return call()
 
 
-def _passes(error: BaseException, moved: bool) -> bool:
+def _is_temporary(error: BaseException, moved: bool) -> bool:
     """Whether trying again can help: a branch that moved, a server that failed, a connection that broke."""
     import httpx2
 

@@ -1,4 +1,4 @@
-"""The card of a data set's repository: several builds under one head, of which a push replaces only its own."""
+"""The card of a data set's repository: several builds with one metadata block; a push replaces only its own part."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from hf_mmbalance.hub.errors import HubError
 
 
-HERE = '"path/of/this/folder"'  # what the templates of model_cards/ call the built folder in their snippets
+HERE = '"path/of/this/folder"'  # placeholder of the built folder in the snippets of model_cards/
 OTHERS = re.compile(r"\n*<!-- other builds -->.*?<!-- end of other builds -->\n*", re.DOTALL)
 ROW = re.compile(r"^\| \[`([\w-]+)`\].*$", re.MULTILINE)
 
@@ -28,14 +28,14 @@ def read_card(text: str, where: str) -> tuple[dict[str, Any], str]:
     try:
         head = yaml.safe_load(match[1]) if match else None
     except yaml.YAMLError as error:
-        raise HubError(f"{where}: the head of the card is not YAML ({error}); mend it and push again") from error
+        raise HubError(f"{where}: the head of the card is not YAML ({error}); correct it and push again") from error
     if match is None or not isinstance(head, dict):
         raise HubError(f"{where}: the card has no YAML head between two --- lines; build the data set again")
     return head, match[2]
 
 
 class _Plain(yaml.SafeDumper):
-    """Writes what stands in several configurations out in full: not every reader of cards knows YAML's references."""
+    """Writes values shared by several configurations in full: not every reader of cards supports YAML references."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -59,13 +59,13 @@ def paths_of(config: dict[str, Any]) -> list[str]:
 
 
 def new_names(head: dict[str, Any], name: str | None) -> dict[str, str]:
-    """What the configurations of a build are called in the repository; {} if as they were."""
+    """New names of the configurations of a build in the repository; {} if unchanged."""
     names = config_names(head)
     return {old: name if names == [old] else f"{name}-{old}" for old in names} if name else {}
 
 
 def rename(head: dict[str, Any], name: str) -> dict[str, Any]:
-    """The head of a build that stands under a name of its own: its configurations and paths carry that name."""
+    """The head of a named build: its configurations and paths get that name."""
     new = new_names(head, name)
     configs = []
     for config in head["configs"]:
@@ -88,20 +88,20 @@ def merge_heads(
     """The repository's head after a push: configurations of other builds stay, one configuration is the default.
 
     Args:
-        new: Head of what is pushed.
-        old: Head that stands there; {} if none does.
+        new: Head of the pushed build.
+        old: Head of the existing card; {} if there is none.
         place: Folder of the pushed build's shards in the repository; what the old head had there is replaced.
         default: Configuration to make the default; None keeps the old one, else takes that of `new`.
-        beside: The build stands beside others under a name of its own: license, title and tags stay theirs.
+        beside: The build has a name and is added to others: license, title and tags of the repository stay.
 
     Raises:
         HubError: two builds use one name or have different licenses, or `default` is none of the configurations.
     """
     kept = [config for config in old.get("configs") or [] if not _lies_in(config, place)]
     names = config_names({"configs": kept})
-    doubled = sorted(set(names) & set(config_names(new)))
-    if doubled:
-        text = f"the repository has a configuration {doubled[0]} of another build"
+    repeated = sorted(set(names) & set(config_names(new)))
+    if repeated:
+        text = f"the repository has a configuration {repeated[0]} of another build"
         raise HubError(f"{text}; push under another --name, or remove that one from its card first")
     configs = [dict(config) for config in [*new["configs"], *kept]]
     marked = next((config["config_name"] for config in old.get("configs") or [] if config.get("default")), None)
@@ -120,7 +120,7 @@ def merge_heads(
     beside = beside and bool(kept)
     if beside and (old.get("license") or new["license"]) != new["license"]:
         text = f"the repository's card says license {old['license']}, this build's says {new['license']}"
-        raise HubError(f"{text}; push it to a repository of its own, or mend the card that is wrong")
+        raise HubError(f"{text}; push it to a separate repository, or correct the wrong card")
     rest = {
         key: entry
         for key, entry in ((new | old) if beside else (old | new)).items()
@@ -188,7 +188,7 @@ def fill_snippets(body: str, repo_id: str, tag: str, renamed: dict[str, str]) ->
 
 
 def without_places(text: str, sources: Iterable[str]) -> str:
-    """The text with the folders of this machine cut from paths: file names stay."""
+    """The text with the local folders removed from paths; file names stay."""
     parents = {str(parent) for source in sources for parent in list(Path(source).parents)[:3]}
     places = [*sorted(parents, key=len, reverse=True), str(Path.home())]
     for place in places:

@@ -1,4 +1,4 @@
-"""A built data set to the Hub: shards that changed, one card for all builds of a repository, a tag for its content."""
+"""Push a built data set to the Hub: changed shards, one card for all builds of a repository, a tag of the content."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from hf_mmbalance.hub.errors import HubError
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-BASE = "data"  # folder of the shards of the build that has no name of its own
+BASE = "data"  # folder of the shards of the main build, which has no name
 SHEET = "contact_sheet.png"
 Say = Callable[[str], None]
 
 
 @dataclass
 class Build:
-    """A folder that `build` or `annotations` wrote, as it will stand in the repository.
+    """A folder that `build` or `annotations` wrote, in the form it gets in the repository.
 
     Attributes:
-        head, body: of its card.
+        head, body: parts of its card.
         shards: path in the repository -> local file.
-        extras: report, manifest, contact sheet, and with a name of its own the card.
+        extras: report, manifest, contact sheet, and for a named build the card.
         sha256: path in the repository -> hash of the content, for shards and contact sheet.
         place: folder of the shards in the repository.
         tag: name of this content.
-        clips: how many, in words.
+        clips: number of clips, as text.
         media: columns with sound or pictures.
     """
 
@@ -70,27 +70,27 @@ def publish(
     media_may_be_public: bool = True,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
-    """Push a built folder to a data set of the Hub in one commit; what is there unchanged is not sent.
+    """Push a built folder to a data set of the Hub in one commit; unchanged files are not sent.
 
     Args:
         folder: What `build` (or Kinetics-Sounds' `annotations`) wrote.
         repo_id: `user/name`.
-        name: Name for this build where the repository holds several: its configurations are called so and its
-            shards lie in a folder of that name. Without it the build is the repository's main one.
-        default: Configuration to make the default (it stays what it was otherwise).
-        private: True: the repository must be private, and is made so if it is new.
+        name: Name of this build in a repository with several: its configurations get this name and its
+            shards are in a folder of this name. Without it the build is the repository's main one.
+        default: Configuration to make the default (otherwise it stays the same).
+        private: True: the repository must be private, and is created private if it is new.
         revision: Branch.
         token: Access token; default: that of `hf auth login` or `HF_TOKEN`.
         media_may_be_public: False for media that may not be republished: these go to private repositories only.
-        say: Told what is done.
+        say: Called with messages about the progress.
 
     Returns:
         `repo`, `url`, `commit`, `tag` (names this content: a revision to pin), `configs`, `default`, `files` and
         `bytes` sent.
 
     Raises:
-        HubError: says what the Hub, or we, refused, and the remedy.
-        BuildError: the folder is not a whole build.
+        HubError: refused by the Hub or by this package; the message gives the remedy.
+        BuildError: the folder is not a complete build.
     """
     build = read_build(folder, repo_id, name)
     if build.media and not media_may_be_public and not private:
@@ -122,25 +122,29 @@ def publish(
 
 
 def read_build(folder: Path, repo_id: str, name: str | None) -> Build:
-    """Read a built folder and check that it is whole.
+    """Read a built folder and check that it is complete.
 
     Raises:
-        BuildError: there is no card, shards are missing or are not what was built.
+        BuildError: the card is missing, or shards are missing or differ from those built.
         HubError: a bad name, a card that cannot be read, an access token in what would be published.
     """
     if name is not None and (not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == BASE):
         raise HubError(f"--name {name!r}: use letters, digits, _ and -, and not {BASE!r}")
     card = folder / "README.md"
     if not card.is_file():
-        raise BuildError(f"{folder}: there is no README.md; name a folder that `build` finished")
+        raise BuildError(f"{folder}: README.md does not exist; name a folder that `build` finished")
     local = sorted((folder / "data").glob("*.parquet"))
     hashes = {path.name: file_sha256(path) for path in local}
     report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).exists() else None
     listed = {Path(shard["file"]).name: shard["sha256"] for shard in report["shards"]} if report else hashes
     wrong = sorted(file for file in listed.keys() | hashes.keys() if listed.get(file) != hashes.get(file))
     if wrong or not local:
-        text = f"{folder}: {wrong[0]} is missing, or not what was built" if wrong else f"{folder}: there is no shard"
-        raise BuildError(f"{text}; delete it if it is there, and run `build` again (it resumes with the rest)")
+        text = (
+            f"{folder}: {wrong[0]} is missing, or differs from what was built"
+            if wrong
+            else f"{folder}: there is no shard"
+        )
+        raise BuildError(f"{text}; delete it if it exists, and run `build` again (it resumes with the rest)")
     head, body = cards.read_card(card.read_text(), str(card))
     if not head.get("configs"):
         raise BuildError(f"{card}: there are no configs in its head; run `build` again")
@@ -176,7 +180,7 @@ def _with_features(head: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
 
 
 def _media_columns(schema: pa.Schema) -> list[str]:
-    """Columns that hold files: bytes and path, alone or in lists."""
+    """Columns with files: bytes and path, single or in lists."""
 
     def holds(kind: pa.DataType) -> bool:
         if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -188,7 +192,7 @@ def _media_columns(schema: pa.Schema) -> list[str]:
 
 
 def _sources(folder: Path) -> list[str]:
-    """Raw files of a build, by the paths they have on this machine."""
+    """Local paths of the raw files of a build."""
     manifest = folder / MANIFEST
     if not manifest.exists():
         return []
@@ -197,7 +201,7 @@ def _sources(folder: Path) -> list[str]:
 
 
 def _extras(folder: Path, sources: list[str]) -> dict[str, Path | bytes]:
-    """Report, manifest and contact sheet, without the paths of this machine."""
+    """Report, manifest and contact sheet, without local paths."""
     extras: dict[str, Path | bytes] = {}
     if (folder / REPORT).exists():
         extras[REPORT] = cards.without_places((folder / REPORT).read_text(), sources).encode()
@@ -219,14 +223,14 @@ def _extras(folder: Path, sources: list[str]) -> dict[str, Path | bytes]:
 def _change(
     api: HfApi, repo: str, head: str, build: Build, name: str | None, default: str | None, result: dict[str, Any]
 ) -> Change:
-    """What the push does on top of the commit `head`; notes it in `result`."""
+    """The change on top of the commit `head`; `result` gets a summary of it."""
     listed = api.list_repo_tree(repo, recursive=True, revision=head, repo_type="dataset")
-    there = {entry.path: entry for entry in listed if hasattr(entry, "blob_id")}
+    existing = {entry.path: entry for entry in listed if hasattr(entry, "blob_id")}
     script = repo.split("/")[-1] + ".py"
-    if script in there:
-        text = f"{repo} holds {script}, and load_dataset refuses repositories with a script of their name"
+    if script in existing:
+        text = f"{repo} has the file {script}, and load_dataset refuses repositories with a script of their name"
         raise HubError(f"{text}; delete that file on the Hub and push again")
-    old_head, old_body = _card_there(api, repo, head) if "README.md" in there else ({}, "")
+    old_head, old_body = _existing_card(api, repo, head) if "README.md" in existing else ({}, "")
     merged = cards.merge_heads(build.head, old_head, build.place, default, beside=name is not None)
     if name is None:
         body = cards.keep_list(build.body, old_body)
@@ -234,11 +238,13 @@ def _change(
         old_body = old_body or f"# {merged.get('pretty_name', repo)}\n"
         body = cards.list_build(old_body, name, build.clips, cards.config_names(build.head))
     mine = {**build.shards, **build.extras}
-    changed = {path: file for path, file in mine.items() if _hash_there(there.get(path)) != build.sha256.get(path, "")}
+    changed = {
+        path: file for path, file in mine.items() if _remote_hash(existing.get(path)) != build.sha256.get(path, "")
+    }
     sent = changed.keys() & build.shards.keys()
-    gone = [path for path in there if path.startswith(build.place + "/") and path not in mine]
-    cards.check_head(merged, {*there, *mine} - set(gone))
-    # what an earlier attempt sent counts too: its commit may stand although the answer was lost
+    deleted = [path for path in existing if path.startswith(build.place + "/") and path not in mine]
+    cards.check_head(merged, {*existing, *mine} - set(deleted))
+    # includes files of an earlier attempt: its commit may have succeeded although the reply was lost
     sent |= result.get("sent", set())
     result.update(
         sent=sent,
@@ -246,10 +252,10 @@ def _change(
         default=next(config["config_name"] for config in merged["configs"] if config.get("default")),
     )
     card = cards.write_card(merged, body).encode()
-    return Change({**changed, "README.md": card}, gone)
+    return Change({**changed, "README.md": card}, deleted)
 
 
-def _card_there(api: HfApi, repo: str, head: str) -> tuple[dict[str, Any], str]:
+def _existing_card(api: HfApi, repo: str, head: str) -> tuple[dict[str, Any], str]:
     path = api.hf_hub_download(repo, "README.md", revision=head, repo_type="dataset")
     text = Path(path).read_text(encoding="utf-8")
     if not text.startswith("---"):
@@ -257,7 +263,7 @@ def _card_there(api: HfApi, repo: str, head: str) -> tuple[dict[str, Any], str]:
     return cards.read_card(text, f"{repo}/README.md")
 
 
-def _hash_there(entry: Any) -> str | None:
+def _remote_hash(entry: Any) -> str | None:
     return entry.lfs.sha256 if entry is not None and entry.lfs is not None else None
 
 
@@ -279,7 +285,7 @@ def add_publish(tool: DatasetScript, *, media_may_be_public: bool = True) -> Non
     add = tool.verb("publish", "push a built folder to the Hub", run).add_argument
     add("folder", type=Path, help="a built folder")
     add("repo", help="user/name of the data set on the Hub")
-    add("--name", help="name of this build, where the repository holds several")
+    add("--name", help="name of this build, if the repository has several")
     add("--default", metavar="CONFIG", help="configuration that load_dataset takes if none is named")
-    add("--private", action="store_true", help="only to a private repository (made if it is new)")
+    add("--private", action="store_true", help="only to a private repository (created if it does not exist)")
     add("--revision", help="branch (default main)")

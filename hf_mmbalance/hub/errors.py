@@ -1,4 +1,4 @@
-"""What the Hub's clients raise, in their own words and with one sentence on what to do; secrets are removed."""
+"""Errors of the Hub's clients: their own message and one sentence with the remedy; secrets are removed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hf_mmbalance.scrubbing import scrub
 
 
 class HubError(UserError):
-    """The Hub, or we, refused: the client's own message and one sentence on what to do."""
+    """Refused by the Hub or by this package: the client's own message and one sentence with the remedy."""
 
 
 @dataclass(frozen=True)
 class _Advice:
-    """What to do about an error of one of these classes, with one of these statuses, or that says one of these words.
+    """Remedy for an error of one of these classes, with one of these statuses, or with these words in its message.
 
-    Classes are told by name, so that this module imports none of the clients it speaks of.
+    Classes are compared by name, so that this module need not import the clients.
     """
 
     text: str
@@ -38,7 +38,7 @@ class _Advice:
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token from https://huggingface.co/settings/tokens"
 UPDATE = "update with `pip install -U hf_mmbalance transformers`, or name a revision made by your version"
 
-# The first that fits any error of the chain counts: from the particular to the general.
+# The first entry that matches any error of the chain is used: from the specific to the general.
 _ADVICE = (
     _Advice(
         "Name a branch, tag or commit that exists; they are listed on the repository's page.",
@@ -59,8 +59,8 @@ _ADVICE = (
         kinds=("StrictDataclassError",),
     ),
     _Advice(
-        "Delete the cached copy (`hf cache ls` names it) and load again; if it stays so, the upload was interrupted:"
-        " push again.",
+        "Delete the cached copy (`hf cache ls` names it) and load again; if the error persists, the upload was"
+        " interrupted: push again.",
         kinds=("SafetensorError",),
     ),
     _Advice(
@@ -74,10 +74,10 @@ _ADVICE = (
         words=r"Config name is missing|BuilderConfig .* not found",
     ),
     _Advice(
-        "Mend the YAML between the two --- lines at the top of the card and push again.",
+        "Correct the YAML between the two --- lines at the top of the card and push again.",
         words=r"Invalid metadata in README",
     ),
-    _Advice(f"Your token is not valid (any more): {LOG_IN}.", words=r"Invalid credentials"),
+    _Advice(f"Your token is not valid: {LOG_IN}.", words=r"Invalid credentials"),
     _Advice(
         "A repository is named user/name, of letters, digits and . _ -; a folder must exist on this machine.",
         kinds=("HFValidationError", "HfUriError"),
@@ -96,20 +96,20 @@ _ADVICE = (
         "Somebody else pushed at the same time; nothing of theirs is lost: run the same command again.",
         statuses=(409, 412),
     ),
-    _Advice(f"For this you must be known to the Hub: {LOG_IN}.", kinds=("LocalTokenNotFoundError",), statuses=(401,)),
+    _Advice(f"This needs a login: {LOG_IN}.", kinds=("LocalTokenNotFoundError",), statuses=(401,)),
     _Advice(
         "Your token has no right to do this: to read, ask the owner for access; to push, use one with write access to"
-        " that user or organization, or a name of your own.",
+        " that user or organization, or push to your own namespace.",
         statuses=(403,),
     ),
     _Advice("The Hub has no space left for this: free some storage or make the files smaller.", statuses=(413, 507)),
     _Advice("The Hub asks you to slow down: wait some minutes and run the same command again.", statuses=(429,)),
     _Advice(
-        "The Hub failed for its part: run the same command again later; what was sent whole is not sent twice.",
+        "The Hub has a temporary error: run the same command again later; complete files are not sent again.",
         statuses=tuple(range(500, 600)),
     ),
     _Advice(
-        "Check the network and HF_ENDPOINT and run the same command again; what came whole is kept.",
+        "Check the network and HF_ENDPOINT and run the same command again; files that arrived completely are kept.",
         kinds=(
             *("TransportError", "ConnectionError", "TimeoutError"),
             *("LocalEntryNotFoundError", "RevisionResolutionError"),
@@ -120,16 +120,16 @@ _ADVICE = (
         "Its processor is missing or broken: push the repository again with it (`mmbalance push`).",
         words=r"Can't load (feature extractor|image processor|processor) for",
     ),
-    _Advice("The Hub does not accept this: mend what its message names.", statuses=(400, 422)),
+    _Advice("The Hub does not accept this: correct what its message names.", statuses=(400, 422)),
 )
 _DISK_FULL = (
-    "The disk is full: make room, or set HF_HOME to a folder on a larger disk, and run the same command again; what is"
-    " whole is kept."
+    "The disk is full: make room, or set HF_HOME to a folder on a larger disk, and run the same command again;"
+    " complete files are kept."
 )
 
 
 def chain_of(error: BaseException) -> list[BaseException]:
-    """The error and what it came from, outermost first."""
+    """The error and its causes, outermost first."""
     chain: list[BaseException] = []
     following: BaseException | None = error
     while following is not None and following not in chain:
@@ -139,12 +139,12 @@ def chain_of(error: BaseException) -> list[BaseException]:
 
 
 def status_of(error: BaseException) -> int | None:
-    """HTTP status of the answer that an error is about, if there was one."""
+    """HTTP status of the response that an error belongs to, if there was one."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def advice_for(error: BaseException) -> str | None:
-    """One sentence on what to do, or None for an error that is not about the Hub."""
+    """One sentence with the remedy, or None for an error that is not about the Hub."""
     chain = chain_of(error)
     full = (errno.ENOSPC, errno.EDQUOT)
     if any(isinstance(link, OSError) and link.errno in full for link in chain):
@@ -156,14 +156,14 @@ def advice_for(error: BaseException) -> str | None:
 
 @contextmanager
 def explained(action: str) -> Iterator[None]:
-    """Turn what a Hub client raises inside into a `HubError` that says what was done and what to do.
+    """Convert errors of Hub clients to a `HubError` that names the action and the remedy.
 
     Args:
         action: What is being done, e.g. `"loading me/model"`; the message begins with it.
 
     Raises:
-        HubError: for every error that is known to be about the Hub, chained to it. Others pass as they are. No
-            message holds a token, that of the original errors included.
+        HubError: for every error that is known to be about the Hub, chained to it. Other errors are not changed. No
+            message contains a token, including those of the original errors.
     """
     try:
         yield
@@ -183,7 +183,7 @@ def _clean(part: Any) -> Any:
 
 
 def _said(error: BaseException) -> str:
-    """The client's message; one that hides why it broke is followed by the server's answer."""
+    """The client's message, followed by the server's reply if the message does not give the reason."""
     text = str(error).strip() or type(error).__name__
     answer = next((link for link in chain_of(error) if status_of(link) is not None), None)
     if answer is not None and text.startswith(("Error while uploading", "We couldn't connect")):

@@ -1,4 +1,4 @@
-"""Made-up clips as video files, for the demo of a model that was trained on such."""
+"""Synthetic clips as video files, for the demo of a model trained on synthetic data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from hf_mmbalance.data.sources.synthetic import SyntheticOptions, synthetic_clips
 
 
-# Options that examples take over, and the most they may be: they come from a file of somebody's repository.
+# Options used for the examples, with upper bounds: they are read from a file in another user's repository.
 LARGEST: dict[str, Any] = {"classes": 100, "seconds": 10.0, "frames": 64, "frame_size": 512}
 SIDE = 160  # pixels
 FPS = 25
@@ -21,12 +21,12 @@ def synthetic_examples(folder: Path, options: dict[str, Any], count: int = 6) ->
     """Write test clips of the synthetic data as MP4.
 
     Args:
-        folder: Where to.
-        options: Of the run; `LARGEST` names those that count.
-        count: How many.
+        folder: Where to write them.
+        options: Options of the run; those in `LARGEST` are used.
+        count: Number of clips.
 
     Returns:
-        Their paths; a name tells what the clip's sound and look show, e.g. `sounds_class1_looks_class0.mp4`.
+        Their paths; the name gives the classes of sound and look, e.g. `sounds_class1_looks_class0.mp4`.
     """
     sizes = {name: type(most)(min(options[name], most)) for name, most in LARGEST.items() if name in options}
     test: Any = synthetic_clips(SyntheticOptions(train_clips=1, test_clips=200, **sizes))["test"]  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What the files of somebody's repository may ask for: checked before a model is built from them."""
+"""Limits on the files of an untrusted repository, checked before a model is built from them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ REMEDY = "push or save the model again, configs and weights together"
 
 
 def check_config(config: dict[str, Any], name: str, file: str = "config.json") -> None:
-    """Refuse a config whose model or processor would hang the machine or fill its memory.
+    """Refuse a config whose model or processor would block the machine or fill its memory.
 
     Args:
         config: The content of the file.
-        name: Of the repository or folder, for the message.
+        name: Name of the repository or folder, for the message.
         file: Name of the file, for the message.
 
     Raises:
@@ -51,11 +51,11 @@ def _limit(field: str, value: int | float) -> int:
 
 
 def check_processor(processor: Any, name: str) -> None:
-    """Refuse a processor that cannot prepare a plain clip, or makes numbers of it that are not finite.
+    """Refuse a processor that cannot prepare a plain clip, or whose output is not finite.
 
     Args:
         processor: An `MMBalanceProcessor`.
-        name: Of the repository or folder.
+        name: Name of the repository or folder.
 
     Raises:
         ValueError: says what failed.
@@ -65,11 +65,11 @@ def check_processor(processor: Any, name: str) -> None:
     try:
         inputs = processor(audio=wave, sampling_rate=16_000, frames=frames, return_tensors="np")
     except Exception as error:
-        text = f"{name}: processor_config.json does not make a processor of clips ({type(error).__name__}: {error})"
+        text = f"{name}: processor_config.json does not define a working processor ({type(error).__name__}: {error})"
         raise ValueError(f"{text}; {REMEDY}") from error
     odd = [key for key, value in inputs.items() if not np.isfinite(np.asarray(value)).all()]
     if odd:
-        raise ValueError(f"{name}: by processor_config.json {', '.join(odd)} are not finite numbers; {REMEDY}")
+        raise ValueError(f"{name}: with processor_config.json {', '.join(odd)} are not finite numbers; {REMEDY}")
 
 
 def _numbers(value: Any, field: str = "") -> Iterator[tuple[str, int | float]]:
@@ -94,11 +94,11 @@ def _estimated_parameters(tower: dict[str, Any]) -> float:
 
 
 def check_loaded(loading: dict[str, Any], name: str) -> None:
-    """Refuse weights that do not fit the config: what is missing would be random numbers.
+    """Refuse weights that do not match the config: missing ones would be random.
 
     Args:
-        loading: What `from_pretrained(..., output_loading_info=True)` says.
-        name: Of the repository or folder.
+        loading: Loading info of `from_pretrained(..., output_loading_info=True)`.
+        name: Name of the repository or folder.
 
     Raises:
         ValueError: names some of the weights.

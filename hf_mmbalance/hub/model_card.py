@@ -1,4 +1,4 @@
-"""The card of a trained model, rendered from the folder that its run wrote, as often as wanted."""
+"""The card of a trained model, rendered from the output folder of its run; it can be rendered again at any time."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_card(folder: Path, repo_id: str) -> list[Path]:
     """Write the card of a run, with its picture and the diagnosis of its decision layer.
 
     Args:
-        folder: What a run wrote: a saved model, `results.json` and `decisions.parquet`.
+        folder: Output folder of a run: a saved model, `results.json` and `decisions.parquet`.
         repo_id: Repository that the card's snippets name, `user/name`.
 
     Returns:
@@ -70,9 +70,9 @@ def read_run(folder: Path) -> tuple[Results, DecisionTable]:
 
 
 def pinned_revision(folder: Path) -> str:
-    """Name of the tag for what determines a saved model's answers: weights, configs and code; the same for the same.
+    """Name of the tag for the content that determines a saved model's answers: a hash of weights, configs and code.
 
-    A card cannot name the commit that holds it, so it names this tag.
+    A card cannot name the commit that contains it, so it names this tag.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
@@ -84,7 +84,7 @@ def pinned_revision(folder: Path) -> str:
 
 
 def write_diagnosis(folder: Path, table: DecisionTable, name: str) -> str | None:
-    """Write page and numbers of where the decision layer leans; or return why there are none."""
+    """Write the diagnosis of the decision layer (page and numbers); or return why it is not possible."""
     import tempfile
 
     from hf_mmbalance.decision.diagnosis import diagnose
@@ -140,7 +140,7 @@ def render_card(folder: Path, repo_id: str, results: Results, no_diagnosis: str 
 
 
 def plain_card(folder: Path, repo_id: str) -> str:
-    """The text of the card of a saved model that no run came with."""
+    """The text of the card of a saved model without a run."""
     from huggingface_hub import ModelCardData
 
     metadata = ModelCardData(

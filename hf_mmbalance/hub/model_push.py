@@ -1,4 +1,4 @@
-"""Models to the Hub: weights, configs, code, pipeline, card and what a run measured, in one commit that gets a tag."""
+"""Push models to the Hub: weights, configs, code, pipeline, card and results of the run, in one tagged commit."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: What makes a saved model: weights (or shards and their index), configs, code.
+#: Files of a saved model: weights (or shards and their index), configs, code.
 MODEL_FILES = ("model*.safetensors", "model.safetensors.index.json", "config.json", "processor_config.json", "*.py")
 RUN_FILES = (*MODEL_FILES, CARD, RESULTS, TABLE, PICTURE, DIAGNOSIS, NUMBERS)
-#: Shards of an earlier push that this one has no more.
+#: Shards of an earlier push, deleted if this one does not have them.
 STALE = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
-#: Below the folder lie checkpoints with weights of their own, and code that is none of the model's.
+#: Subfolders contain checkpoints with other weights, and code that does not belong to the model.
 NOT_THE_MODEL = ("*/*",)
 
 
@@ -84,10 +84,10 @@ def push_saved(
 ) -> CommitInfo:
     """Push a saved model: the output folder of a run with results, decision table and diagnosis, or any other; tag it.
 
-    A card that is there is pushed as it is; otherwise it is written first. All else as in `push_model`.
+    An existing card is pushed unchanged; otherwise it is written first. All other arguments as in `push_model`.
 
     Raises:
-        HubError: also for a folder that holds no saved model.
+        HubError: also for a folder without a saved model.
     """
     _check_saved(folder)
     repo_id = prepare_repo(repo_id, private=private, revision=revision, token=token)
@@ -97,16 +97,16 @@ def push_saved(
         else:
             (folder / CARD).write_text(plain_card(folder, repo_id), encoding="utf-8")
     else:
-        _warn_of_anothers_card(folder, repo_id)
+        _warn_of_outdated_card(folder, repo_id)
     return _push_and_tag(folder, repo_id, message, private, revision, token)
 
 
-def _warn_of_anothers_card(folder: Path, repo_id: str) -> None:
-    """A card kept from another push names a repository or a revision whose weights are not these."""
+def _warn_of_outdated_card(folder: Path, repo_id: str) -> None:
+    """Warn of a card from another push: it names a repository or a revision with other weights."""
     text = (folder / CARD).read_text(encoding="utf-8")
     for name in (repo_id, pinned_revision(folder)):
         if not re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", text):
-            remedy = "`mmbalance card` writes that of a run anew; delete any other, and it is written anew"
+            remedy = "`mmbalance card` rewrites that of a run; delete any other, and it is written again"
             logger.warning("%s does not name %s, which is pushed: %s", folder / CARD, name, remedy)
 
 
@@ -124,13 +124,13 @@ def _check_saved(folder: Path) -> None:
 def prepare_repo(
     repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | bool | None = None
 ) -> str:
-    """Make repository and branch if missing, and make sure that we may write there: before training, not after.
+    """Create repository and branch if missing, and check the right to write: before training, not after.
 
     Returns:
         Its full name.
 
     Raises:
-        HubError: no token, no right to write, a name that cannot be, a public repository that must be private.
+        HubError: no token, no right to write, an invalid name, a public repository that must be private.
     """
     from huggingface_hub import HfApi
 
@@ -144,7 +144,7 @@ def prepare_repo(
 def push_checkpoint(
     folder: Path, repo_id: str, *, message: str, revision: str | None = None, token: str | bool | None = None
 ) -> CommitInfo:
-    """Push the model in a checkpoint that training wrote; its optimizer state, a pickle, stays where it is."""
+    """Push the model in a checkpoint that training wrote; its optimizer state, a pickle, is not pushed."""
     inside = tuple(f"{part}/{name}" for part in ("checkpoint-*", "last-checkpoint") for name in CHECKPOINT_FILES)
     return push_folder(
         folder, repo_id, message=message, allow_patterns=[*MODEL_FILES, *inside], revision=revision, token=token

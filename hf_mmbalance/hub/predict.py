@@ -37,20 +37,20 @@ def add_predict(verbs: Any) -> None:
     parser = console.add_verb(verbs, "predict", PREDICT, run_predict)
     parser.add_argument("clips", nargs="+", metavar="CLIP", help="video or sound file or its http(s) address, a folder"
                         " of them, or a table (.csv, .tsv, .parquet) with the columns path[,start,end]")  # fmt: skip
-    parser.add_argument("--start", type=float, metavar="S", help="second at which the span that is meant starts")
+    parser.add_argument("--start", type=float, metavar="S", help="second at which the span to classify starts")
     parser.add_argument("--end", type=float, metavar="S", help="second at which it ends")
     parser.add_argument("--model", required=True, metavar="ID", help="repository on the Hub, or folder")
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run a fusion head's file that comes with the"
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the file of a fusion head saved with the"
                         " model; other code of the repository is never run")  # fmt: skip
     parser.add_argument("--top_k", type=int, default=5, help="classes shown (default: %(default)s)")
     switches = parser.add_mutually_exclusive_group()
     switches.add_argument("--no_audio", action="store_true", help="as if the clips had no sound")
     switches.add_argument("--no_vision", action="store_true", help="as if the clips had no frames")
     parser.add_argument("--window_seconds", type=float, metavar="S", help="read clips in windows of this length"
-                        " (default: what the audio tower takes)")  # fmt: skip
+                        " (default: the input length of the audio tower)")  # fmt: skip
     parser.add_argument("--stride_seconds", type=float, metavar="S", help="step between windows (default: no overlap)")
-    parser.add_argument("--max_seconds", type=float, metavar="S", help="longest clip taken (default: 600)")
+    parser.add_argument("--max_seconds", type=float, metavar="S", help="longest clip accepted (default: 600)")
     parser.add_argument("--batch_size", type=int, default=1, help="windows per batch (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU, if there is one)")
     console.add_json_option(parser, "answers")
@@ -84,11 +84,11 @@ def run_predict(arguments: argparse.Namespace) -> int:
 
 
 def inputs_of(clips: list[str], start: float | None = None, end: float | None = None) -> list[dict[str, Any]]:
-    """What is to be classified: `{"clip": path}`, with `start` and `end` (seconds) where a span is meant.
+    """The inputs to classify: `{"clip": path}`, with `start` and `end` (seconds) for a span.
 
     Args:
         clips: Files, addresses, folders of media files, and tables with a column `path` (relative to the table) and
-            maybe `start` and `end`.
+            optionally `start` and `end`.
         start, end: Span of the one clip that is given.
 
     Raises:
@@ -101,20 +101,22 @@ def inputs_of(clips: list[str], start: float | None = None, end: float | None = 
         if path.is_dir():
             found = [file for file in walk_files(path) if file.suffix.lower() in MEDIA_SUFFIXES]
             if not found:
-                raise DataError(f"{clip}: the folder holds no media files (e.g. mp4, flv, wav)")
+                raise DataError(f"{clip}: the folder has no media files (e.g. mp4, flv, wav)")
             inputs += [{"clip": str(file)} for file in found]
         elif path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
-            inputs += _rows_of(path)
+            inputs += _inputs_of_table(path)
         else:
             inputs.append({"clip": clip})
     if start is None and end is None:
         return inputs
     if len(inputs) != 1 or start is None or end is None:
-        raise ValueError("--start and --end go together, with one clip; a table (path,start,end) holds many spans")
+        raise ValueError(
+            "--start and --end go together, with one clip; use a table (path,start,end) for several spans"
+        )
     return [{**inputs[0], "start": start, "end": end}]
 
 
-def _rows_of(table: Path) -> list[dict[str, Any]]:
+def _inputs_of_table(table: Path) -> list[dict[str, Any]]:
     inputs = []
     for number, row in enumerate(read_table(table), start=1):
         path = str(row.get("path") or "").strip()

@@ -55,7 +55,7 @@ def publish_metric(
 
 def _of_metrics(name: str) -> Path:
     if name not in METRICS:
-        raise HubError(f"there is no metric {name!r}; there are {', '.join(METRICS)}")
+        raise HubError(f"{name!r} is not a metric of this package; choose one of {', '.join(METRICS)}")
     return Path(hf_mmbalance.metrics.__file__).parent / name
 
 
@@ -75,17 +75,17 @@ def publish_demo(
     Args:
         repo_id: `user/name` of the Space.
         model: Repository of the model.
-        model_revision: Branch, tag or commit; pinned to the commit it stands at now.
+        model_revision: Branch, tag or commit; pinned to its current commit.
         trust_remote_code: Let the Space run the code in the model's repository.
-        examples: Clips to pick from; default: those in the folder `examples/` of the model's repository, or made-up
-            clips for a model that was trained on such.
+        examples: Clips to pick from; default: those in the folder `examples/` of the model's repository, or synthetic
+            clips for a model trained on synthetic data.
         private, revision, token: As in `push_folder`.
 
     Returns:
         `repo`, `url`, `commit`, `tag`, `model`, `model_revision`.
 
     Raises:
-        HubError: no such model, no demo in this installation, examples that are no clips, or what the Hub refused.
+        HubError: no such model, no demo in this installation, examples that are not clips, or refused by the Hub.
     """
     from huggingface_hub import HfApi
 
@@ -96,7 +96,7 @@ def publish_demo(
             raise HubError(f"{clip} is not a video file; give video files ({', '.join(CLIPS)})")
     names = [clip.name for clip in examples]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise HubError(f"two examples are called {twice}, and both would be examples/{twice}; rename one of them")
+        raise HubError(f"two examples are named {twice}, and both would be examples/{twice}; rename one of them")
     api = HfApi(token=token, library_name="hf_mmbalance")
     with explained(f"looking up model {model}"):
         info = api.model_info(model, revision=model_revision)
@@ -120,9 +120,9 @@ def publish_demo(
         tag = _tag_of(folder)
         done = _push(folder, repo_id, f"Demo of {model} ({tag})", tag, private, revision, token)
     with explained(f"setting the model of Space {done['repo']}"):
-        there = {name: variable.value for name, variable in api.get_space_variables(done["repo"]).items()}
+        current = {name: variable.value for name, variable in api.get_space_variables(done["repo"]).items()}
         for name, value in variables.items():
-            if there.get(name) != value:  # each change starts the Space anew
+            if current.get(name) != value:  # each change restarts the Space
                 api.add_space_variable(done["repo"], name, value)
     return done | {"model": model, "model_revision": pinned}
 
@@ -137,7 +137,7 @@ def _synthetic_options(api: HfApi, info: ModelInfo) -> dict[str, Any]:
         results = json.loads(text)
         return dict(results["arguments"]) if results["dataset"] == "synthetic" else {}
     except (ValueError, LookupError, TypeError) as error:
-        raise HubError(_strange(info.id)) from error
+        raise HubError(_invalid_results(info.id)) from error
 
 
 def _make_examples(folder: Path, options: dict[str, Any], model: str) -> None:
@@ -145,18 +145,18 @@ def _make_examples(folder: Path, options: dict[str, Any], model: str) -> None:
 
     try:
         synthetic_examples(folder, options)
-    except (ValueError, LookupError, TypeError, ArithmeticError) as error:  # numbers from somebody's repository
-        raise HubError(f"{_strange(model)} ({error})") from error
+    except (ValueError, LookupError, TypeError, ArithmeticError) as error:  # invalid numbers in the model's repository
+        raise HubError(f"{_invalid_results(model)} ({error})") from error
 
 
-def _strange(model: str) -> str:
+def _invalid_results(model: str) -> str:
     return (
         f"results.json of {model} is not as training writes it, so no examples can be made; give some with --examples"
     )
 
 
 def _tag_of(folder: Path) -> str:
-    """A name of the folder's content."""
+    """Tag that identifies the folder's content."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

@@ -1,4 +1,4 @@
-"""Geometry of features, where a table has them: norms, rank, class scatter, alignment, uniformity, CKA; numpy only."""
+"""Geometry of a table's features: norms, rank, class scatter, alignment, uniformity, CKA; numpy only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def effective_rank(features: Any) -> float:
 
 
 def scatter_ratio(features: Any, labels: Any) -> float:
-    """Between-class over within-class scatter: tr(S_b) / tr(S_w), both about means; inf where classes are points."""
+    """Between-class over within-class scatter: tr(S_b) / tr(S_w), around means; inf if tr(S_w) is 0."""
     x, labels = np.asarray(features, dtype=np.float64), np.asarray(labels)
     _, index, count = np.unique(labels, return_inverse=True, return_counts=True)
     means = np.zeros((len(count), x.shape[1]))
@@ -33,9 +33,9 @@ def scatter_ratio(features: Any, labels: Any) -> float:
 
 
 def alignment(features: Any, labels: Any) -> float:
-    """Mean squared distance of pairs of one class on the unit sphere (Wang & Isola 2020, eq. 2; classes as positives).
+    """Mean squared distance of pairs of one class on the unit sphere (Wang & Isola 2020, eq. 2).
 
-    NaN where no class has two clips.
+    Clips of the same class are the positive pairs. NaN where no class has two clips.
     """
     x, labels = _unit(features), np.asarray(labels)
     total, pairs = 0.0, 0
@@ -49,9 +49,9 @@ def alignment(features: Any, labels: Any) -> float:
 
 
 def uniformity(features: Any, *, seed: int = 0) -> float:
-    """log of the mean of exp(-2 d^2) over pairs on the unit sphere (Wang & Isola 2020, eq. 3); lower spreads more.
+    """log of the mean of exp(-2 d^2) over pairs on the unit sphere (Wang & Isola 2020, eq. 3); lower: more spread.
 
-    Above 200,000 pairs a sample of so many is taken.
+    If there are more than 200,000 pairs, a sample of this size is used.
     """
     x = _unit(features)
     n = len(x)

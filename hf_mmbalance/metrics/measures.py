@@ -1,7 +1,8 @@
-"""Every measure of this project, once: accuracy, calibration, intervals, capability, participation, balance.
+"""All measures of this project: accuracy, calibration, intervals, capability, participation, balance.
 
-numpy only, so that the file also works alone beside an `evaluate` module. Logits are `(N, C)` (or `(N, M, C)` where a
-modality axis is named), labels `(N,)` integers; rows of logits need not be normalised, every measure does that itself.
+numpy only, so that the file also works without the package, next to an `evaluate` module. Logits are `(N, C)` (or
+`(N, M, C)` where a modality axis is named), labels `(N,)` integers; rows of logits need not be normalised, every
+measure normalises them.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ def softmax(z: Any, axis: int = -1) -> np.ndarray:
 
 
 def predict(logits: Any) -> np.ndarray:
-    """Predicted class of every row: the largest logit; of classes within 1e-6 of it the lowest index wins.
+    """Predicted class of every row: the largest logit; among classes within 1e-6 of it the lowest index.
 
-    The tolerance makes the rule mean the same in float32 and float64: votes tie often, and rounding must not decide.
+    The tolerance makes the result the same in float32 and float64: votes tie often, and rounding must not decide.
 
     Args:
         logits: `(..., C)`.
@@ -57,7 +58,7 @@ def clip_nll(logits: Any, labels: Any) -> np.ndarray:
 
 
 def accuracy(logits: Any, labels: Any) -> float:
-    """Part of the clips whose predicted class is the label."""
+    """Fraction of the clips whose predicted class is the label."""
     return float(correct(logits, labels).mean())
 
 
@@ -89,8 +90,8 @@ def reliability(logits: Any, labels: Any, bins: int = 15, adaptive: bool = False
     Args:
         logits: `(N, C)`.
         labels: `(N,)`.
-        bins: how many bins.
-        adaptive: bins of (almost) equally many clips instead of equal width; clips of equal confidence stay together.
+        bins: number of bins.
+        adaptive: bins with (almost) the same number of clips instead of equal width; equal confidences share a bin.
 
     Returns:
         `count`, `confidence` (mean), `accuracy` (mean), each `(bins,)`; the last two are NaN in empty bins.
@@ -119,7 +120,7 @@ def ece(logits: Any, labels: Any, bins: int = 15, adaptive: bool = False) -> flo
     Args:
         logits: `(N, C)`.
         labels: `(N,)`.
-        bins: how many bins, 15 in the paper.
+        bins: number of bins, 15 in the paper.
         adaptive: equal-mass bins (Nixon et al. 2019) instead of equal width.
     """
     data = reliability(logits, labels, bins, adaptive)
@@ -139,13 +140,13 @@ def ci_unit(groups: Sequence[Any] | np.ndarray | None) -> str:
 
 
 def resampled_counts(groups: Any, n: int, *, draws: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Bootstrap draws as how often each unit was drawn.
+    """Bootstrap draws, as the number of times that each unit was drawn.
 
     Args:
         groups: `(N,)` group of every clip, or None; fewer than 5 groups make the clip the unit (`ci_unit`).
         n: number of clips.
         draws: bootstrap samples.
-        seed: of the generator.
+        seed: seed of the generator.
 
     Returns:
         `unit (N,)`, the index of each clip's unit, and `counts (draws, units)`.
@@ -171,20 +172,20 @@ def bootstrap_ci(
         groups: `(N,)` group of every clip, or None.
         level: coverage.
         draws: bootstrap samples.
-        seed: of the generator.
+        seed: seed of the generator.
 
     Returns:
         Lower and upper end.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
-        raise ValueError("bootstrap_ci needs a non-empty vector of finite values, one a clip.")
+        raise ValueError("bootstrap_ci needs a non-empty vector of finite values, one per clip.")
     if groups is not None and len(groups) != len(values):
         raise ValueError(f"groups has {len(groups)} entries for {len(values)} values.")
     tail = [(1 - level) / 2, (1 + level) / 2]
     rng = np.random.default_rng(seed)
     if ci_unit(groups) == "clip":
-        # Equal values are exchangeable, so drawing how often each distinct value comes is the same bootstrap, cheaper.
+        # Equal values are exchangeable: drawing the count of each distinct value is the same bootstrap, but cheaper.
         distinct, frequency = np.unique(values, return_counts=True)
         n, means = len(values), np.empty(draws)
         step = max(1, 4_000_000 // len(distinct))
@@ -204,7 +205,7 @@ def bootstrap_ci(
 
 
 def class_means(values: Any, labels: Any, classes: int) -> np.ndarray:
-    """Mean of per-clip values over the clips of each class; NaN values are left out, a class without any is NaN.
+    """Mean of per-clip values over the clips of each class; NaN values are left out, a class without any value is NaN.
 
     Args:
         values: `(..., N)`.
@@ -222,7 +223,7 @@ def class_means(values: Any, labels: Any, classes: int) -> np.ndarray:
 
 
 def capability(modality_logits: Any, labels: Any) -> np.ndarray:
-    """Recall of each modality alone above chance (1/C), per class, over the clips where it is present; unclipped.
+    """Recall of each single modality above chance (1/C), per class, over the clips where it is present; unclipped.
 
     Args:
         modality_logits: `(N, M, C)`, NaN rows where a modality is missing.
@@ -239,7 +240,7 @@ def capability(modality_logits: Any, labels: Any) -> np.ndarray:
 
 
 def auc(scores: Any, positive: Any) -> float:
-    """Area under the ROC curve: probability that a positive outranks a negative, ties half; NaN with one kind only."""
+    """Area under the ROC curve: probability that a positive outranks a negative, ties half; NaN without both."""
     scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
     count, rest = int(positive.sum()), int((~positive).sum())
     if not count or not rest:
@@ -271,7 +272,7 @@ def shapley(values: Any) -> np.ndarray:
 
     Args:
         values: `(2^M, ...)`; entry `s` is the value of the subset whose members are the set bits of `s` (bit m =
-            modality m), entry 0 the value of nothing.
+            modality m), entry 0 the value of the empty subset.
 
     Returns:
         `(M, ...)`; the sum over modalities is `values[-1] - values[0]`.
@@ -279,7 +280,7 @@ def shapley(values: Any) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     players = int(len(values)).bit_length() - 1
     if players < 1 or len(values) != 2**players:
-        raise ValueError(f"shapley needs 2^M values (one a subset); got {len(values)}.")
+        raise ValueError(f"shapley needs 2^M values (one per subset); got {len(values)}.")
     result = np.zeros((players, *values.shape[1:]))
     for subset in range(len(values)):
         size = subset.bit_count()
@@ -291,7 +292,7 @@ def shapley(values: Any) -> np.ndarray:
 
 
 def additive_subsets(modality_logits: Any, weights: Any = None, bias: Any = None) -> np.ndarray:
-    """Fused logits of every subset of modalities under an additive decision layer, the other modalities masked.
+    """Fused logits of every subset of modalities under an additive decision layer, with the other modalities masked.
 
     As in the model's `adaptive` head with a uniform prior: weights act on evidence e = log p + log C. With |S| of M
     modalities and r = (|S| - 1) / (M - 1) a weight is 1 + r (w - 1) and the bias r b, so that a modality by itself
@@ -319,7 +320,7 @@ def additive_subsets(modality_logits: Any, weights: Any = None, bias: Any = None
     b = np.zeros(classes) if bias is None else np.asarray(bias, dtype=np.float64)
     fused = np.full((2**modalities, n, classes), np.nan)
     for subset in range(1, 2**modalities):
-        inside = there & (subset >> np.arange(modalities) & 1).astype(bool)
+        inside = present & (subset >> np.arange(modalities) & 1).astype(bool)
         count = inside.sum(axis=1)
         kept = evidence * inside[..., None]
         r = ((count - 1) / (modalities - 1))[:, None]
@@ -329,7 +330,7 @@ def additive_subsets(modality_logits: Any, weights: Any = None, bias: Any = None
 
 
 def relative_balance_index(participation: Any, capability_share: Any) -> np.ndarray | float:
-    """1 - mean over classes of half the L1 distance between participation and capability share (1 = as it is worth).
+    """1 - mean over classes of half the L1 distance between participation and capability share (1: they are equal).
 
     Args:
         participation: `(..., M, C)`.
@@ -341,24 +342,25 @@ def relative_balance_index(participation: Any, capability_share: Any) -> np.ndar
 
 
 def rescued_and_lost(modality_correct: Any, fused_correct: Any) -> dict[str, Any]:
-    """What the fusion makes of the clips that one or any modality gets right.
+    """How the fusion decides the clips that exactly one, or at least one, modality gets right.
 
     Args:
         modality_correct: `(N, M)`; a missing modality counts as wrong.
         fused_correct: `(N,)`.
 
     Returns:
-        `only (M,)`: part of all clips that modality m alone gets right; `rescued (M,)`: of those, the part the fusion
-        gets right (NaN if none); `weak`: index of the modality with the lowest accuracy, whose `rescued` is the
-        headline number; `any`: part that any modality gets right; `lost`: of those, the part the fusion gets wrong.
+        `only (M,)`: fraction of clips that only modality m gets right; `rescued (M,)`: of those, the fraction that the
+        fusion gets right (NaN if none); `weak`: index of the modality with the lowest accuracy, whose `rescued` is
+        the headline number; `any`: fraction that any modality gets right; `lost`: of those, the fraction that the
+        fusion gets wrong.
     """
     each, fused = np.asarray(modality_correct, dtype=bool), np.asarray(fused_correct, dtype=bool)
-    alone = each & (each.sum(axis=1, keepdims=True) == 1)
-    count, some = alone.sum(axis=0), each.any(axis=1)
+    single = each & (each.sum(axis=1, keepdims=True) == 1)
+    count, some = single.sum(axis=0), each.any(axis=1)
     with np.errstate(invalid="ignore"):
-        rescued = (alone & fused[:, None]).sum(axis=0) / count
+        rescued = (single & fused[:, None]).sum(axis=0) / count
     return {
-        "only": alone.mean(axis=0),
+        "only": single.mean(axis=0),
         "rescued": rescued,
         "weak": int(each.mean(axis=0).argmin()),
         "any": float(some.mean()),
@@ -376,9 +378,9 @@ def _checked(logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"labels are {labels.dtype}; expected integers (class indices).")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise ValueError(
-            f"labels run from {labels.min()} to {labels.max()}; with {logits.shape[1]} classes they must"
+            f"labels range from {labels.min()} to {labels.max()}; with {logits.shape[1]} classes they must"
             f" lie in 0..{logits.shape[1] - 1}."
         )
     if np.isnan(logits).any():
-        raise ValueError("logits hold NaN; leave out the clips where the modality is missing.")
+        raise ValueError("logits contain NaN; leave out the clips where the modality is missing.")
     return logits, labels

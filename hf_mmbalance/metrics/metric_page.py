@@ -1,4 +1,4 @@
-"""A page for an `evaluate` module as a Space: predictions and labels in, the metric out, its card below."""
+"""Web page (Space) of an `evaluate` module: input of predictions and labels, the metric, and its card."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import gradio as gr
 
 
 def page(name: str, predictions: list[Any], references: list[int]) -> gr.Blocks:
-    """The page of the metric `<name>.py` that lies beside this file.
+    """The page of the metric `<name>.py` in the folder of this file.
 
     Args:
-        name: Of the metric.
+        name: Name of the metric.
         predictions: Example shown at the start.
-        references: Its labels.
+        references: Labels of the example.
     """
     here = Path(__file__).parent
     metric = evaluate.load(str(here / f"{name}.py"))
@@ -32,7 +32,7 @@ def page(name: str, predictions: list[Any], references: list[int]) -> gr.Blocks:
         gr.Markdown(f"# {name}\n{metric.description}")
         with gr.Row():
             with gr.Column():
-                rows = ",\n ".join(json.dumps(row) for row in predictions)  # a clip a line
+                rows = ",\n ".join(json.dumps(row) for row in predictions)  # one clip per line
                 one = gr.Code(f"[{rows}]", language="json", label="predictions")
                 two = gr.Code(json.dumps(references), language="json", label="references (class numbers)")
                 button = gr.Button("Compute", variant="primary")

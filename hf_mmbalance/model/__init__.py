@@ -1,4 +1,4 @@
-"""What travels to the Hub with the weights; every file here works alone in a stranger's cache."""
+"""Model code that is saved with the weights; its files also work without this package installed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def register_auto_classes() -> None:
     for auto_class in (AutoModel, AutoModelForAudioClassification, AutoModelForVideoClassification):
         auto_class.register(MMBalanceConfig, MMBalanceForAudioVisualClassification, exist_ok=True)
     AutoProcessor.register(MMBalanceConfig, MMBalanceProcessor, exist_ok=True)
-    if TASK not in PIPELINE_REGISTRY.supported_tasks:  # a second time it would warn
+    if TASK not in PIPELINE_REGISTRY.supported_tasks:  # registering twice would warn
         PIPELINE_REGISTRY.register_pipeline(
             TASK, AudioVisualClassificationPipeline, pt_model=AutoModel, type="multimodal"
         )

@@ -10,8 +10,9 @@ from transformers.configuration_utils import SubConfigSpec
 
 FRAME_POOLINGS = ("mean", "temporal")
 UNIMODAL_HEADS = ("linear", "cosine")
-FORMAT_VERSION = 1  # counts changes after which older code would misread a saved model
-FUSION_NAME = re.compile(r"[\w-]+(:[A-Za-z_]\w*)?")  # a file beside the model has no path: it could leave the folder
+FORMAT_VERSION = 1  # raised by changes after which older code would misread a saved model
+# A file next to the model is named without a path: a path could lead out of the model's folder.
+FUSION_NAME = re.compile(r"[\w-]+(:[A-Za-z_]\w*)?")
 
 
 @strict
@@ -21,16 +22,16 @@ class MMBalanceConfig(PreTrainedConfig):
 
     Args:
         audio_config (`dict` or `PreTrainedConfig`, *optional*, defaults to an AST-base config):
-            Configuration of the audio tower; any audio model that `AutoModel` knows.
+            Configuration of the audio tower; any audio model that `AutoModel` supports.
         vision_config (`dict` or `PreTrainedConfig`, *optional*, defaults to a ViT-base config):
             Configuration of the vision tower, run on every frame.
         modalities (`list[str]`, *optional*, defaults to `["audio", "vision"]`):
             Names of the modalities, in the order of every `(B, M, C)` tensor.
         fusion (`str`, *optional*, defaults to `"adaptive"`):
             Fusion head: `"sum"`, `"mean_prob"`, `"concat"`, `"gated"`, `"film"`, `"mmcosine"`, `"qmf"`, `"adaptive"`,
-            a registered name, or `"file:ClassName"` of a head whose file travels with the model.
+            a registered name, or `"file:ClassName"` of a head whose file is saved with the model.
         fusion_options (`dict`, *optional*):
-            What the fusion head takes, e.g. `{"hidden_size": 128}` for `"gated"`.
+            Options of the fusion head, e.g. `{"hidden_size": 128}` for `"gated"`.
         unimodal_head (`str`, *optional*, defaults to `"linear"`):
             Unimodal heads: `"linear"`, or `"cosine"` (scaled cosine between feature and class weight).
         cosine_scale (`float`, *optional*, defaults to 10.0):
@@ -40,23 +41,23 @@ class MMBalanceConfig(PreTrainedConfig):
         frame_pooling (`str`, *optional*, defaults to `"mean"`):
             `"mean"` over the frames present, or `"temporal"`: one small transformer layer with time positions first.
         max_frames (`int`, *optional*, defaults to 64):
-            Most frames a clip may have with `frame_pooling="temporal"`.
+            Largest number of frames per clip with `frame_pooling="temporal"`.
         temporal_heads (`int`, *optional*, defaults to 4):
             Attention heads of the temporal layer.
         modality_dropout (`list[float]`, *optional*, defaults to `[0.0, 0.0]`):
-            Probability, for each modality, that a training clip is shown without it, drawn independently; a clip that
-            would lose everything is shown whole.
+            Probability, for each modality, that it is removed from a training clip, drawn independently; a clip that
+            would lose all its modalities keeps them.
         fused_loss_weight (`float`, *optional*):
-            Weight of the fused cross-entropy in the towers' loss; `None` takes the fusion head's own default.
-            With 0 each tower learns from its own loss alone, and the faster one cannot crowd the other out.
+            Weight of the fused cross-entropy in the towers' loss; `None` takes the default of the fusion head.
+            With 0 each tower learns from its unimodal loss only, so that a fast one cannot suppress the other.
         unimodal_loss_weight (`float`, *optional*):
-            Weight of the sum of unimodal cross-entropies; `None` takes the fusion head's own default.
+            Weight of the sum of unimodal cross-entropies; `None` takes the default of the fusion head.
         label_smoothing (`float`, *optional*, defaults to 0.0):
             Label smoothing of the towers' losses.
         class_weights (`list[float]`, *optional*):
             Weight of each class in all losses; their mean over the training clips should be 1.
         untrained_modalities (`list[str]`, *optional*, defaults to `[]`):
-            Modalities that no training clip had. The model leaves them out, and refuses a clip that has nothing else.
+            Modalities that no training clip had. The model ignores them, and refuses a clip that has no other.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of new linear weights.
         format_version (`int`, *optional*, defaults to 1):
@@ -76,7 +77,7 @@ class MMBalanceConfig(PreTrainedConfig):
 
     model_type = "mmbalance"
     _auto_class = "AutoConfig"
-    # What `Trainer.predict` need not gather: features and whole tower outputs.
+    # Large outputs that `Trainer.predict` does not need to gather: features and the towers' outputs.
     keys_to_ignore_at_inference = [
         "modality_contributions",
         "modality_features",
@@ -117,7 +118,7 @@ class MMBalanceConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_format(self) -> None:
-        """A model saved by newer code may mean something else by the same fields."""
+        """Refuse a model saved by newer code, in which the same fields may have another meaning."""
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
                 f"format_version={self.format_version}: the model was saved by a newer hf_mmbalance than this one,"
@@ -125,7 +126,7 @@ class MMBalanceConfig(PreTrainedConfig):
             )
 
     def validate_modalities(self) -> None:
-        """Names and rates must fit the two towers."""
+        """Check that names and rates match the two towers."""
         if list(self.modalities) != ["audio", "vision"]:
             raise ValueError(f"modalities={self.modalities!r}: this model has the towers ['audio', 'vision']")
         if len(self.modality_dropout) != len(self.modalities) or not all(0 <= r < 1 for r in self.modality_dropout):
@@ -139,11 +140,11 @@ class MMBalanceConfig(PreTrainedConfig):
             )
 
     def validate_choices(self) -> None:
-        """Named choices must exist, rates and sizes must make sense."""
+        """Check that named choices exist, and that rates and sizes are in range."""
         if not FUSION_NAME.fullmatch(self.fusion):
             raise ValueError(
-                f"fusion={self.fusion!r} is no name: give a registered one, or 'file:ClassName' of a file beside the"
-                " model, without its folder and '.py'"
+                f"fusion={self.fusion!r} is not a valid name: give a registered one, or 'file:ClassName' of a"
+                " file next to the model, without folder and '.py'"
             )
         if self.frame_pooling not in FRAME_POOLINGS:
             raise ValueError(f"frame_pooling={self.frame_pooling!r} is unknown: choose one of {FRAME_POOLINGS}")
@@ -163,14 +164,14 @@ class MMBalanceConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={value!r} must not be negative")
 
     def validate_classes(self) -> None:
-        """At least two classes, numbered without gaps, and one positive weight for each if there are weights."""
+        """Check that there are at least two classes, numbered without gaps, and that class weights are positive."""
         names = self.id2label or {}
         if len(names) < 2:
             raise ValueError(f"id2label: name at least 2 classes, got {names!r}")
         if sorted(names) != list(range(len(names))):
             raise ValueError(f"id2label: number the classes from 0 to {len(names) - 1}, got {sorted(names)}")
         if len(set(names.values())) < len(names):
-            raise ValueError(f"id2label: two classes have one name in {list(names.values())}; give each its own")
+            raise ValueError(f"id2label: two classes have the same name in {list(names.values())}; rename one")
         weights = self.class_weights
         if weights is not None and (len(weights) != self.num_labels or min(weights) <= 0):
             raise ValueError(f"class_weights: give {self.num_labels} positive numbers, one for each class")

@@ -10,7 +10,7 @@ from .fusion_mmbalance import FusionHead, FusionOutput, masked_log_softmax, regi
 
 
 CALIBRATIONS = ("temperature", "vector", "dirichlet")
-#: Standardised typicality is clipped at plus and minus this.
+#: Standardised typicality is clipped to [-bound, bound].
 TYPICALITY_BOUND = 8.0
 
 
@@ -22,14 +22,14 @@ class AdaptiveFusion(FusionHead):
     \\(\log p(c|x) = \log \pi_c + \sum_m [\log p(c|x_m) - \log \pi_c]\\). With
     \\(\ell_m = \mathrm{logsoftmax}(z_m)\\) and S the modalities present, this head computes
 
-    - own calibration: \\(D_m = \mathrm{logsoftmax}((A_m \ell_m + a_m) e^{-\log T_m + s_m t_m(x)})\\), where A, a are
+    - calibration: \\(D_m = \mathrm{logsoftmax}((A_m \ell_m + a_m) e^{-\log T_m + s_m t_m(x)})\\), where A, a are
       the identity and 0 (`"temperature"`; Guo et al., 2017), a scale and bias per class (`"vector"`) or a full map
       (`"dirichlet"`; Kull et al., 2019) and t is the typicality below;
     - weights: \\(w_{m,c}(S) = 1 + r (w_{m,c} - 1)\\) with \\(r = (|S| - 1) / (M - 1)\\);
     - fused: \\(F_c = \log \pi_c + \sum_{m \in S} w_{m,c}(S) [D_{m,c} - \log \pi_c] + r b_c + \delta_c\\).
 
-    With one modality present r = 0: the result is its own calibrated posterior. \\(\delta\\) (`prior_shift`) is
-    \\(\log \pi' - \log \pi\\) where the prior \\(\pi'\\) at the place of use is known (Bayes' rule), else 0.
+    With one modality present r = 0: the result is its calibrated posterior. \\(\delta\\) (`prior_shift`) is
+    \\(\log \pi' - \log \pi\\) where the prior \\(\pi'\\) in use is known (Bayes' rule), else 0.
 
     Typicality: \\(t_m(x)\\) is the log of the Mahalanobis distance of tower m's feature to the nearest class mean
     of the training clips (one shared covariance), standardised on the clips of the fit and clipped at
@@ -124,8 +124,8 @@ class AdaptiveFusion(FusionHead):
         modality_mask: torch.Tensor,
         features: tuple[torch.Tensor, ...] | None = None,
     ) -> FusionOutput:
-        """See [`FusionHead.forward`]; without `features` every clip counts as of average typicality (t = 0)."""
-        # Decisions are at least float32, also where buffers are stored in half precision or under autocast.
+        """See [`FusionHead.forward`]; without `features` every clip has average typicality (t = 0)."""
+        # Decisions are computed in at least float32, even if buffers are in half precision or autocast is on.
         dtype = torch.promote_types(modality_logits.dtype, torch.float32)
         own = {name: value.to(dtype) for name, value in self.named_buffers()}
         with torch.autocast(modality_logits.device.type, enabled=False):
@@ -137,7 +137,7 @@ class AdaptiveFusion(FusionHead):
     def typicality(self, features: Sequence[torch.Tensor | None], modality_mask: torch.Tensor) -> torch.Tensor | None:
         """Typicality `(B, M)`, 0 where a modality is missing or its features are not known; `None` if unused.
 
-        No gradient reaches the towers through it: a tower must not learn to look typical.
+        No gradient reaches the towers through it: a tower must not learn to make its features typical.
         """
         if self.ranks is None:
             return None
@@ -162,7 +162,7 @@ class AdaptiveFusion(FusionHead):
         centred = features.to(dtype) - own["mean"]
         along = centred @ own["basis"].T  # (B, r)
         root = own["precision"].sqrt()
-        # Without matrix products: they lose digits where a distance is small beside the norms.
+        # Without matrix products, which lose precision where a distance is small compared to the norms.
         nearest = torch.cdist(along * root, own["centres"] * root, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
         outside = (centred.square().sum(1) - along.square().sum(1)).clamp(min=0.0)
         rest = outside * self.get_buffer("typicality_rest")[m].to(dtype)
@@ -218,10 +218,10 @@ def evidence_of(
 
 
 def combine(posteriors: torch.Tensor, modality_mask: torch.Tensor, own: dict[str, torch.Tensor]) -> FusionOutput:
-    """What the head decides from calibrated log-posteriors D `(B, M, C)`.
+    """Output of the head for calibrated log-posteriors D `(B, M, C)`.
 
     The contribution of modality m is w_m(S) (D_m - log pi), its weighted evidence beyond the prior; the logits are the
-    sum of the contributions plus log pi + delta + r b, which is what the head says without any evidence.
+    sum of the contributions plus log pi + delta + r b, the head's output without evidence.
     """
     missing = ~modality_mask.unsqueeze(-1)
     evidence, several = evidence_of(posteriors, modality_mask, own["log_prior"])

@@ -1,7 +1,7 @@
-"""Fusion heads of the user's own: named `"file:ClassName"`, registered when asked, copied with a saved model.
+"""User-defined fusion heads: named `"file:ClassName"`, registered on request, copied with a saved model.
 
-A head stands in one file, with nothing of the user's own imported. It finds the interface beside itself when it is
-loaded with a model, and in the package when the file is imported by itself:
+A head is one file that imports no other files of the user. The interface is in the same folder when the head is loaded
+with a model, and in the installed package when the file is imported directly:
 
 ```python
 try:
@@ -29,7 +29,7 @@ from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import logging
 
-from .fusion_adaptive_mmbalance import AdaptiveFusion  # noqa: F401  # registers itself
+from .fusion_adaptive_mmbalance import AdaptiveFusion  # noqa: F401  # registers the head
 from .fusion_mmbalance import FUSION_HEADS
 
 
@@ -41,7 +41,7 @@ def fusion_class(name: str) -> type:
     """The registered fusion head of that name.
 
     Raises:
-        ValueError: if there is none; the message lists those there are, or names the file that is missing.
+        ValueError: if there is none; the message lists the registered ones, or names the missing file.
     """
     if name in FUSION_HEADS:
         return FUSION_HEADS[name]
@@ -55,8 +55,8 @@ def fusion_class(name: str) -> type:
             f" trust_remote_code=True, or call load_fusion_head('{module}.py:{class_name}') first"
         )
     raise ValueError(
-        f"fusion={name!r} is unknown: choose one of {', '.join(sorted(FUSION_HEADS))}, or name a head of your own as"
-        " 'my_head.py:MyHead'"
+        f"fusion={name!r} is unknown: choose one of {', '.join(sorted(FUSION_HEADS))}, or give the file and class of a"
+        " user-defined head as 'my_head.py:MyHead'"
     )
 
 
@@ -66,21 +66,21 @@ def load_fusion_head(name: str) -> str:
     A name without `.py:` is returned as it is.
 
     Raises:
-        FileNotFoundError: if the file is not there.
-        ValueError: if the file has no such class, or a name that cannot stand beside the model's own files.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file has no such class, or a name that the model's own files could have.
     """
     path, _, class_name = name.rpartition(":")
     if not path.endswith(".py"):
         return name
     file = Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"fusion head {name!r}: there is no file {file}")
+        raise FileNotFoundError(f"fusion head {name!r}: file {file} does not exist")
     if not file.stem.isidentifier() or file.stem.endswith("_mmbalance"):
         raise ValueError(
             f"fusion head {name!r}: rename {file.name} to letters, digits and underscores, not ending in _mmbalance"
             " (the model's own files do)"
         )
-    # As a sibling of this file, so that its relative imports work and its name meets no other module's.
+    # Loaded as a module next to this one: its relative imports work, and its name cannot clash with other modules.
     module_name = f"{__name__.rpartition('.')[0]}.{file.stem}"
     spec = importlib.util.spec_from_file_location(module_name, file)
     assert spec is not None and spec.loader is not None  # a .py file has both
@@ -96,10 +96,10 @@ def load_fusion_head(name: str) -> str:
 
 
 def prepare_fusion_class(model_class: Any, name_or_path: str | os.PathLike, kwargs: dict[str, Any]) -> None:
-    """Before a model is loaded: register the fusion head of its own that its config names, from the same place.
+    """Register the user-defined fusion head that a model's config names; called before the model is loaded.
 
-    Code is run only with `trust_remote_code=True` (which `AutoModel` passes on); then the place's own file is taken,
-    whatever head of that name is registered. Otherwise a registered head is used.
+    Code is run only with `trust_remote_code=True` (which `AutoModel` passes on); then the file saved with the model is
+    used even if a head of that name is registered. Otherwise the registered head is used.
     """
     config = kwargs.get("config")
     hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
@@ -117,19 +117,19 @@ def prepare_fusion_class(model_class: Any, name_or_path: str | os.PathLike, kwar
     except (OSError, AttributeError) as error:
         raise ValueError(
             f"the model's fusion head {class_name!r} is missing: {module}.py was not found in {name_or_path}; put the"
-            " file beside the model's config.json"
+            " file next to the model's config.json"
         ) from error
 
 
 def portable_name(name: str, head: type) -> str:
-    """What a saved config calls a head: `"file:ClassName"` if its file has to travel with the model, else `name`."""
+    """Name of a head in a saved config: `"file:ClassName"` if its file is saved with the model, else `name`."""
     package, _, module = head.__module__.rpartition(".")
     if ":" in name or package == __name__.rpartition(".")[0] and module.endswith("_mmbalance"):
         return name
     if head.__module__ == "__main__":
         logger.warning(
             f"fusion head {name!r} is defined in __main__, so its code is not saved with the model: to load the model"
-            " elsewhere, register the head there first, or move it to a file of its own"
+            " elsewhere, register the head there first, or move it to a separate file"
         )
         return name
     return _file_and_class(head)

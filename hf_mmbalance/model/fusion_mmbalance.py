@@ -1,4 +1,4 @@
-"""The interface of every fusion head, the registry that names them, and the baseline heads."""
+"""The interface of fusion heads, their registry, and the baseline heads."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ class FusionOutput(ModelOutput):
         modality_weights (`torch.FloatTensor` of shape `(B, M, C)`, *optional*):
             The weights the head used, 0 where a modality is missing; `None` where a head has none.
         modality_contributions (`torch.FloatTensor` of shape `(B, M, C)`, *optional*):
-            Exact terms that sum over modalities to the logits minus what the head says without evidence (its bias).
+            Exact terms that sum over modalities to the logits minus the head's output without evidence (its bias).
         modality_trust (`torch.FloatTensor` of shape `(B, M)`, *optional*):
             Calibrated probability that a modality's own decision is right, 0 where it is missing; `None` where a
             head does not calibrate its modalities.
@@ -36,14 +36,14 @@ class FusionOutput(ModelOutput):
 class FusionHead(nn.Module):
     """Base of all fusion heads: unimodal logits in, fused logits out.
 
-    A head of your own subclasses this, sets the class attributes that apply, implements `forward`, and is registered
+    A user-defined head subclasses this, sets the class attributes that apply, implements `forward`, and is registered
     with [`register_fusion_head`] or named in the config as `"file:ClassName"`.
 
     Args:
         num_modalities (`int`): Number of modalities `M`.
         num_labels (`int`): Number of classes `C`.
         feature_sizes (`tuple[int, ...]`): Width `D_m` of each tower's features, in the order of the modalities.
-        **options: What the head itself takes, from `config.fusion_options`.
+        **options: Options of the head, from `config.fusion_options`.
     """
 
     #: The head computes the unimodal logits itself, from features (`unimodal_logits`), instead of the model's heads.
@@ -54,7 +54,7 @@ class FusionHead(nn.Module):
     unimodal_for_diagnosis: bool = False
     #: Weight of the summed unimodal losses unless the config sets one.
     default_unimodal_loss_weight: float = 1.0
-    #: Weight of the fused loss; 0 for ensembles of towers trained apart.
+    #: Weight of the fused loss; 0 for ensembles of towers trained separately.
     default_fused_loss_weight: float = 1.0
     #: The head has no parameters: it is fitted on clips that the towers do not learn from.
     fitted: bool = False
@@ -71,7 +71,7 @@ class FusionHead(nn.Module):
         modality_mask: torch.Tensor,
         features: tuple[torch.Tensor, ...] | None = None,
     ) -> FusionOutput:
-        """Fuse.
+        """Combine unimodal logits into one decision.
 
         Args:
             modality_logits (`torch.FloatTensor` of shape `(B, M, C)`):
@@ -128,7 +128,7 @@ def shapley_contributions(
     """Shapley value of every modality for the fused logits of a head that is not additive.
 
     phi_m = sum over S without m of |S|! (M - |S| - 1)! / M! (f(S + m) - f(S)), with f(empty) = 0 (Shapley, 1953).
-    A missing modality gets 0, the rest sum to f(present).
+    A missing modality gets 0; the others sum to f(present).
 
     Args:
         fuse: Maps a mask `(B, M)` to fused logits `(B, C)`.
@@ -145,10 +145,10 @@ def shapley_contributions(
             inside = torch.zeros_like(modality_mask)
             inside[:, list(subset)] = True
             inside = inside & modality_mask
-            # A subset whose members are all missing is worth nothing; fuse() needs at least one modality.
-            worth = inside.any(1, keepdim=True)
-            value = fuse(torch.where(worth, inside, modality_mask))
-            values[subset] = value * worth
+            # A subset whose members are all missing has the value 0; fuse() needs at least one modality.
+            has_members = inside.any(1, keepdim=True)
+            value = fuse(torch.where(has_members, inside, modality_mask))
+            values[subset] = value * has_members
     values[()] = torch.zeros_like(values[(0,)])
     contributions = []
     for modality in range(modalities):
@@ -218,7 +218,7 @@ class _LogitSum(FusionHead):
 class MMCosineFusion(_LogitSum):
     """Sum of scaled cosine logits, s (cos(W_a, f_a) + cos(W_v, f_v)) (MMCosine, Xu et al., 2023).
 
-    The scale s is `config.cosine_scale`; the loss is that of the fused logits alone, as published.
+    The scale s is `config.cosine_scale`; the loss is that of the fused logits only, as published.
     """
 
     required_unimodal_head = "cosine"
@@ -237,7 +237,7 @@ class MMCosineFusion(_LogitSum):
 class QMFFusion(_LogitSum):
     """Energy weights: z = sum_m c_m z_m with c_m = logsumexp(z_m) / 10, detached (QMF, Zhang et al., 2023).
 
-    Raw logits on purpose: energy is lost under log-softmax. The published ranking loss over each clip's loss history
+    Raw logits are required: log-softmax removes the energy. The published ranking loss over each clip's loss history
     is not part of the head.
     """
 
@@ -255,10 +255,10 @@ class QMFFusion(_LogitSum):
 
 @register_fusion_head("concat")
 class ConcatFusion(FusionHead):
-    """One linear layer on the concatenated features, trained by the fused loss alone.
+    """One linear layer on the concatenated features, trained by the fused loss only.
 
-    Its split halves are the unimodal logits, z_m = W_m f_m + b / M (OGM-GE, Peng et al., 2022), so a missing modality
-    simply leaves its half out.
+    Its split halves are the unimodal logits, z_m = W_m f_m + b / M (OGM-GE, Peng et al., 2022), so that the half of a
+    missing modality is left out.
     """
 
     owns_unimodal_logits = True
@@ -290,10 +290,10 @@ class ConcatFusion(FusionHead):
 
 
 class _ConditionedFusion(FusionHead):
-    """A head in which all modalities but the last condition the last; clips with a part missing fall back.
+    """A head in which the last modality is conditioned on all others; incomplete clips use a fallback.
 
-    The fallback is the linear pool of the unimodal heads, which therefore learn under their own loss, on detached
-    features so that they change nothing in the towers.
+    The fallback is the linear pool of the unimodal heads, which therefore learn by their own loss, on detached
+    features so that the towers are not affected.
     """
 
     unimodal_for_diagnosis = True
@@ -314,7 +314,7 @@ class _ConditionedFusion(FusionHead):
         modality_mask: torch.Tensor,
         features: tuple[torch.Tensor, ...] | None = None,
     ) -> FusionOutput:
-        assert features is not None  # this head is built on them
+        assert features is not None  # this head uses them
         joint = torch.log_softmax(self.classifier(self.condition(features)).float(), dim=-1)
         log_probs = torch.log_softmax(modality_logits, dim=-1)
 

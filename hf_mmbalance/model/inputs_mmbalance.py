@@ -1,4 +1,4 @@
-"""What people pass as sound and frames (files, addresses, bytes, arrays, images), brought to one form and checked."""
+"""Convert every accepted form of sound and frames (files, addresses, bytes, arrays, images) to checked arrays."""
 
 import io
 import ipaddress
@@ -18,7 +18,7 @@ from .media_mmbalance import read_audio
 from .media_streams_mmbalance import LIMITS, ONE_THREAD, Box, Limits, MediaError, fit_frame
 
 
-try:  # optional for whoever loads a published model: only needed to read files
+try:  # optional, so that a published model loads without it; needed only to read files
     import av
     from av.video.reformatter import VideoReformatter
 except ImportError:
@@ -32,7 +32,7 @@ Source = str | os.PathLike | bytes
 FileLike = (str, os.PathLike, bytes)
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
 FULL_SCALE = 32768.0
-ENCODED = "_hf_encoded"  # where `datasets` keeps the file behind a decoder
+ENCODED = "_hf_encoded"  # attribute in which a decoder of `datasets` keeps its file
 PLAIN_JPEG = ("yuvj420p", "yuvj422p", "yuvj444p")  # neither grey nor CMYK
 IDLE_SECONDS, DOWNLOAD_SECONDS, MOST_REDIRECTS = 60.0, 600.0, 5
 
@@ -41,7 +41,7 @@ IDLE_SECONDS, DOWNLOAD_SECONDS, MOST_REDIRECTS = 60.0, 600.0, 5
 
 
 def is_file(value: Any) -> bool:
-    """A path, address, bytes, or what `datasets` gives for a column, not decoded or as torchcodec's decoder."""
+    """Whether a value is a path, address, bytes, or a `datasets` column value (undecoded, or torchcodec's decoder)."""
     if isinstance(value, Mapping):
         return bool(value) and set(value) <= {"bytes", "path"}
     return isinstance(value, (str, os.PathLike, bytes, bytearray)) or hasattr(value, ENCODED)
@@ -62,7 +62,7 @@ def source_of(value: Any, limits: Limits = LIMITS) -> Source:
     if isinstance(value, bytearray):
         return bytes(value)
     if not isinstance(value, FileLike):
-        raise ValueError(f"a file of type {type(value).__name__} is not taken: give a path, an address or bytes")
+        raise ValueError(f"a file of type {type(value).__name__} is not supported: give a path, an address or bytes")
     if isinstance(value, str) and value.lower().startswith(("http://", "https://")):
         return _download(value, limits)
     return value
@@ -76,7 +76,7 @@ def _download(address: str, limits: Limits) -> bytes:
     name, first, deadline = _shown(address), address, time.monotonic() + DOWNLOAD_SECONDS
     try:
         for _ in range(MOST_REDIRECTS + 1):
-            # Not compressed: what is counted is then what is held.
+            # Without compression the bytes counted are the bytes kept in memory.
             headers = {"Accept-Encoding": "identity"}
             with get_session().stream(
                 "GET", address, headers=headers, follow_redirects=False, timeout=IDLE_SECONDS
@@ -89,13 +89,13 @@ def _download(address: str, limits: Limits) -> bytes:
                     raise MediaError("missing", f"{name}: cannot be downloaded (HTTP status {answer.status_code})")
                 if answer.headers.get("content-encoding", "identity") != "identity":
                     raise MediaError("unreadable", f"{name}: the server sends it compressed; download it first")
-                return _content(answer.iter_raw(), name, limits, deadline)
+                return _joined(answer.iter_raw(), name, limits, deadline)
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         raise MediaError("unreadable", f"{name}: cannot be downloaded ({type(error).__name__})") from error
     raise MediaError("unreadable", f"{name}: more than {MOST_REDIRECTS} redirects")
 
 
-def _content(pieces: Any, name: str, limits: Limits, deadline: float) -> bytes:
+def _joined(pieces: Any, name: str, limits: Limits, deadline: float) -> bytes:
     content = bytearray()
     for piece in pieces:
         content += piece
@@ -110,7 +110,7 @@ def _check_redirect(first: str, address: str, name: str) -> None:
     if urlsplit(address).scheme not in ("http", "https"):
         raise MediaError("unreadable", f"{name}: redirects to something that is not http")
     if _is_local(address) and not _is_local(first):
-        raise MediaError("unreadable", f"{name}: redirects to a local address; give that one if it is meant")
+        raise MediaError("unreadable", f"{name}: redirects to a local address; give that address if it is intended")
 
 
 def _is_local(address: str) -> bool:
@@ -118,17 +118,17 @@ def _is_local(address: str) -> bool:
     try:
         found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
     except OSError:
-        return False  # the download says what is wrong with it
+        return False  # the download reports the error
     return any(not ipaddress.ip_address(str(place).split("%")[0]).is_global for place in found)
 
 
 def _shown(address: str) -> str:
-    """An address without what may be a password or a signature."""
+    """An address for messages: without user, query and fragment, which may contain a password or a signature."""
     return re.sub(r"//[^/]*@", "//", re.split(r"[?#]", address, maxsplit=1)[0])
 
 
 def shown_name(source: Source) -> str:
-    """What messages call a source."""
+    """Name of a source in messages."""
     return "<bytes>" if isinstance(source, bytes) else os.fspath(source)
 
 
@@ -141,13 +141,13 @@ def as_sound(audio: Any, sampling_rate: int | None, name: str, limits: Limits = 
     Args:
         audio: A file, what `datasets` gives for an Audio column, an array or tensor `(S,)`, `(channels, S)` or
             `(S, channels)` of floats or 8, 16 or 32-bit integers, or a list of floats.
-        sampling_rate: Hz of an array; files know their own.
-        name: What messages call it.
-        limits: Refuse what is larger.
+        sampling_rate: Hz of an array; files have their own.
+        name: Its name in messages.
+        limits: Larger inputs are refused.
 
     Raises:
         MediaError: (a ValueError) for a file that cannot be used.
-        ValueError: for an array without (or with a senseless) `sampling_rate`, an empty or not finite waveform.
+        ValueError: for an array without a valid `sampling_rate`, or a waveform that is empty or not finite.
     """
     if is_file(audio):
         return read_audio(source_of(audio, limits), limits=limits)
@@ -156,8 +156,8 @@ def as_sound(audio: Any, sampling_rate: int | None, name: str, limits: Limits = 
             audio, sampling_rate = audio["array"], audio["sampling_rate"]
         except (KeyError, TypeError):
             raise ValueError(
-                f"{name} of type {type(audio).__name__} is not taken: give an array and its sampling_rate, {{'array':"
-                " ..., 'sampling_rate': ...}, or a file"
+                f"{name} of type {type(audio).__name__} is not supported: give an array and its sampling_rate,"
+                " {'array': ..., 'sampling_rate': ...}, or a file"
             ) from None
     rate = _check_rate(sampling_rate, name)
     wave = _mono(to_numpy(audio), name)
@@ -168,14 +168,14 @@ def as_sound(audio: Any, sampling_rate: int | None, name: str, limits: Limits = 
 
 
 def is_batch_of_audio(audio: Any) -> bool:
-    """Whether a value is many clips' sound, not one's."""
+    """Whether a value is the sound of several clips, not of one."""
     if isinstance(audio, (list, tuple)):
         return not (len(audio) > 0 and all(isinstance(value, numbers.Number) for value in audio))
     return hasattr(audio, "ndim") and audio.ndim == 3
 
 
 def to_numpy(values: Any) -> np.ndarray:
-    """An array, also of a tensor on any device and of any type."""
+    """The values as an array; tensors may be on any device and of any type."""
     if hasattr(values, "cpu"):  # a tensor
         values = values.detach().cpu()
         values = (values.float() if values.is_floating_point() else values).numpy()  # numpy has no bfloat16
@@ -198,18 +198,18 @@ def _mono(wave: np.ndarray, name: str) -> np.ndarray:
 
 def _check_rate(sampling_rate: Any, name: str) -> int:
     if sampling_rate is None:
-        raise ValueError(f"{name} is an array: pass its sampling_rate in Hz, it cannot be read off an array")
+        raise ValueError(f"{name} is an array: pass its sampling_rate in Hz, which an array does not contain")
     number = isinstance(sampling_rate, numbers.Real) and not isinstance(sampling_rate, bool)
     if not number or not LOWEST_RATE <= sampling_rate <= HIGHEST_RATE:
         raise ValueError(
-            f"sampling_rate={sampling_rate!r} makes no sense for {name}: give one number of Hz from {LOWEST_RATE} to"
+            f"sampling_rate={sampling_rate!r} is not valid for {name}: give one number of Hz from {LOWEST_RATE} to"
             f" {HIGHEST_RATE}, for all arrays"
         )
     return int(sampling_rate)
 
 
 def round_sound(wave: np.ndarray) -> np.ndarray:
-    """Sound in steps of 16 bits, 1 / 32768, as data sets store it; what overshoots full scale is kept."""
+    """Sound rounded to 16-bit steps of 1 / 32768, as data sets store it; values beyond full scale are kept."""
     return (np.rint(wave * FULL_SCALE) / FULL_SCALE).astype(np.float32)
 
 
@@ -223,15 +223,15 @@ def as_frames(
     size: int | tuple[int, int] | None = None,
     limits: Limits = LIMITS,
 ) -> list[np.ndarray]:
-    """One clip's RGB frames `(H, W, 3)`, uint8, upright, cropped and sized.
+    """One clip's RGB frames `(H, W, 3)`, uint8, upright, cropped and resized.
 
     Args:
         frames: An array or tensor `(T, H, W, 3)` or `(T, 3, H, W)`, a list of frames, or one frame. A frame is an
             array `(H, W, 3)`, `(3, H, W)` or `(H, W)` of integers up to 255, or of floats up to 1 or up to 255; a PIL
             image, or an image file.
-        crop: Left, top, right, bottom as parts of the frame.
+        crop: Left, top, right, bottom as fractions of the frame.
         size: (height, width) or shorter side; None keeps the pixels.
-        limits: Refuse what is larger.
+        limits: Larger inputs are refused.
 
     Raises:
         MediaError: (a ValueError) for an image file that does not decode or is over the limits.
@@ -241,7 +241,7 @@ def as_frames(
         frames = frames if getattr(frames, "ndim", 0) == 4 else [frames]
     if len(frames) == 0:
         raise ValueError("zero frames: leave the frames out (None) if the clip has none")
-    jpeg, done, held = _Jpeg(), [], 0
+    jpeg, done, total_bytes = _Jpeg(), [], 0
     for number, frame in enumerate(frames):
         label = f"frame {number}"
         if is_file(frame) or frame is None:
@@ -250,13 +250,13 @@ def as_frames(
             pixels = _frame(frame, label)
             limits.check_pixels(label, pixels.shape[1], pixels.shape[0])
         done.append(fit_frame(pixels, crop, size))
-        held += done[-1].nbytes
-        limits.check_bytes(f"{len(frames)} frames", held, "pixels")
+        total_bytes += done[-1].nbytes
+        limits.check_bytes(f"{len(frames)} frames", total_bytes, "pixels")
     return done
 
 
 def is_batch_of_frames(frames: Any) -> bool:
-    """Whether a value is many clips' frames, not one's."""
+    """Whether a value is the frames of several clips, not of one."""
     if not isinstance(frames, (list, tuple)):
         return hasattr(frames, "ndim") and frames.ndim == 5
     return not frames or any(
@@ -296,7 +296,7 @@ def _image_file(image: Any, name: str, jpeg: "_Jpeg", limits: Limits) -> np.ndar
             with open(source, "rb") as file:
                 source = file.read()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `limits` is checked below instead
             opened = Image.open(io.BytesIO(source))
         limits.check_pixels(label, *opened.size)
         pixels = jpeg.decode(source)
@@ -305,22 +305,22 @@ def _image_file(image: Any, name: str, jpeg: "_Jpeg", limits: Limits) -> np.ndar
         raise
     except FileNotFoundError:
         raise MediaError("missing", f"{label}: no such image file") from None
-    except Exception as error:  # Pillow raises many kinds for damaged files
+    except Exception as error:  # Pillow raises many types of error for damaged files
         raise MediaError("undecodable", f"{label} cannot be read as an image ({error})") from error
 
 
 class _Jpeg:
-    """FFmpeg's JPEG decoder, set up once per clip: it takes less than half of Pillow's time.
+    """FFmpeg's JPEG decoder, set up once per clip: it takes less than half the time of Pillow.
 
-    FFmpeg interpolates colour more simply than Pillow: values differ by about one level of 255 in the mean.
+    FFmpeg interpolates colour more simply than Pillow: values differ by about one level of 255 on average.
     """
 
     def __init__(self) -> None:
         self.codec: Any = None
 
     def decode(self, content: bytes) -> np.ndarray | None:
-        """Pixels, or None for what Pillow should decode (other formats, turned or unusual JPEG, damage)."""
-        # Pillow refuses an image that ends early; FFmpeg would make up the rest.
+        """Pixels, or None for what Pillow should decode (other formats, rotated or unusual JPEG, damaged files)."""
+        # Pillow refuses a truncated image; FFmpeg would invent the missing part.
         whole = content.startswith(b"\xff\xd8") and content.rstrip(b"\0").endswith(b"\xff\xd9")
         if av is None or not whole or b"Exif" in content[:64]:
             return None
@@ -335,7 +335,7 @@ class _Jpeg:
         if len(frames) != 1 or frames[0].format.name not in PLAIN_JPEG or frames[0].is_corrupt:
             return None
         frame = self.converter.reformat(frames[0], format="rgb24", **ONE_THREAD)
-        # A view: what is stacked into the clip is copied once, there.
+        # A view: the pixels are copied once, when the frames of a clip are stacked.
         rows = np.frombuffer(memoryview(frame.planes[0]), np.uint8).reshape(frame.height, -1)
         return rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
 

@@ -1,4 +1,4 @@
-"""Decode a clip file once: mono sound, evenly spaced frames, and a named reason where that cannot be done."""
+"""Decode a clip file once: mono sound, evenly spaced frames, and a named reason where that is not possible."""
 
 import io
 import os
@@ -26,7 +26,7 @@ from .media_streams_mmbalance import (
 )
 
 
-try:  # optional for whoever loads a published model: only needed to read media files
+try:  # optional, so that a published model loads without it; needed only to read media files
     import av
 except ImportError:
     av = None  # type: ignore[assignment]
@@ -40,8 +40,8 @@ except ImportError:
     Image = None  # type: ignore[assignment]
 
 LFS_HEAD = b"version https://git-lfs"
-SEEK_FROM = 20.0  # seconds; before that decoding from the start costs less than a seek that may fail
-MAX_ERRORS = 50  # consecutive demuxing errors after which the rest of a file is given up
+SEEK_FROM = 20.0  # seconds; up to here reading from the start is cheaper than a seek, which may fail
+MAX_ERRORS = 50  # consecutive demuxing errors after which the rest of a file is not read
 
 Source = str | os.PathLike | bytes
 
@@ -61,7 +61,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class MediaClip:
-    """What one clip file holds.
+    """The decoded sound and frames of one clip file.
 
     Attributes:
         audio: `(S,)` float32 mono (mean of the channels) in about [-1, 1], or None.
@@ -69,7 +69,7 @@ class MediaClip:
         frames: `(T, H, W, 3)` uint8 RGB, upright, or None.
         frame_times: `(T,)` float64 seconds on the clip's clock (0 = start of the container), or None.
         duration: seconds of the window that was read.
-        notes: what is worth knowing, each `code: text`; empty for a sound clip.
+        notes: remarks for the user, each `code: text`; empty for a clip without defects.
         audio_start: second of the first sample.
         frame_span: seconds of the window in which there is video, or None.
     """
@@ -103,9 +103,9 @@ def read_media(
 ) -> MediaClip:
     """Read the sound and evenly spaced frames of a clip, decoding each stream once.
 
-    The best video and audio stream are taken (FFmpeg's rule; cover art is no video). Frames are those on show at
-    the centres of `num_frames` equal parts of the window; a clip with fewer frames repeats them. Damaged packets
-    are left out and noted.
+    The best video and audio stream are taken (FFmpeg's rule; cover art does not count as video). Frames are those
+    shown at the centres of `num_frames` equal parts of the window; a clip with fewer frames repeats them. Damaged
+    packets are left out and noted.
 
     Args:
         source (`str`, `os.PathLike` or `bytes`): a local file or its content. Nothing is fetched from a network.
@@ -114,22 +114,23 @@ def read_media(
         sampling_rate (`int`, *optional*): Hz to resample to (inside FFmpeg); None keeps the file's own rate.
         start, end (`float`, *optional*): window in seconds from the start of the clip, cut to the clip. Its samples
             are those that the whole clip would have there after resampling.
-        crop (`tuple[float, float, float, float]`, *optional*): left, top, right, bottom as parts of the upright frame.
+        crop (`tuple[float, float, float, float]`, *optional*): left, top, right, bottom as fractions of the upright
+            frame.
         size (`tuple[int, int]` or `int`, *optional*): (height, width) after the crop, or the length of the shorter
-            side with the shape kept; None keeps the pixels.
-        want_audio, want_frames (`bool`): leave a part undecoded.
-        more_frames (`Sequence[Pick]`, *optional*): further stretches to take frames from in the same pass; with any,
-            `frames` holds every frame once, in order of time, whichever stretch asked for it.
-        audio_span (`tuple`, *optional*): seconds of sound to return where that is not the window.
-        limits (`Limits`, *optional*): refuse what is larger; raise them for honest large files.
+            side with the aspect ratio kept; None keeps the pixels.
+        want_audio, want_frames (`bool`): False leaves that part undecoded.
+        more_frames (`Sequence[Pick]`, *optional*): further intervals to take frames from in the same pass; if given,
+            `frames` has every frame of all intervals once, in order of time.
+        audio_span (`tuple`, *optional*): seconds of sound to return; None for the window.
+        limits (`Limits`, *optional*): larger inputs are refused; raise them for large files that you trust.
         threads (`int`, *optional*, defaults to 1): decoding threads.
 
     Returns:
         `MediaClip`: a stream that is absent or does not decode gives None for that part and a note.
 
     Raises:
-        MediaError: nothing that was asked for is there; `.reason` is one of `MEDIA_REASONS`.
-        ValueError: senseless arguments.
+        MediaError: nothing that was asked for could be read; `.reason` is one of `MEDIA_REASONS`.
+        ValueError: invalid arguments.
         ImportError: PyAV or Pillow is not installed.
     """
     if av is None or Image is None:
@@ -154,7 +155,7 @@ def _read(source: Source, request: MediaRequest, want_audio: bool, want_frames: 
         audio, rate, audio_start = sound.wave(notes) if sound else (None, None, 0.0)
         frames, times = video.frames(lambda: _replay(source, video, request), notes) if video else (None, None)
     if audio is None and frames is None:
-        _raise_nothing(request.name, want_audio, want_frames, notes)
+        _raise_nothing_read(request.name, want_audio, want_frames, notes)
     ends = [] if audio is None or rate is None else [audio_start + len(audio) / rate]
     if video is not None and video.times:
         ends.append(video.span[1])
@@ -178,7 +179,7 @@ def read_audio(
         source (`str`, `os.PathLike` or `bytes`): a local file or its content.
         sampling_rate (`int`, *optional*): Hz to resample to; None keeps the file's own rate.
         start, end (`float`, *optional*): window in seconds, cut to the file.
-        limits (`Limits`, *optional*): refuse what is larger.
+        limits (`Limits`, *optional*): larger inputs are refused.
 
     Returns:
         `tuple[np.ndarray, int]`: `(S,)` float32 and its rate in Hz.
@@ -188,12 +189,12 @@ def read_audio(
     """
     name = _name(source)
     if soundfile is not None:
-        _head(source, name)
+        _check_file_start(source, name)
         try:
             with _decoder_errors(name):
                 return _read_soundfile(source, name, sampling_rate, (start, end), limits)
         except _NotForLibsndfile:
-            pass  # FFmpeg's turn
+            pass  # FFmpeg reads it below
     clip = read_media(source, sampling_rate=sampling_rate, start=start, end=end, want_frames=False, limits=limits)
     assert clip.audio is not None and clip.sampling_rate is not None  # read_media raises otherwise
     return clip.audio, clip.sampling_rate
@@ -219,7 +220,7 @@ def _read_soundfile(
     except soundfile.SoundFileError as error:
         raise _NotForLibsndfile from error
     if not np.isfinite(wave).all():
-        raise MediaError("undecodable", f"{name}: the sound holds values that are not finite")
+        raise MediaError("undecodable", f"{name}: the sound has values that are not finite")
     wave, _ = cut_sound(resample(wave, rate, new_rate), first * new_rate // rate, new_rate, span)
     if len(wave) == 0:
         raise MediaError("too_short", f"{name}: no sound between {span[0]} s and {span[1]} s")
@@ -239,13 +240,13 @@ def declared_duration(source: Source) -> float | None:
 
 @contextmanager
 def _decoder_errors(name: str) -> Iterator[None]:
-    """Whatever a decoder raises about a damaged file is that file's error, not the end of a run."""
+    """Report whatever a decoder raises for a damaged file as a MediaError of that file."""
     try:
         yield
     except (MediaError, ImportError, _NotForLibsndfile):
         raise
     except MemoryError:
-        raise MediaError("too_large", f"{name}: decoding asks for more memory than there is") from None
+        raise MediaError("too_large", f"{name}: decoding needs more memory than is available") from None
     except Exception as error:
         raise MediaError("undecodable", f"{name}: does not decode ({type(error).__name__}: {error})") from error
 
@@ -257,14 +258,14 @@ def _name(source: Source) -> str:
     return "<bytes>" if isinstance(source, bytes) else os.fspath(source)
 
 
-def _head(source: Source, name: str) -> None:
-    """Refuse what is no media file before a decoder sees it."""
+def _check_file_start(source: Source, name: str) -> None:
+    """Raise a MediaError for what is clearly not a media file, before a decoder opens it."""
     if isinstance(source, bytes):
         head = source[:64]
     else:
         try:
             if not stat.S_ISREG(os.stat(source).st_mode):
-                # A pipe or a device would wait for ever, or never end.
+                # Reading a pipe or a device may block, or never end.
                 raise MediaError("unreadable", f"{name}: not a regular file; give a media file")
             with open(source, "rb") as file:
                 head = file.read(64)
@@ -283,8 +284,8 @@ def _head(source: Source, name: str) -> None:
 
 @contextmanager
 def _open(source: Source, name: str) -> Iterator[Any]:
-    _head(source, name)
-    # Through a Python file object and with no protocol allowed, a playlist that poses as a clip can open nothing else.
+    _check_file_start(source, name)
+    # A Python file object and no allowed protocol: a playlist disguised as a clip cannot open other files.
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         try:
             container = av.open(file, options={"protocol_whitelist": "none"}, metadata_errors="replace")
@@ -295,7 +296,7 @@ def _open(source: Source, name: str) -> Iterator[Any]:
 
 
 def _best_stream(container: Any, kind: str) -> Any:
-    """FFmpeg's best stream of a kind that has a decoder and is no cover art."""
+    """FFmpeg's best stream of a kind that has a decoder and is not cover art."""
     usable = [
         stream
         for stream in container.streams
@@ -320,7 +321,7 @@ def _check_declared_length(container: Any, request: MediaRequest) -> None:
 
 
 def _origin(container: Any) -> float:
-    """The clock's zero: MPEG files often start at half a second."""
+    """Zero of the clip's clock: the start time of the container, which in MPEG files is often about half a second."""
     if container.start_time is not None:
         return container.start_time / 1e6
     starts = [float(s.start_time * s.time_base) for s in container.streams if s.start_time is not None and s.time_base]
@@ -328,12 +329,12 @@ def _origin(container: Any) -> float:
 
 
 def _packets(container: Any, streams: list[Any], request: MediaRequest, notes: list[str]) -> Iterator[Any]:
-    """Packets from the window's start on; a damaged stretch is passed over and noted."""
+    """Packets from the window's start on; damaged parts are skipped and noted."""
     if request.start is not None and request.start > SEEK_FROM:
         try:
             container.seek(int((request.start - 1 + _origin(container)) * 1e6), backward=True)
         except av.error.FFmpegError:
-            pass  # e.g. FLV: nothing has been read yet, so go on from the start
+            pass  # some formats (FLV) cannot seek: nothing has been read yet, so reading starts at the beginning
     errors, reader = 0, container.demux(streams)
     while errors < MAX_ERRORS:
         try:
@@ -351,7 +352,7 @@ def _packets(container: Any, streams: list[Any], request: MediaRequest, notes: l
 def _demux(
     container: Any, request: MediaRequest, sound: SoundReader | None, video: FrameReader | None, notes: list[str]
 ) -> None:
-    """Hand every packet of the window to its stream's reader."""
+    """Pass every packet of the window to the reader of its stream."""
     origin = _origin(container)
     readers = {part.stream.index: part for part in (sound, video) if part is not None and part.stream is not None}
     limit = (request.start or 0.0) + request.limits.max_seconds if request.end is None else request.end
@@ -370,7 +371,7 @@ def _demux(
             reader.feed(packet, origin)
 
 
-def _raise_nothing(name: str, want_audio: bool, want_frames: bool, notes: list[str]) -> NoReturn:
+def _raise_nothing_read(name: str, want_audio: bool, want_frames: bool, notes: list[str]) -> NoReturn:
     why = "; ".join(notes)
     if any(note.startswith("too_short") for note in notes):
         raise MediaError("too_short", f"{name}: {why}")
@@ -380,7 +381,7 @@ def _raise_nothing(name: str, want_audio: bool, want_frames: bool, notes: list[s
 
 
 def _replay(source: Source, video: FrameReader, request: MediaRequest) -> Iterator[Any]:
-    """The same packets again, for a stream too heavy to keep."""
+    """The same packets again, for a stream too large to keep in memory."""
     with _open(source, request.name) as container:
         stream = container.streams[video.stream.index]
         yield from (packet for packet in _packets(container, [stream], request, []) if packet.size)

@@ -1,4 +1,9 @@
-"""Read the packets of one stream of a clip: sound laid on the clip's clock, frames decoded as far as needed."""
+"""Read one stream of a clip: sound placed by its timestamps, frames decoded as far as the wanted ones need.
+
+`media_mmbalance` opens the file and passes each packet to the reader of its stream. Packet and frame timestamps become
+seconds on the clip's clock, `t = pts * time_base - origin`, where `origin` is the start time of the container, so that
+sound and frames share one zero.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -9,7 +14,7 @@ from typing import Any
 import numpy as np
 
 
-try:  # optional for whoever loads a published model: only needed to read media files
+try:  # optional, so that a published model loads without it; needed only to read media files
     import av
     from av.video.reformatter import VideoReformatter
 except ImportError:
@@ -22,8 +27,8 @@ except ImportError:
 Box = tuple[float, float, float, float]
 Replay = Callable[[], Iterable[Any]]
 MEDIA_REASONS = (
-    "missing",  # no such file, or it vanished while it was read
-    "unreadable",  # the file exists but may not be read
+    "missing",  # the file does not exist, or was removed while it was read
+    "unreadable",  # the file exists but there is no permission to read it
     "empty",  # zero bytes
     "lfs_pointer",  # a git-lfs pointer in place of the media
     "undecodable",  # not a media file, or nothing in it decodes
@@ -33,11 +38,11 @@ MEDIA_REASONS = (
     "too_long",  # longer than max_seconds
     "too_large",  # more pixels than max_pixels, or more output than max_bytes
 )
-# swscale's own threads cost milliseconds per frame to start; older PyAV has no such argument.
+# Starting swscale's own threads takes milliseconds per frame; older versions of PyAV have no `threads` argument.
 ONE_THREAD = {"threads": 1} if av is not None and "threads" in (VideoReformatter.reformat.__doc__ or "") else {}
-SOUND_LEAD = 0.05  # seconds of sound read beyond both ends of a window, so that resampling has no edge inside it
-SOUND_GAP = 0.05  # seconds; smaller steps of sound timestamps are rounding (FLV counts in milliseconds)
-PACKET_STORE = 128 << 20  # bytes of compressed video kept while its timestamps are read; beyond, it is read twice
+SOUND_LEAD = 0.05  # seconds of sound read before and after a window, so that no filter edge falls inside it
+SOUND_GAP = 0.05  # seconds; smaller gaps between sound timestamps are rounding (FLV counts in milliseconds)
+PACKET_STORE = 128 << 20  # bytes of compressed video kept while its timestamps are read; a larger stream is read twice
 
 
 class MediaError(ValueError):
@@ -49,7 +54,7 @@ class MediaError(ValueError):
     """
 
     def __init__(self, reason: str, message: str):
-        super().__init__(reason, message)  # both in args, so that it crosses process borders
+        super().__init__(reason, message)  # both in args, so that the error can be pickled between processes
         self.reason = reason
 
     def __str__(self) -> str:
@@ -58,12 +63,12 @@ class MediaError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that one input may be, against files that decode to much more than they weigh.
+    """Upper bounds on one input, against files that decode to far more than their size on disk.
 
     Args:
-        max_seconds (`float`, *optional*, defaults to 600): length of what is read.
+        max_seconds (`float`, *optional*, defaults to 600): length of the part that is read.
         max_pixels (`int`, *optional*, defaults to 7680 x 4320): pixels of one frame.
-        max_bytes (`int`, *optional*, defaults to 2 GiB): a download, and what one input decodes to.
+        max_bytes (`int`, *optional*, defaults to 2 GiB): size of a download, and of what one input decodes to.
     """
 
     max_seconds: float = 600.0
@@ -90,11 +95,11 @@ LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Pick:
-    """Frames to take: those on show at the centres of `count` equal parts of a stretch of the clip.
+    """Frames to take: those shown at the centres of `count` equal parts of an interval of the clip.
 
     Args:
         start, end (`float`, *optional*): seconds; None is the start or end of the video stream.
-        count (`int`, *optional*): None takes every frame of the stretch.
+        count (`int`, *optional*): None takes every frame of the interval.
     """
 
     start: float | None = None
@@ -102,17 +107,17 @@ class Pick:
     count: int | None = None
 
     def overlap(self, span: tuple[float, float]) -> tuple[float, float]:
-        """The part of the stretch that lies inside `span`."""
+        """The part of the interval that lies inside `span`."""
         low = span[0] if self.start is None else max(span[0], self.start)
         return low, span[1] if self.end is None else min(span[1], self.end)
 
 
 @dataclass(frozen=True)
 class MediaRequest:
-    """The arguments of `read_media`, checked.
+    """The checked arguments of `read_media`.
 
     Args:
-        picks: stretches to take frames from; the first one is the window of the input.
+        picks: intervals to take frames from; the first one is the window of the input.
         audio_span: seconds of sound to return; None in either place is the start or end of the clip.
     """
 
@@ -145,25 +150,25 @@ class MediaRequest:
 
     @property
     def start(self) -> float | None:
-        """Where reading starts: the earliest of all that is wanted, None for the start of the clip."""
+        """Second at which reading starts: the earliest of all requested starts; None for the start of the clip."""
         starts = [*(pick.start for pick in self.picks), self.audio_span[0]]
         known = [start for start in starts if start is not None]
         return min(known) if len(known) == len(starts) else None
 
     @property
     def end(self) -> float | None:
-        """Where reading ends, None for the end of the clip."""
+        """Second at which reading ends: the latest of all requested ends; None for the end of the clip."""
         ends = [*(pick.end for pick in self.picks), self.audio_span[1]]
         known = [end for end in ends if end is not None]
         return max(known) if len(known) == len(ends) else None
 
 
 def check_crop(crop: Box | None) -> None:
-    """Refuse a box that is not inside the frame."""
+    """Raise a ValueError for a box that is not inside the frame."""
     if crop is not None:
         left, top, right, bottom = crop
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-            raise ValueError(f"crop is (left, top, right, bottom) as parts of the frame in [0, 1], got {crop}")
+            raise ValueError(f"crop is (left, top, right, bottom) as fractions of the frame in [0, 1], got {crop}")
 
 
 def resample(wave: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
@@ -195,11 +200,23 @@ def resample(wave: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
 
 
 class SoundReader:
-    """Decodes one audio stream into mono chunks and lays them on the clip's clock."""
+    """Decodes one audio stream to mono and places every chunk by its timestamp.
+
+    How this works:
+
+    1. `feed` decodes each packet to frames and averages their channels to mono chunks `(S,)`, each kept with its time
+       in seconds on the clip's clock.
+    2. `wave` joins the chunks from a little before the window on. A chunk that starts more than `SOUND_GAP` after the
+       end of the previous one is preceded by silence of that length: streams with lost packets or pauses in recording
+       would otherwise slide ahead of the frames. Smaller gaps and overlaps are rounding of the timestamps.
+    3. The joined wave is resampled. The first sample read is a whole number of resampling periods from the start of
+       the clip (see `aligned_span`), so the result equals the same part of the resampled whole clip.
+    4. The samples outside the window, read only for the filter's sake, are cut off.
+    """
 
     def __init__(self, stream: Any, request: MediaRequest):
         self.stream, self.request = stream, request
-        # FFmpeg's own converter reads every layout; PyAV reads past the end of a planar frame of over 8 channels.
+        # Packed by FFmpeg's converter: PyAV reads past the end of a planar frame with more than 8 channels.
         self.packer = av.AudioResampler(format="flt")
         self.rate = 0
         self.chunks: list[tuple[float | None, np.ndarray]] = []
@@ -217,14 +234,14 @@ class SoundReader:
             return
         for frame in frames:
             if self.rate and frame.sample_rate != self.rate:
-                self.errors += 1  # a change of rate in the middle: not the same recording any more
+                self.errors += 1  # the rate changes within the stream: from here on it is another recording
                 continue
             self.rate = frame.sample_rate
             time = None if frame.time is None else frame.time - origin
             try:
                 parts = self.packer.resample(frame)
             except (av.error.FFmpegError, ValueError):
-                self.errors += 1  # a change of layout in the middle
+                self.errors += 1  # the channel layout changes within the stream
                 continue
             for part in parts:
                 chunk = part.to_ndarray().reshape(-1, part.layout.nb_channels).mean(axis=1, dtype=np.float32)
@@ -248,18 +265,18 @@ class SoundReader:
         first, last = aligned_span(self.request.audio_span, self.rate, rate)
         wave = self._assemble(first / self.rate, None if last is None else last - first)
         if not np.isfinite(wave).all():
-            raise MediaError("undecodable", f"{self.request.name}: the sound holds values that are not finite")
+            raise MediaError("undecodable", f"{self.request.name}: the sound has values that are not finite")
         begin = first * rate // self.rate
         wave, begin = cut_sound(resample(wave, self.rate, rate), begin, rate, self.request.audio_span)
         if len(wave) == 0:
-            notes.append("too_short: the window holds no sound")
+            notes.append("too_short: the window has no sound")
             return nothing
         return wave, rate, begin / rate
 
     def _assemble(self, start: float, length: int | None) -> np.ndarray:
-        """Up to `length` samples from second `start` on, with silence where timestamps leave a gap."""
+        """Up to `length` samples from second `start` on, with silence where the timestamps have a gap."""
         parts: list[np.ndarray] = []
-        begin = cursor = 0  # samples from `start`; sound before it is cut off at the end
+        begin = cursor = 0  # in samples from `start`; begin < 0: sound before `start`, which the last line cuts off
         for time, chunk in self.chunks:
             gap = 0 if time is None else round((time - start) * self.rate) - cursor
             if not parts and gap < 0:
@@ -274,10 +291,11 @@ class SoundReader:
 
 
 def aligned_span(span: tuple[float | None, float | None], rate: int, new_rate: int) -> tuple[int, int | None]:
-    """First and last sample to read so that resampling gives the very samples that resampling the whole would.
+    """First and last sample to read so that resampling them gives the same samples as resampling the whole clip.
 
-    The first one is a whole number of resampling periods from the start of the clip, and both lie a little outside
-    the span, beyond the reach of the resampler's filter.
+    With g = gcd(rate, new_rate), every rate / g input samples yield exactly new_rate / g output samples. The first
+    sample is a multiple of rate / g, so that the output samples fall on the same times as those of the whole clip.
+    Both ends lie `SOUND_LEAD` outside the span, beyond the reach of the resampler's filter.
     """
     period = rate // gcd(rate, new_rate)
     lead = 0 if rate == new_rate else round(SOUND_LEAD * rate)
@@ -289,7 +307,7 @@ def aligned_span(span: tuple[float | None, float | None], rate: int, new_rate: i
 def cut_sound(
     wave: np.ndarray, begin: int, rate: int, span: tuple[float | None, float | None]
 ) -> tuple[np.ndarray, int]:
-    """The samples of a span in seconds, of a wave whose first sample is the clip's `begin`-th; and the new `begin`."""
+    """The part of a wave inside a span in seconds, and the index in the clip of its first sample (before: `begin`)."""
     first = begin if span[0] is None else max(round(span[0] * rate), begin)
     last = begin + len(wave) if span[1] is None else max(round(span[1] * rate), first)
     return wave[first - begin : last - begin], first
@@ -299,7 +317,20 @@ def cut_sound(
 
 
 class FrameReader:
-    """Notes the packets of one video stream, then decodes only as far as the wanted frames need."""
+    """Collects the packets of one video stream, then decodes only what the wanted frames need.
+
+    How this works:
+
+    1. `feed` records the time and the key-frame flag of every packet and keeps the packet itself, while all of them
+       fit in `PACKET_STORE`; a larger stream is read a second time (`replay`). The sorted times are those at which
+       frames are shown. They are used because declared frame rates and frame counts are often wrong or absent.
+    2. The frames to take follow from these times: a frame is shown from its own time until that of the next one.
+    3. A frame can only be decoded after its key frame. Before each wanted frame the decoder is moved to the last key
+       frame that is shown no later, and the packets between are left out. Where no key frame lies in between, decoding
+       goes on in order. Frames leave the decoder in the order in which they are shown.
+    4. Each decoded frame that was wanted is converted to RGB, turned upright by its display matrix, cropped and
+       resized. A wanted frame that does not decode is replaced by the latest one before it.
+    """
 
     def __init__(self, stream: Any, request: MediaRequest):
         self.stream, self.request = stream, request
@@ -310,7 +341,7 @@ class FrameReader:
         self.errors = 0
         self.span = (0.0, 0.0)  # seconds the stream covers
         self.origin = 0.0
-        self.converter = VideoReformatter()  # one for all frames: setting it up costs more than a frame
+        self.converter = VideoReformatter()  # shared by all frames: creating one takes longer than converting a frame
         if stream is not None:
             self.base = float(stream.time_base)
             context = stream.codec_context
@@ -343,7 +374,7 @@ class FrameReader:
         self.span = (shown[0], shown[-1] + (float(np.median(steps)) if len(steps) else 1 / self._fps()))
         targets = np.concatenate([self._targets(shown, pick) for pick in self.request.picks])
         if len(targets) == 0:
-            notes.append("too_short: the window holds no frame")
+            notes.append("too_short: the window has no frame")
             return None, None
         wanted = np.unique(targets)
         taken = self._decode(replay, wanted)
@@ -352,25 +383,25 @@ class FrameReader:
         if not taken:
             notes.append("no_video: the video stream does not decode")
             return None, None
-        # One pick gives its frames with repeats, several give each frame once: the caller picks again by time.
+        # One pick returns its frames with repeats. Several return each frame once: the caller selects by time.
         order = np.searchsorted(wanted, targets if len(self.request.picks) == 1 else wanted)
         return np.stack([taken[i][1] for i in order]), np.maximum.accumulate([taken[i][0] for i in order])
 
     def _targets(self, shown: np.ndarray, pick: Pick) -> np.ndarray:
-        """Times of the frames to take: those on show at the centres of equal parts of the stretch."""
+        """Times of the frames to take: those shown at the centres of equal parts of the interval."""
         low, high = pick.overlap(self.span)
         if not low < high:
             return np.zeros(0)
         fps = self.request.fps
         count = pick.count if fps is None else max(round((high - low) * fps), 1)
         if count is None:
-            first = max(int(np.searchsorted(shown, low + 1e-6, side="right")) - 1, 0)  # on show as the window opens
+            first = max(int(np.searchsorted(shown, low + 1e-6, side="right")) - 1, 0)  # shown when the window starts
             return shown[first:][shown[first:] < high - 1e-6]
         return shown[on_show(shown, low, high, count)]
 
     def _decode(self, replay: Replay, wanted: np.ndarray) -> list[tuple[float, np.ndarray]]:
         taken: list[tuple[float, np.ndarray]] = []
-        held = None  # the latest frame, for a wanted one that does not decode
+        held = None  # the latest frame, which replaces a wanted one that does not decode
         for time, frame in self._shown_frames(replay, wanted, taken):
             while len(taken) < len(wanted) and time > wanted[len(taken)] + 1e-6:
                 self._take(taken, held or (time, frame), len(wanted))
@@ -390,13 +421,13 @@ class FrameReader:
         taken.append((shown[0], picture))
 
     def _shown_frames(self, replay: Replay, wanted: np.ndarray, taken: list) -> Iterator:
-        """Frames in order of showing; stretches between key frames that hold no wanted frame are not decoded."""
+        """(seconds, frame) in the order of showing; packets that no wanted frame needs are not decoded."""
         codec = self.stream.codec_context
         key_places = [i for i, key in enumerate(self.keys) if key]
         resume, aimed, shown = 0, -1, 0
         packets = replay() if self.store is None else self.store
-        for place, packet in enumerate(chain(packets, [None])):  # None: what the decoder holds back
-            if len(taken) != aimed and len(taken) < len(wanted):
+        for place, packet in enumerate(chain(packets, [None])):  # None flushes the decoder
+            if len(taken) != aimed and len(taken) < len(wanted):  # a new frame is wanted: skip to its key frame
                 aimed = len(taken)
                 jumps = [i for i in key_places if i > place and self.times[i] <= wanted[aimed] + 1e-6]
                 if place == 0 or jumps:
@@ -418,20 +449,20 @@ class FrameReader:
 
 
 def on_show(times: np.ndarray, low: float, high: float, count: int) -> np.ndarray:
-    """Places of the frames on show at the centres of `count` equal parts of [low, high], given when each appears."""
+    """Indices of the frames shown at the centres of `count` equal parts of [low, high], given the time of each."""
     centres = low + (np.arange(count) + 0.5) * (high - low) / count
     return np.maximum(np.searchsorted(times, centres + 1e-6, side="right") - 1, 0)
 
 
 def _picture(frame: Any, converter: Any, request: MediaRequest) -> np.ndarray:
-    """One frame as upright RGB, cropped and sized."""
+    """One frame as upright RGB, cropped and resized."""
     request.limits.check_pixels(request.name, frame.width, frame.height)
     pixels = converter.reformat(frame, format="rgb24", **ONE_THREAD).to_ndarray()
     return fit_frame(upright(pixels, _display_matrix(frame)), request.crop, request.size)
 
 
 def _display_matrix(frame: Any) -> np.ndarray | None:
-    """The 2 x 2 part of the matrix that says how to show the frame, or None."""
+    """The upper left 2 x 2 part of the frame's display matrix, or None if it has none."""
     try:
         data = frame.side_data["DISPLAYMATRIX"]
     except (KeyError, AttributeError):
@@ -440,11 +471,14 @@ def _display_matrix(frame: Any) -> np.ndarray | None:
 
 
 def upright(pixels: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
-    """Turn and mirror a frame `(H, W, 3)` as its display matrix says.
+    """Rotate and mirror a frame `(H, W, 3)` as its display matrix says.
 
-    A point (x, y) of the stored frame is shown at (a x + c y, b x + d y), matrix [[a, b], [c, d]] (ISO 14496-12,
-    section 6.2.2). Of the matrix only the nearest multiple of a quarter turn, mirrored or not, is taken; one that is
-    neither (all zeros, say) is passed over.
+    The matrix [[a, b], [c, d]] shows the point (x, y) of the stored frame at (a x + c y, b x + d y) (ISO 14496-12,
+    section 6.2.2). It is rounded to the nearest rotation by a multiple of 90 degrees, mirrored or not:
+
+    - |a|, |d| dominate: the axes stay; d < 0 reverses rows (y), a < 0 reverses columns (x);
+    - |b|, |c| dominate: x and y are swapped (transpose); then b < 0 reverses rows, c < 0 reverses columns;
+    - neither (all zeros, for example): the matrix is ignored.
     """
     if matrix is None:
         return pixels
@@ -460,11 +494,11 @@ def upright(pixels: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
 
 
 def fit_frame(pixels: np.ndarray, crop: Box | None, size: int | tuple[int, int] | None) -> np.ndarray:
-    """Crop and resize (bilinear) one frame `(H, W, 3)`; the only place where this is done.
+    """Crop and resize (bilinear) one frame `(H, W, 3)`; all code of this package crops and resizes here.
 
     Args:
-        crop: left, top, right, bottom as parts of the frame.
-        size: (height, width), or the length of the shorter side with the shape kept; None keeps the pixels.
+        crop: left, top, right, bottom as fractions of the frame.
+        size: (height, width), or the length of the shorter side with the aspect ratio kept; None keeps the pixels.
     """
     if crop is None and size is None:
         return pixels

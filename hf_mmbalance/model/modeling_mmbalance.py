@@ -71,14 +71,14 @@ class MMBalanceOutput(ModelOutput):
         logits (`torch.FloatTensor` of shape `(B, C)`): Fused logits.
         modality_logits (`torch.FloatTensor` of shape `(B, M, C)`): Unimodal logits; 0 where a modality is missing.
         modality_weights (`torch.FloatTensor` of shape `(B, M, C)`, *optional*):
-            What the decision layer gave each modality for each class; `None` where the head has no weights.
+            Weight that the decision layer gave each modality for each class; `None` where the head has no weights.
         modality_contributions (`torch.FloatTensor` of shape `(B, M, C)`):
             Exact terms that sum over modalities to `logits` minus the head's bias.
         modality_mask (`torch.LongTensor` of shape `(B, M)`): 1 for the modalities that the decision was made from.
         modality_features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`): Feature of every tower.
         modality_trust (`torch.FloatTensor` of shape `(B, M)`, *optional*):
             Calibrated probability that each modality's own answer is right, 0 where it is missing; `None` where the
-            head gives none.
+            head does not compute it.
         fused_loss, unimodal_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Parts of the loss before weighting.
         audio_model_output, vision_model_output (`ModelOutput`, *optional*): Outputs of the towers.
@@ -105,7 +105,7 @@ AUTO_CLASSES = ("AutoModel", "AutoModelForAudioClassification", "AutoModelForVid
 
 
 class MMBalancePreTrainedModel(PreTrainedModel):
-    """What transformers needs to know of the model: its config, its inputs and what it supports."""
+    """Declares to transformers the model's config, inputs and supported features."""
 
     config: MMBalanceConfig
     config_class = MMBalanceConfig
@@ -127,22 +127,22 @@ class MMBalancePreTrainedModel(PreTrainedModel):
         if isinstance(module, FramePooling):
             module.init_weights(self.config.initializer_range)
         elif _is_fusion_head(module):
-            module.init_weights()  # type: ignore[operator]  # of a class that `isinstance` may not know
+            module.init_weights()  # type: ignore[operator]  # its class may come from another copy of this code
 
 
 class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     """
     Classifier of clips with sound and frames, with an adaptive decision layer.
 
-    Each tower gives one feature a clip, each feature its unimodal logits, and the fusion head turns the unimodal
-    logits of the modalities that are there into one decision.
+    Each tower computes one feature per clip, a linear head its unimodal logits, and the fusion head combines the
+    unimodal logits of the modalities present into one decision.
 
     Args:
         config ([`MMBalanceConfig`]): The model is built from it with random weights; see [`from_backbones`] for
             pretrained towers and [`~PreTrainedModel.from_pretrained`] for a trained model.
     """
 
-    # Saved models carry their code: these files are copied beside the weights.
+    # Saved models include their code: the files of this folder are copied next to the weights.
     _auto_class = "AutoModel"
 
     def __init__(self, config: MMBalanceConfig):
@@ -160,7 +160,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         self.fusion: FusionHead = _build_fusion(head_class, config, widths)
         if not self.fusion.owns_unimodal_logits:
             self.unimodal_heads = nn.ModuleList(_build_unimodal_head(config, head_class, width) for width in widths)
-        self.add_model_tags(["audio-visual-classification", "multimodal", "hf_mmbalance"])  # for the Hub's search
+        self.add_model_tags(["audio-visual-classification", "multimodal", "hf_mmbalance"])  # searchable on the Hub
         self.post_init()
 
     @classmethod
@@ -172,13 +172,13 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     def from_pretrained(  # type: ignore[override]  # the rest is passed on
         cls, pretrained_model_name_or_path: str | os.PathLike, *model_args: Any, **kwargs: Any
     ) -> "MMBalanceForAudioVisualClassification":
-        """As [`PreTrainedModel.from_pretrained`]; a fusion head of the user's own is loaded from the same place.
+        """As [`PreTrainedModel.from_pretrained`]; a user-defined fusion head is loaded from the same place.
 
         Weights are read from safetensors only, unless `use_safetensors=False` asks for pickled ones.
 
         Raises:
             ValueError: if the model's fusion head is not registered and its file may not be run
-                (`trust_remote_code=True` is missing) or is not there.
+                (`trust_remote_code=True` is missing) or does not exist.
         """
         prepare_fusion_class(cls, pretrained_model_name_or_path, kwargs)
         kwargs.setdefault("use_safetensors", True)
@@ -191,25 +191,25 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         save_original_format: bool = False,
         **kwargs: Any,
     ) -> None:
-        """As [`PreTrainedModel.save_pretrained`], with the code that `trust_remote_code=True` loads it by.
+        """As [`PreTrainedModel.save_pretrained`], with the code that `trust_remote_code=True` loads.
 
-        The file of a fusion head of the user's own is copied along, and the config names it. Weights keep the names
-        they have in memory (`save_original_format=False`): `Trainer` reads checkpoints back without renaming, and
-        would leave out the towers' legacy names with no more than a warning.
+        The file of a user-defined fusion head is copied as well, and the config names it. Weights keep the names that
+        they have in memory (`save_original_format=False`): `Trainer` loads checkpoints without renaming, and would
+        skip the towers' legacy names with only a warning.
 
         Raises:
-            ValueError: with `push_to_hub=True` and a fusion head of the user's own.
+            ValueError: with `push_to_hub=True` and a user-defined fusion head.
         """
         own = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(AUTO_CLASSES, own)}
         head = type(self.fusion)
         self.config.fusion = portable_name(self.config.fusion, head)
-        # Imported here, where it is needed: its file and those it imports are copied with this one's.
+        # This import also makes transformers copy the pipeline's file, and those it imports, with the model's.
         from .pipeline_mmbalance import custom_pipelines
 
         self.config.custom_pipelines = custom_pipelines()
         if kwargs.get("push_to_hub") and ":" in self.config.fusion:
-            raise ValueError("push_to_hub=True would leave the fusion head's file behind: call push_to_hub() instead")
+            raise ValueError("push_to_hub=True would not upload the fusion head's file: call push_to_hub() instead")
         super().save_pretrained(
             save_directory, is_main_process=is_main_process, save_original_format=save_original_format, **kwargs
         )
@@ -217,7 +217,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             copy_fusion_file(self.config.fusion, head, save_directory)
 
     def freeze_towers(self, trainable_layers: int | str) -> None:
-        """Let the towers learn wholly (`"all"`), not at all (0), or only in their last k layers.
+        """Train all layers of the towers (`"all"`), none (0), or only the last k.
 
         Raises:
             ValueError: if `trainable_layers` is neither `"all"` nor a number up to the number of layers.
@@ -241,11 +241,11 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     ) -> tuple | MMBalanceOutput:
         r"""
         input_values (`torch.FloatTensor` of shape `(B, frames, mel_bins)` for AST, *optional*):
-            What the audio tower takes. Leave out if no clip has sound.
+            Input of the audio tower. Leave out if no clip has sound.
         pixel_values (`torch.FloatTensor` of shape `(B, T, 3, H, W)` or `(B, 3, H, W)`, *optional*):
             Frames. Leave out if no clip has any.
         frame_mask (`torch.BoolTensor` of shape `(B, T)`, *optional*):
-            True where a frame is there; all by default.
+            True where a frame is present; all by default.
         modality_mask (`torch.BoolTensor` of shape `(B, M)`, *optional*):
             True where a clip has a modality; by default all those passed.
         labels (`torch.LongTensor` of shape `(B,)`, *optional*):
@@ -254,7 +254,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             1 for raw sound, 0 for padding; only for audio towers that take an `attention_mask`.
 
         Raises:
-            ValueError: if a clip has no modality at all (or only one that the model was not trained on), shapes
+            ValueError: if a clip has no modality (or only one that the model was not trained on), shapes
                 disagree, or a label lies outside `[0, C)`.
         """
         input_values, pixel_values = self._trained_inputs(input_values, pixel_values)
@@ -264,7 +264,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         audio, audio_output = self._audio_features(input_values, audio_mask, present, dict(kwargs))
         vision, vision_output = self._vision_features(pixel_values, frame_mask, present, dict(kwargs))
         features = (audio, vision)
-        # Decisions are made in float32: a log-softmax over many classes does not survive bf16.
+        # Decisions are computed in float32: bf16 is too coarse for a log-softmax over many classes.
         modality_logits = self._unimodal_logits(features).float()
         fused: FusionOutput = self.fusion(modality_logits, present, features)
         loss = fused_loss = unimodal_loss = None
@@ -288,11 +288,11 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     def _trained_inputs(
         self, input_values: torch.Tensor | None, pixel_values: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """The inputs without those of `config.untrained_modalities`: a tower that saw no clip must not decide."""
+        """The inputs without `config.untrained_modalities`: an untrained tower must not take part in the decision."""
         inputs = {"audio": input_values, "vision": pixel_values}
         for name in self.config.untrained_modalities:
             if inputs[name] is not None:
-                logger.warning_once(f"{name} is left out: no clip that this model was trained on had it")
+                logger.warning_once(f"{name} is ignored: no clip that this model was trained on had it")
                 inputs[name] = None
         return inputs["audio"], inputs["vision"]
 
@@ -309,7 +309,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         batch, device = given[0].shape[0], given[0].device
         if any(values.shape[0] != batch for values in given):
             raise ValueError(
-                f"input_values has {batch} clips, pixel_values {given[-1].shape[0]}: give as many of both"
+                f"input_values has {batch} clips, pixel_values {given[-1].shape[0]}: give the same number of both"
             )
         passed = torch.tensor([input_values is not None, pixel_values is not None], device=device)
         mask = passed.expand(batch, 2)
@@ -340,7 +340,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             return modality_mask
         rates = torch.tensor(self.config.modality_dropout, device=modality_mask.device)
         kept = modality_mask & (torch.rand(modality_mask.shape, device=modality_mask.device) >= rates)
-        # A clip that would lose everything keeps what it has.
+        # A clip that would lose all its modalities keeps them.
         return torch.where(kept.any(1, keepdim=True), kept, modality_mask)
 
     def _audio_features(
@@ -353,12 +353,12 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         if input_values is None:
             return self._no_features(0, modality_mask), None
         check_spectrograms(input_values, self.audio_model.config)
-        # Whatever stands where sound is missing (NaN, say) must not reach the tower.
+        # Values in place of missing sound (which may be NaN) must not reach the tower.
         present = modality_mask[:, 0].view(-1, *[1] * (input_values.dim() - 1))
         values = input_values.masked_fill(~present, 0.0).to(self._input_dtype(self.audio_model))
         if audio_mask is not None:
             check_audio_mask(audio_mask, input_values, self.audio_model)
-            # A clip without sound attends everywhere: its result is dropped, and an empty softmax would give NaN.
+            # A clip without sound attends to all positions: its result is not used, but an empty softmax would be NaN.
             audio_mask = audio_mask.bool() | ~audio_mask.any(1, keepdim=True)
             kwargs["attention_mask"] = audio_mask.long()
         outputs = self.audio_model(values, **kwargs)
@@ -430,7 +430,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     def _check_labels(self, labels: torch.Tensor, batch: int) -> None:
         if labels.shape != (batch,):
             raise ValueError(f"labels has shape {tuple(labels.shape)}, expected {(batch,)}")
-        # Only where looking costs no synchronisation; a CUDA kernel asserts by itself.
+        # Only on the CPU, where this needs no synchronisation; CUDA kernels check labels themselves.
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():
             wrong = labels[(labels < 0) | (labels >= self.num_labels)]
             if len(wrong):
@@ -441,10 +441,10 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
 
 
 def _is_fusion_head(module: nn.Module) -> bool:
-    """Whether a module is a fusion head, also one of another copy of this code.
+    """Whether a module is a fusion head, possibly of another copy of this code.
 
-    The file of a user's own head may import the interface from the installed package while the model's code was
-    loaded from the Hub: two classes of one name, so that `isinstance` would miss it.
+    The file of a user-defined head may import the interface from the installed package while the model's code was
+    loaded from the Hub: two classes with the same name, so that `isinstance` would be False.
     """
     kinds = type(module).__mro__
     return any(kind.__name__ == "FusionHead" and kind.__module__.endswith("fusion_mmbalance") for kind in kinds)

@@ -1,4 +1,4 @@
-"""`pipeline("audio-visual-classification")`: clips in, classes out, with what each modality had to say in it."""
+"""`pipeline("audio-visual-classification")`: classes of clips, and the share of each modality in the decision."""
 
 import dataclasses
 import os
@@ -24,7 +24,7 @@ READER_OPTIONS = ("modalities", "window_seconds", "stride_seconds", *LIMIT_OPTIO
 
 class AudioVisualClassificationPipeline(ChunkPipeline):
     """
-    Classifies clips by sound and picture, and says how much each counted.
+    Classifies clips by sound and frames, and reports how much each modality counted.
 
     ```python
     >>> from transformers import pipeline
@@ -36,12 +36,12 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
       'modality_score': {'audio': 0.74, 'vision': 0.55}}]
     ```
 
-    Clips are read as in training (`processor.reading`). One that is longer than any of training's, and than the audio
-    tower takes, is read in windows of that length, each with its own evenly spaced frames; the numbers returned are
-    means over the windows (a modality's over those windows that have it).
+    Clips are read as in training (`processor.reading`). A clip that is longer than all training clips, and than the
+    input of the audio tower, is read in windows of the latter length, each with its own evenly spaced frames; the
+    numbers returned are means over the windows (of a modality: over the windows that have it).
     """
 
-    model: Any  # of the class that the saved code defines: not one that a type checker knows
+    model: Any  # its class is defined by the saved code, which a type checker does not see
     processor: Any
 
     _load_processor = True  # type: ignore[assignment]
@@ -52,29 +52,28 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        # transformers' pipeline() has put classes where the config had names, and could not be saved again.
+        # transformers' pipeline() replaces the names in the config by classes, which cannot be saved again.
         self.model.config.custom_pipelines = custom_pipelines()
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # no further positions
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # no further positional arguments
         """Classify one clip or many.
 
         Args:
             inputs: A clip: a path or http(s) address of a video or sound file, its bytes, or a dict of `audio` (with
                 `sampling_rate`, if it is an array) and `frames` or `images`, either of which may be missing, or
-                `video`; with `start` and `end` (seconds) the span that is meant. Or many: a list, a generator, or a
-                dataset of those; other columns of a dataset are passed over.
+                `video`; with `start` and `end` (seconds) to classify a span of it. Or many: a list, a generator, or a
+                dataset of those; other columns of a dataset are ignored.
             top_k (`int`, *optional*, defaults to 5): Most probable classes returned.
-            modalities (`str` or `list[str]`, *optional*): Use only these, as if clips had nothing else.
-            window_seconds (`float`, *optional*): Length of the windows that a long clip is read in. By default what
-                the audio tower takes, if it takes a fixed length, else the whole clip.
+            modalities (`str` or `list[str]`, *optional*): Use only these; all others are treated as missing.
+            window_seconds (`float`, *optional*): Length of the windows that a long clip is read in. Default: the
+                input length of the audio tower if that is fixed, else the whole clip.
             stride_seconds (`float`, *optional*): Step between windows. By default they do not overlap. The last one
                 ends where the clip ends.
             max_seconds (`float`, *optional*, defaults to 600): Longest clip.
             max_pixels (`int`, *optional*, defaults to 7680 x 4320): Largest frame.
             max_bytes (`int`, *optional*, defaults to 2 GiB): Largest download, and most a window may decode to.
-            batch_size (`int`, *optional*, defaults to 1): Windows that go through the model at once, of one clip or
-                several.
-            num_workers (`int`, *optional*, defaults to 0): With 1, clips are read by another process meanwhile.
+            batch_size (`int`, *optional*, defaults to 1): Windows per forward pass, of one or several clips.
+            num_workers (`int`, *optional*, defaults to 0): With 1, another process reads clips during forward passes.
 
         Returns:
             For one clip a list of dicts, most probable class first; for a list of clips a list of those; for a
@@ -82,16 +81,16 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
 
             - `label` (`str`);
             - `score` (`float`): probability of that class;
-            - `share` (`dict[str, float]` or None): the part of the decision's weight for that class that each
-              modality had; None for fusion heads without weights;
-            - `modality_score` (`dict[str, float | None]`): probability of that class if only that modality were
-              there; None where it is not;
+            - `share` (`dict[str, float]` or None): share of the decision's weight for that class that each
+              modality has; None for fusion heads without weights;
+            - `modality_score` (`dict[str, float | None]`): probability of that class from that modality
+              only; None where it is missing;
             - `trust` (`dict[str, float | None]` or None): calibrated probability that a modality by itself is right
-              about this clip; None for fusion heads that do not say.
+              about this clip; None for fusion heads without it.
 
         Raises:
             MediaError: (a ValueError) for a file that cannot be used; `.reason` says why.
-            ValueError: for a clip or an option that makes no sense.
+            ValueError: for an invalid clip or option.
         """
         if isinstance(inputs, tuple):
             inputs = list(inputs)
@@ -99,10 +98,10 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
             return []
         if isinstance(inputs, KeyDataset):
             inputs = KeyDataset(_undecoded(inputs.dataset), inputs.key)
-        elif isinstance(inputs, Dataset):  # of torch; a stream of `datasets` is one
+        elif isinstance(inputs, Dataset):  # torch's class, of which a streamed data set of `datasets` is a subclass
             inputs = _undecoded(inputs)
         elif not isinstance(inputs, (str, bytes, bytearray, os.PathLike, Mapping, list, types.GeneratorType)):
-            inputs = _many(inputs)
+            inputs = _as_dataset(inputs)
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(
@@ -111,7 +110,7 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         unknown = set(options) - set(READER_OPTIONS)
         if unknown:
             raise TypeError(
-                f"{TASK}: unknown option {sorted(unknown)[0]!r}; there are top_k, batch_size, num_workers,"
+                f"{TASK}: unknown option {sorted(unknown)[0]!r}; the options are top_k, batch_size, num_workers,"
                 f" {', '.join(READER_OPTIONS)}"
             )
         options = {name: value for name, value in options.items() if value is not None}
@@ -129,11 +128,11 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         return names
 
     def preprocess(self, input_: Any, **options: Any) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        """The inputs that one clip makes, the last one marked."""
+        """The inputs (windows) of one clip, the last one marked."""
         spec = self.processor.spec
         limits = dataclasses.replace(LIMITS, **{name: options.pop(name) for name in LIMIT_OPTIONS if name in options})
         if "window_seconds" not in options:
-            # A clip as long as those of training is one input, as it was there.
+            # A clip no longer than the longest of the training is one input, as in training.
             options |= {"window_seconds": self._seconds_of_audio_tower(), "longest": spec.longest_seconds}
         clips = windows(input_, spec, limits=limits, **options)
         clip = next(clips)
@@ -161,7 +160,7 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> PipelineIterator:
-        """As the base class's, with batches made by the processor: it knows what to do where a modality is missing."""
+        """As in the base class, with batches made by the processor: it also handles missing modalities."""
         chunks = PipelineChunkIterator(inputs, self.preprocess, preprocess_params)
         batches = DataLoader(chunks, batch_size=batch_size, num_workers=min(num_workers, 1), collate_fn=self._collate)
         clips = PipelinePackIterator(batches, self.forward, forward_params, loader_batch_size=batch_size)
@@ -171,7 +170,7 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         is_last = input_tensors.pop("is_last")
         outputs = self.model(**input_tensors)
         present = outputs.modality_mask.bool()
-        single = [self._from_one(outputs, present, modality) for modality in range(present.shape[1])]
+        single = [self._probabilities_from(outputs, present, modality) for modality in range(present.shape[1])]
         share = outputs.modality_weights
         if share is not None:
             share = share / share.sum(1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
@@ -184,8 +183,8 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
             "is_last": is_last,
         }
 
-    def _from_one(self, outputs: Any, present: torch.Tensor, modality: int) -> torch.Tensor:
-        """What the decision layer makes of one modality `(B, C)`; of no meaning for clips that lack it."""
+    def _probabilities_from(self, outputs: Any, present: torch.Tensor, modality: int) -> torch.Tensor:
+        """Probabilities `(B, C)` from one modality only; meaningless for clips without it."""
         only = torch.zeros_like(present)
         only[:, modality] = True
         only = torch.where(present[:, modality : modality + 1], only, present)
@@ -232,13 +231,13 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
 
 
 def custom_pipelines() -> dict[str, dict[str, Any]]:
-    """What a model's config says of the pipeline saved beside it."""
+    """Entry of a model's config that names the pipeline saved with it."""
     impl = f"{__name__.rpartition('.')[2]}.{AudioVisualClassificationPipeline.__name__}"
     return {TASK: {"impl": impl, "pt": ["AutoModel"], "type": "multimodal"}}
 
 
-class _Rows(Dataset):
-    """What can be counted and indexed, as torch's Dataset, which the base class looks for."""
+class _IndexedDataset(Dataset):
+    """Wraps any object with a length and an index as torch's Dataset, the type that the base class checks for."""
 
     def __init__(self, rows: Any):
         self.rows = rows
@@ -252,27 +251,27 @@ class _Rows(Dataset):
         return self.rows[index]
 
 
-def _many(inputs: Any) -> Any:
-    """A dataset of another library, or an iterator; anything else is left as it is, for `preprocess` to refuse."""
-    if hasattr(inputs, "shape") and hasattr(inputs, "dtype"):  # an array alone: which modality would it be?
+def _as_dataset(inputs: Any) -> Any:
+    """Wrap a dataset of another library or an iterable; other values are returned as they are, and refused later."""
+    if hasattr(inputs, "shape") and hasattr(inputs, "dtype"):  # an array without a key: its modality is not known
         return inputs
     if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
-        return _Rows(_undecoded(inputs))
+        return _IndexedDataset(_undecoded(inputs))
     if hasattr(inputs, "__iter__"):
         return (item for item in _undecoded(inputs))
     return inputs
 
 
 def _undecoded(rows: Any) -> Any:
-    """A dataset of the library `datasets` with media left as bytes or paths: they are decoded here, by one decoder.
+    """A dataset of the library `datasets` with its media as bytes or paths, which this package decodes itself.
 
-    So torchcodec is not needed, and a video column gives its sound too.
+    So torchcodec is not needed, and a video column also yields its sound.
     """
     features = getattr(rows, "features", None) or {}
-    if features and hasattr(rows, "decode"):  # a stream, which would decode before it casts
+    if features and hasattr(rows, "decode"):  # a stream decodes before it casts columns
         return rows.decode(False)
     for column, feature in features.items():
-        inner = getattr(feature, "feature", feature)  # of a list
+        inner = getattr(feature, "feature", feature)  # the element type of a list
         if getattr(inner, "decode", False):
             raw = dataclasses.replace(inner, decode=False)
             rows = rows.cast_column(column, raw if inner is feature else dataclasses.replace(feature, feature=raw))

@@ -1,4 +1,4 @@
-"""From clips as people have them (files, arrays, images) to what the model takes."""
+"""Processor: from clips (files, arrays, images) to the tensors that the model takes."""
 
 import os
 from dataclasses import replace
@@ -24,19 +24,19 @@ logger = logging.get_logger(__name__)
 
 class MMBalanceProcessor(ProcessorMixin):
     """
-    Processor of clips: sound to `input_values`, frames to `pixel_values`, and masks of what is there.
+    Processor of clips: sound to `input_values`, frames to `pixel_values`, and masks of what is present.
 
     Args:
         feature_extractor: Feature extractor of the audio tower. Log-mel spectrograms of an `ASTFeatureExtractor` are
             computed for the whole batch at once, equal to its own within 1e-3. Other extractors pad a batch to its
-            longest clip; those with `return_attention_mask=True` also give an `audio_mask`, under which padding
-            changes nothing. Without it (models whose first layer is normalised over time, which ask for none) the
-            tower sees the padding: give clips of one length, or fix it by `audio_kwargs={"padding": "max_length",
+            longest clip; those with `return_attention_mask=True` also return an `audio_mask`, with which padding
+            changes nothing. Without it (models whose first layer is normalised over time do not use one) the
+            tower sees the padding: pass clips of one length, or set it by `audio_kwargs={"padding": "max_length",
             "max_length": ...}`.
         image_processor: Image processor of the vision tower.
         reading (`dict` or [`ReadingSpec`], *optional*):
-            How clips are read: rates, frames, crop, spans. Training sets it to what it did, so that a saved model
-            reads a raw file as its training data were read. By default at the audio tower's rate, 8 frames per file.
+            How clips are read: rates, frames, crop, spans. Training sets it to its own values, so that a saved model
+            reads a raw file as its training data were read. Default: the audio tower's rate, 8 frames per file.
     """
 
     _auto_class = "AutoProcessor"
@@ -52,9 +52,9 @@ class MMBalanceProcessor(ProcessorMixin):
     ):
         if reading is None:
             reading = ReadingSpec(sampling_rate=getattr(feature_extractor, "sampling_rate", 16_000))
-        # Kept as plain values, which is how it is saved; checked by the way.
+        # Kept as the plain values that are saved; the conversion also checks them.
         self.reading = (ReadingSpec.from_dict(reading) if isinstance(reading, dict) else reading).to_dict()
-        # Set by saving, dropped by loading: set here, a processor equals itself saved and loaded.
+        # Saving sets this and loading removes it; set here, a loaded processor equals the saved one.
         self.auto_map = {"AutoProcessor": f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"}
         super().__init__(feature_extractor, image_processor, **kwargs)
 
@@ -113,14 +113,14 @@ class MMBalanceProcessor(ProcessorMixin):
             audio: Waveform, path or bytes of one clip, or a list of them; None in a list where a clip has no sound.
                 Waveforms `(S,)`, `(channels, S)` or `(S, channels)` at any rate.
             frames: Frames of one clip (a list, or an array `(T, H, W, 3)`), or a list of those; clips may have
-                different numbers of frames; None in a list where a clip has none. Give them as the camera did: the
-                crop of `reading` is cut from them, and as many as it says are taken from them.
+                different numbers of frames; None in a list where a clip has none. Pass them uncropped: the
+                crop of `reading` is applied to them, and the number of frames that it gives is taken from them.
             images: Alias of `frames` when nested; a flat list is one image per clip, and `pixel_values` stay
                 `(B, 3, H, W)`.
-            video: File(s) whose own sound and evenly spaced frames are taken; `audio` or `frames` passed beside it
-                stand in for the file's own.
-            start, end: Seconds of the span that is meant, one for each clip; None for whole clips.
-            max_seconds: Longest file that is taken, 600 by default.
+            video: File(s) whose sound and evenly spaced frames are taken; `audio` or `frames` passed as well
+                replace those of the file.
+            start, end: Seconds of the span to read, one for each clip; None for whole clips.
+            max_seconds: Longest file that is read, 600 by default.
             **kwargs: `sampling_rate`, Hz of waveforms passed as arrays, required for them; `return_tensors`, `"pt"`
                 (default) or `"np"`; options of the feature extractor and image processor, flat or as
                 `audio_kwargs={...}` and `images_kwargs={...}`.
@@ -131,16 +131,16 @@ class MMBalanceProcessor(ProcessorMixin):
             `(B, T)`, each only if some clip was given it, and always `modality_mask` `(B, M)`.
 
         Raises:
-            ValueError: for input that makes no sense; the message names the clip, the trouble and the remedy.
+            ValueError: for invalid input; the message names the clip, the problem and the remedy.
             MediaError: (a ValueError) for a file that cannot be used.
         """
         for name in ("text", "videos"):
-            if kwargs.get(name) is not None:  # transformers would pass over them without a word
-                raise ValueError(f"{name}= is not taken: pass audio=, frames= (or images=) or video=")
+            if kwargs.get(name) is not None:  # transformers would ignore them silently
+                raise ValueError(f"{name}= is not supported: pass audio=, frames= (or images=) or video=")
         merged = self._merge_kwargs(ProcessingKwargs, **kwargs)  # type: ignore[arg-type]
         sampling_rate = merged["audio_kwargs"].pop("sampling_rate", None)
         if frames is not None and images is not None:
-            raise ValueError("frames and images are two names of one input: pass one of them")
+            raise ValueError("frames and images are two names for the same input: pass one of them")
         flat = images is not None and not _is_nested(images)
         if flat:
             frames = [[image] for image in (images if isinstance(images, (list, tuple)) else [images])]
@@ -164,10 +164,10 @@ class MMBalanceProcessor(ProcessorMixin):
         audio_kwargs: dict[str, Any] | None = None,
         images_kwargs: dict[str, Any] | None = None,
     ) -> BatchFeature:
-        """What the model takes, of clips that were read; training and the pipeline come in here.
+        """The model's input for clips that were read; training and the pipeline call this method.
 
         Args:
-            clips: As [`read`] gives them.
+            clips: Results of [`read`].
             audio_kwargs, images_kwargs: Options of the feature extractor and image processor; `return_tensors`, `"pt"`
                 (default) or `"np"`.
 
@@ -178,7 +178,7 @@ class MMBalanceProcessor(ProcessorMixin):
         asked = [options.pop("return_tensors", None) or "pt" for options in (audio_options, image_options)]
         tensor_types = {getattr(kind, "value", kind) for kind in asked}  # a TensorType or its name
         if not tensor_types <= {"pt", "np"}:
-            raise ValueError(f"return_tensors={asked[0]!r} is not offered: choose 'pt' or 'np'")
+            raise ValueError(f"return_tensors={asked[0]!r} is not supported: choose 'pt' or 'np'")
         waveforms = [
             None
             if clip.parts["audio"] is None
@@ -199,7 +199,7 @@ class MMBalanceProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     def warn_of_longer(self, seconds: list[float], spans: bool) -> None:
-        """Say once that a model of spans was given whole clips, unless they are as short as spans."""
+        """Warn once that a model trained on spans is given whole clips, unless they are as short as spans."""
         spec = self.spec
         if spec.unit == "clip" or spans or not seconds:
             return
@@ -207,7 +207,7 @@ class MMBalanceProcessor(ProcessorMixin):
             of = "" if spec.longest_seconds is None else f" of at most {spec.longest_seconds:.2f} s"
             logger.warning_once(  # type: ignore[attr-defined]
                 f"this model was trained on spans{of}, single words or events, and is given a whole clip: pass start="
-                " and end= (seconds) of the span that is meant"
+                " and end= (seconds) of the span to classify"
             )
 
     @property
@@ -255,7 +255,7 @@ class MMBalanceProcessor(ProcessorMixin):
     def _pixels(self, frames: list[np.ndarray], options: dict) -> torch.Tensor:
         processor = self.image_processor
         if not options and _only_normalises(processor, frames):
-            # The image processor's own arithmetic for all frames at once; it would go frame by frame.
+            # The image processor's arithmetic for all frames at once; it works frame by frame itself.
             pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
             mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
             return (pixels * processor.rescale_factor - mean) / std
@@ -263,7 +263,7 @@ class MMBalanceProcessor(ProcessorMixin):
 
 
 def _at_rows(values: torch.Tensor, rows: list[int], batch: int) -> torch.Tensor:
-    """The values of the clips that have any, at their places in the batch; zeros elsewhere."""
+    """Values of the clips in `rows`, at their indices in the batch; zeros elsewhere."""
     out = values.new_zeros(batch, *values.shape[1:])
     out[rows] = values
     return out
@@ -285,15 +285,15 @@ def _is_nested(images: Any) -> bool:
 
 
 def _sources(audio: Any, frames: Any, video: Any, rate: int | None, start: Any, end: Any) -> list[dict[str, Any]]:
-    """One mapping per clip for [`read`], of arguments that are one clip's or a list of many."""
+    """One mapping per clip for [`read`], from arguments that are for one clip or lists for several."""
     given: dict[str, list[Any]] = {}
-    for name, value, many in (
+    for name, value, is_batch in (
         ("audio", audio, is_batch_of_audio(audio)),
         ("frames", frames, is_batch_of_frames(frames)),
         ("video", video, isinstance(video, (list, tuple))),
     ):
         if value is not None:
-            given[name] = list(value) if many else [value]
+            given[name] = list(value) if is_batch else [value]
             if not given[name]:
                 raise ValueError(f"{name} is an empty list: pass at least one clip, or leave {name} out")
     if not given:
@@ -301,7 +301,7 @@ def _sources(audio: Any, frames: Any, video: Any, rate: int | None, start: Any, 
     lengths = {name: len(values) for name, values in given.items()}
     batch = max(lengths.values())
     if set(lengths.values()) != {batch}:
-        raise ValueError(f"{' and '.join(lengths)} are of different numbers of clips: {sorted(lengths.values())}")
+        raise ValueError(f"{' and '.join(lengths)} have different numbers of clips: {sorted(lengths.values())}")
     for name, value in (("start", start), ("end", end)):
         values = list(value) if isinstance(value, (list, tuple)) else [value] * batch
         if len(values) != batch:
@@ -315,7 +315,7 @@ def _sources(audio: Any, frames: Any, video: Any, rate: int | None, start: Any, 
 
 
 def _read_clip(source: dict[str, Any], index: int, spec: ReadingSpec, limits: Limits) -> Clip:
-    """One clip; errors name it by its place in the batch, unless they name a file."""
+    """Read one clip; errors are prefixed with its index in the batch."""
     try:
         return read(source, spec, limits=limits)
     except MediaError as error:
@@ -339,23 +339,23 @@ def _config_of_backbone_without_processor(backbone: Any, hub: dict) -> PreTraine
         config = AutoConfig.from_pretrained(backbone, **hub)
     except (OSError, ValueError) as error:
         raise ValueError(f"backbone {str(backbone)!r} cannot be loaded: {error}") from error
-    place = {key: value for key, value in hub.items() if key != "trust_remote_code"}
+    location = {key: value for key, value in hub.items() if key != "trust_remote_code"}
     for name in ("preprocessor_config.json", "processor_config.json"):
-        if cached_file(backbone, name, _raise_exceptions_for_missing_entries=False, **place) is not None:
+        if cached_file(backbone, name, _raise_exceptions_for_missing_entries=False, **location) is not None:
             raise ValueError(f"backbone {str(backbone)!r}: its {name} cannot be used; repair or remove the file")
     return config
 
 
 def _new_feature_extractor(config: PreTrainedConfig) -> ASTFeatureExtractor:
     if config.model_type != "audio-spectrogram-transformer":
-        raise ValueError(f"audio backbone {config.model_type!r} has no feature extractor: save one beside its weights")
+        raise ValueError(f"audio backbone {config.model_type!r} has no feature extractor: save one with its weights")
     return ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
 
 
 def _new_image_processor(config: PreTrainedConfig) -> ViTImageProcessorPil:
     size = getattr(config, "image_size", None)
     if size is None:
-        raise ValueError(f"vision backbone {config.model_type!r} has no image processor: save one beside its weights")
+        raise ValueError(f"vision backbone {config.model_type!r} has no image processor: save one with its weights")
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     return ViTImageProcessorPil(size={"height": height, "width": width})
 
@@ -380,7 +380,7 @@ def mel_banks(num_mel_bins: int, fft_size: int, sampling_rate: int) -> np.ndarra
     left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     bins = mel(np.arange(fft_size // 2) * sampling_rate / fft_size)[None, :]
     banks = np.maximum(0.0, np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)))
-    return np.pad(banks, ((0, 0), (0, 1))).astype(np.float32)  # Kaldi leaves the Nyquist bin out
+    return np.pad(banks, ((0, 0), (0, 1))).astype(np.float32)  # Kaldi does not use the Nyquist bin
 
 
 def log_mel(
@@ -389,10 +389,10 @@ def log_mel(
     """Log-mel spectrograms of a batch (Kaldi fbank: 25 ms Hann windows, 10 ms shift, power, no dither).
 
     Args:
-        waveforms: One mono float waveform a clip, each `(S_i,)`. Shorter ones than a window are padded with zeros.
-        sampling_rate: Samples a second, of all of them.
+        waveforms: One mono float waveform per clip, each `(S_i,)`. Those shorter than a window are padded with zeros.
+        sampling_rate: Hz of all waveforms.
         num_mel_bins: Number of mel filters.
-        max_length: Spectrogram frames a clip; longer clips are cut, shorter ones padded with 0 as AST does.
+        max_length: Spectrogram frames per clip; longer clips are cut, shorter ones padded with 0 as AST does.
 
     Returns:
         `(B, max_length, num_mel_bins)` float32 spectrograms, not normalised, and the `(B,)` number of frames filled.

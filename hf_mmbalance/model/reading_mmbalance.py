@@ -1,7 +1,7 @@
-"""How a clip is read: the one way from a file, a stored row or arrays to what the processor takes.
+"""How a clip is read: from a file, a stored row or arrays to the input of the processor.
 
 Training, building, `processor(video=...)`, the pipeline, `mmbalance predict` and the demo all read by [`read`] under
-the [`ReadingSpec`] that is saved with the processor, so that a model is served what it was trained on.
+the [`ReadingSpec`] that is saved with the processor, so that a model gets the same input in use as in training.
 """
 
 import logging
@@ -39,8 +39,8 @@ from .media_streams_mmbalance import (
 logger = logging.getLogger(__name__)
 
 MODALITIES = ("audio", "vision")
-DEFAULT_FRAMES = 8  # taken from a file where the spec names no number
-SHORT_WINDOW = 3.0  # seconds up to which every frame is kept where the window may move
+DEFAULT_FRAMES = 8  # taken from a file where the spec gives no number
+SHORT_WINDOW = 3.0  # seconds; in movable windows up to this length every frame is kept
 LARGEST_GAIN = 1e6
 RESAMPLER = "swresample"
 
@@ -56,28 +56,28 @@ class ReadingSpec:
         sampling_rate (`int`, *optional*, defaults to 16000):
             Hz that sound is resampled to.
         resampler (`str`, *optional*, defaults to `"swresample"`):
-            What resamples; no other is known.
+            Resampling library; the only one supported.
         round_audio (`bool`, *optional*, defaults to `True`):
             Round sound to 16 bits, as data sets store it.
         frames (`int`, *optional*):
-            Frames per input: those on show at the centres of equal parts of it. `None` takes 8 from a file, and all
-            that are given as images.
+            Frames per input: those shown at the centres of equal parts of it. `None` takes 8 from a file, and all
+            frames that are passed as images.
         fps (`float`, *optional*):
-            Frames per second instead; only of stored data sets.
+            Frames per second, instead of `frames`; used by stored data sets only.
         frame_size (`tuple[int, int]` or `int`, *optional*):
             (height, width) of a frame, or its shorter side; `None` keeps the pixels.
         crop (`tuple[float, float, float, float]`, *optional*):
-            Box cut from the upright frame: left, top, right, bottom as parts of it.
+            Box cut from the upright frame: left, top, right, bottom as fractions of it.
         image_format, image_quality (`str`, `int`, *optional*):
-            Frames pass through this encoding (`"jpeg"`, `"png"`) before anything else sees them.
+            Frames are encoded in this format (`"jpeg"`, `"png"`) and decoded again before any other step.
         unit (`str`, *optional*, defaults to `"clip"`):
-            What one input is: `"clip"`, a whole clip, or `"span"`, the time of one word or event in it.
+            Extent of one input: `"clip"`, a whole clip, or `"span"`, the time of one word or event in it.
         margin (`float`, *optional*, defaults to 0.0):
             Seconds kept before and after a span.
         longest_seconds (`float`, *optional*):
             Longest input that the model was trained or tested on.
         stored (`ReadingSpec`, *optional*):
-            How raw files were stored in the data set that training read: a raw file passes through it first.
+            How raw files were stored in the data set used for training; a raw file is converted in this way first.
     """
 
     sampling_rate: int = 16_000
@@ -114,10 +114,10 @@ class ReadingSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ReadingSpec":
-        """What `to_dict` gave, also after JSON.
+        """The spec from the result of `to_dict`, also after JSON.
 
         Raises:
-            ValueError: a field that this version does not know, or a value that makes no sense.
+            ValueError: a field that this version does not know, or an invalid value.
         """
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
@@ -127,17 +127,17 @@ class ReadingSpec:
 
 @dataclass(frozen=True)
 class DecodedClip:
-    """What is kept of a clip: the sound and frames of its window, maybe with some more around it.
+    """A decoded clip: the sound and frames of its window, optionally with a margin around it.
 
     Args:
         audio (`np.ndarray` of shape `(S,)`, *optional*): Sound at the spec's rate.
         audio_start (`float`): Second of its first sample, on the clip's clock.
-        frames (`np.ndarray` of shape `(T, H, W, 3)` or list of `(H, W, 3)`, *optional*): Frames, cropped and sized.
+        frames (`np.ndarray` of shape `(T, H, W, 3)` or list of `(H, W, 3)`, *optional*): Frames, cropped and resized.
         frame_times (`np.ndarray` of shape `(T,)`, *optional*): Seconds at which they appear.
         window (`tuple[float, float]`): Seconds of the input.
         frame_span (`tuple[float, float]`): The part of the window that has frames.
-        exact (`bool`): `frames` are those of the window, one by one.
-        notes (`tuple[str, ...]`): What is worth knowing.
+        exact (`bool`): `frames` are exactly those of the window, so none have to be selected.
+        notes (`tuple[str, ...]`): Remarks for the user.
     """
 
     audio: np.ndarray | None
@@ -166,7 +166,7 @@ class Clip:
         sampling_rate (`int`): Hz of the sound.
         seconds (`float`): Length of the input.
         frame_times (`np.ndarray` of shape `(T,)`, *optional*): Seconds at which frames appear, from its start.
-        notes (`tuple[str, ...]`): What is worth knowing.
+        notes (`tuple[str, ...]`): Remarks for the user.
     """
 
     parts: dict[str, Any]
@@ -189,15 +189,15 @@ def read(
     Args:
         source: A path or http(s) address of a video or sound file, its bytes, or a mapping with `audio` (a file, an
             array with `sampling_rate`, or `{"array", "sampling_rate"}`), `frames` or `images`, `video` (a file),
-            and optionally `audio_gain`, `frame_times`, `start` and `end`; other keys are passed over.
+            and optionally `audio_gain`, `frame_times`, `start` and `end`; other keys are ignored.
         spec: How to read it.
         span: Start and end of the input in seconds, to which the spec's margin is added; None for the whole clip.
-        modalities: Those that are read; what else a clip has is left alone.
-        limits: Refuse what is larger.
+        modalities: Those that are read; others are ignored.
+        limits: Larger inputs are refused.
 
     Raises:
         MediaError: (a ValueError) for a file that cannot be used; `.reason` says why.
-        ValueError: for a clip that has none of the modalities, or makes no sense.
+        ValueError: for a clip that has none of the modalities, or is invalid.
     """
     return cut(decode(source, spec, span, modalities=modalities, limits=limits), spec)
 
@@ -212,7 +212,7 @@ def decode(
     modalities: tuple[str, ...] = MODALITIES,
     limits: Limits = LIMITS,
 ) -> DecodedClip:
-    """Decode an input once, with what is needed to move its window; [`cut`] takes the input from it.
+    """Decode an input once, with the margin needed to move its window; [`cut`] takes the input from it.
 
     Args:
         source, spec, span, modalities, limits: As in [`read`].
@@ -238,8 +238,8 @@ def cut(clip: DecodedClip, spec: ReadingSpec, window: Span | None = None) -> Cli
     """The input in a window (by default the clip's own): its sound, rounded, and its frames.
 
     Args:
-        clip: What [`decode`] kept.
-        spec: How it was decoded.
+        clip: The result of [`decode`].
+        spec: The spec that it was decoded with.
         window: Start and end in seconds.
     """
     own = window is None or window == clip.window
@@ -251,15 +251,15 @@ def cut(clip: DecodedClip, spec: ReadingSpec, window: Span | None = None) -> Cli
             parts["audio"] = round_sound(wave) if spec.round_audio else wave
     times = None
     if clip.frames is not None and clip.frame_times is not None:
-        places = _places(clip, spec, own, start, end)
-        times = clip.frame_times[places] - start
+        indices = _frame_indices(clip, spec, own, start, end)
+        times = clip.frame_times[indices] - start
         parts["vision"] = (
-            clip.frames[places] if isinstance(clip.frames, np.ndarray) else [clip.frames[i] for i in places]
+            clip.frames[indices] if isinstance(clip.frames, np.ndarray) else [clip.frames[i] for i in indices]
         )
     return Clip(parts, spec.sampling_rate, end - start, times, clip.notes)
 
 
-def _places(clip: DecodedClip, spec: ReadingSpec, own: bool, start: float, end: float) -> np.ndarray:
+def _frame_indices(clip: DecodedClip, spec: ReadingSpec, own: bool, start: float, end: float) -> np.ndarray:
     assert clip.frame_times is not None
     if own and clip.exact:
         return np.arange(len(clip.frame_times))
@@ -271,7 +271,7 @@ def _places(clip: DecodedClip, spec: ReadingSpec, own: bool, start: float, end: 
 
 
 def span_of(source: Any, span: Span | None = None) -> Span | None:
-    """The span asked for, by argument or by the source's own `start` and `end`.
+    """The requested span: the argument, or else the source's `start` and `end`.
 
     Raises:
         ValueError: only one end is given, or start is not before end.
@@ -340,7 +340,7 @@ def _decode_file(
 
 
 def log_notes(source: Source, notes: tuple[str, ...]) -> None:
-    """Tell of damage in a file; that a film is silent, or a sound file has no picture, is no damage."""
+    """Warn of damage in a file. A video without sound, or a sound file without video, is not damaged."""
     for note in notes:
         if "the file has no" not in note:
             logger.warning("%s: %s", shown_name(source), note)
@@ -350,20 +350,20 @@ def log_notes(source: Source, notes: tuple[str, ...]) -> None:
 
 
 def parts_of(source: Any) -> dict[str, Any]:
-    """What a mapping holds of a clip, under the names that are read.
+    """The entries of a mapping that describe a clip; `images` is returned as `frames`.
 
     Raises:
         ValueError: it is not a mapping, or names one input twice.
     """
     if not isinstance(source, Mapping):
         raise ValueError(
-            f"a clip of type {type(source).__name__} is not taken: give a path, an address, bytes, or a dict of"
+            f"a clip of type {type(source).__name__} is not supported: give a path, an address, bytes, or a dict of"
             " 'audio' and 'frames', e.g. {'audio': wave, 'sampling_rate': 16000, 'frames': frames}"
         )
     known = ("audio", "frames", "images", "video", "sampling_rate", "audio_gain", "frame_times")
     parts = {key: source[key] for key in known if source.get(key) is not None}
     if "frames" in parts and "images" in parts:
-        raise ValueError("frames and images are two names of one input: give one of them")
+        raise ValueError("frames and images are two names for the same input: give one of them")
     if "images" in parts:
         parts["frames"] = parts.pop("images")
     if set(parts) <= {"video", "sampling_rate"}:
@@ -374,7 +374,7 @@ def parts_of(source: Any) -> dict[str, Any]:
 def _as_stored(
     parts: dict[str, Any], stored: ReadingSpec, modalities: tuple[str, ...], limits: Limits
 ) -> dict[str, Any]:
-    """The parts of a raw file as a row of the built data set would hold them."""
+    """The parts of a raw file as a row of the built data set stores them."""
     clip = read(parts, stored, modalities=modalities, limits=limits)
     row: dict[str, Any] = {}
     if clip.parts["audio"] is not None:
@@ -385,12 +385,12 @@ def _as_stored(
 
 
 def stored_frames(clip: Clip, stored: ReadingSpec) -> list[bytes]:
-    """Frames as image files, as a built data set holds them."""
+    """Frames as image files, as a built data set stores them."""
     return [encode_image(frame, stored.image_format or "png", stored.image_quality) for frame in clip.parts["vision"]]
 
 
 def stored_times(clip: Clip) -> list[float]:
-    """Seconds of the frames from the start of the input, as a built data set holds them."""
+    """Seconds of the frames from the start of the input, as a built data set stores them."""
     assert clip.frame_times is not None
     return [round(float(time), 6) for time in clip.frame_times]
 
@@ -403,7 +403,7 @@ def _decode_parts(
     modalities: tuple[str, ...],
     limits: Limits,
 ) -> DecodedClip:
-    audio = frames = times = film = None
+    audio = frames = times = video = None
     notes: list[str] = []
     if "audio" in modalities:
         audio = _audio_of(parts, spec, limits)
@@ -411,11 +411,11 @@ def _decode_parts(
         frames, times = _frames_of(parts, spec, limits)
     elif "vision" in modalities and "video" in parts:
         file = source_of(parts["video"], limits)
-        film = _decode_file(file, spec, span, around, False, ("vision",), limits)
-        frames, times, notes = film.frames, film.frame_times, list(film.notes)
+        video = _decode_file(file, spec, span, around, False, ("vision",), limits)
+        frames, times, notes = video.frames, video.frame_times, list(video.notes)
     if audio is None and frames is None:
         raise ValueError(
-            f"a clip with the keys {list(parts)} has nothing of {' or '.join(modalities)}: give 'audio', 'frames' (or"
+            f"a clip with the keys {list(parts)} has no {' or '.join(modalities)}: give 'audio', 'frames' (or"
             " 'images') or 'video'"
         )
     notes += ["no_audio: the clip has no sound"] if audio is None else []
@@ -430,10 +430,10 @@ def _decode_parts(
     if not window[0] < window[1]:
         raise MediaError("too_short", f"the window starts at {window[0]:g} s, the clip ends at {seconds:.2f} s")
     exact = span is None and frames is not None and spec.frames in (None, len(frames))
-    shown = window
-    if film is not None:
-        exact, shown = film.exact, film.frame_span
-    return DecodedClip(audio, 0.0, frames, times, window, shown, exact, tuple(notes))
+    frame_span = window
+    if video is not None:
+        exact, frame_span = video.exact, video.frame_span
+    return DecodedClip(audio, 0.0, frames, times, window, frame_span, exact, tuple(notes))
 
 
 def _audio_of(parts: dict[str, Any], spec: ReadingSpec, limits: Limits) -> np.ndarray | None:
@@ -453,17 +453,17 @@ def _frames_of(parts: dict[str, Any], spec: ReadingSpec, limits: Limits) -> tupl
     done = as_frames(parts["frames"], crop=spec.crop, size=spec.frame_size, limits=limits)
     times = parts.get("frame_times")
     if times is not None and len(times) != len(done):
-        raise MediaError("undecodable", f"{len(done)} frames but {len(times)} frame_times: they must be equally many")
+        raise MediaError("undecodable", f"{len(done)} frames but {len(times)} frame_times: give one time per frame")
     if times is not None and not np.isfinite(np.asarray(times, dtype=np.float64)).all():
         raise MediaError("undecodable", "frame_times must be finite numbers of seconds")
-    # Frames of one size are stacked, the first one's size where the spec leaves it open.
+    # Frames are stacked if their sizes are equal; without a frame_size in the spec they get the size of the first one.
     if not same_size(done) and spec.frame_size is None and spec.frames is not None:
         done = [fit_frame(frame, None, (done[0].shape[0], done[0].shape[1])) for frame in done]
     return np.stack(done) if same_size(done) else done, None if times is None else np.asarray(times, dtype=np.float64)
 
 
 def _trim(clip: DecodedClip, spec: ReadingSpec, around: float, whole_audio: bool) -> DecodedClip:
-    """Less of what was decoded whole: sound and frames that no move of the window can reach are dropped."""
+    """Drop sound and frames of a clip decoded whole that no move of the window can reach."""
     low, high = max(clip.window[0] - around, 0.0), clip.window[1] + around
     audio, audio_start = clip.audio, clip.audio_start
     if audio is not None and not whole_audio:

@@ -1,4 +1,4 @@
-"""Towers: backbones with one feature per clip, pooling over tokens and frames, and composing a model from two."""
+"""Towers: one feature per clip from a backbone, pooling over tokens and frames, and a model from two backbones."""
 
 import difflib
 import os
@@ -14,9 +14,9 @@ from .configuration_mmbalance import MMBalanceConfig
 from .fusion_files_mmbalance import fusion_class, load_fusion_head
 
 
-# Their pooler is a dense layer that most checkpoints lack. Other backbones pool without weights, or have no CLS token.
+# The pooler of these is a dense layer that most checkpoints lack; other poolers have no weights, or there is no CLS.
 CLS_BACKBONES = ("vit", "deit", "dpt")
-# What transformers calls the method of its models of raw sound that shortens a mask as their convolutions do.
+# Name in transformers of the method that shortens a mask of raw sound as the model's convolutions do.
 TOKEN_MASK = "_get_feature_vector_attention_mask"
 
 
@@ -34,7 +34,7 @@ def tower_width(config: PreTrainedConfig) -> int:
     """Width of a backbone's features.
 
     Raises:
-        ValueError: if the config names none.
+        ValueError: if the config does not give it.
     """
     width = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
     if not isinstance(width, int):
@@ -45,7 +45,7 @@ def tower_width(config: PreTrainedConfig) -> int:
 
 
 def check_spectrograms(values: torch.Tensor, config: PreTrainedConfig) -> None:
-    """Spectrograms must be of the size that an AST tower was built for; other towers take any length.
+    """Check that spectrograms have the size that an AST tower was built for; other towers accept any length.
 
     Raises:
         ValueError: naming both sizes.
@@ -60,7 +60,7 @@ def check_spectrograms(values: torch.Tensor, config: PreTrainedConfig) -> None:
 
 
 def check_audio_mask(mask: torch.Tensor, values: torch.Tensor, tower: PreTrainedModel) -> None:
-    """A mask of raw sound must be of its shape, and of use to the tower.
+    """Check that a mask of raw sound has its shape, and that the tower uses one.
 
     Raises:
         ValueError: if it is not.
@@ -68,11 +68,11 @@ def check_audio_mask(mask: torch.Tensor, values: torch.Tensor, tower: PreTrained
     if mask.shape != values.shape[:2]:
         raise ValueError(f"audio_mask has shape {tuple(mask.shape)}, expected {tuple(values.shape[:2])}")
     if not hasattr(tower, TOKEN_MASK):
-        raise ValueError(f"audio tower {tower.config.model_type!r} takes no mask of sound: leave audio_mask out")
+        raise ValueError(f"audio tower {tower.config.model_type!r} does not use a mask: leave audio_mask out")
 
 
 def token_mask_of(mask: torch.Tensor, outputs: ModelOutput, tower: PreTrainedModel) -> torch.Tensor:
-    """The boolean mask `(B, T)` of a tower's outputs that belongs to a mask `(B, S)` of its inputs."""
+    """Boolean mask `(B, T)` of a tower's output tokens from the mask `(B, S)` of its input."""
     tokens = outputs["last_hidden_state"].shape[1]
     if tokens == mask.shape[1]:
         return mask.bool()
@@ -81,11 +81,11 @@ def token_mask_of(mask: torch.Tensor, outputs: ModelOutput, tower: PreTrainedMod
 
 
 def pool_tokens(outputs: ModelOutput, without_pooler: bool, token_mask: torch.Tensor | None = None) -> torch.Tensor:
-    """One vector an input `(B, D)`: the CLS token of a tower without pooler, the pooler's output, or the mean.
+    """One vector per input `(B, D)`: the CLS token of a tower without pooler, the pooler's output, or the mean.
 
     Args:
-        outputs: What the tower gave.
-        without_pooler: Whether its CLS token stands for the input.
+        outputs: Outputs of the tower.
+        without_pooler: Whether the CLS token is used as the feature.
         token_mask (`torch.BoolTensor` of shape `(B, T)`, *optional*): Tokens that the mean is taken over.
     """
     hidden = outputs["last_hidden_state"]
@@ -101,7 +101,7 @@ def pool_tokens(outputs: ModelOutput, without_pooler: bool, token_mask: torch.Te
 
 
 class FramePooling(nn.Module):
-    """Mean over the frames that are there; with `"temporal"`, one pre-norm transformer layer with positions first.
+    """Mean over the frames present; with `"temporal"`, one pre-norm transformer layer with positions first.
 
     Args:
         hidden_size (`int`): Width of the frame features.
@@ -145,8 +145,8 @@ class FramePooling(nn.Module):
     def _mix(self, frames: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
         batch, time, width = frames.shape
         if time > self.max_frames:
-            raise ValueError(f"{time} frames a clip, but config.max_frames is {self.max_frames}: pass fewer frames")
-        # A clip without frames attends everywhere: its result is dropped, and an empty softmax would give NaN.
+            raise ValueError(f"{time} frames per clip, but config.max_frames is {self.max_frames}: pass fewer frames")
+        # A clip without frames attends to all positions: its result is not used, but an empty softmax would be NaN.
         attend = (frame_mask | ~frame_mask.any(1, keepdim=True))[:, None, None, :]
         frames = frames + self.positions[:time]
         heads = self.qkv(self.norm_before(frames)).view(batch, time, 3, self.num_heads, width // self.num_heads)
@@ -158,7 +158,7 @@ class FramePooling(nn.Module):
 
 
 class CosineClassifier(nn.Module):
-    """Logits s cos(w_c, f): neither the norm of a feature nor that of a class weight counts."""
+    """Logits s cos(w_c, f), which do not depend on the norms of features and class weights."""
 
     def __init__(self, hidden_size: int, num_labels: int, scale: float):
         super().__init__()
@@ -171,7 +171,7 @@ class CosineClassifier(nn.Module):
 
 
 def freeze_tower(tower: nn.Module, trainable_layers: int | str) -> None:
-    """Let a tower learn wholly (`"all"`), not at all (0), or in its last k layers and what comes after them.
+    """Train all layers of a tower (`"all"`), none (0), or the last k layers and all that follow them.
 
     Raises:
         ValueError: if `trainable_layers` is neither `"all"` nor a number from 0 to the tower's number of layers.
@@ -192,7 +192,7 @@ def freeze_tower(tower: nn.Module, trainable_layers: int | str) -> None:
 
 
 def _layers(tower: nn.Module) -> list[nn.Module]:
-    """The layers of all stages in order: members of module lists of one class that hold no such list themselves."""
+    """The layers of all stages in order: members of module lists of one class that do not contain such a list."""
     stacks = [
         module
         for module in tower.modules()
@@ -254,17 +254,17 @@ def compose_from_backbones(
             default AST trained on AudioSet and ViT-base trained on ImageNet-21k.
         id2label: Class names by index.
         fusion: Fusion head (see [`MMBalanceConfig`]), or `"path/to/my_head.py:MyHead"`.
-        audio_max_length: Spectrogram frames (10 ms each) the audio tower is to take; AST's position embeddings are
-            interpolated. By default as the backbone has it.
+        audio_max_length: Spectrogram frames (10 ms each) of the audio tower's input; AST's position embeddings are
+            interpolated. Default: that of the backbone.
         trainable_layers: `"all"`, 0 to freeze both towers, or k to train only the last k layers of each.
-        dtype: Type of all weights; checkpoints in half precision are widened by default.
+        dtype: Type of all weights; by default half-precision checkpoints are converted to float32.
         audio_revision, vision_revision: Branch, tag or commit of the backbones.
-        trust_remote_code: Run code that comes with the backbones. Never on by itself.
+        trust_remote_code: Run code that comes with the backbones. Off by default.
         token, cache_dir: As in `from_pretrained`.
         **config_options: Other fields of [`MMBalanceConfig`].
 
     Returns:
-        The model, in training order of modalities (audio, vision).
+        The model, with the modalities in the order (audio, vision).
 
     Raises:
         ValueError: for a backbone that cannot be loaded or does not take audio or frames, an unknown fusion head,
@@ -314,7 +314,7 @@ def _load(
         return None, backbone
     model: PreTrainedModel
     if isinstance(backbone, PreTrainedModel):
-        model = backbone.base_model  # type: ignore[assignment]  # without the head of, say, a classifier
+        model = backbone.base_model  # type: ignore[assignment]  # without a classification head
     else:
         name = str(backbone or default)
         hub = {**hub, "revision": revision or "main"}
@@ -336,11 +336,11 @@ def _load(
 
 
 def _check_input(model_class: Any, modality: str, main_input: str) -> None:
-    taken = getattr(model_class, "main_input_name", main_input)  # None: a class known to the Hub only
+    taken = getattr(model_class, "main_input_name", main_input)  # None: a class defined only on the Hub
     if taken != main_input:
         raise ValueError(
-            f"{modality} backbone {model_class.__name__} takes {taken}, not {main_input}: it is no {modality} model"
-            " that can be used here"
+            f"{modality} backbone {model_class.__name__} takes {taken}, not {main_input}: it cannot be used as the"
+            f" {modality} backbone"
         )
 
 
@@ -365,7 +365,7 @@ def _fit_audio_length(
 
 def _copy_weights(tower: PreTrainedModel, loaded: PreTrainedModel) -> None:
     missing, unexpected = tower.load_state_dict(loaded.state_dict(), strict=False)
-    # A backbone passed as a loaded model may still have the pooling layer that the tower does without.
+    # A backbone passed as a loaded model may still have the pooling layer that the tower omits.
     unexpected = [key for key in unexpected if not key.startswith("pooler.")]
     if missing or unexpected:
         raise ValueError(f"backbone {type(loaded).__name__}: missing weights {missing}, unexpected {unexpected}")

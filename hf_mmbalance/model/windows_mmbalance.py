@@ -28,8 +28,8 @@ from .reading_mmbalance import (
 
 logger = logging.getLogger(__name__)
 
-SLACK = 1.1
-WINDOW_BYTES = 256 << 20  # of frames that the windows of a long clip may hold at once
+SLACK = 1.1  # a clip up to this much longer than `longest` is still read whole
+WINDOW_BYTES = 256 << 20  # frames of so many windows of a long clip are in memory at once
 
 
 def windows(
@@ -51,7 +51,7 @@ def windows(
         longest: Clips up to about this many seconds are read whole; None: those up to `window_seconds`.
 
     Raises:
-        MediaError, ValueError: As [`read`], or for numbers that make no sense.
+        MediaError, ValueError: As [`read`], or for invalid numbers.
     """
     for name, value in (("window_seconds", window_seconds), ("stride_seconds", stride_seconds)):
         if value is not None and not value > 0:
@@ -66,14 +66,14 @@ def windows(
     if window_seconds is None or span is not None:
         yield read(source, spec, **options)
         return
-    # A container says it lasts a little longer than its sound.
+    # The duration that a container declares is a little longer than its sound.
     longest = max(SLACK * (longest or 0.0), window_seconds) + 1e-6
     parts = {"video": source} if is_file(source) else parts_of(source)
     source = source_of(parts["video"], limits) if set(parts) == {"video"} else source
     if not is_file(source) or spec.stored is not None:
         clip = decode(source, spec, **options)
         starts = _starts(clip.window[1], window_seconds, stride_seconds, longest)
-        # Frames without sound have no clock: they are one input.
+        # Frames without sound have no times: they are one input.
         if clip.audio is None or len(starts) < 2:
             yield cut(clip, spec)
         else:
@@ -100,14 +100,14 @@ def _seconds_of(source: Source, limits: Limits) -> float:
     declared = declared_duration(source)
     if declared is not None:
         return declared
-    # A file that does not say (as browsers record them): what decodes of its sound, or of its frames.
+    # A file without a declared duration (browsers record such files): the length of its decoded sound or frames.
     return max(read_media(source, num_frames=1, limits=limits).duration, 0.01)
 
 
 def _windows_of_file(
     source: Source, spec: ReadingSpec, starts: list[float], length: float, modalities: tuple[str, ...], limits: Limits
 ) -> Iterator[Clip]:
-    """Windows of a file, decoded in as few passes as their frames fit into memory."""
+    """Windows of a file, decoded in as few passes as `WINDOW_BYTES` of frames allow."""
     count, done, group = spec.frames or DEFAULT_FRAMES, 0, 1
     while done < len(starts):
         spans = [(start, start + length) for start in starts[done : done + group]]
@@ -118,16 +118,15 @@ def _windows_of_file(
                 raise
             last = spans[0][0]
         for number, span in enumerate(spans, start=done):
-            if number and span[0] >= last:  # some files end long before the end that they declare
-                logger.warning(
-                    f"{shown_name(source)} ends before {span[0]:g} s, it declares {starts[-1] + length:g} s"
-                )
+            if number and span[0] >= last:  # some files end long before their declared duration
+                declared = f"its declared duration is {starts[-1] + length:g} s"
+                logger.warning(f"{shown_name(source)} ends before {span[0]:g} s, {declared}")
                 return
             yield cut(clip, replace(spec, frames=count), span)
         done += group
-        # The first window tells how much a window's frames weigh.
-        weight = 0 if clip.frames is None else clip.frames[0].nbytes * count
-        group = max(WINDOW_BYTES // weight, 1) if weight else len(starts)
+        # The first window shows how many bytes the frames of a window take.
+        window_bytes = 0 if clip.frames is None else clip.frames[0].nbytes * count
+        group = max(WINDOW_BYTES // window_bytes, 1) if window_bytes else len(starts)
 
 
 def _decode_spans(

@@ -343,7 +343,7 @@ def test_pipes_and_files_too_large_for_memory_are_not_read_whole(media, tmp_path
     assert caught.value.reason == "unreadable"
     clip, options = make_plan(media).clips[0], EncodeOptions(frames=2)
     row = encode_clip(replace(clip, sha256=file_sha256(Path(clip.source))), "label", options)
-    monkeypatch.setattr(encode, "HELD_WHOLE", 100)
+    monkeypatch.setattr(encode, "MAX_IN_MEMORY", 100)
     assert encode._checked(clip.source, clip.size, None) == clip.source
     assert encode_clip(replace(clip, sha256=file_sha256(Path(clip.source))), "label", options) == row
     with pytest.raises(MediaError, match="sha256 .* the list says 0000"):

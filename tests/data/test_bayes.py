@@ -107,6 +107,6 @@ def test_against_simulation():
         ([[0.1, 0.5]], [0.5, 0.5], [0.1, 0.1]),
     ],
 )
-def test_senseless_rates(error, prior, corrupted):
+def test_invalid_rates_are_refused(error, prior, corrupted):
     with pytest.raises(ValueError, match="error|prior|corrupted"):
         BayesOptimum(np.array(error), np.array(prior), np.array(corrupted))

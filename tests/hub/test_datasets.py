@@ -301,7 +301,7 @@ def test_folders_that_are_no_build(hub, publish, built, media, tmp_path):
         (tmp_path, "no README.md"),
         (linked, "contact_sheet.png is a link out of the folder"),
         (leaky, "holds a secret (access token of the Hub)"),
-        (broken, f"{shard.name} is missing, or not what was built"),
+        (broken, f"{shard.name} is missing, or differs from what was built"),
         (unlicensed, "names no license"),
     ):
         done = publish(folder, check=False)

@@ -65,7 +65,7 @@ def test_configs_that_ask_for_too_much_or_do_not_fit_are_refused_by_name(folder,
     ("values", "words"),
     [
         ({"feature_extractor__num_mel_bins": 10**7}, "feature_extractor.num_mel_bins=10,000,000, the limit is 4,096"),
-        ({"feature_extractor__std": "x"}, "does not make a processor of clips (TypeError"),
+        ({"feature_extractor__std": "x"}, "does not define a working processor (TypeError"),
         ({"image_processor__image_mean": float("nan")}, "image_mean=nan"),
         ({"image_processor__image_std": [0, 0, 0]}, "pixel_values are not finite numbers"),
     ],

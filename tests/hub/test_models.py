@@ -121,7 +121,7 @@ def test_a_card_that_names_other_weights_is_warned_of(saved, tmp_path, monkeypat
     model_push.push_saved(folder, "me/m2")
     assert not caplog.messages
     model_push.push_saved(folder, "me/m")
-    assert re.search("README.md does not name me/m, which is pushed: .*written anew", caplog.text)
+    assert re.search("README.md does not name me/m, which is pushed: .*written again", caplog.text)
     caplog.clear()
     (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
     model_push.push_saved(folder, "me/m2")
@@ -260,7 +260,7 @@ def test_pushes_through_faults(hub, run_client, saved, tmp_path):
     raced, head = stored(hub, f"{hub.user}/raced")
     assert len(list(raced.history(head))) == 3, "the other's commit was lost"
     for name, words in {
-        "down": "The Hub failed for its part: run the same command again later",
+        "down": "The Hub has a temporary error: run the same command again later",
         "full": "The Hub has no room for this",
         "untagged": "tagging .*The Hub failed for its part",
         "other/m": "Your token has no right to do this",

@@ -85,7 +85,7 @@ def test_the_demo_is_pinned_to_the_model_as_it_stands(hub, run_client, tmp_path)
     hub.log.clear()
     run_client(SPACE, args=[*args, "--trust_remote_code"])
     assert space.variables == variables | {"MMBALANCE_TRUST_REMOTE_CODE": "1"}
-    assert hub.log.count("variables", method="POST") == 1, "each change starts the Space anew"
+    assert hub.log.count("variables", method="POST") == 1, "each change restarts the Space"
     assert "examples/cat one.mp4" not in files(hub, f"{hub.user}/page")
     strange = json.dumps({"dataset": "synthetic", "arguments": {"classes": "many"}}).encode()
     for name, results in (("no-json", b"{"), ("no-run", b"[]"), ("strange", strange)):
@@ -94,7 +94,7 @@ def test_the_demo_is_pinned_to_the_model_as_it_stands(hub, run_client, tmp_path)
     double.parent.mkdir()
     double.write_bytes(b"another clip of that name")
     for extra, words in (
-        (["--examples", str(clip), str(double)], "two examples are called cat one.mp4"),
+        (["--examples", str(clip), str(double)], "two examples are named cat one.mp4"),
         (["--model", f"{hub.user}/no-json"], "no-json is not as training writes it"),
         (["--model", f"{hub.user}/no-run"], "give some with --examples"),
         (["--model", f"{hub.user}/strange"], "strange is not as training writes it"),

@@ -161,7 +161,7 @@ def test_padding_of_raw_sound_changes_nothing_under_its_mask():
 def test_an_audio_mask_that_cannot_be_used_is_refused():
     model = compose(AST, VIT, id2label=CLASSES).eval()
     spectrograms = torch.zeros(1, AST.max_length, AST.num_mel_bins)
-    with pytest.raises(ValueError, match="'audio-spectrogram-transformer' takes no mask of sound: leave audio_mask"):
+    with pytest.raises(ValueError, match="'audio-spectrogram-transformer' does not use a mask: leave audio_mask"):
         model(input_values=spectrograms, audio_mask=torch.ones(1, AST.max_length))
     raw = compose(Wav2Vec2Config(**RAW), VIT, id2label=CLASSES).eval()
     with pytest.raises(ValueError, match=r"audio_mask has shape \(1, 7\), expected \(1, 700\)"):
@@ -179,7 +179,7 @@ def test_an_audio_mask_that_cannot_be_used_is_refused():
             "unknown option 'modality_dropuot': did you mean 'modality_dropout'?",
         ),
         (AST, VIT, {"zzz": 1}, "unknown option 'zzz'$"),
-        (BertModel(BERT), VIT, {}, "audio backbone BertModel takes input_ids, not input_values: it is no audio model"),
+        (BertModel(BERT), VIT, {}, "audio backbone BertModel takes input_ids, not input_values: it cannot be used as"),
         (BERT, VIT, {}, "audio backbone BertModel takes input_ids, not input_values"),
         (VIT, VIT, {}, "audio backbone ViTModel takes pixel_values, not input_values"),
         (AST, AST, {}, "vision backbone ASTModel takes input_values, not pixel_values"),
@@ -203,7 +203,7 @@ def test_refused(audio, vision, options, message):
 
 
 def test_refused_fusion_file():
-    with pytest.raises(FileNotFoundError, match="fusion head 'no/head.py:Mine': there is no file no/head.py"):
+    with pytest.raises(FileNotFoundError, match="fusion head 'no/head.py:Mine': file no/head.py does not exist"):
         compose(AST, VIT, id2label=CLASSES, fusion="no/head.py:Mine")
 
 

@@ -1,4 +1,4 @@
-"""The config: defaults, round trip, and an error for every senseless value that names field and remedy."""
+"""The config: defaults, round trip, and an error for every invalid value that names field and remedy."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ WRONG = [
     ({"class_weights": [1.0, 1.0, 0.0, 1.0]}, "class_weights: give 4 positive numbers"),
     ({"id2label": {0: "calm"}}, "id2label: name at least 2 classes"),
     ({"id2label": {0: "calm", 2: "angry"}}, "id2label: number the classes from 0 to 1"),
-    ({"id2label": {0: "calm", 1: "calm"}}, "id2label: two classes have one name"),
+    ({"id2label": {0: "calm", 1: "calm"}}, "id2label: two classes have the same name"),
     ({"fusion": 3}, "fusion"),
     ({"max_frames": "many"}, "max_frames"),
 ]
@@ -80,7 +80,7 @@ WRONG = [
 @pytest.mark.parametrize(
     ("options", "message"), WRONG, ids=[f"{name}={value}" for w, _ in WRONG for name, value in w.items()]
 )
-def test_senseless_values_are_refused(options, message):
+def test_invalid_values_are_refused(options, message):
     with pytest.raises(StrictDataclassError, match=message):
         tiny_config(**options)
 
@@ -101,5 +101,5 @@ def test_a_model_of_newer_code_is_refused_and_the_format_is_saved(tmp_path):
     "name", ["../evil:Head", "/tmp/evil:Head", "sub/evil:Head", "evil.py:Head", "a:b:c", "a:../b", ""]
 )
 def test_the_file_of_a_fusion_head_cannot_lie_elsewhere(name):
-    with pytest.raises(StrictDataclassError, match="is no name: give a registered one, or 'file:ClassName'"):
+    with pytest.raises(StrictDataclassError, match="is not a valid name: give a registered one, or 'file:ClassName'"):
         tiny_config(fusion=name)

@@ -1,4 +1,4 @@
-"""Fusion heads of the user's own: one file, named in the config, travelling with the model."""
+"""User-defined fusion heads: one file, named in the config, saved with the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hf_mmbalance.model.fusion_mmbalance import FUSION_HEADS, FusionHead, Fusion
 from .tiny import AUDIO, CLASSES, VISION, run_python, tiny_config, tiny_inputs, tiny_model
 
 
-HEAD = '''"""A head of the user's own."""
+HEAD = '''"""A user-defined head."""
 
 try:
     from .fusion_mmbalance import FusionHead, FusionOutput
@@ -180,7 +180,7 @@ def test_file_names_that_cannot_travel_are_refused(tmp_path, name):
 
 
 def test_bad_names_are_refused(head_file):
-    with pytest.raises(FileNotFoundError, match="there is no file .*nowhere.py"):
+    with pytest.raises(FileNotFoundError, match="file .*nowhere.py does not exist"):
         load_fusion_head("nowhere.py:Half")
     with pytest.raises(ValueError, match="my_head.py has no class 'Whole'"):
         load_fusion_head(f"{head_file}:Whole")
@@ -195,7 +195,7 @@ class Registered(FusionHead):
 
 
 def test_a_registered_head_travels_too(tmp_path):
-    """Registered by decorator from a module of the user's own: saved as that module's file and class."""
+    """Registered by decorator from a module of the user: saved as that module's file and class."""
     FUSION_HEADS["test_registered"] = Registered
     model = tiny_model(fusion="test_registered")
     model.save_pretrained(tmp_path)

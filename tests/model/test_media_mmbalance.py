@@ -193,7 +193,7 @@ def test_errors_cross_process_borders():
         {"want_audio": False, "want_frames": False},
     ],
 )
-def test_senseless_arguments(tmp_path, options):
+def test_invalid_arguments_are_refused(tmp_path, options):
     with pytest.raises(ValueError, match="must|both|is"):
         read_media(tmp_path / "a.mp4", **options)
 

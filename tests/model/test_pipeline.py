@@ -1,4 +1,4 @@
-"""The pipeline: every form of input gives the same answer, windows are pooled as told, and errors say what to do."""
+"""The pipeline: every form of input gives the same answer, windows are averaged, and errors name the remedy."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def test_a_file_that_ends_before_it_says_is_warned_of(folder, monkeypatch):
     monkeypatch.setattr(windows_mmbalance.logger, "warning", warnings.append)
     windows = list(windows_of(folder / "long.mkv", ReadingSpec(frames=3), window_seconds=0.5))
     assert [len(window.parts["audio"]) for window in windows] == [8000, 4800]
-    assert warnings == [f"{folder / 'long.mkv'} ends before 1 s, it declares 60 s"]
+    assert warnings == [f"{folder / 'long.mkv'} ends before 1 s, its declared duration is 60 s"]
 
 
 def test_a_missing_modality_has_no_score_and_no_share(classify, folder):
@@ -375,15 +375,15 @@ def test_an_address_is_downloaded(classify, folder, address, monkeypatch):
         ("absent.mp4", {}, "absent.mp4: no such file"),
         ("file:///etc/passwd", {}, "no such file"),
         (b"not a film", {}, "not a media file"),
-        (np.zeros(100), {}, "a clip of type ndarray is not taken: give a path"),
-        (None, {}, "a clip of type NoneType is not taken"),
-        ({"text": "a film"}, {}, r"the keys \[\] has nothing of audio or vision"),
+        (np.zeros(100), {}, "a clip of type ndarray is not supported: give a path"),
+        (None, {}, "a clip of type NoneType is not supported"),
+        ({"text": "a video"}, {}, r"the keys \[\] has no audio or vision"),
         ({"audio": np.zeros(3200, np.float32)}, {}, "pass its sampling_rate"),
-        ({"audio": None, "frames": None}, {}, "has nothing of audio or vision"),
-        ({"audio": {"samples": 3}}, {}, "audio of type dict is not taken"),
-        ({"frames": [np.zeros((4, 4, 3))], "images": [np.zeros((4, 4, 3))]}, {}, "two names of one input"),
-        ({"video": np.zeros((3, 4, 4, 3))}, {}, "a file of type ndarray is not taken"),
-        ({"audio": np.zeros(3200), "sampling_rate": 16_000}, {"modalities": "vision"}, "has nothing of vision"),
+        ({"audio": None, "frames": None}, {}, "has no audio or vision"),
+        ({"audio": {"samples": 3}}, {}, "audio of type dict is not supported"),
+        ({"frames": [np.zeros((4, 4, 3))], "images": [np.zeros((4, 4, 3))]}, {}, "two names for the same input"),
+        ({"video": np.zeros((3, 4, 4, 3))}, {}, "a file of type ndarray is not supported"),
+        ({"audio": np.zeros(3200), "sampling_rate": 16_000}, {"modalities": "vision"}, "has no vision"),
         ({"audio": np.zeros(32000), "sampling_rate": 16_000}, {"max_seconds": 1.5}, "2.0 s is over max_seconds=1.5"),
         ("", {"top_k": 0}, "top_k=0 must be at least 1"),
         ("", {"modalities": ["smell"]}, r"modalities=\['smell'\]: choose one or more of \['audio', 'vision'\]"),
@@ -398,7 +398,7 @@ def test_what_makes_no_sense_is_refused(classify, clip, options, message):
 
 
 def test_unknown_options_are_named(classify):
-    with pytest.raises(TypeError, match="unknown option 'topk'; there are top_k, batch_size"):
+    with pytest.raises(TypeError, match="unknown option 'topk'; the options are top_k, batch_size"):
         classify("x.mp4", topk=3)
 
 

@@ -295,8 +295,8 @@ def test_a_sound_file_as_video_has_no_frames(processor, tmp_path):
 
 
 @pytest.mark.parametrize("rate", [0, -16_000, 16, 10**9, float("nan"), True, "16000", [16_000, 8_000]])
-def test_senseless_rates_are_refused(processor, rate):
-    with pytest.raises(ValueError, match=r"sampling_rate=.* makes no sense for audio: give one number of Hz"):
+def test_invalid_rates_are_refused(processor, rate):
+    with pytest.raises(ValueError, match=r"sampling_rate=.* is not valid for audio: give one number of Hz"):
         processor(audio=_tone(), sampling_rate=rate)
 
 
@@ -358,7 +358,7 @@ def test_files_that_cannot_be_decoded_are_refused(processor, tmp_path):
 
 
 def test_counts_that_disagree_are_refused(processor, video):
-    with pytest.raises(ValueError, match=r"audio and frames are of different numbers of clips: \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"audio and frames have different numbers of clips: \[1, 2\]"):
         processor(audio=_tone(), frames=[PICTURES, PICTURES], sampling_rate=RATE)
     with pytest.raises(ValueError, match=r"different numbers of clips: \[1, 3\]"):
         processor(audio=_tone(), images=list(PICTURES), sampling_rate=RATE)
@@ -379,17 +379,17 @@ def test_nothing_at_all_is_refused(processor):
 
 @pytest.mark.parametrize("name", ["text", "videos"])
 def test_inputs_of_other_processors_are_refused(processor, name):
-    with pytest.raises(ValueError, match=f"{name}= is not taken: pass audio=, frames= .or images=. or video="):
+    with pytest.raises(ValueError, match=f"{name}= is not supported: pass audio=, frames= .or images=. or video="):
         processor(audio=_tone(), sampling_rate=RATE, **{name: "clip.mp4"})
 
 
 def test_other_tensor_types_are_refused(processor):
-    with pytest.raises(ValueError, match="return_tensors='mlx' is not offered: choose 'pt' or 'np'"):
+    with pytest.raises(ValueError, match="return_tensors='mlx' is not supported: choose 'pt' or 'np'"):
         processor(audio=_tone(), sampling_rate=RATE, return_tensors="mlx")
 
 
 def test_two_names_of_frames_are_refused(processor):
-    with pytest.raises(ValueError, match="frames and images are two names of one input"):
+    with pytest.raises(ValueError, match="frames and images are two names for the same input"):
         processor(frames=PICTURES, images=PICTURES)
 
 
@@ -449,8 +449,8 @@ def test_from_backbones(processor, tmp_path):
 @pytest.mark.parametrize(
     ("audio", "vision", "message"),
     [
-        (Wav2Vec2Config(), ViTConfig(), "audio backbone 'wav2vec2' has no feature extractor: save one beside"),
-        (ASTConfig(), Wav2Vec2Config(), "vision backbone 'wav2vec2' has no image processor: save one beside"),
+        (Wav2Vec2Config(), ViTConfig(), "audio backbone 'wav2vec2' has no feature extractor: save one with"),
+        (ASTConfig(), Wav2Vec2Config(), "vision backbone 'wav2vec2' has no image processor: save one with"),
         ("/no/such/folder", ViTConfig(), "backbone '/no/such/folder' cannot be loaded"),
     ],
 )
@@ -472,7 +472,7 @@ def test_pictures_in_another_shape_than_square():
 
 
 def test_bytes_io_is_not_mistaken_for_a_waveform(processor):
-    with pytest.raises(ValueError, match="clip 0: audio of type BytesIO is not taken"):
+    with pytest.raises(ValueError, match="clip 0: audio of type BytesIO is not supported"):
         processor(audio=io.BytesIO(b"abc"), sampling_rate=RATE)
 
 

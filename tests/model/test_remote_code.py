@@ -1,4 +1,4 @@
-"""A saved folder works in a stranger's process: no package, no network, an empty cache."""
+"""A saved folder works in a process without the package, without network and with an empty cache."""
 
 from __future__ import annotations
 

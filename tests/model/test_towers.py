@@ -69,7 +69,7 @@ def test_padding_frames_change_nothing(pooling):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "temporal"])
-def test_clips_of_different_numbers_of_frames_equal_themselves_alone(pooling):
+def test_padding_frames_of_other_clips_changes_nothing(pooling):
     layer, frames = _pooling(pooling), torch.randn(4, 6, 8)
     counts = [6, 1, 3, 0]
     mask = torch.arange(6)[None] < torch.tensor(counts)[:, None]
@@ -88,7 +88,7 @@ def test_temporal_pooling_sees_order_and_mean_does_not():
 
 
 def test_temporal_pooling_refuses_more_frames_than_it_has_positions():
-    with pytest.raises(ValueError, match="7 frames a clip, but config.max_frames is 6: pass fewer frames"):
+    with pytest.raises(ValueError, match="7 frames per clip, but config.max_frames is 6: pass fewer frames"):
         _pooling("temporal")(torch.randn(1, 7, 8), torch.ones(1, 7, dtype=torch.bool))
     _pooling("mean")(torch.randn(1, 7, 8), torch.ones(1, 7, dtype=torch.bool))
 

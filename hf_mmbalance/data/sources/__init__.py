@@ -1,4 +1,4 @@
-"""One door to every source of clips."""
+"""Load clips from any source."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ BUILT_SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".tar"}
 
 
 def source_of(dataset: str) -> str:
-    """Which source reads a data set: its own name, else told by what is there under that path.
+    """Name of the source that reads a data set: the data set's own name, else decided by the files at that path.
 
     A folder with Parquet, Arrow or tar files (or a `README.md` with `configs:`) is a built data set (`hub`), one with
-    class folders is `folder`, a CSV, TSV or Parquet file is `table`, and any other name is looked for on the Hub.
+    class folders is `folder`, a CSV, TSV or Parquet file is `table`, and any other name is looked up on the Hub.
     """
     if dataset in NAMED:
         return dataset
@@ -50,7 +50,7 @@ def _is_built(path: Path) -> bool:
         if file.suffix.lower() in BUILT_SUFFIXES:
             return True
         if file.parent != path and file.parent.name.lower() not in {*SPLITS, *SPLIT_ALIASES}:
-            return False  # the first media file inside a class folder settles it, however large the folder
+            return False  # the first media file in a class folder decides: folders may be large
     return False
 
 
@@ -73,7 +73,7 @@ def load_clips(dataset: str, **options: Any) -> ClipSplits:
         says so.
 
     Raises:
-        DataError: an unknown data set or option, or data that cannot be used; says which and what to do.
+        DataError: an unknown data set or option, or data that cannot be used; the message names it and the remedy.
     """
     source = source_of(dataset)
     kind = options_class(dataset)

@@ -1,4 +1,4 @@
-"""Your own clips in a folder of class folders."""
+"""Clips in a folder of class folders."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class FolderOptions(MediaOptions):
 
     group_pattern: str | None = option(
         None,
-        "Regular expression on the file name (without suffix); its first bracket is the group that must not be on "
-        "both sides of a split, e.g. '^([^_]+)_' for speaker_clip.mp4. By default every clip is its own group.",
+        "Regular expression on the file name (without suffix); its first capturing group is the group, which must not"
+        " be on both sides of a split, e.g. '^([^_]+)_' for speaker_clip.mp4. By default every clip is its own group.",
     )
 
 
@@ -34,14 +34,14 @@ def folder_clips(path: str, options: FolderOptions) -> ClipSplits:
     """Load a folder of class folders.
 
     Raises:
-        DataError: a missing or empty folder, two files of one name, clips that do not decode.
+        DataError: a missing or empty folder, repeated files, clips that do not decode.
     """
     root = Path(path)
     if not root.is_dir():
         raise DataError(f"{path}: no such folder")
     tops = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not tops:
-        raise DataError(f"{path}: the folder holds no class folders; the layout is <class>/<clip> in it")
+        raise DataError(f"{path}: the folder has no class folders; its layout must be <class>/<clip>")
     known = {name for name in tops if name.lower() in SPLITS or name.lower() in SPLIT_ALIASES}
     if known and known != set(tops):
         text = f"{path}: {', '.join(sorted(known))} are splits but {', '.join(sorted(set(tops) - known)[:5])} are not"
@@ -55,18 +55,18 @@ def folder_clips(path: str, options: FolderOptions) -> ClipSplits:
     if not rows:
         raise DataError(f"{path}: no media files (e.g. mp4, flv, wav) in its class folders")
     files = Counter(os.path.realpath(row.source) for row in rows)
-    doubled = [file for file, count in files.items() if count > 1]
-    if doubled:
-        raise DataError(f"{path}: {len(doubled)} files occur twice (by links), e.g. {doubled[0]}; keep one")
-    notes = [f"{len(ignored)} files are no media and were ignored: {', '.join(ignored[:5])}"] if ignored else []
+    repeated = [file for file, count in files.items() if count > 1]
+    if repeated:
+        raise DataError(f"{path}: {len(repeated)} files occur twice (by links), e.g. {repeated[0]}; keep one")
+    notes = [f"{len(ignored)} files are not media files and were ignored: {', '.join(ignored[:5])}"] if ignored else []
     return clips_from_rows(root.name, rows, sorted({row.label for row in rows}), options, notes)
 
 
 def _refuse_loose_files(root: Path, splits: list[str]) -> None:
-    """Refuse media files that lie where class folders are expected: they have no class.
+    """Refuse media files where class folders are expected: they have no class.
 
     Raises:
-        DataError: names the first.
+        DataError: there are such files; names the first one.
     """
     places = [root, *(root / split for split in splits)]
     loose = [
@@ -76,7 +76,7 @@ def _refuse_loose_files(root: Path, splits: list[str]) -> None:
         if path.is_file() and path.suffix.lower() in MEDIA_SUFFIXES
     ]
     if loose:
-        text = f"{root}: {len(loose)} media files lie outside the class folders, e.g. {loose[0].relative_to(root)}"
+        text = f"{root}: {len(loose)} media files are outside the class folders, e.g. {loose[0].relative_to(root)}"
         raise DataError(f"{text}; move each into the folder of its class, or elsewhere")
 
 
@@ -89,7 +89,7 @@ def _folder_rows(root: Path, split: str | None, pattern: re.Pattern[str] | None,
             if path.suffix.lower() not in MEDIA_SUFFIXES:
                 ignored.append(str(path.relative_to(root)))
                 continue
-            # With split folders the split is part of the name: files of one name may stand in several.
+            # With split folders the split is part of the name: files of the same name may be in several splits.
             name = path.relative_to(root.parent if split else root).with_suffix("").as_posix()
             found = pattern.search(path.stem) if pattern else None
             if pattern and (found is None or not found.groups()):

@@ -15,7 +15,7 @@ from hf_mmbalance.data.splits import MIN_GROUPS, fill_splits
 
 WORDS = ("command", "colour", "preposition", "letter", "digit", "adverb")
 # Cooke et al., An audio-visual corpus for speech perception and automatic speech recognition, JASA 120(5), 2006,
-# table I: a sentence is one word of each kind, and the file name spells it with one letter a word.
+# table I: a sentence is one word of each kind, and the file name spells it with one letter per word.
 VOCABULARY: dict[str, dict[str, str]] = {
     "command": {"b": "bin", "l": "lay", "p": "place", "s": "set"},
     "colour": {"b": "blue", "g": "green", "r": "red", "w": "white"},
@@ -24,7 +24,7 @@ VOCABULARY: dict[str, dict[str, str]] = {
     "digit": dict(zip("z123456789", "zero one two three four five six seven eight nine".split(), strict=True)),
     "adverb": {"a": "again", "n": "now", "p": "please", "s": "soon"},
 }
-TICKS = 25_000  # units of a second in .align files
+TICKS = 25_000  # units per second in .align files
 MEDIA_SUFFIXES = (".mpg", ".mp4", ".mpeg", ".avi", ".mov")
 
 
@@ -33,7 +33,7 @@ class GridOptions(MediaOptions):
     """Options of the `grid` data."""
 
     data_dir: str | None = option(None, "Folder with s1/*.mpg or .mp4 and the alignments.")
-    label: str = option("digit", "What to recognise: digit, letter, colour, command, preposition or adverb.")
+    label: str = option("digit", "Word to recognise: digit, letter, colour, command, preposition or adverb.")
     window: str = option("clip", "clip: the whole sentence; word: the labelled word's time with its margin.")
     margin: float = option(0.1, "Seconds kept before and after the word.")
     speakers: list[str] | None = option(None, "Speakers to use, e.g. s1 s2; all by default.")
@@ -62,14 +62,14 @@ def parse_name(stem: str) -> dict[str, str]:
     """The six words of a file name: `bbaf2n` is bin blue at f two now.
 
     Raises:
-        DataError: the name is not GRID's.
+        DataError: the name does not follow GRID's scheme.
     """
     if len(stem) != len(WORDS):
-        raise DataError(f"{stem!r} is no GRID file name (six letters, e.g. bbaf2n)")
+        raise DataError(f"{stem!r} is not a GRID file name (six characters, e.g. bbaf2n)")
     try:
         return {word: VOCABULARY[word][code] for word, code in zip(WORDS, stem.lower(), strict=True)}
     except KeyError as error:
-        raise DataError(f"{stem!r} is no GRID file name: {error} is not in the grammar") from None
+        raise DataError(f"{stem!r} is not a GRID file name: {error} is not in the grammar") from None
 
 
 def read_alignment(path: Path) -> dict[str, tuple[float, float]]:
@@ -92,10 +92,10 @@ def scan_grid(root: Path, speakers: list[str] | None = None) -> list[GridClip]:
     gives the splits.
 
     Raises:
-        DataError: the folder is missing, empty or not GRID's.
+        DataError: the folder is missing, empty or not in GRID's layout.
     """
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; give data_dir= the GRID folder (the one that holds s1/)")
+        raise DataError(f"{root}: no such folder; set data_dir= to the GRID folder (the one with s1/)")
     files = [path for path in walk_files(root) if path.suffix.lower() in MEDIA_SUFFIXES]
     found: dict[tuple[str, str], Path] = {}
     for path in files:
@@ -103,7 +103,7 @@ def scan_grid(root: Path, speakers: list[str] | None = None) -> list[GridClip]:
         if speakers is None or speaker in speakers:
             other = found.setdefault((speaker, path.stem), path)
             if other != path:
-                raise DataError(f"clip {path.stem} of {speaker} is there twice: {other} and {path}; remove one")
+                raise DataError(f"clip {path.stem} of {speaker} occurs twice: {other} and {path}; remove one")
     missing = sorted(set(speakers or ()) - {speaker for speaker, _ in found})
     if missing or not found:
         what = f"no clips of {', '.join(missing)}" if missing else f"no {'/'.join(MEDIA_SUFFIXES)} files"
@@ -118,7 +118,7 @@ def scan_grid(root: Path, speakers: list[str] | None = None) -> list[GridClip]:
         clips.append(GridClip(name, speaker, path, parse_name(stem), times, split))
     if splits:
         _check_split_ids(root, splits, {clip.id for clip in clips}, partial=speakers is not None)
-    return sorted(clips, key=lambda clip: clip.id)  # one order, also for the same clips built to Parquet
+    return sorted(clips, key=lambda clip: clip.id)  # the same order as for these clips built to Parquet
 
 
 def _alignment_of(root: Path, speaker: str, stem: str) -> Path | None:
@@ -137,14 +137,14 @@ def _read_splits(root: Path) -> dict[str, str]:
     return {row["id"]: split_name(row["split"]) for row in rows}
 
 
-def _check_split_ids(root: Path, splits: dict[str, str], there: set[str], partial: bool) -> None:
-    gone, extra = sorted(set(splits) - there), sorted(there - set(splits))
-    if gone and not partial:
-        text = f"{len(gone)} clips of {root / 'labels.csv'} have no media file, e.g. {', '.join(gone[:3])}"
-        raise DataError(f"{text}; fetch them, or take their rows out of labels.csv")
+def _check_split_ids(root: Path, splits: dict[str, str], found: set[str], partial: bool) -> None:
+    missing, extra = sorted(set(splits) - found), sorted(found - set(splits))
+    if missing and not partial:
+        text = f"{len(missing)} clips of {root / 'labels.csv'} have no media file, e.g. {', '.join(missing[:3])}"
+        raise DataError(f"{text}; add the files, or remove their rows from labels.csv")
     if extra:
         text = f"{len(extra)} media files are not in {root / 'labels.csv'}, e.g. {', '.join(extra[:3])}"
-        raise DataError(f"{text}; add them, or remove labels.csv to have the splits made")
+        raise DataError(f"{text}; add them, or remove labels.csv to create the splits automatically")
 
 
 def assign_splits(clips: list[GridClip], options: GridOptions) -> tuple[list[str], list[str]]:
@@ -172,7 +172,7 @@ def grid_clips(options: GridOptions) -> ClipSplits:
         DataError: a missing or empty folder, clips that do not decode, word windows without alignments.
     """
     if options.data_dir is None:
-        raise DataError("grid needs data_dir: the folder that holds s1/ and its alignments")
+        raise DataError("grid needs data_dir: the folder with s1/ and its alignments")
     clips = scan_grid(Path(options.data_dir), options.speakers)
     names, notes = assign_splits(clips, options)
     rows = [

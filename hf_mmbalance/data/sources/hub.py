@@ -20,12 +20,12 @@ ID_NAMES = ("id", "clip_id", "clip", "file", "name")
 LABEL_NAMES = ("label", "labels", "class", "emotion", "target")
 TIME_NAMES = ("frame_times", "times")
 REPORT = "build_report.json"
-GAIN_NAME = "audio_gain"  # what our own builds scaled a sound down by that went beyond full scale
+GAIN_NAME = "audio_gain"  # factor by which this package's builds scaled down sound beyond full scale
 
 
 @dataclass
 class HubOptions(MediaOptions):
-    """Options of a Hub or local data set; columns are found by their type and name unless named here."""
+    """Options of a Hub or local data set; columns not given here are found by their type and name."""
 
     config: str | None = option(None, "Configuration of the data set, e.g. fold3.")
     revision: str | None = option(None, "Branch, tag or commit on the Hub.")
@@ -42,7 +42,7 @@ class HubOptions(MediaOptions):
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column holds what."""
+    """Name of the column for each kind of content."""
 
     label: str
     audio: str | None
@@ -57,7 +57,7 @@ class Columns:
 
     @property
     def media(self) -> list[str]:
-        """Columns that hold media."""
+        """Columns with media."""
         return [name for name in (self.audio, self.frames, self.video, self.times, self.gain) if name]
 
 
@@ -65,13 +65,13 @@ def hub_clips(name: str, options: HubOptions) -> ClipSplits:
     """Load a data set by `datasets.load_dataset`; bytes are decoded here, so torchcodec is not needed.
 
     Raises:
-        DataError: nothing is there, columns are missing or of a wrong kind, clips that do not decode.
+        DataError: the data set does not exist, columns are missing or of a wrong type, clips that do not decode.
     """
     from datasets import load_dataset
 
     try:
         loaded = load_dataset(name, options.config, revision=options.revision, streaming=options.in_memory)
-    except Exception as error:  # many kinds: a missing folder, an unknown config, no network
+    except Exception as error:  # many types: a missing folder, an unknown config, no network
         raise DataError(f"{name}: the data set cannot be loaded ({type(error).__name__}: {error})") from error
     return clips_of(loaded, options, name=name, stored=stored_reading(name, options))
 
@@ -84,17 +84,17 @@ def clips_of(
     Args:
         loaded: with a label column, and sound, images or video in others.
         options: how to read it; by default as `HubOptions()`.
-        name: what messages call it.
+        name: its name in messages.
         stored: how raw files were stored in it, for a built data set.
 
     Raises:
-        DataError: columns are missing or of a wrong kind, clips that do not decode.
+        DataError: columns are missing or of a wrong type, clips that do not decode.
     """
     options = options or HubOptions()
     loaded = loaded if isinstance(loaded, Mapping) else {"train": loaded}
     features = next(iter(loaded.values())).features
     if features is None:
-        raise DataError(f"{name}: the columns are unknown until read; use in_memory=false")
+        raise DataError(f"{name}: the columns of a stream are not known before it is read; use in_memory=false")
     columns = find_columns(name, features, options)
     parts: dict[str, Any] = {split_name(str(split)): undecoded(part) for split, part in loaded.items()}
     if options.in_memory:
@@ -102,7 +102,7 @@ def clips_of(
     labels = getattr(features[columns.label], "names", None)
     rows: list[Row] = []
     for split, part in parts.items():
-        rows += _rows(split, part, columns, labels, options)
+        rows += _rows_of_split(split, part, columns, labels, options)
     classes = list(labels) if labels else sorted({row.label for row in rows})
     return clips_from_rows(name, rows, classes, options, [], RowReader(parts, columns), stored)
 
@@ -110,10 +110,10 @@ def clips_of(
 def stored_reading(name: str, options: HubOptions) -> ReadingSpec | None:
     """How raw files were stored in a data set that this package built; None for others.
 
-    The build's report stands beside its shards, in a folder or on the Hub.
+    The report of the build is saved with its shards, in a folder or on the Hub.
 
     Raises:
-        DataError: the report is there but cannot be read.
+        DataError: the report exists but cannot be read.
     """
     path = Path(name) / REPORT
     if not Path(name).is_dir():
@@ -134,14 +134,14 @@ def stored_reading(name: str, options: HubOptions) -> ReadingSpec | None:
 
 
 class RowList(list[dict[str, Any]]):
-    """The rows of a stream, read once; as much of `datasets.Dataset` as is used here."""
+    """The rows of a stream in a list, with the methods of `datasets.Dataset` that are used here."""
 
     def select_columns(self, names: list[str]) -> RowList:
         return RowList({name: row[name] for name in names} for row in self)
 
 
 def undecoded(part: Any) -> Any:
-    """The same rows with media left as bytes or paths."""
+    """The same rows with media as bytes or paths."""
     from datasets import Audio, Image, List, Video
 
     for column, feature in part.features.items():
@@ -153,10 +153,10 @@ def undecoded(part: Any) -> Any:
 
 
 def find_columns(name: str, features: Any, options: HubOptions) -> Columns:
-    """Columns by type (Audio, Image or a list of it, Video) and customary name.
+    """Find columns by type (Audio, Image or a list of it, Video) and usual name.
 
     Raises:
-        DataError: a named column is not there, or none fits.
+        DataError: a named column does not exist, or none matches.
     """
     from datasets import Audio, Image, List, Video
 
@@ -165,28 +165,28 @@ def find_columns(name: str, features: Any, options: HubOptions) -> Columns:
             raise DataError(f"{name}: no column {asked!r} for the {what} (it has {', '.join(features)})")
         return asked or next(iter(kinds), None)
 
-    def typed(kind: type, lists: bool = False) -> list[str]:
+    def of_type(kind: type, lists: bool = False) -> list[str]:
         return [
             column
             for column, feature in features.items()
             if isinstance(feature, kind) or (lists and isinstance(feature, List) and isinstance(feature.feature, kind))
         ]
 
-    def named(names: Iterable[str]) -> list[str]:
+    def of_name(names: Iterable[str]) -> list[str]:
         return [column for column in names if column in features]
 
-    label = chosen(options.label_column, named(LABEL_NAMES), "label")
+    label = chosen(options.label_column, of_name(LABEL_NAMES), "label")
     if label is None:
-        raise DataError(f"{name}: no label column (it has {', '.join(features)}); name it by label_column=")
+        raise DataError(f"{name}: no label column (it has {', '.join(features)}); give it as label_column=")
     columns = Columns(
         label=label,
-        audio=chosen(options.audio_column, typed(Audio), "sound"),
-        frames=chosen(options.frames_column, typed(Image, lists=True), "frames"),
-        video=chosen(options.video_column, typed(Video), "video"),
-        group=chosen(options.group_column, named(GROUP_NAMES), "group"),
-        id=chosen(options.id_column, named(ID_NAMES), "id"),
-        times=chosen(None, named(TIME_NAMES), "frame times"),
-        gain=chosen(None, named((GAIN_NAME,)), "gain"),
+        audio=chosen(options.audio_column, of_type(Audio), "sound"),
+        frames=chosen(options.frames_column, of_type(Image, lists=True), "frames"),
+        video=chosen(options.video_column, of_type(Video), "video"),
+        group=chosen(options.group_column, of_name(GROUP_NAMES), "group"),
+        id=chosen(options.id_column, of_name(ID_NAMES), "id"),
+        times=chosen(None, of_name(TIME_NAMES), "frame times"),
+        gain=chosen(None, of_name((GAIN_NAME,)), "gain"),
         start=chosen(options.start_column, (), "window's start"),
         end=chosen(options.end_column, (), "window's end"),
     )
@@ -195,7 +195,7 @@ def find_columns(name: str, features: Any, options: HubOptions) -> Columns:
     return columns
 
 
-def _rows(split: str, part: Any, columns: Columns, names: list[str] | None, options: HubOptions) -> list[Row]:
+def _rows_of_split(split: str, part: Any, columns: Columns, names: list[str] | None, options: HubOptions) -> list[Row]:
     wanted = [column for column in (columns.label, columns.id, columns.group, columns.start, columns.end) if column]
     entries = enumerate(part.select_columns(sorted(set(wanted))))
     return [read_row(entry, split, index, columns, names, options) for index, entry in entries]
@@ -223,7 +223,7 @@ def read_row(
 
 @dataclass(frozen=True)
 class RowReader:
-    """Gives the media of a record's row; picklable, since rows are read by number."""
+    """Reads the media of a record's row by its index, so that records can be pickled."""
 
     parts: dict[str, Any]
     columns: Columns
@@ -236,7 +236,7 @@ class RowReader:
 
 
 def media_of_row(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    """A row's media under the names that `read` takes."""
+    """A row's media under the names that `read` expects."""
     named = {
         "audio": columns.audio,
         "frames": columns.frames,

@@ -1,4 +1,4 @@
-"""What every source of media gives: rows, which become clips in splits."""
+"""Clips in splits from the rows that any source of media provides."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 @dataclass(frozen=True)
 class Row:
-    """A clip as a source names it; `window` in seconds, without margin."""
+    """One clip of a source; `window` in seconds, without margin."""
 
     id: str
     label: str
@@ -38,24 +38,24 @@ def clips_from_rows(
     """Splits, records and decoded clips of rows from any source.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         rows: its clips.
         classes: names of the labels, in order.
         options: splits, noise, augmentation, cache and limits.
-        notes: said of the data so far.
-        fetch: gives a record's media.
-        stored: how raw files were stored where these are rows of a built data set.
+        notes: remarks on the data so far.
+        fetch: returns a record's media.
+        stored: how raw files were stored, if these are rows of a built data set.
 
     Raises:
         DataError: ids that occur twice, a single class, clips that do not decode.
     """
-    doubled = [clip for clip, count in Counter(row.id for row in rows).items() if count > 1]
-    if doubled:
-        sources = [row.source for row in rows if row.id == doubled[0]]
-        raise DataError(f"{len(doubled)} clip ids occur twice, e.g. {doubled[0]!r}: {', '.join(sources[:2])}")
+    repeated = [clip for clip, count in Counter(row.id for row in rows).items() if count > 1]
+    if repeated:
+        sources = [row.source for row in rows if row.id == repeated[0]]
+        raise DataError(f"{len(repeated)} clip ids occur twice, e.g. {repeated[0]!r}: {', '.join(sources[:2])}")
     if len(classes) < 2:
         raise DataError(f"{name}: only one class ({', '.join(classes)}); at least two are needed")
-    rows = sorted(rows, key=lambda row: row.id)  # one order, whatever the source: seeds then mean the same
+    rows = sorted(rows, key=lambda row: row.id)  # so that a seed gives the same splits for every source
     place = {label: i for i, label in enumerate(classes)}
     fractions = {split: getattr(options, f"{split}_fraction") for split in ("test", "validation", "calibration")}
     splits, more = fill_splits(

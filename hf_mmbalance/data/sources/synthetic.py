@@ -1,4 +1,4 @@
-"""Made-up clips whose best fusion is known: every class has a sound and a look, shown wrongly at a known rate."""
+"""Synthetic clips whose best fusion is known: each class has a sound and a look, shown wrongly at a known rate."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class SyntheticOptions:
         "Per class: how often the look is another class's. Default: 0.3 for the first half of the classes, 0.1 for"
         " the rest.",
     )
-    prior: list[float] | None = option(None, "Share of every class. Default: all alike.")
+    prior: list[float] | None = option(None, "Probability of every class. Default: uniform.")
     corrupted: list[float] = option(
-        [0.25, 0.25], "Part of the clips whose sound, and whose picture, is noise and shows no class."
+        [0.25, 0.25], "Fraction of the clips whose sound, and whose frames, are noise and show no class."
     )
-    train_corrupted: list[float] = option([0.05, 0.05], "The same of train clips.")
+    train_corrupted: list[float] = option([0.05, 0.05], "The same for train clips.")
     fresh_noise: list[str] = option(
         ["vision"],
         "Modalities whose train clips get new noise in every epoch. The noise of the others is the same in every"
@@ -50,7 +50,7 @@ class SyntheticOptions:
     sampling_rate: int = option(16_000, "Rate of the sound in Hz.")
     frames: int = option(4, "Frames per clip.")
     frame_size: int = option(32, "Height and width of a frame in pixels.")
-    groups: int = option(20, "Made-up speakers per split; no speaker is in two splits.")
+    groups: int = option(20, "Synthetic speakers per split; no speaker is in two splits.")
     seed: int = option(0, "Seed of labels, confusions, corruptions and noise.")
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class SyntheticClips(ClipDataset):
 
     Attributes:
         shown: `(N, 2)` the class whose sound and look each clip shows.
-        corrupted: `(N, 2)` where sound or picture is noise and shows no class.
+        corrupted: `(N, 2)` where sound or frames are noise and show no class.
     """
 
     def __init__(self, split: str, count: int, options: SyntheticOptions):
@@ -104,7 +104,7 @@ class SyntheticClips(ClipDataset):
         super().__init__(ids, groups, labels.tolist(), names, sampling_rate=options.sampling_rate)
 
     def best_accuracy(self) -> float:
-        """Accuracy of the optimum on these very clips; `BayesOptimum.accuracy` is its mean over all such clips."""
+        """Accuracy of the optimum on these clips; `BayesOptimum.accuracy` is its expectation."""
         best = self.options.bayes().predict(self.shown, self.corrupted)
         return float((best == np.array(self.labels)).mean())
 

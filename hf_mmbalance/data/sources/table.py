@@ -1,4 +1,4 @@
-"""Your own clips in a table of paths and labels."""
+"""Clips in a table of paths and labels."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from hf_mmbalance.data.sources.rows import Row, clips_from_rows
 
 @dataclass
 class TableOptions(MediaOptions):
-    """Options of a CSV or Parquet table with one clip a row; paths are relative to the table."""
+    """Options of a CSV or Parquet table with one clip per row; paths are relative to the table."""
 
     path_column: str = option("path", "Column of the file's path.")
-    label_column: str = option("label", "Column of the class: a name, or a number with classes given.")
-    group_column: str = option("group", "Column of the group (actor, speaker, source video), if there.")
-    split_column: str = option("split", "Column of the split, if there.")
-    id_column: str = option("id", "Column of the clip's id, if there; else the path.")
-    start_column: str = option("start", "Column of the window's start in seconds, if there.")
-    end_column: str = option("end", "Column of the window's end in seconds, if there.")
+    label_column: str = option("label", "Column of the class: a name, or a number if classes are given.")
+    group_column: str = option("group", "Column of the group (actor, speaker, source video), if present.")
+    split_column: str = option("split", "Column of the split, if present.")
+    id_column: str = option("id", "Column of the clip's id, if present; else the path.")
+    start_column: str = option("start", "Column of the window's start in seconds, if present.")
+    end_column: str = option("end", "Column of the window's end in seconds, if present.")
     classes: list[str] | None = option(None, "Names of the classes in order; by default the sorted labels.")
 
 
@@ -31,14 +31,16 @@ def table_clips(path: str, options: TableOptions) -> ClipSplits:
     """Load a CSV (comma or tab) or Parquet table of clips.
 
     Raises:
-        DataError: a missing or empty table or column, a label outside `classes`, doubled ids, undecodable clips.
+        DataError: a missing or empty table or column, a label outside `classes`, repeated ids, undecodable clips.
     """
     table = Path(path)
     entries = read_table(table)
     names = set(entries[0])
     for column in (options.path_column, options.label_column):
         if column not in names:
-            raise DataError(f"{path}: no column {column!r} (it has {', '.join(sorted(names))}); name it by the option")
+            raise DataError(
+                f"{path}: no column {column!r} (it has {', '.join(sorted(names))}); give its name as option"
+            )
     rows = [_table_row(table, number, entry, options) for number, entry in enumerate(entries, start=1)]
     labels = sorted({row.label for row in rows})
     classes = options.classes or labels
@@ -59,7 +61,7 @@ def read_table(table: Path) -> list[dict[str, Any]]:
     """Rows of a CSV (comma), TSV or Parquet file.
 
     Raises:
-        DataError: the file is missing, empty, or no such table; names the file and the remedy.
+        DataError: the file is missing, empty, or not such a table; names the file and the remedy.
     """
     if not table.is_file():
         raise DataError(f"{table}: no such file")
