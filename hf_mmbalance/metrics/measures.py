@@ -309,13 +309,11 @@ def additive_subsets(modality_logits: Any, weights: Any = None, bias: Any = None
     """
     z = log_softmax(modality_logits)
     n, modalities, classes = z.shape
-    there = ~np.isnan(z[:, :, 0])
-    evidence = np.where(there[..., None], z + np.log(classes), 0.0)
+    present = ~np.isnan(z[:, :, 0])
+    evidence = np.where(present[..., None], z + np.log(classes), 0.0)
     beyond = np.zeros((1, modalities, classes)) if weights is None else np.asarray(weights, dtype=np.float64) - 1
     if beyond.ndim == 3 and weights is not None:
-        used = (there.sum(axis=1) - 1) / (
-            modalities - 1
-        )  # r of the modalities present, which the weights hold already
+        used = (present.sum(axis=1) - 1) / (modalities - 1)  # r of the modalities present: the weights contain it
         beyond = np.where((used > 0)[:, None, None], beyond / np.maximum(used, 1e-12)[:, None, None], 0.0)
     b = np.zeros(classes) if bias is None else np.asarray(bias, dtype=np.float64)
     fused = np.full((2**modalities, n, classes), np.nan)
