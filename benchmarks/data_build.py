@@ -29,7 +29,7 @@ from hf_mmbalance.building.recipes.grid import plan_grid
 
 
 def bare(paths: list[Path]) -> None:
-    """What anybody would write: decode everything, keep eight frames, encode."""
+    """The simplest loop: decode everything, keep eight frames, encode."""
     for path in paths:
         with av.open(str(path)) as container:
             frames = [frame for frame in container.decode(video=0)]

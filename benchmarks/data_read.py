@@ -42,11 +42,11 @@ def tensors(clips: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-mel and frames of a batch, the same for every way of reading."""
     values, _ = log_mel([clip["audio"] for clip in clips], sampling_rate=16_000, num_mel_bins=128, max_length=300)
     frames = torch.from_numpy(np.stack([clip["frames"] for clip in clips]))
-    return values, frames.permute(0, 1, 4, 2, 3).contiguous()  # scaling to floats is the device's work
+    return values, frames.permute(0, 1, 4, 2, 3).contiguous()  # scaling to floats happens on the device
 
 
 def bare(files: Iterable[Path]) -> Iterator[int]:
-    """The same bytes, with nothing around them."""
+    """A bare loop over the same bytes."""
     for path in files:
         file = pq.ParquetFile(path)
         for group in range(file.num_row_groups):
@@ -62,7 +62,7 @@ def bare(files: Iterable[Path]) -> Iterator[int]:
 
 
 def raw(paths: list[Path]) -> Iterator[int]:
-    """Decoding the clips themselves each epoch (by this project's decoder)."""
+    """Decoding the clips themselves each epoch (with this package's decoder)."""
     for i in range(0, len(paths), BATCH):
         clips = []
         for path in paths[i : i + BATCH]:
@@ -114,7 +114,7 @@ def stream_batches(stream: ClipStream, workers: int) -> Iterator[int]:
 
 
 def rate(batches: Iterator[int]) -> dict[str, float]:
-    """Clips a second, end to end and steady (from the first tenth to the last)."""
+    """Clips per second, in total and in steady state (from the first tenth to the last)."""
     start, cpu = time.perf_counter(), time.process_time()
     marks = [(time.perf_counter(), count) for count in batches]
     total = sum(count for _, count in marks)
@@ -141,7 +141,7 @@ def main() -> None:
         names = write_loose(files, Path(folder) / "loose")
         stream = load(str(out), streaming=True, batch_size=BATCH, label_column="digit", frame_size=None)
         assert isinstance(stream, ClipStream)
-        # In turns: the speed of a machine drifts, and single rounds differ by a tenth.
+        # The ways alternate: the speed of a machine drifts, and single rounds differ by a tenth.
         rounds = [
             {
                 "bare": rate(bare(files)),

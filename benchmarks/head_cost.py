@@ -1,4 +1,4 @@
-"""What the adaptive head costs beside the towers, at AST-base + ViT-base shapes, on this machine.
+"""Cost of the adaptive head relative to the towers, at AST-base + ViT-base shapes, on this machine.
 
     python benchmarks/head_cost.py [--repeats 20] [--batch 2] [--frames 2] [--classes 31]
 
@@ -19,7 +19,7 @@ from hf_mmbalance import MMBalanceForAudioVisualClassification
 
 
 def median_seconds(call: Callable[[], None], repeats: int) -> float:
-    """Median time of a call, after one that does not count."""
+    """Median time of a call, after one warm-up call."""
     call()
     times = []
     for _ in range(repeats):
@@ -64,7 +64,7 @@ def main() -> None:
     step, head = median_seconds(whole_step, arguments.repeats), median_seconds(head_step, arguments.repeats)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     own = sum(buffer.numel() for buffer in model.fusion.buffers())
-    print(f"AST-base + ViT-base on {device}: batch {arguments.batch}, {arguments.frames} frames a clip")
+    print(f"AST-base + ViT-base on {device}: batch {arguments.batch}, {arguments.frames} frames per clip")
     print(f"whole step {1000 * step:.1f} ms, adaptive head {1000 * head:.2f} ms (medians of {arguments.repeats})")
     print(f"share of the step: {100 * head / step:.3f} % (at most 1 %)")
     print(

@@ -1,11 +1,11 @@
-"""How fast a published model loads, what importing the package costs, and what a second push sends.
+"""Loading time of a published model, import time of the package, and traffic of a second push.
 
     python benchmarks/hub_model.py [--small] [--runs 5]
 
 A model of AST-base and ViT-base towers (random weights, 690 MB; `--small` takes tiny ones) is pushed to a Hub of the
 tests' own on this machine, and both towers by themselves. Then, from a warm cache and offline, in a process without
 the package: the model by `AutoModel` with its own code, against its two towers by `AutoModel`; medians of processes,
-their first load (which imports what it needs) and the later ones apart. Imports are timed in processes of their own.
+their first load (which imports what it needs) and the later ones apart. Imports are timed in separate processes.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ IMPORT = "import time; start = time.perf_counter(); import {}; print(time.perf_c
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="tiny towers: for trying this script")
+    parser.add_argument("--small", action="store_true", help="tiny towers, to try this script")
     parser.add_argument("--runs", type=int, default=5, help="processes of each kind (default: %(default)s)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, HubServer(Path(name) / "store") as hub:
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def pushes(hub: HubServer, folder: Path, token: str) -> None:
-    """What the first and the second push of the same folder send."""
+    """Traffic of the first and the second push of the same folder."""
     for which in ("first", "second"):
         hub.log.clear()
         run_python(hub, PUSH, home=folder / "push", token=token, args=[str(folder)], timeout=600)
@@ -100,7 +100,7 @@ def pushes(hub: HubServer, folder: Path, token: str) -> None:
 
 
 def loads(hub: HubServer, folder: Path, runs: int) -> None:
-    """Median times from a warm cache, offline: of the first load of a process, and of those after it."""
+    """Median times from a warm cache, offline: of the first load of a process, and of later ones."""
     options = {"home": folder / "load", "without": ["hf_mmbalance"], "timeout": 600}
     for what in ("model", "towers"):
         run_python(hub, LOAD, args=[what], **options)
@@ -121,7 +121,7 @@ def loads(hub: HubServer, folder: Path, runs: int) -> None:
             f"{name} load in a process, warm and offline: model {medians['model']:.3f} s, its two towers alone"
             f" {medians['towers']:.3f} s: {ratio:.2f} times (median of {runs} processes)"
         )
-    print(f"requests meanwhile: {len(list(hub.log))}")
+    print(f"requests during loading: {len(list(hub.log))}")
 
 
 def imports(hub: HubServer, folder: Path, runs: int) -> None:

@@ -54,7 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/robustness_grid"))
     parser.add_argument(
-        "--quick", action="store_true", help="two folds, towers of two epochs, few cells: does it run?"
+        "--quick", action="store_true", help="two folds, towers of two epochs, few cells, to check that it runs"
     )
     parser.add_argument("--jobs", type=int, default=2, help="folds at a time")
     parser.add_argument("--fold", type=int, help=argparse.SUPPRESS)  # a child process: one fold
@@ -84,7 +84,7 @@ def run_child(fold: int, quick: bool, out: Path) -> None:
 
 
 def make_fold(fold: int, folder: Path, grid: Path, quick: bool) -> None:
-    """Train the towers of a fold and write what they make of its clips to `tables.npz`."""
+    """Train the towers of a fold and write their logits of its clips to `tables.npz`."""
     if (folder / "tables.npz").exists():
         return
     write_splits(fold, folder / "clips", grid)
@@ -146,7 +146,7 @@ def tables_of(run_folder: Path, quick: bool) -> Arrays:
         arrays[f"{name}/labels"] = np.array(clips.labels)
         arrays[f"{name}/clips"] = np.array(getattr(clips, "clips", clips.ids))
         arrays[f"{name}/draws"] = np.array(getattr(clips, "draws", [0] * len(clips)))
-    for half, plan in plans.items():  # what the oracle knows
+    for half, plan in plans.items():  # input of the oracle
         rows = zip(arrays[f"{half}/clips"], arrays[f"{half}/draws"], strict=True)
         chosen = [dict.fromkeys(MODALITIES, "clean") | named(plan, clip, draw) for clip, draw in rows]
         arrays[f"{half}/corruption"] = np.array([[choice[name] for name in MODALITIES] for choice in chosen])
@@ -162,7 +162,7 @@ def named(plan: CorruptionPlan, clip: str, draw: int) -> dict[str, str]:
 
 
 def judge(folds: list[Arrays]) -> dict[str, Any]:
-    """Log-probabilities of every method on all held-out clips, pooled over folds, and what they are worth."""
+    """Log-probabilities of every method on all held-out clips, pooled over folds, and their results."""
     names = sorted({key.split("/")[0] for key in folds[0]} - {"train", "calibration"})
     pooled: dict[str, Arrays] = {name: {} for name in names}
     for arrays in folds:

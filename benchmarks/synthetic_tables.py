@@ -69,7 +69,7 @@ def make_table(seed: int, strong: bool = False) -> SyntheticTable:
 
 
 class _Tower:
-    """What stands between a modality's true log-likelihoods and the logits its tower reports."""
+    """Distortion between a modality's true log-likelihoods and the logits of its tower."""
 
     def __init__(self, rng: np.random.Generator, modalities: int, classes: int) -> None:
         self.scale = np.exp(rng.normal(0, 0.7, size=(modalities, 1)))
@@ -93,7 +93,7 @@ def _part(
     groups = rng.integers(0, speakers, size=n)
     own = signal * np.exp(
         rng.normal(0, spread, size=(speakers, modalities, 1))
-    )  # speakers differ in how clear they are
+    )  # speakers differ in clarity
     strength = own[groups]
     seen = rng.normal(size=(n, modalities, classes))
     seen[np.arange(n), :, labels] += strength[np.arange(n), :, labels]
@@ -101,6 +101,6 @@ def _part(
     present = rng.random((n, modalities)) >= missing
     present[np.arange(n), rng.integers(0, modalities, size=n)] = True
     bayes = log_softmax(np.log(prior) + np.where(present[..., None], likelihood, 0).sum(axis=1))
-    # A tower is trained on the pooled signal: it turns what it sees into likelihoods by the average channel.
+    # A tower is trained on the pooled signal: it computes likelihoods for the average channel.
     reported = tower.logits(rng, signal * seen - signal**2 / 2 + np.log(prior))
     return np.where(present[..., None], reported, np.nan), labels, groups + first, bayes

@@ -1,8 +1,8 @@
-"""Our training loop beside a bare PyTorch loop: same towers, batches, forwards and optimiser, in one run.
+"""The package's training loop compared with a bare PyTorch loop: same towers, batches, forwards and optimiser, in one run.
 
     python benchmarks/training_loop.py [--shapes grid_digits small] [--steps 30] [--rounds 3]
 
-Prints clips a second of both and their ratio (median over rounds; rounds alternate, so a busy machine slows both).
+Prints clips per second of both and their ratio (median over rounds; rounds alternate, so a busy machine slows both).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RandomClips(ClipDataset):
 
 
 class StepTimes(TrainerCallback):
-    """When each optimiser step ended."""
+    """Records the end time of each optimiser step."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -76,7 +76,7 @@ def build(shape: str) -> tuple[Any, Any, ClipSplits, int]:
 
 
 def our_loop(shape: str, steps: int) -> float:
-    """Clips a second of our trainer, from the second step on."""
+    """Clips per second of the package's trainer, from the second step on."""
     model, processor, clips, batch = build(shape)
     with tempfile.TemporaryDirectory() as folder:
         arguments = MMBalanceTrainingArguments(
@@ -90,7 +90,7 @@ def our_loop(shape: str, steps: int) -> float:
 
 
 def bare_loop(shape: str, steps: int) -> float:
-    """Clips a second of a plain loop over the same loader."""
+    """Clips per second of a plain loop over the same loader."""
     model, processor, clips, batch = build(shape)
     with tempfile.TemporaryDirectory() as folder:
         arguments = MMBalanceTrainingArguments(

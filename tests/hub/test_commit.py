@@ -121,7 +121,7 @@ refused("403", "write access", to="somebody/x")
 refused("401", "hf auth login", token=False)
 refused("Invalid credentials", "not valid", token="hf_" + "a" * 34)
 refused("is public", "settings", to=USER + "/public", private=True)
-refused("507", "Storage limit reached", "no room", to=USER + "/full")
+refused("507", "Storage limit reached", "no space left", to=USER + "/full")
 refused("Repo id must", "user/name", to="a/b/c")
 stale = api.create_repo(repo).repo_id and api.model_info(repo).sha
 api.upload_file(repo_id=repo, path_or_fileobj=b"1", path_in_repo="c.txt")

@@ -261,8 +261,8 @@ def test_pushes_through_faults(hub, run_client, saved, tmp_path):
     assert len(list(raced.history(head))) == 3, "the other's commit was lost"
     for name, words in {
         "down": "The Hub has a temporary error: run the same command again later",
-        "full": "The Hub has no room for this",
-        "untagged": "tagging .*The Hub failed for its part",
+        "full": "The Hub has no space left for this",
+        "untagged": "tagging .*The Hub has a temporary error",
         "other/m": "Your token has no right to do this",
         "a b": "A repository is named user/name",
     }.items():
