@@ -143,7 +143,7 @@ def _ladder(report: Report) -> str:
         ["adaptive against", "n", "accuracy, points", "95 % interval", "NLL", "95 % interval"],
         [
             [d["baseline"], d["n"], f"{100 * d['accuracy']:+.2f}", _interval(d["accuracy_ci"], 100),
-             f"{d['nll']:+.4f}", _interval(d["nll_ci"], 1, 4)] for d in report["differences"]
+             f"{d['nll']:+.4f}", _interval(d["nll_ci"], 1, 4)] for d in report["differences"] if d["n"]
         ],
     )  # fmt: skip
     heads = "".join(f"<th{' class=n' if i else ''}>{name}</th>" for i, name in enumerate(head))

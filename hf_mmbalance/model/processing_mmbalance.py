@@ -179,6 +179,8 @@ class MMBalanceProcessor(ProcessorMixin):
         tensor_types = {getattr(kind, "value", kind) for kind in asked}  # a TensorType or its name
         if not tensor_types <= {"pt", "np"}:
             raise ValueError(f"return_tensors={asked[0]!r} is not supported: choose 'pt' or 'np'")
+        for clip in clips:
+            _check_clip(clip)
         waveforms = [
             None
             if clip.parts["audio"] is None
@@ -312,6 +314,19 @@ def _sources(audio: Any, frames: Any, video: Any, rate: int | None, start: Any, 
     if empty:
         raise ValueError(f"no modality at all in clip(s) {empty}: every clip needs sound or frames")
     return [{**source, "sampling_rate": rate} for source in sources]
+
+
+def _check_clip(clip: Clip) -> None:
+    """Refuse what no tower can take; what [`read`] gives passes, arrays of a user's own data set may not."""
+    audio, frames = clip.parts["audio"], clip.parts["vision"]
+    if audio is None and frames is None:
+        raise ValueError("no modality at all: every clip needs sound or frames")
+    if audio is not None and not len(audio):
+        raise ValueError("the sound is empty: leave it out (None) if the clip has none")
+    if audio is not None and not np.isfinite(audio).all():
+        raise ValueError("the sound has NaN or infinite samples: repair it, or leave it out (None)")
+    if frames is not None and not len(frames):
+        raise ValueError("zero frames: leave them out (None) if the clip has none")
 
 
 def _read_clip(source: dict[str, Any], index: int, spec: ReadingSpec, limits: Limits) -> Clip:
