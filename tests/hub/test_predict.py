@@ -1,0 +1,116 @@
+"""`mmbalance predict`: what is classified (files, folders, tables, spans), and the table that it writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from hf_mmbalance.cli import main
+from hf_mmbalance.data.clips import DataError
+from hf_mmbalance.hub.predict import inputs_of
+from hf_mmbalance.model.reading_mmbalance import ReadingSpec
+from tests.media_factory import write_clip
+from tests.training.tiny_runs import CLASSES, tiny_model, tiny_processor
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two clips, one of them in a folder below, and a file that is not media."""
+    root = tmp_path_factory.mktemp("clips")
+    for name in ("a.mp4", "below/b.mp4"):
+        write_clip(root / name, seconds=0.8, texture=len(name))
+    (root / "notes.txt").write_text("not media")
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model of spans of up to 0.4 s."""
+    saved = tmp_path_factory.mktemp("model")
+    processor = tiny_processor()
+    processor.reading = ReadingSpec(frames=2, frame_size=(16, 16), unit="span", longest_seconds=0.4).to_dict()
+    tiny_model().save_pretrained(saved)
+    processor.save_pretrained(saved)
+    return saved
+
+
+def test_files_folders_and_addresses(folder):
+    inputs = inputs_of([str(folder), "http://host/c.mp4", "absent.mp4"])
+    assert [item["clip"] for item in inputs] == [
+        str(folder / "a.mp4"), str(folder / "below" / "b.mp4"), "http://host/c.mp4", "absent.mp4"
+    ]  # fmt: skip
+
+
+def test_a_table_names_spans(folder):
+    table = folder / "spans.csv"
+    table.write_text("path,start,end\na.mp4,0.1,0.5\nbelow/b.mp4,,\n")
+    assert inputs_of([str(table)]) == [
+        {"clip": str(folder / "a.mp4"), "start": 0.1, "end": 0.5},
+        {"clip": str(folder / "below" / "b.mp4")},
+    ]
+    table.unlink()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,start\na.mp4,1\n", "row 1: no 'path'"),
+        ("path,start,end\na.mp4,early,2\n", "row 1: .*must be seconds"),
+        ("", "the table has no rows"),
+    ],
+)
+def test_tables_that_cannot_be_used_name_file_and_row(tmp_path, text, message):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=rf"t\.csv.*{message}"):
+        inputs_of([str(tmp_path / "t.csv")])
+
+
+def test_an_empty_folder_and_a_span_of_several_clips_are_refused(folder, tmp_path):
+    with pytest.raises(DataError, match="holds no media files"):
+        inputs_of([str(tmp_path)])
+    with pytest.raises(ValueError, match="go together, with one clip"):
+        inputs_of([str(folder)], 0.1, 0.5)
+    with pytest.raises(ValueError, match="go together"):
+        inputs_of([str(folder / "a.mp4")], 0.1)
+    assert inputs_of([str(folder / "a.mp4")], 0.1, 0.5) == [{"clip": str(folder / "a.mp4"), "start": 0.1, "end": 0.5}]
+
+
+def test_answers_as_table_and_json(folder, model, tmp_path, capsys):
+    out = tmp_path / "out.csv"
+    options = ["--model", str(model), "--device", "cpu", "--csv", str(out), "--json", str(tmp_path / "out.json")]
+    assert main(["predict", str(folder / "a.mp4"), "--start", "0.2", "--end", "0.5", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "a.mp4" in printed and all(name in printed for name in CLASSES)
+    (row,) = csv.DictReader(out.open(newline=""))
+    (answer,) = json.loads((tmp_path / "out.json").read_text())
+    best = answer["answer"][0]
+    assert (row["label"], float(row["score"])) == (best["label"], best["score"])
+    assert (row["start"], row["end"], row["error"]) == ("0.2", "0.5", "")
+    assert float(row["trust.audio"]) == best["trust"]["audio"]
+
+
+def test_one_bad_clip_costs_that_clip(folder, model, tmp_path, capsys):
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"not a film")
+    out = tmp_path / "out.csv"
+    clips = [str(bad), str(folder / "a.mp4")]
+    assert main(["predict", *clips, "--model", str(model), "--device", "cpu", "--csv", str(out)]) == 2
+    rows = list(csv.DictReader(out.open(newline="")))
+    assert "bad.mp4" in rows[0]["error"] and not rows[0]["label"] and rows[1]["label"] in CLASSES
+
+
+def test_a_model_of_spans_given_a_whole_clip_says_so_once(folder, model, monkeypatch):
+    from hf_mmbalance.hub import load_classifier
+    from hf_mmbalance.model import processing_mmbalance
+
+    said: list[str] = []
+    monkeypatch.setattr(processing_mmbalance.logger, "warning_once", said.append)
+    classify = load_classifier(str(model), device="cpu")
+    classify({"video": str(folder / "a.mp4"), "start": 0.1, "end": 0.4})
+    classify.processor(video=str(folder / "a.mp4"), start=0.1, end=0.4)
+    assert not said
+    classify(str(folder / "a.mp4"))
+    assert "trained on spans of at most 0.40 s" in said[0] and "start= and end=" in said[0]
