@@ -89,9 +89,7 @@ def _part(
     modalities, classes = signal.shape
     labels = rng.choice(classes, size=n, p=prior)
     groups = rng.integers(0, speakers, size=n)
-    own = signal * np.exp(
-        rng.normal(0, spread, size=(speakers, modalities, 1))
-    )  # speakers differ in clarity
+    own = signal * np.exp(rng.normal(0, spread, size=(speakers, modalities, 1)))  # speakers differ in clarity
     strength = own[groups]
     seen = rng.normal(size=(n, modalities, classes))
     seen[np.arange(n), :, labels] += strength[np.arange(n), :, labels]
