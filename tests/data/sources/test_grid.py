@@ -38,7 +38,7 @@ def test_file_names_spell_sentences():
     assert parse_name("bbaf2n") == words
     assert parse_name("swizzs")["digit"] == "zero"
     for bad in ("bbaf2", "xbaf2n", "bbaw2n"):
-        with pytest.raises(DataError, match="no GRID file name"):
+        with pytest.raises(DataError, match="not a GRID file name"):
             parse_name(bad)
 
 
