@@ -143,7 +143,7 @@ def test_labels_outside_the_classes_are_refused(label):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pixel_values": torch.zeros(3, 2, 3, 16, 16)}, "input_values has 4 clips, pixel_values 3: give the same number"),
+        ({"pixel_values": torch.zeros(3, 2, 3, 16, 16)}, "input_values has 4 clips, pixel_values 3: give the same"),
         ({"pixel_values": torch.zeros(4, 16, 16)}, r"pixel_values has 3 axes: expected \(B, T, 3, H, W\)"),
         (
             {"input_values": torch.zeros(4, 30, 16)},
