@@ -1,4 +1,4 @@
-"""The package's training loop against a bare PyTorch loop: same towers, batches, forwards and optimiser, in one run.
+"""The package's training loop against a bare PyTorch loop: same towers, batches, forwards and optimiser.
 
     python benchmarks/training_loop.py [--shapes grid_digits small] [--steps 30] [--rounds 3]
 

@@ -67,7 +67,7 @@ CORRUPTIONS = {
     "missing_vision": Corruption("vision", None, (None,) * 5),
 }
 
-#: Names that stand for several kinds. `audio` and `vision` hold what changes one modality by itself; conflict and
+#: Names of several kinds. `audio` and `vision` contain the kinds that change one modality only; conflict and
 #: missing modalities are in `all` only.
 GROUPS = {
     "all": list(CORRUPTIONS),

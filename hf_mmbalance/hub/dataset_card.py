@@ -148,7 +148,7 @@ def check_head(head: dict[str, Any], files: Iterable[str]) -> None:
 
 
 def list_build(body: str, name: str, clips: str, configs: list[str]) -> str:
-    """The body with one line on a build that stands under a name of its own, beside those listed already."""
+    """The body with one line on a named build, added to those already listed."""
     found = OTHERS.search(body)
     rows = {match[1]: match[0] for match in ROW.finditer(found[0])} if found else {}
     shown = ", ".join(f"`{config}`" for config in configs)

@@ -1,4 +1,4 @@
-"""Noise at its level; changes that are one for a whole clip."""
+"""Noise at the stated level; changes that are the same for all frames of a clip."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_noise_has_the_stated_level(snr):
     np.testing.assert_array_equal(add_noise(wave, np.zeros(16_000), 0.0), wave)
 
 
-def test_babble_makes_voices_alike():
+def test_babble_gives_voices_the_same_level():
     loud, soft = np.array([4.0, -4.0]), np.array([0.1, 0.1])
     np.testing.assert_allclose(babble([loud, soft]), [2.0, 0.0])
     np.testing.assert_allclose(babble([loud, np.zeros(2)]), [1.0, -1.0])
@@ -32,7 +32,7 @@ def test_cut_pads_with_silence():
     assert cut_padded(wave, 9, 2).tolist() == [0, 0]
 
 
-def test_frames_of_a_clip_change_alike():
+def test_all_frames_of_a_clip_change_equally():
     frames = np.repeat(np.random.default_rng(0).integers(0, 200, (1, 20, 30, 3), dtype=np.uint8), 4, axis=0)
     changed = [
         jitter_frames(frames, np.random.default_rng(seed), shift=0.2, flip=True, brightness=0.2) for seed in range(8)
@@ -45,7 +45,7 @@ def test_frames_of_a_clip_change_alike():
     np.testing.assert_array_equal(jitter_frames(frames, np.random.default_rng(0)), frames)
 
 
-def test_flip_and_shift_are_what_they_say():
+def test_flip_mirrors_and_shift_moves():
     frames = np.arange(12, dtype=np.uint8).reshape(1, 1, 4, 3).repeat(5, axis=1)
     outs = {jitter_frames(frames, np.random.default_rng(seed), flip=True).tobytes() for seed in range(20)}
     assert outs == {frames.tobytes(), np.ascontiguousarray(frames[:, :, ::-1]).tobytes()}

@@ -258,7 +258,7 @@ def test_bad_requests(call, message):
         call()
 
 
-def test_choices_take_either_modality_with_probability_one_half():
+def test_choices_take_one_modality_the_other_or_both_equally_often():
     plan = CorruptionPlan.of("seen", severities=(2, 4), seed=1)
     chosen = [plan.choices(f"clip{i}", 1, ["audio", "vision"]) for i in range(3_000)]
     kinds = [[CORRUPTIONS[kind].modality for kind, _ in choices] for choices in chosen]
@@ -273,7 +273,7 @@ def test_choices_take_either_modality_with_probability_one_half():
 
 
 class Listed(ClipDataset):
-    """Six clips of noise; `lacks` names what a clip is without."""
+    """Six clips of noise; `lacks` names the missing modality."""
 
     def __init__(self, lacks: dict[int, str] | None = None, labels: tuple[int, ...] = (0, 1, 2, 0, 1, 2)):
         names = [f"clip{i}" for i in range(len(labels))]
@@ -334,8 +334,8 @@ def test_voices_come_from_other_clips():
     clean = Listed()
     sounds = [clean[i]["audio"] for i in range(6)]
     for place in range(6):
-        mixed = ClipsOfOneCorruption(clean, "conflict", 5)[place]["audio"]
-        (source,) = [i for i in range(6) if np.array_equal(mixed, sounds[i])]
+        corrupted = ClipsOfOneCorruption(clean, "conflict", 5)[place]["audio"]
+        (source,) = [i for i in range(6) if np.array_equal(corrupted, sounds[i])]
         assert clean.labels[source] != clean.labels[place]
     noise = ClipsOfOneCorruption(clean, "babble", 3)[0]["audio"] - sounds[0]
     fit, residual, *_ = np.linalg.lstsq(np.stack(sounds[1:], 1), noise, rcond=None)

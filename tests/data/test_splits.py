@@ -1,4 +1,4 @@
-"""Carved splits: group-disjoint where they can be, balanced, and the same every time."""
+"""Splits: group-disjoint if possible, balanced, and the same every time."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def test_uneven_groups_come_near_the_wanted_counts():
     assert np.abs(np.bincount(np.array(labels)[mask]) - wanted).max() < 0.35 * wanted.min()
 
 
-def test_few_groups_are_split_by_clip_and_it_is_said():
+def test_few_groups_are_split_by_clip_and_reported():
     ids, labels, groups = clips(2, 40)
     mask, how = carve(ids, labels, groups, 0.25, seed=0, name="calibration")
     np.testing.assert_array_equal(np.bincount(np.array(labels)[mask]), [5] * 4)
     assert "by clip" in how and "only 2 groups" in how
 
 
-def test_same_every_time_other_for_another_seed_and_whatever_the_order():
+def test_split_depends_on_the_seed_and_not_on_the_order():
     ids, labels, groups = clips(2, 40)
     mask, _ = carve(ids, labels, groups, 0.25, seed=0, name="calibration")
     turned, _ = carve(ids[::-1], labels[::-1], groups[::-1], 0.25, seed=0, name="calibration")
@@ -49,7 +49,7 @@ def test_same_every_time_other_for_another_seed_and_whatever_the_order():
     assert (mask != other).any()
 
 
-def test_few_groups_are_shared_out_among_all_parts():
+def test_few_groups_are_distributed_over_all_parts():
     ids, labels, groups = clips(6, 8)
     fractions = {"test": 0.2, "validation": 0.1, "calibration": 0.1}
     out, _ = fill_splits(ids, labels, groups, [None] * len(ids), fractions=fractions, seed=0)
@@ -62,7 +62,7 @@ def test_few_groups_are_shared_out_among_all_parts():
     }
 
 
-def test_fill_splits_takes_what_is_absent_and_leaves_what_is_there():
+def test_fill_splits_adds_absent_splits_and_keeps_existing_ones():
     ids, labels, groups = clips(100, 1)
     given = ["test" if i < 20 else "train" for i in range(100)]
     fractions = {"test": 0.5, "validation": 0.1, "calibration": 0.0}

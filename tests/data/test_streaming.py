@@ -1,4 +1,4 @@
-"""Reading built data: as a map, as a stream, under any number of workers and nodes; with flat memory."""
+"""Reading built data: map-style or as a stream, with any number of workers and nodes, in bounded memory."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_order_without_shuffling_is_that_of_the_files(built):
     assert same(one, two) and sum(map(len, one)) == 30
 
 
-def test_nodes_share_out_the_batches(built):
+def test_batches_are_distributed_over_nodes(built):
     stream = load(built, streaming=True, batch_size=7, **SMALL)
     parts = [stream.split_by_node(rank, 4) for rank in range(4)]
     assert [len(part) for part in parts] == [5, 5, 5, 5]  # 18 batches, two given twice
@@ -131,7 +131,7 @@ def test_map_style_order_and_augmentation_under_workers(built):
 
 
 def test_the_training_collator_takes_streamed_clips(built):
-    """SpecAugment of the training room is keyed by id and epoch, so workers do not matter to it either."""
+    """SpecAugment is keyed by id and epoch, so it does not depend on workers either."""
     from transformers import ASTFeatureExtractor, ViTImageProcessorPil
 
     from hf_mmbalance import MMBalanceProcessor

@@ -298,7 +298,7 @@ def test_folders_that_are_no_build(hub, publish, built, media, tmp_path):
     (linked / "contact_sheet.png").unlink()
     (linked / "contact_sheet.png").symlink_to(shard)
     for folder, words in (
-        (tmp_path, "no README.md"),
+        (tmp_path, "README.md does not exist"),
         (linked, "contact_sheet.png is a link out of the folder"),
         (leaky, "holds a secret (access token of the Hub)"),
         (broken, f"{shard.name} is missing, or differs from what was built"),

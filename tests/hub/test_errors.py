@@ -47,14 +47,7 @@ def test_no_traceback_shows_a_token():
 
 @pytest.mark.parametrize(
     ("status", "advice"),
-    [
-        (401, "auth login"),
-        (403, "write access"),
-        (409, "same time"),
-        (429, "wait"),
-        (500, "later"),
-        (507, "no space left"),
-    ],
+    [(401, "auth login"), (403, "write access"), (409, "same time"), (429, "wait"), (500, "later"), (507, "no space")],
 )
 def test_statuses(status: int, advice: str):
     request = httpx2.Request("GET", "https://hub.example/api/models/me/x")

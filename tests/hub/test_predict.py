@@ -57,7 +57,7 @@ def test_a_table_names_spans(folder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,start\na.mp4,1\n", "row 1: no 'path'"),
+        ("file,start\na.mp4,1\n", "row 1: column 'path' is missing"),
         ("path,start,end\na.mp4,early,2\n", "row 1: .*must be seconds"),
         ("", "the table has no rows"),
     ],
@@ -69,7 +69,7 @@ def test_tables_that_cannot_be_used_name_file_and_row(tmp_path, text, message):
 
 
 def test_an_empty_folder_and_a_span_of_several_clips_are_refused(folder, tmp_path):
-    with pytest.raises(DataError, match="holds no media files"):
+    with pytest.raises(DataError, match="has no media files"):
         inputs_of([str(tmp_path)])
     with pytest.raises(ValueError, match="go together, with one clip"):
         inputs_of([str(folder)], 0.1, 0.5)

@@ -1,4 +1,4 @@
-"""Models composed from backbones: any kind, any form they are passed in, and what is refused."""
+"""Models composed from backbones: every kind, every form of argument, and refused backbones."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _same(tower, loaded):
     return all(torch.equal(value, state[key].float()) for key, value in tower.state_dict().items())
 
 
-def test_from_folders_in_half_precision(folders, tmp_path):
+def test_half_precision_folders_are_loaded_in_float32(folders, tmp_path):
     model = compose(*folders, id2label=CLASSES)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert _same(model.audio_model, ASTModel.from_pretrained(folders[0]))
@@ -139,7 +139,7 @@ RAW = {
 
 
 def test_padding_of_raw_sound_changes_nothing_under_its_mask():
-    """A short clip alone, and padded beside a longer one and a silent one: the same decision."""
+    """A short clip gives the same decision by itself and padded in a batch with a longer and a silent one."""
     model = compose(Wav2Vec2Config(**RAW), VIT, id2label=CLASSES).eval()
     extractor = Wav2Vec2FeatureExtractor(return_attention_mask=True)
     processor = MMBalanceProcessor(extractor, ViTImageProcessorPil(size={"height": 16, "width": 16}))
@@ -197,18 +197,18 @@ def test_an_audio_mask_that_cannot_be_used_is_refused():
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, (str, dict)) else "",
 )
-def test_refused(audio, vision, options, message):
+def test_unusable_backbones_and_options_are_refused(audio, vision, options, message):
     with pytest.raises(ValueError, match=message):
         compose(audio, vision, id2label=CLASSES, **options)
 
 
-def test_refused_fusion_file():
+def test_a_missing_fusion_file_is_refused():
     with pytest.raises(FileNotFoundError, match="fusion head 'no/head.py:Mine': file no/head.py does not exist"):
         compose(AST, VIT, id2label=CLASSES, fusion="no/head.py:Mine")
 
 
 def test_real_weights(real_data, tmp_path):
-    """Half-precision ViT-S and the AST made of it, fitted to 3 s of sound."""
+    """Half-precision ViT-S and the AST made from it, fitted to 3 s of sound."""
     weights = real_data.parent / "weights"
     if not weights.is_dir():
         pytest.skip(f"{weights} is not there")

@@ -1,4 +1,4 @@
-"""The registry, and the tools the heads share, against definitions."""
+"""The registry, and the functions that heads share, against their definitions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from hf_mmbalance.model.fusion_mmbalance import (
 from .tiny import HEADS, log_softmax, random_case
 
 
-def test_every_head_of_the_design_is_registered():
+def test_every_head_is_registered():
     assert set(HEADS) <= set(FUSION_HEADS)
 
 
-def test_a_name_cannot_be_taken_twice():
+def test_a_name_cannot_be_registered_twice():
     with pytest.raises(ValueError, match="'sum' is already registered .SumFusion.: choose another name"):
         register_fusion_head("sum")(type("Other", (FusionHead,), {}))
     assert FUSION_HEADS["sum"].__name__ == "SumFusion"
@@ -53,7 +53,7 @@ def test_mean_log_prob_without_any_modality_is_zero_with_finite_gradient():
     assert torch.isfinite(logits.grad).all()
 
 
-def test_shapley_is_the_mean_marginal_over_orders_of_arrival():
+def test_shapley_is_the_mean_marginal_contribution_over_orders():
     """Three modalities, a set function without structure: phi_m is the mean over all 3! orders of what m adds."""
     worth = np.random.default_rng(0).normal(size=(8, 2))
     worth[0] = 0.0
@@ -76,7 +76,7 @@ def test_shapley_is_the_mean_marginal_over_orders_of_arrival():
         np.testing.assert_allclose(values.sum(0), worth[sum(present << m for m, present in enumerate(mask))])
 
 
-def test_shapley_never_asks_for_the_worth_of_nothing():
+def test_shapley_never_evaluates_the_empty_subset():
     """A fuse that divides by the number of modalities would turn every contribution into NaN."""
     mask = torch.tensor([[True, False], [False, True], [True, True]])
     values = shapley_contributions(lambda part: 1 / part.sum(1, keepdim=True), mask, 1)
@@ -85,5 +85,11 @@ def test_shapley_never_asks_for_the_worth_of_nothing():
 
 def test_only_the_adaptive_head_is_fitted():
     assert [name for name, head in FUSION_HEADS.items() if head.fitted] == ["adaptive"]
+
+
+def test_base_head_is_abstract():
+    head = FusionHead(2, 3)
     with pytest.raises(NotImplementedError):
-        FusionHead(2, 3).forward(torch.zeros(1, 2, 3), torch.ones(1, 2, dtype=torch.bool))
+        head.forward(torch.zeros(1, 2, 3), torch.ones(1, 2, dtype=torch.bool))
+    with pytest.raises(NotImplementedError):
+        head.unimodal_logits((torch.zeros(1, 4), torch.zeros(1, 5)))

@@ -31,7 +31,7 @@ def _inputs() -> tuple[tuple[torch.Tensor, ...], list[np.ndarray]]:
     return features, [feature.double().numpy() for feature in features]
 
 
-def test_concat_is_one_linear_layer_on_joined_features():
+def test_concat_is_one_linear_layer_on_concatenated_features():
     head, (features, (audio, vision)) = _head("concat"), _inputs()
     unimodal = head.unimodal_logits(features)
     everything = torch.ones(6, 2, dtype=torch.bool)
@@ -76,7 +76,7 @@ def test_conditioned_heads_and_their_fallback(name, joint):
 
 
 @pytest.mark.parametrize("name", ["gated", "film"])
-def test_conditioned_heads_decide_in_float32_in_a_bf16_model(name):
+def test_conditioned_heads_compute_logits_in_float32_in_a_bf16_model(name):
     head = _head(name).bfloat16()
     features = tuple(feature.bfloat16() for feature in _inputs()[0])
     logits, _ = random_case(batch=6)

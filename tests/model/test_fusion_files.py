@@ -50,7 +50,7 @@ LOAD = (
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch: pytest.MonkeyPatch):
-    """What a test registers does not outlive it."""
+    """Heads registered by a test are removed after it."""
     kept = dict(FUSION_HEADS)
     yield
     FUSION_HEADS.clear()
@@ -81,7 +81,7 @@ def _saved(head_file: Path) -> tuple[Path, torch.Tensor]:
     return folder, model(**tiny_inputs()).logits
 
 
-def test_named_by_path_and_used(head_file):
+def test_a_head_named_by_path_is_used(head_file):
     model = _compose(head_file, fusion_options={"start": 0.25})
     assert model.config.fusion == "my_head:Half"
     out = model(**tiny_inputs(), labels=torch.tensor([0, 1, 2, 3]))
@@ -91,7 +91,7 @@ def test_named_by_path_and_used(head_file):
     assert model.fusion.scale.grad.abs().sum() > 0
 
 
-def test_its_file_is_copied_and_loads_in_this_process(head_file):
+def test_the_file_is_copied_and_loads_in_this_process(head_file):
     folder, logits = _saved(head_file)
     assert (folder / "my_head.py").read_text() == HEAD
     assert MMBalanceConfig.from_pretrained(folder).fusion == "my_head:Half"
@@ -103,7 +103,7 @@ def test_its_file_is_copied_and_loads_in_this_process(head_file):
     "block",
     [pytest.param(False, id="with the package", marks=pytest.mark.slow), pytest.param(True, id="without the package")],
 )
-def test_loads_in_a_fresh_process(head_file, tmp_path, block):
+def test_a_saved_head_loads_in_a_new_process(head_file, tmp_path, block):
     folder, logits = _saved(head_file)
     head_file.unlink()
     done = run_python(LOAD, folder, "trust", block=block, HF_HOME=str(tmp_path / "home"))
@@ -112,7 +112,7 @@ def test_loads_in_a_fresh_process(head_file, tmp_path, block):
 
 
 @pytest.mark.slow
-def test_loads_with_the_package_imported_first_and_is_saved_again(head_file, tmp_path):
+def test_a_head_loads_with_the_package_imported_first_and_is_saved_again(head_file, tmp_path):
     folder, logits = _saved(head_file)
     head_file.unlink()
     code = "import hf_mmbalance; hf_mmbalance.MMBalanceConfig\n" + LOAD + "model.save_pretrained(sys.argv[3])\n"
@@ -151,8 +151,8 @@ def test_a_file_without_the_class_is_named(head_file):
         MMBalanceForAudioVisualClassification.from_pretrained(folder, trust_remote_code=True)
 
 
-def test_two_models_with_heads_of_one_name_keep_their_own(head_file, tmp_path):
-    """The place's own file counts, and a model saves the code that it runs."""
+def test_two_models_with_heads_of_the_same_name_keep_their_own(head_file, tmp_path):
+    """The file saved with a model is used, and a model saves the code that it runs."""
     folder, logits = _saved(head_file)
     other = tmp_path / "other"
     shutil.copytree(folder, other)
@@ -165,7 +165,7 @@ def test_two_models_with_heads_of_one_name_keep_their_own(head_file, tmp_path):
     assert (tmp_path / "again" / "my_head.py").read_text() == HEAD
 
 
-def test_a_name_that_python_knows_already_is_not_overwritten(tmp_path):
+def test_a_module_of_the_same_name_is_not_overwritten(tmp_path):
     (tmp_path / "random.py").write_text(HEAD)
     before = sys.modules["random"]
     assert load_fusion_head(f"{tmp_path}/random.py:Half") == "random:Half"
@@ -173,7 +173,7 @@ def test_a_name_that_python_knows_already_is_not_overwritten(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["my-head.py", "my.head.py", "fusion_mmbalance.py"])
-def test_file_names_that_cannot_travel_are_refused(tmp_path, name):
+def test_file_names_that_cannot_be_saved_with_a_model_are_refused(tmp_path, name):
     (tmp_path / name).write_text(HEAD)
     with pytest.raises(ValueError, match=f"rename {name} to letters, digits and underscores"):
         load_fusion_head(f"{tmp_path}/{name}:Half")
@@ -194,7 +194,7 @@ class Registered(FusionHead):
         return FusionOutput(logits=terms.sum(1), modality_contributions=terms)
 
 
-def test_a_registered_head_travels_too(tmp_path):
+def test_a_registered_head_is_saved_too(tmp_path):
     """Registered by decorator from a module of the user: saved as that module's file and class."""
     FUSION_HEADS["test_registered"] = Registered
     model = tiny_model(fusion="test_registered")
@@ -224,8 +224,8 @@ def test_push_to_hub_while_saving_is_refused(head_file, tmp_path):
     assert not (tmp_path / "saved").exists()
 
 
-def test_the_processor_knows_nothing_of_it(head_file, tmp_path):
-    """A folder with model and processor holds the head's file once."""
+def test_saving_the_processor_does_not_copy_the_file_again(head_file, tmp_path):
+    """A folder with model and processor has the head's file once."""
     folder, _ = _saved(head_file)
     config = MMBalanceConfig.from_pretrained(folder)
     MMBalanceProcessor.from_backbones(config.audio_config, config.vision_config).save_pretrained(folder)

@@ -94,7 +94,7 @@ def test_contributions_sum_to_logits_minus_bias(name, modalities):
 
 @pytest.mark.parametrize("modalities", [2, 3])
 @pytest.mark.parametrize("name", HEADS)
-def test_a_clip_inside_a_batch_is_the_clip_alone_and_ignores_what_is_missing(name, modalities):
+def test_a_clip_gives_the_same_result_in_a_batch_and_missing_modalities_are_ignored(name, modalities):
     logits, mask = random_case(batch=9, modalities=modalities)
     features = _features(9, modalities)
     head = _build(name, modalities)
@@ -111,8 +111,8 @@ def test_a_clip_inside_a_batch_is_the_clip_alone_and_ignores_what_is_missing(nam
 
 
 @pytest.mark.parametrize("name", [name for name in HEADS if name not in ("qmf", "mmcosine", "concat")])
-def test_a_shift_of_a_row_of_logits_changes_nothing(name):
-    """Every row is log-softmaxed on entering, but for the heads defined on raw logits."""
+def test_a_constant_added_to_a_row_of_logits_changes_nothing(name):
+    """Every row is log-softmaxed first, except in heads defined on raw logits."""
     logits, mask = random_case()
     head, features = _build(name), _features(5, 2)
     shifted = logits + torch.tensor([[[3.0], [-7.0]]])

@@ -1,4 +1,4 @@
-"""Stored images: the fast way agrees with Pillow, and all other formats still decode."""
+"""Stored images: the fast JPEG decoder agrees with Pillow, and all other formats still decode."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_jpeg_agrees_with_pillow(subsampling):
     assert difference.mean() < 2.5 and difference.max() < 40
 
 
-def test_other_formats_go_by_pillow():
+def test_other_formats_are_decoded_by_pillow():
     for content in (
         stored(picture(), "PNG"),
         stored(picture().convert("L"), "JPEG"),
@@ -45,9 +45,9 @@ def test_other_formats_go_by_pillow():
     np.testing.assert_array_equal(as_frames([stored(picture(), "PNG")])[0], np.asarray(picture()))
 
 
-def test_turned_photographs_are_set_upright():
+def test_rotated_photographs_are_set_upright():
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise to set it upright
     content = stored(picture(), "JPEG", exif=exif, quality=95)
     upright = as_frames([content])[0]
     assert upright.shape == (64, 48, 3)
@@ -61,7 +61,7 @@ def test_crop_and_size():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_damage(kind):
+def test_damaged_images_are_refused(kind):
     content = stored(picture(), kind)
     for bad, reason in (
         (content[: len(content) // 2], "undecodable"),  # FFmpeg would make up the rest of a JPEG
@@ -74,7 +74,7 @@ def test_damage(kind):
         assert caught.value.reason == reason
 
 
-def test_an_image_that_decodes_to_much_more_than_it_weighs_is_refused_before_it_decodes():
+def test_an_image_bomb_is_refused_before_it_is_decoded():
     with pytest.raises(MediaError, match="13000 x 13000 pixels are over max_pixels") as caught:
         as_frames([stored(Image.new("1", (13000, 13000)), "PNG")])
     assert caught.value.reason == "too_large"

@@ -1,4 +1,4 @@
-"""Training losses against hand computations: each part over what is there, nothing else."""
+"""Training losses against hand computations: each part over the modalities present only."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_clip_cross_entropy(smoothing, weights):
     np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-5)
 
 
-def test_tower_losses_count_only_what_is_there_and_divide_by_clips():
+def test_tower_losses_count_only_present_modalities_and_divide_by_clips():
     logits, mask = random_case()
     fused = logits.sum(1)
     fused_loss, unimodal_loss = tower_losses(fused, logits, mask, LABELS, CLASS_WEIGHTS, 0.1)

@@ -1,4 +1,4 @@
-"""The one decoder of clip files: what it takes, where it stops, and why."""
+"""The decoder of clip files: accepted input, limits, and reasons of refusals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def greys(frames: np.ndarray) -> np.ndarray:
         (".flv", "flv", "aac"),
     ],
 )
-def test_frames_are_those_on_show_at_the_centres_of_equal_parts(tmp_path, suffix, video, audio):
+def test_frames_are_those_shown_at_the_centres_of_equal_parts(tmp_path, suffix, video, audio):
     clip = read_media(write_clip(tmp_path / f"a{suffix}", video=video, audio=audio, rate=44_100), num_frames=5)
     # 25 frames in 5 parts of 5: the centres are frames 2, 7, 12, 17, 22
     expected = [grey_of(n) for n in (2, 7, 12, 17, 22)]
@@ -88,7 +88,7 @@ def test_skipping_between_key_frames_changes_nothing(tmp_path, monkeypatch):
     np.testing.assert_array_equal(read_media(path, num_frames=3, want_audio=False).frames, clip.frames)
 
 
-def test_late_window_of_a_long_clip_is_sought(tmp_path):
+def test_a_late_window_of_a_long_clip_is_reached_by_seeking(tmp_path):
     path = write_clip(tmp_path / "a.mp4", seconds=40.0, fps=5, rate=8000)
     late = read_media(path, num_frames=2, start=30.0, end=31.0)
     assert np.abs(greys(late.frames) - [grey_of(151), grey_of(153)]).max() < 4
@@ -123,7 +123,7 @@ def test_missing_streams_give_none_and_a_note(tmp_path):
     assert blind.notes[0].startswith("no_video")
 
 
-def test_fewer_frames_than_asked_are_repeated(tmp_path):
+def test_frames_are_repeated_if_the_clip_has_fewer(tmp_path):
     clip = read_media(write_clip(tmp_path / "a.mp4", seconds=0.12, tone=None), num_frames=8)
     assert len(clip.frames) == 8
     assert len(np.unique(clip.frame_times)) == 3
@@ -157,7 +157,7 @@ def test_every_refusal_has_its_reason(tmp_path):
     assert read_media(clip, limits=Limits(max_seconds=1.0), start=0.5, end=1.0).duration == pytest.approx(0.5)
 
 
-def test_a_playlist_in_disguise_opens_no_other_file(tmp_path):
+def test_a_disguised_playlist_opens_no_other_file(tmp_path):
     secret = write_clip(tmp_path / "secret.ts", video="mpeg2video", audio="mp2", rate=44_100)
     fake = tmp_path / "clip.mp4"
     fake.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n")
@@ -176,7 +176,7 @@ def test_damage_in_the_middle_is_noted(tmp_path):
     assert any(note.startswith("damaged") for note in clip.notes)
 
 
-def test_errors_cross_process_borders():
+def test_errors_can_be_pickled():
     error = pickle.loads(pickle.dumps(MediaError("too_long", "a.mp4: 3 s")))
     assert (error.reason, str(error)) == ("too_long", "a.mp4: 3 s")
 
@@ -222,7 +222,7 @@ def test_read_audio(tmp_path, suffix):
         read_audio(tmp_path / f"a{suffix}", limits=Limits(max_seconds=0.5))
 
 
-def test_read_audio_of_a_video_and_of_no_finite_values(tmp_path):
+def test_read_audio_of_a_video_and_of_values_that_are_not_finite(tmp_path):
     wave, rate = read_audio(write_clip(tmp_path / "a.mp4"))
     assert rate == 16_000 and abs(len(wave) - 16_000) < 1500
     soundfile.write(tmp_path / "nan.wav", np.full(100, np.nan, np.float32), 8000, subtype="FLOAT")
@@ -278,7 +278,7 @@ def test_rotation_is_applied_clockwise(real_data):
 
 
 def test_official_crema_d_files(real_data):
-    """FLV without a frame count or seeking; its MP3 twin of another clip by the sound reader."""
+    """FLV without a frame count or seeking; the MP3 of another clip by the sound reader."""
     path = real_data / "crema_d" / "VideoFlash" / "1001_DFA_ANG_XX.flv"
     with av.open(str(path)) as container:
         every = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]

@@ -79,7 +79,7 @@ def test_leaving_an_input_out_masking_it_and_passing_nan_are_the_same(fusion, mi
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("fusion", HEADS)
-def test_every_clip_of_a_mixed_batch_is_the_clip_alone(fusion, training):
+def test_every_clip_gives_the_same_result_in_a_mixed_batch(fusion, training):
     model, inputs = tiny_model(fusion=fusion, frame_pooling="temporal").train(training), tiny_inputs()
     mask = torch.tensor([[True, True], [True, False], [False, True], [True, True]])
     frames = torch.tensor([[True] * 3, [True] * 3, [True, True, False], [True, False, False]])
@@ -143,7 +143,7 @@ def test_labels_outside_the_classes_are_refused(label):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pixel_values": torch.zeros(3, 2, 3, 16, 16)}, "input_values has 4 clips, pixel_values 3: give as many"),
+        ({"pixel_values": torch.zeros(3, 2, 3, 16, 16)}, "input_values has 4 clips, pixel_values 3: give the same"),
         ({"pixel_values": torch.zeros(4, 16, 16)}, r"pixel_values has 3 axes: expected \(B, T, 3, H, W\)"),
         (
             {"input_values": torch.zeros(4, 30, 16)},
@@ -171,7 +171,7 @@ def test_wrong_shapes_are_refused(changes, message):
         ({"frame_pooling": "temporal", "temporal_heads": 3}, "temporal_heads=3 must divide"),
     ],
 )
-def test_configs_that_name_what_there_is_not_are_refused(options, message):
+def test_configs_with_unknown_names_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         MMBalanceForAudioVisualClassification(tiny_config(**options))
 
@@ -179,7 +179,7 @@ def test_configs_that_name_what_there_is_not_are_refused(options, message):
 # -- who learns from what ---------------------------------------------------------------------------------------
 
 
-def test_towers_learn_against_a_fitted_head_that_does_not_move():
+def test_towers_learn_through_a_fitted_head_that_does_not_change():
     model = tiny_model().train()
     assert not list(model.fusion.parameters())
     grads = []
@@ -237,7 +237,7 @@ def test_modality_dropout_rates():
     assert (~kept).float().mean(0).tolist() == pytest.approx([0.3 * 0.5, 0.5 * 0.7], abs=0.01)
 
 
-def test_modality_dropout_keeps_what_is_alone():
+def test_modality_dropout_keeps_a_single_modality():
     model = tiny_model(modality_dropout=[0.9, 0.9])
     torch.manual_seed(0)
     here = torch.tensor([[True, True], [True, False], [False, True]]).repeat(500, 1)

@@ -374,7 +374,7 @@ def test_an_address_is_downloaded(classify, folder, address, monkeypatch):
     [
         ("absent.mp4", {}, "absent.mp4: no such file"),
         ("file:///etc/passwd", {}, "no such file"),
-        (b"not a film", {}, "not a media file"),
+        (b"not a video", {}, "not a media file"),
         (np.zeros(100), {}, "a clip of type ndarray is not supported: give a path"),
         (None, {}, "a clip of type NoneType is not supported"),
         ({"text": "a video"}, {}, r"the keys \[\] has no audio or vision"),

@@ -1,4 +1,4 @@
-"""The reader: spans, parts beside a film, orientation, and files that would kill or hang a careless one."""
+"""The reader: spans, parts passed with a video, orientation, and files that could crash or block a reader."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def test_a_span_is_the_part_of_the_whole_clip_that_it_names(film):
+def test_a_span_equals_that_part_of_the_whole_clip(film):
     whole = read(film, ReadingSpec(frames=4))
     part = read(film, SPEC, (0.5, 1.1))
     first, last = round(0.4 * 16_000), round(1.2 * 16_000)  # with the margin
@@ -54,7 +54,7 @@ def test_a_span_moves_without_decoding_again_and_comes_back_to_the_same(film):
     np.testing.assert_array_equal(moved["vision"], read(film, SPEC, (0.62, 1.22)).parts["vision"])
 
 
-def test_parts_beside_a_film_keep_to_the_span(film, tmp_path):
+def test_parts_passed_with_a_video_are_cut_to_the_span(film, tmp_path):
     sound = read_media(film, want_frames=False)
     soundfile.write(tmp_path / "sound.wav", sound.audio, sound.sampling_rate, subtype="FLOAT")
     expected = read(film, SPEC, (0.5, 1.1)).parts
@@ -73,7 +73,7 @@ def test_parts_beside_a_film_keep_to_the_span(film, tmp_path):
     ("span", "message"),
     [((1.0, 1.0), "start < end"), ((float("nan"), 1.0), "start < end"), ((1.2, 0.4), "start < end")],
 )
-def test_spans_that_make_no_sense_are_refused(film, span, message):
+def test_invalid_spans_are_refused(film, span, message):
     with pytest.raises(ValueError, match=message):
         read(film, SPEC, span)
     with pytest.raises(ValueError, match="both start and end"):
@@ -83,7 +83,7 @@ def test_spans_that_make_no_sense_are_refused(film, span, message):
     assert error.value.reason == "too_short"
 
 
-def test_a_spec_survives_json_and_refuses_what_it_does_not_know():
+def test_a_spec_survives_json_and_refuses_unknown_fields():
     spec = ReadingSpec(crop=(0.0, 0.1, 1.0, 0.9), frame_size=(8, 9), stored=ReadingSpec(fps=25.0, image_format="jpeg"))
     assert ReadingSpec.from_dict(spec.to_dict()) == spec
     for values, message in (
@@ -119,8 +119,8 @@ def test_frames_are_shown_as_their_matrix_says(matrix, expected):
     np.testing.assert_array_equal(upright(PIXELS, 65536.0 * np.array(matrix)), expected)
 
 
-def test_a_filmed_quarter_turn(real_data):
-    """A telephone's film: PyAV's own reading of the angle agrees."""
+def test_a_video_rotated_by_90_degrees(real_data):
+    """A phone video: the angle that PyAV reads agrees."""
     path = real_data / "media_edge_cases" / "rotated_90.mov"
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
@@ -152,7 +152,7 @@ def test_more_than_eight_channels(tmp_path, codec, suffix):
     np.testing.assert_allclose(clip.audio, wave[: len(clip.audio)], atol=0.01)
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_a_pipe_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "clip.mp4")
     with pytest.raises(MediaError, match="not a regular file") as error:
         read_media(tmp_path / "clip.mp4")
@@ -163,7 +163,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     ("raised", "reason"),
     [(IndexError("x"), "undecodable"), (TypeError("x"), "undecodable"), (MemoryError(), "too_large")],
 )
-def test_whatever_a_decoder_raises_is_that_files_error(film, monkeypatch, raised, reason):
+def test_any_decoder_error_is_reported_as_an_error_of_the_file(film, monkeypatch, raised, reason):
     def fail(*args):
         raise raised
 
@@ -180,7 +180,7 @@ def test_a_long_file_is_decoded_once_for_all_its_windows(film, monkeypatch):
     )
     spec = ReadingSpec(frames=2, frame_size=(8, 8))
     found = list(windows(film, spec, window_seconds=0.2))
-    assert len(found) == 10 and len(calls) == 2  # the first window tells the size of a frame
+    assert len(found) == 10 and len(calls) == 2  # the first window gives the size of a frame
     for number, clip in enumerate(found):
         expected = read(film, spec, (0.2 * number, 0.2 * number + 0.2))
         np.testing.assert_array_equal(clip.parts["audio"], expected.parts["audio"])
@@ -189,7 +189,7 @@ def test_a_long_file_is_decoded_once_for_all_its_windows(film, monkeypatch):
 
 @pytest.fixture
 def server(tmp_path):
-    """Answers /zip with a bomb that says it is compressed, /local with a redirect to itself."""
+    """Serves /zip as a compressed bomb and /local as a redirect to itself."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -215,7 +215,7 @@ def server(tmp_path):
         server.shutdown()
 
 
-def test_downloads_are_bounded_by_what_they_become(server, monkeypatch):
+def test_downloads_are_bounded_by_their_decompressed_size(server, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for path in ("/zip", "/local"):
         with pytest.raises(MediaError, match="compressed"):

@@ -73,7 +73,7 @@ def _save(folder: Path, **options) -> list[torch.Tensor]:
         return [model(**processor(**inputs, sampling_rate=22_050)).logits for inputs in _clips()]
 
 
-def test_loads_and_answers_with_both_modalities_and_with_either_missing(tmp_path):
+def test_loads_and_runs_with_both_modalities_and_with_either_missing(tmp_path):
     expected = _save(tmp_path / "saved", frame_pooling="temporal", fusion_options={"calibration": "vector"})
     assert not torch.allclose(expected[0], expected[1])
     _check(tmp_path / "saved", tmp_path, expected, "AutoModel")
@@ -87,7 +87,7 @@ def test_every_auto_class(tmp_path, auto):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fusion", HEADS)
-def test_every_head_saved_again_there_and_loaded_from_there(tmp_path, fusion):
+def test_every_head_is_saved_again_and_loaded_without_the_package(tmp_path, fusion):
     expected = _save(tmp_path / "saved", fusion=fusion)
     _check(tmp_path / "saved", tmp_path, expected, "AutoModel", again=tmp_path / "again")
     _check(tmp_path / "again", tmp_path, expected, "AutoModel")

@@ -1,4 +1,4 @@
-"""Sound in steps of 16 bits: never clipped, and the same from a stored file as from memory."""
+"""Sound rounded to 16 bits: never clipped, and the same from a stored file as from memory."""
 
 from __future__ import annotations
 

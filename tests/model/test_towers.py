@@ -179,7 +179,7 @@ def test_freezing_all_but_the_last_layer(name):
 
 
 @pytest.mark.parametrize("name", TOWERS)
-def test_freezing_knows_every_layer(name):
+def test_freezing_finds_every_layer(name):
     tower = build_tower(TOWERS[name])
     freeze_tower(tower, 0)
     assert not any(parameter.requires_grad for parameter in tower.parameters())

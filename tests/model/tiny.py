@@ -1,4 +1,4 @@
-"""Tiny models and inputs that the tests of the model room share."""
+"""Tiny models and inputs for the tests of the model package."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def log_softmax(values: np.ndarray) -> np.ndarray:
 
 
 def random_case(batch: int = 5, modalities: int = 2, classes: int = 4, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Logits `(B, M, C)`, and a mask that holds every non-empty subset pattern often enough."""
+    """Logits `(B, M, C)`, and a mask in which every non-empty subset occurs often enough."""
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(batch, modalities, classes, generator=generator)
     patterns = [[bool(code >> m & 1) for m in range(modalities)] for code in range(1, 2**modalities)]
@@ -68,7 +68,7 @@ def random_case(batch: int = 5, modalities: int = 2, classes: int = 4, seed: int
 
 
 def run_python(code: str, *arguments: Any, block: bool = False, **environment: str) -> subprocess.CompletedProcess:
-    """Run code in a fresh process, in a folder of its own; `block` makes `import hf_mmbalance` fail there."""
+    """Run code in a fresh process, in a separate folder; `block` makes `import hf_mmbalance` fail there."""
     blocker = (
         "import sys\n"
         "class Blocker:\n"

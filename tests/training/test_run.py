@@ -226,7 +226,7 @@ def test_a_modality_that_no_clip_has(tmp_path, capsys):
     ("options", "words"),
     [
         (["--fusion", "sun"], "fusion='sun' is unknown"),
-        (["--fusion", "not_there.py:Head"], "there is no file not_there.py"),
+        (["--fusion", "not_there.py:Head"], "file not_there.py does not exist"),
         (["--frame_pooling", "max"], "frame_pooling='max' is unknown"),
         (["--modality_dropout", "1.5", "0"], "modality_dropout"),
         (["--fusion_options", '{"gat": 1}'], "gat"),

@@ -41,7 +41,7 @@ CLIPS, FOLDS = 7442, 10
 ALIASES = {"1040_ITH_SAD_X": "1040_ITH_SAD_XX"}  # the upstream issue 6: a file name that lacks its last letter
 # The upstream issue 8: FLV and MP3 of over a minute where the sentence takes about four seconds; the WAV is right.
 KNOWN_BAD = ("1064_IEO_DIS_MD", "1064_TIE_SAD_XX", "1076_MTI_NEU_XX", "1076_MTI_SAD_XX")
-BAD_WINDOW = 4.0  # seconds, where there is no WAV to tell the length
+BAD_WINDOW = 4.0  # seconds, if there is no WAV to give the length
 OGM_SHA256 = {
     "train": "68d0d3fd253830328fc92c68f3cf2e215db8c5b86757ad9c5112d2c76ba68bde",
     "test": "14866c99301fd56fb4a16f8a7048a8a6372a47069aee9f216443bc718be45f1f",
@@ -232,7 +232,7 @@ def actor_folds(sexes: dict[str, str], names: list[str]) -> dict[str, int]:
 
 
 def ogm_splits(source: Path, folder: Path | None, names: list[str], notes: list[str]) -> dict[str, str]:
-    """Clip -> split of the customary OGM-GE split, a validation part taken from its train; {} where it is not given.
+    """Clip -> split of the usual OGM-GE split, a validation part taken from its train; {} where it is not given.
 
     Raises:
         DataError: the files are missing, name unknown clips, or do not cover CREMA-D.

@@ -156,7 +156,7 @@ def read_two_way(train: Path, test: Path, known: set[str]) -> dict[str, str]:
 
 
 def find_media(source: Path) -> dict[str, list[tuple[Path, int | None, int | None]]]:
-    """YouTube id -> its files, with the times their names tell; any folder layout (class folders, flat, by split).
+    """YouTube id -> its files, with the times in their names; any folder layout (class folders, flat, by split).
 
     Raises:
         DataError: the folder is missing or holds no videos.

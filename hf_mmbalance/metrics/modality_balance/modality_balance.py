@@ -80,8 +80,8 @@ class ModalityBalance(evaluate.Metric):
         able = capability(logits, labels)
         participation, worth = shares(contribution)[0], shares(able)[0]
         present = ~np.isnan(logits).any(axis=2)
-        alone = (predict(np.nan_to_num(logits)) == labels[:, None]) & present
-        parts = rescued_and_lost(alone, correct(fused[-1], labels))
+        single = (predict(np.nan_to_num(logits)) == labels[:, None]) & present
+        parts = rescued_and_lost(single, correct(fused[-1], labels))
         lean = np.nanmean(participation - worth, axis=1)
         return {
             "accuracy": accuracy(fused[-1], labels),

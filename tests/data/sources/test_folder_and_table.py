@@ -1,4 +1,4 @@
-"""The first thing a practitioner tries: a folder, a table, a data set of the datasets library."""
+"""Clips in a folder, in a table and in a data set of the datasets library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GRID's layout, word windows, noise and splits; on made clips and on the real ones."""
+"""GRID's layout, word windows, noise and splits; on generated and on real clips."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_file_names_spell_sentences():
     assert parse_name("bbaf2n") == words
     assert parse_name("swizzs")["digit"] == "zero"
     for bad in ("bbaf2", "xbaf2n", "bbaw2n"):
-        with pytest.raises(DataError, match="no GRID file name"):
+        with pytest.raises(DataError, match="not a GRID file name"):
             parse_name(bad)
 
 
@@ -114,8 +114,8 @@ def test_training_shift_moves_sound_and_frames_together(one_speaker):
     np.testing.assert_array_equal(copy[3, 5]["frames"], moved[3, 5]["frames"])
 
 
-def test_the_window_counts_however_many_frames_are_kept(one_speaker):
-    """With a shift every frame of a longer window is kept; as many as asked for must not be taken for the window's."""
+def test_frames_of_the_window_are_selected_from_all_kept_frames(one_speaker):
+    """With a shift every frame of a longer window is kept; they must not be mistaken for those of the window."""
     options = {"data_dir": str(one_speaker), "window": "word", "margin": 0.0, "frame_size": [8, 8]}
     for frames in range(9, 13):  # .2 s of the word and .1 s on either side hold about ten
         moved = load_clips("grid", shift=0.1, frames=frames, **options)["train"]

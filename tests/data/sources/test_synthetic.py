@@ -1,4 +1,4 @@
-"""Synthetic clips: what they show, how often it is wrong, and that nothing is left to chance."""
+"""Synthetic clips: their content, error rates and reproducibility."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_modalities_err_independently_given_the_class(large):
     assert both == pytest.approx(wrong[:, 0].mean() * wrong[:, 1].mean(), abs=0.015)
 
 
-def test_the_optimum_reaches_its_accuracy_and_stands_above_the_rest(large):
+def test_the_optimum_reaches_its_accuracy_and_exceeds_the_others(large):
     optimum, part = large.bayes, large["test"]
     assert part.best_accuracy() == pytest.approx(optimum.accuracy, abs=0.012)
     assert optimum.accuracy > optimum.unimodal_accuracy.max() + 0.08
