@@ -72,7 +72,7 @@ class Cell:
 
 @dataclass
 class Run:
-    """A finished run: its model, its clips and what it was told.
+    """A finished run: its model, its clips and its options.
 
     Attributes:
         folder: output folder of the run.

@@ -1,4 +1,4 @@
-"""What a training run can be told, from the command line and a YAML file; every field says what it is for."""
+"""Options of a training run, from the command line and a YAML file; every field has a help text."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class DataArguments:
         "synthetic",
     )
     train_corruptions: list[str] = _help(
-        "Corruptions of train clips, drawn anew in every epoch: kinds, groups such as seen, or none.", ["none"]
+        "Corruptions of train clips, drawn for each epoch: kinds, groups such as seen, or none.", ["none"]
     )
 
 
@@ -142,7 +142,7 @@ class MMBalanceTrainingArguments(TrainingArguments):
 
 @dataclass
 class RunArguments:
-    """Everything a run was told."""
+    """All options of a run."""
 
     data: DataArguments
     source: Any
@@ -172,7 +172,7 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     Without `--config` and with the synthetic dataset, the built-in recipe of tiny towers holds.
 
     Raises:
-        ValueError: for a config file that is missing or holds a key or value that makes no sense.
+        ValueError: for a config file that is missing or holds an unknown key or an invalid value.
         SystemExit: for an unknown option or `--help`, by argparse.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -256,14 +256,14 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ValueError: if the file is not there, is no YAML or holds no mapping.
+        ValueError: if the file does not exist, is not YAML or holds no mapping.
     """
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"--config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path} is no YAML: {error}") from error
+        raise ValueError(f"--config {path} is not valid YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"--config {path}: expected `name: value` lines")
     return settings
@@ -275,13 +275,13 @@ def _typed(action: argparse.Action, value: Any, name: str) -> Any:
         return None
     several = action.nargs in ("+", "*")
     if several and not isinstance(value, list):
-        raise ValueError(f"{name}: {value!r} is no list; write [{value}]")
+        raise ValueError(f"{name}: {value!r} is not a list; write [{value}]")
     if action.type not in (int, float):
         return value
     try:
         numbers = [action.type(str(item)) for item in (value if several else [value])]
     except ValueError as error:
-        raise ValueError(f"{name}: {value!r} holds what is no {action.type.__name__}") from error
+        raise ValueError(f"{name}: {value!r} must be {action.type.__name__}") from error
     return numbers if several else numbers[0]
 
 
@@ -291,7 +291,7 @@ def _as_mapping(name: str, value: Any) -> dict[str, Any] | None:
     try:
         mapping = json.loads(value)
     except json.JSONDecodeError as error:
-        raise ValueError(f"--{name} {value!r} is no JSON: {error}") from error
+        raise ValueError(f"--{name} {value!r} is not valid JSON: {error}") from error
     if not isinstance(mapping, dict):
         raise ValueError(f"--{name} {value!r}: expected a JSON object")
     return mapping

@@ -33,7 +33,7 @@ class KeyedClips(Dataset):
 
 @dataclass(frozen=True)
 class SpecAugment:
-    """Masks over bands and stretches of a spectrogram (Park et al., 2019), drawn anew for every clip and epoch.
+    """Masks over bands and time ranges of a spectrogram (Park et al., 2019), drawn for every clip and epoch.
 
     What is drawn depends on seed, clip id and epoch alone, not on the order of batches or the number of workers.
     """

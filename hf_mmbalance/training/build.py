@@ -152,7 +152,7 @@ def _backbone(arguments: ModelArguments, modality: str, default: str) -> str | P
     try:
         return AutoConfig.for_model(model_type, **config)
     except ValueError as error:
-        raise ValueError(f"model_type={model_type!r} is no backbone that transformers knows") from error
+        raise ValueError(f"model_type={model_type!r} is not a backbone that transformers knows") from error
 
 
 def _audio_type(arguments: ModelArguments, audio: str | PreTrainedConfig) -> str:

@@ -1,4 +1,4 @@
-"""What `train.py` and `mmbalance train` share: errors that users can mend are one sentence, not a traceback."""
+"""What `train.py` and `mmbalance train` share: errors that users can remedy are one sentence, not a traceback."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_mmbalance.training.interruption import Interrupted, follow_launcher
 
 
 def train(argv: list[str] | None = None) -> int:
-    """Run training; returns the exit status: 2 for arguments or data that make no sense, 130 or 143 when stopped."""
+    """Run training; returns the exit status: 2 for arguments or data that cannot be used, 130 or 143 when stopped."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     follow_launcher()
     try:

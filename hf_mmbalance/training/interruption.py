@@ -1,4 +1,4 @@
-"""A run that is told to stop saves a checkpoint and says how to go on; it does not outlive the launcher."""
+"""A run that receives a stop signal saves a checkpoint and says how to resume; it does not outlive the launcher."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class Interrupted(Exception):
-    """Training was told to stop by a signal, and a checkpoint is saved.
+    """Training was stopped by a signal, and a checkpoint is saved.
 
     Args:
         number: of the signal.
@@ -64,10 +64,10 @@ class StopOnSignal(TrainerCallback):
         return bool(state.global_step % self.trainer.steps_per_epoch)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if PartialState().num_processes > 1:  # all stop after the same step, whichever was told first
-            told = torch.tensor(self.number, device=PartialState().device)
-            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-            self.number = int(told)
+        if PartialState().num_processes > 1:  # all stop after the same step, whichever received the signal
+            received = torch.tensor(self.number, device=PartialState().device)
+            torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
+            self.number = int(received)
         if self.number:
             control.should_training_stop = True
             control.should_save = control.should_save or self._mid_epoch(state)

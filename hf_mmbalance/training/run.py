@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         What is written to `results.json`.
 
     Raises:
-        ValueError: for arguments or data that make no sense; nothing is written then.
+        ValueError: for arguments or data that cannot be used; nothing is written then.
     """
     return run(parse_arguments(argv))
 
@@ -187,7 +187,7 @@ def _settle(arguments: RunArguments) -> tuple[str, str | None]:
         return str(folder), str(checkpoint)
     named = None if resume is None else Path(str(resume))
     if named is not None and not is_complete(named):
-        raise ValueError(f"{named} is no complete checkpoint of a run: it lacks a readable trainer_state.json")
+        raise ValueError(f"{named} is not a complete checkpoint of a run: it lacks a readable trainer_state.json")
     goes_on = named is not None and named.resolve().parent == folder.resolve()
     if not goes_on and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Command line over YAML over defaults, and what is said of options that make no sense."""
+"""Command line over YAML over defaults, and what is said of invalid options."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def test_a_key_that_no_option_has(write):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"learning_rate": "fast"}, "learning_rate: 'fast' holds what is no float"),
-        ({"per_device_train_batch_size": 16.5}, "per_device_train_batch_size: 16.5 holds what is no int"),
-        ({"modality_dropout": 0.3}, r"modality_dropout: 0.3 is no list; write \[0.3\]"),
-        ({"modality_dropout": [0.1, "much"]}, "modality_dropout: .* holds what is no float"),
+        ({"learning_rate": "fast"}, "learning_rate: 'fast' must be float"),
+        ({"per_device_train_batch_size": 16.5}, "per_device_train_batch_size: 16.5 must be int"),
+        ({"modality_dropout": 0.3}, r"modality_dropout: 0.3 is not a list; write \[0.3\]"),
+        ({"modality_dropout": [0.1, "much"]}, "modality_dropout: .* must be float"),
     ],
 )
 def test_values_of_the_wrong_kind(write, settings, words):
@@ -94,9 +94,9 @@ def test_numbers_that_yaml_takes_for_text(tmp_path):
     ("content", "words"),
     [
         (None, "No such file"),
-        (b"a: [1", "is no YAML"),
+        (b"a: [1", "is not valid YAML"),
         (b"- 1\n", "expected `name: value`"),
-        (b"\xff\xfe\x00", "no YAML"),
+        (b"\xff\xfe\x00", "not valid YAML"),
     ],
 )
 def test_files_that_are_no_recipes(tmp_path, content, words):
@@ -128,7 +128,7 @@ def test_options_given_as_json(write):
     assert parse("--fusion_options", '{"calibration": "vector"}').model.fusion_options == options
     assert parse("--config", write(fusion_options=options)).model.fusion_options == options
     assert parse("--audio_config", '{"model_type": "wav2vec2"}').model.audio_config == {"model_type": "wav2vec2"}
-    with pytest.raises(ValueError, match="--fusion_options '{calibration' is no JSON"):
+    with pytest.raises(ValueError, match="--fusion_options '{calibration' is not valid JSON"):
         parse("--fusion_options", "{calibration")
     with pytest.raises(ValueError, match="--vision_config '3': expected a JSON object"):
         parse("--vision_config", "3")

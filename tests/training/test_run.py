@@ -1,4 +1,4 @@
-"""Folders of runs: which are refused, which checkpoint is gone on with, and that outputs are whole or not there."""
+"""Folders of runs: which are refused, which checkpoint is resumed, and that outputs are whole or not there."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_going_on_with_a_named_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="c holds another run"):
         settle("--output_dir", str(tmp_path / "c"), "--resume_from_checkpoint", str(here))
     broken = checkpoint(tmp_path / "d", 3, state=None)
-    with pytest.raises(ValueError, match="checkpoint-3 is no complete checkpoint"):
+    with pytest.raises(ValueError, match="checkpoint-3 is not a complete checkpoint"):
         settle("--output_dir", str(tmp_path / "d"), "--resume_from_checkpoint", str(broken))
 
 
@@ -181,7 +181,7 @@ def test_a_finished_run_resumed_gives_the_same_results(finished, tmp_path):
 
 @pytest.mark.parametrize(("workers", "steps"), [("0", (4, 6, 11)), ("2", (6,))])
 def test_going_on_with_accumulation_and_dropout_ends_with_the_same_weights(tmp_path, workers, steps):
-    """Epochs of 4 steps: gone on with at an epoch's end, in the middle of one and in that of the last."""
+    """Epochs of 4 steps: resumed at an epoch's end, in the middle of one and in that of the last."""
     options = ["--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "4", "--num_train_epochs", "3",
                "--save_strategy", "steps", "--eval_strategy", "steps", "--save_steps", "1", "--eval_steps", "1",
                "--save_total_limit", "20", "--classifier_dropout", "0.4", "--modality_dropout", "0.3", "0.3",
@@ -232,7 +232,7 @@ def test_a_modality_that_no_clip_has(tmp_path, capsys):
         (["--fusion_options", '{"gat": 1}'], "gat"),
         (["--trainable_layers", "9"], "trainable_layers=9"),
         (["--audio_config", '{"hidden_size": 4}'], "audio_config .* names no model_type"),
-        (["--audio_config", '{"model_type": "nonsense"}'], "'nonsense' is no backbone"),
+        (["--audio_config", '{"model_type": "nonsense"}'], "'nonsense' is not a backbone"),
         (["--audio_config", '{"model_type": "vit"}'], "audio backbone"),
         (["--audio_model", "./not_there"], "audio backbone './not_there' cannot be loaded"),
         (["--vision_model", "./not_there"], "backbone './not_there' cannot be loaded"),
@@ -244,7 +244,7 @@ def test_a_modality_that_no_clip_has(tmp_path, capsys):
         (["--decision_rung", "temprature"], "decision_rung='temprature' is unknown: choose auto or one of sum"),
         (["--calibration_clips", "0"], "no clips in split.s. calibration"),
         (["--validation_clips", "0"], "no clips in split.s. validation"),
-        (["--resume_from_checkpoint", "./not_there"], "not_there is no complete checkpoint"),
+        (["--resume_from_checkpoint", "./not_there"], "not_there is not a complete checkpoint"),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch, capsys, options, words):
