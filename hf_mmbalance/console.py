@@ -72,6 +72,7 @@ def write_result(place: str | None, result: Any) -> None:
     if place == "-":
         sys.stdout.write(json_text(result))
     elif place is not None:
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(place), result)
 
 

@@ -309,7 +309,7 @@ def test_folders_that_are_no_build(hub, publish, built, media, tmp_path):
     assert not list(hub.log)
     hub.server.seed("datasets", f"{hub.user}/toy", {"toy.py": b"x"})
     done = publish(built, check=False)
-    assert done.returncode == 2 and "holds toy.py" in done.stderr
+    assert done.returncode == 2 and "has the file toy.py" in done.stderr
 
 
 HEAD = {
@@ -339,7 +339,7 @@ def test_heads_of_others_are_kept():
     merged = cards.merge_heads(beside, old, "lips", None, beside=True)
     assert merged["tags"] == ["mine"] and merged["language"] == ["en"], "a build under a name changed what is others'"
     with pytest.raises(
-        HubError, match="card says license odbl, this build's says mit; push it to a repository of its"
+        HubError, match="card says license odbl, this build's says mit; push it to a separate repository"
     ):
         cards.merge_heads(HEAD, old, "lips", None, beside=True)
     with pytest.raises(HubError, match="--default c: the configurations are a, b"):

@@ -26,7 +26,8 @@ from .faults import CutAnswer, CutRequest, RacingCommit, Refuse, Slow
 
 CODE = {
     *("modeling_mmbalance.py", "configuration_mmbalance.py", "processing_mmbalance.py", "pipeline_mmbalance.py"),
-    *("clips_mmbalance.py", "media_mmbalance.py", "fusion_mmbalance.py", "fusion_adaptive_mmbalance.py"),
+    *("reading_mmbalance.py", "inputs_mmbalance.py", "windows_mmbalance.py", "media_mmbalance.py"),
+    *("fusion_mmbalance.py", "fusion_adaptive_mmbalance.py"),
 }
 PUSH = """
 import json, os, sys
@@ -87,7 +88,7 @@ def test_one_commit_and_a_tag_and_only_what_changed_again(hub, run_client, saved
 
     hub.log.clear()
     weights = load_file(folder / "model.safetensors")
-    weights["fusion.alpha"] += 1
+    weights["fusion.bias"] += 1
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     (folder / "README.md").unlink()  # it names the tag of the old weights
     run_client(PUSH, args=[str(folder), "m", "Second"])

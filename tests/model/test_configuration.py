@@ -27,7 +27,7 @@ def test_backbone_configs_may_be_dicts_or_configs_of_any_kind():
 
 def test_round_trip(tmp_path):
     config = tiny_config(
-        fusion_options={"calibration": "vector", "gate": "class"},
+        fusion_options={"calibration": "vector"},
         modality_dropout=[0.1, 0.25],
         class_weights=[1.0, 2.0, 0.5, 0.5],
         frame_pooling="temporal",

@@ -65,11 +65,11 @@ def test_qmf_weights_by_detached_energy():
 
 def _build(name: str, modalities: int = 2, classes: int = 4):
     torch.manual_seed(0)
-    options = {"calibration": "vector", "gate": "class"} if name == "adaptive" else {}
+    options = {"calibration": "vector"} if name == "adaptive" else {}
     head = FUSION_HEADS[name](modalities, classes, (6, 5, 7)[:modalities], **options)
     with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
+        for value in (*head.parameters(), *head.buffers()):
+            value.add_(0.3 * torch.randn_like(value))
     return head
 
 

@@ -113,7 +113,7 @@ def test_a_push_that_fails_is_warned_of_and_training_goes_on(tmp_path, checkpoin
     queue.finish()
     (warning,) = warnings
     assert warning.replace("'", "") == (
-        "a checkpoint was not pushed, training goes on: the Hub is down, [token removed]"
+        "a checkpoint was not pushed, training goes on: the Hub is down, [secret removed]"
     )
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-7"}
 
@@ -146,7 +146,7 @@ def test_the_command_can_be_given_again_and_holds_no_token(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/train.py"])
     token = "hf_" + "a1B2" * 9
     said = provenance.command(["--dataset", "my clips/", "--hub_model_id", token])
-    assert said == "accelerate launch train.py --dataset 'my clips/' --hub_model_id [token removed]"
+    assert said == "accelerate launch train.py --dataset 'my clips/' --hub_model_id [secret removed]"
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/mmbalance"])
     assert provenance.command(["--seed", "1"]) == "mmbalance train --seed 1"
 

@@ -217,7 +217,7 @@ def test_a_modality_that_no_clip_has(tmp_path, capsys):
     assert json.loads((folder / "config.json").read_text())["untrained_modalities"] == ["audio"]
     write_card(folder, "me/model")
     card = (folder / "README.md").read_text()
-    assert "| sound alone | - |" in card
+    assert "| audio only | - |" in card
     assert cli.main(["decide", str(folder)]) == 0
     assert re.search(r"audio +0 +answers no clip", capsys.readouterr().out)
 

@@ -401,7 +401,7 @@ def test_hyperparameter_search(tmp_path):
 def test_what_the_trainer_must_be_given(tmp_path):
     arguments = TrainingArguments(str(tmp_path), use_cpu=True)
     with pytest.raises(
-        ValueError, match="give clips .what hf_mmbalance.load_clips returns. and the model's processor"
+        ValueError, match="give clips .what hf_mmbalance.load_clips returns, or a DatasetDict. and the processor"
     ):
         MMBalanceTrainer(tiny_model(), arguments, clips=None, processor=tiny_processor())
     with pytest.raises(ValueError, match="decision_rung='temperature': a 'concat' head is not fitted"):
