@@ -42,8 +42,8 @@ class FollowEpochs(TrainerCallback):
     """Tells the order of clips which epoch it is, and has the decision layer fitted at each epoch's last step.
 
     The epoch is set on the order directly: in a run resumed in the middle of an epoch, accelerate wraps the sampler
-    one level deeper than its `set_epoch` reaches. The fit belongs to the last step, not to the epoch's end: a checkpoint that
-    `save_steps` writes there must hold it, since a run resumed from it starts with the next epoch.
+    one level deeper than its `set_epoch` reaches. The fit belongs to the last step, not to the epoch's end: a
+    checkpoint that `save_steps` writes there must hold it, since a run resumed from it starts with the next epoch.
     """
 
     def __init__(self, trainer: MMBalanceTrainer):
