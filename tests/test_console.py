@@ -75,9 +75,11 @@ def test_results_are_valid_json_whatever_the_numbers(tmp_path, capsys):
 
 
 def test_a_result_that_cannot_be_written_leaves_no_draft(tmp_path, capsys):
-    target = tmp_path / "absent" / "x.json"
+    (tmp_path / "file").write_text("a file, not a folder")
+    target = tmp_path / "file" / "below" / "x.json"
     assert console.run_command(lambda: console.write_result(str(target), [1]) or 0) == 2
-    assert capsys.readouterr().err == f"error: {target}: No such file or directory (check the path)\n"
+    assert f"error: {target.parent}: Not a directory (check the path)" in capsys.readouterr().err
+    (tmp_path / "file").unlink()
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(OSError, match="folder.json"):
         write_json(tmp_path / "folder.json", [1])

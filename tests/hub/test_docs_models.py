@@ -25,8 +25,10 @@ def test_every_flag_of_the_docs_is_known(tmp_path):
     arguments = parse_arguments([*TINY, *train.split()])
     assert arguments.training.push_to_hub and arguments.training.hub_model_id == "user/my-model"
     readme = (ROOT / "README.md").read_text()
-    (line,) = re.findall(r"^mmbalance (predict .*)$", readme, re.M)
-    build_parser().parse_args(line.split())
+    lines = re.findall(r"^mmbalance ((?:predict|decide|diagnose|robustness) [^#\n]*)", readme, re.M)
+    assert len(lines) > 3
+    for line in lines:
+        build_parser().parse_args(line.split())
 
 
 @pytest.mark.slow
