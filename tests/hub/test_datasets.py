@@ -204,7 +204,7 @@ def test_faults_while_publishing_and_reading(hub, publish, run_client, built, tm
     assert titles(hub) == [f"Data: 11 clips ({result['tag']})", "A commit that came first", "initial commit"]
     read = "import sys\nfrom hf_mmbalance.data import load_clips\nprint(load_clips(sys.argv[1]).summary())"
     refused = run_client(read, args=[f"{hub.user}/toy"], token=None, check=False)
-    assert refused.returncode == 2 and "doesn't exist on the Hub or cannot be accessed" in refused.stderr
+    assert refused.returncode == 1 and "doesn't exist on the Hub or cannot be accessed" in refused.stderr
     faults = [
         Refuse(path="/resolve/.*part0", method="GET", status=500),
         CutAnswer(path="/resolve/.*part1-00000", method="GET", after_bytes=1000),
@@ -213,7 +213,7 @@ def test_faults_while_publishing_and_reading(hub, publish, run_client, built, tm
     hub.fail(*faults)
     home = tmp_path / "reader"
     failed = run_client(read, args=[f"{hub.user}/toy"], home=home, check=False)  # `datasets` does not try again
-    assert failed.returncode == 2 and "500 Internal Server Error" in failed.stderr
+    assert failed.returncode == 1 and "500 Internal Server Error" in failed.stderr
     assert "train" in run_client(read, args=[f"{hub.user}/toy"], home=home).stdout
     assert [fault.hits for fault in faults] == [1] * len(faults)
 

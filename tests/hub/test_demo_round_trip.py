@@ -65,7 +65,7 @@ def test_the_demo_starts_from_its_space(hub, run_client, tmp_path):
     started = run_client(START, without=["hf_mmbalance", "torchcodec"], timeout=200)
     answers = json.loads(next(line for line in started.stdout.splitlines() if line.startswith("ANSWERS"))[7:])
     assert answers["example"].startswith("sounds_class")
-    assert answers["both"].count("<section>") == 4 and "Sound alone says" in answers["both"]
+    assert answers["both"].count("<section>") == 4 and "Sound by itself predicts" in answers["both"]
     assert "Sound is switched off" in answers["vision"] and 'title="sound by itself: not there"' in answers["vision"]
     assert hub.log.count("resolve", path=f"/toy/resolve/{done['model_revision']}/model.safetensors"), "not pinned"
     assert hub.token not in started.stdout + started.stderr

@@ -55,7 +55,7 @@ def test_built_published_streamed_trained(hub, run_client, clips, tmp_path):
     ]
     hub.fail(*faults)
     interrupted = run_client(script, args=push, check=False)
-    assert interrupted.returncode == 1 and "Interrupted" in interrupted.stderr
+    assert interrupted.returncode == 2 and "Interrupted" in interrupted.stderr
     arrived = hub.log.count("lfs_upload", status=200)
     assert [fault.hits for fault in faults] == [1] * len(faults)
     faults = [

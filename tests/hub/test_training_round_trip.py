@@ -115,6 +115,7 @@ def check_card(folder: Path, repo_id: str) -> None:
     fused = {row["method"]: row for row in results["rows"] if row["split"] == "test"}
     listed = {result.metric_name: result for result in card.data.eval_results}
     names = {"audio": "audio only", "vision": "frames only", "sum": "plain sum", "fused": "the decision"}
+    names["prior_sum"] = "plain sum, prior counted once"
     assert set(listed) == {f"Accuracy, {name}" for name in names.values()}
     for method, name in names.items():
         result, row = listed[f"Accuracy, {name}"], fused[method]
