@@ -8,6 +8,7 @@ import sys
 from huggingface_hub.errors import StrictDataclassError
 
 from hf_mmbalance._environment import check_torchaudio
+from hf_mmbalance.console import UserError
 from hf_mmbalance.hub.errors import HubError
 from hf_mmbalance.training.interruption import Interrupted, follow_launcher
 
@@ -26,7 +27,7 @@ def train(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ValueError, ImportError, OSError, StrictDataclassError, HubError) as error:
+    except (ValueError, ImportError, OSError, StrictDataclassError, HubError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
+from hf_mmbalance.console import UserError
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits
 from hf_mmbalance.data.sources.hub import HubOptions, clips_of
 from hf_mmbalance.data.streaming import EpochOrder
@@ -296,6 +300,18 @@ class MMBalanceTrainer(Trainer):
         _, first = np.unique(joined.pop("clip_index"), return_index=True)
         return {name: values[first] for name, values in joined.items()}
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As the Trainer's; one that cannot be written is removed, so that a resumed run takes the one before."""
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if not _disk_refused(error):
+                raise
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            shutil.rmtree(folder, ignore_errors=True)
+            remedy = "make room or name another --output_dir, then resume with --resume_from_checkpoint true"
+            raise UserError(f"{folder} could not be written ({str(error).splitlines()[0]}): {remedy}") from error
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
@@ -338,6 +354,13 @@ class MMBalanceTrainer(Trainer):
         super()._save_rng_state(output_dir)
         # Process 0 writes trainer_state.json next, the mark of a complete checkpoint: no other may still be writing.
         self.accelerator.wait_for_everyone()
+
+
+def _disk_refused(error: Exception) -> bool:
+    """Whether a file could not be written; safetensors and torch.save have errors of their own for it."""
+    if isinstance(error, OSError):  # errors of a push are OSErrors without a number
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+    return any(words in str(error) for words in ("I/O error", "StreamWriter", "unexpected pos"))
 
 
 def _init_worker(worker_id: int) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -568,3 +571,16 @@ def test_callbacks_of_the_user_are_kept(tmp_path):
     trainer.add_callback(EarlyStoppingCallback(1))
     names = [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
     assert "FollowEpochs" in names and "EarlyStoppingCallback" in names
+
+
+def test_a_checkpoint_that_the_disk_refuses_is_named_and_removed(tmp_path):
+    code = (
+        "import resource, sys; from hf_mmbalance.training.cli import train; import hf_mmbalance.training.run\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.exit(train(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, *TINY, "--output_dir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.match(r"error: .*checkpoint-\d+ could not be written \(.+\): make room", last)
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
