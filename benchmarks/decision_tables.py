@@ -1,4 +1,4 @@
-"""`adaptive` against the sum and a reference on every decision table of a folder (one a seed): mean differences.
+"""`adaptive` against the sum and a reference on every decision table of a folder (one per seed): mean differences.
 
     python benchmarks/decision_tables.py FOLDER --fit-split validation --reference concat --over-reference 3
 

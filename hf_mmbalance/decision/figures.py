@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Colour-blind safe (Okabe & Ito), one a modality; the page overrides them by CSS variables in its dark theme.
+#: Colour-blind safe (Okabe & Ito), one per modality; the page overrides them by CSS variables in its dark theme.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#997700", "#56b4e9")
 INK, GRID, POSITIVE, NEGATIVE = "#1b1e23", "#d4d7dc", "#2f7d5b", "#b3423a"
 MAX_CLASSES = 20
@@ -83,7 +83,7 @@ def weights_by_class(report: Report) -> Figure:
 
 
 def participation(report: Report) -> Figure:
-    """Participation against capability share, a point a class, one panel a fusion."""
+    """Participation against capability share, one point per class, one panel per fusion."""
     methods = [name for name in ("sum", "class", "model", "adaptive") if name in report["balance"]]
     figure, axes = _panels(1, len(methods), (3.1 * len(methods), 3.4), sharey=True)
     classes = shown_classes(report)
