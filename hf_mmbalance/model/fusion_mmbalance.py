@@ -202,12 +202,19 @@ class MeanProbFusion(FusionHead):
 
 
 class _LogitSum(FusionHead):
-    """Weighted sum of raw logits, for methods defined on raw logits."""
+    """Weighted sum of raw logits over the modalities present, for methods defined on raw logits."""
 
-    def raw_sum(
-        self, modality_logits: torch.Tensor, modality_mask: torch.Tensor, weights: torch.Tensor
+    def weights(self, modality_logits: torch.Tensor) -> torch.Tensor:
+        """Weights `(B, M, C)` of the logits; 1 unless a head overrides it."""
+        return torch.ones_like(modality_logits)
+
+    def forward(
+        self,
+        modality_logits: torch.Tensor,
+        modality_mask: torch.Tensor,
+        features: tuple[torch.Tensor, ...] | None = None,
     ) -> FusionOutput:
-        weights = weights * modality_mask.unsqueeze(-1)
+        weights = self.weights(modality_logits) * modality_mask.unsqueeze(-1)
         contributions = weights * modality_logits
         return FusionOutput(
             logits=contributions.sum(1), modality_weights=weights, modality_contributions=contributions
@@ -224,14 +231,6 @@ class MMCosineFusion(_LogitSum):
     required_unimodal_head = "cosine"
     default_unimodal_loss_weight = 0.0
 
-    def forward(
-        self,
-        modality_logits: torch.Tensor,
-        modality_mask: torch.Tensor,
-        features: tuple[torch.Tensor, ...] | None = None,
-    ) -> FusionOutput:
-        return self.raw_sum(modality_logits, modality_mask, torch.ones_like(modality_logits))
-
 
 @register_fusion_head("qmf")
 class QMFFusion(_LogitSum):
@@ -243,18 +242,13 @@ class QMFFusion(_LogitSum):
 
     temperature = 10.0
 
-    def forward(
-        self,
-        modality_logits: torch.Tensor,
-        modality_mask: torch.Tensor,
-        features: tuple[torch.Tensor, ...] | None = None,
-    ) -> FusionOutput:
+    def weights(self, modality_logits: torch.Tensor) -> torch.Tensor:
         energy = torch.logsumexp(modality_logits.detach(), dim=-1, keepdim=True) / self.temperature
-        return self.raw_sum(modality_logits, modality_mask, energy.expand_as(modality_logits))
+        return energy.expand_as(modality_logits)
 
 
 @register_fusion_head("concat")
-class ConcatFusion(FusionHead):
+class ConcatFusion(_LogitSum):
     """One linear layer on the concatenated features, trained by the fused loss only.
 
     Its split halves are the unimodal logits, z_m = W_m f_m + b / M (OGM-GE, Peng et al., 2022), so that the half of a
@@ -275,18 +269,6 @@ class ConcatFusion(FusionHead):
     def unimodal_logits(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
         halves = [half(feature) for half, feature in zip(self.halves, features, strict=True)]
         return torch.stack(halves, dim=1) + self.bias / self.num_modalities
-
-    def forward(
-        self,
-        modality_logits: torch.Tensor,
-        modality_mask: torch.Tensor,
-        features: tuple[torch.Tensor, ...] | None = None,
-    ) -> FusionOutput:
-        weights = modality_mask.unsqueeze(-1).to(modality_logits.dtype).expand_as(modality_logits)
-        contributions = modality_logits * weights
-        return FusionOutput(
-            logits=contributions.sum(1), modality_weights=weights, modality_contributions=contributions
-        )
 
 
 class _ConditionedFusion(FusionHead):
