@@ -5,11 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
-from huggingface_hub.errors import StrictDataclassError
-
+from hf_mmbalance import console
 from hf_mmbalance._environment import check_torchaudio
-from hf_mmbalance.console import UserError
-from hf_mmbalance.hub.errors import HubError
 from hf_mmbalance.training.interruption import Interrupted, follow_launcher
 
 
@@ -27,7 +24,9 @@ def train(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ValueError, ImportError, OSError, StrictDataclassError, HubError, UserError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        if not console.is_expected(error):
+            raise
+        console.print_error(str(error))
+        return console.REFUSED
     return 0
