@@ -22,6 +22,10 @@ class DataError(ValueError):
     """Data that cannot be used as it is; the message names the file or clip and the remedy."""
 
 
+class NoLabels(DataError):
+    """No clip has a label, and nothing says which classes there are."""
+
+
 def split_name(name: str) -> str:
     """The canonical name in `SPLITS` of a split's name or alias.
 
@@ -114,6 +118,7 @@ class ClipSplits:
         notes: remarks for the user on how the splits were made.
         bayes: the optimum in closed form, for synthetic data only.
         reading: how a clip was read, to be saved with a model's processor; None for clips that are not media.
+        unlabelled: clips without a label (theirs is 0 in place of one), which belong to no split; None without any.
     """
 
     name: str
@@ -123,6 +128,7 @@ class ClipSplits:
     notes: list[str] = field(default_factory=list)
     bayes: BayesOptimum | None = None
     reading: ReadingSpec | None = None
+    unlabelled: ClipDataset | None = None
 
     def __post_init__(self) -> None:
         self.splits = {name: self.splits[name] for name in SPLITS if name in self.splits}

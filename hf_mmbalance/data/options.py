@@ -21,6 +21,7 @@ def option(default: Any, text: str) -> Any:
 class MediaOptions:
     """Options that all sources of media files share."""
 
+    unlabelled: str = option("refuse", "Clips without a label: refuse, or keep (apart from all splits, for prediction).")
     sampling_rate: int = option(16_000, "Rate the sound is resampled to, in Hz.")
     frames: int = option(8, "Frames per clip, spread evenly over its window.")
     frame_size: list[int] | None = option([224, 224], "Height and width of a frame.")
@@ -55,6 +56,7 @@ class MediaOptions:
             ("noise", ("none", "white", "babble")),
             ("on_error", ("raise", "skip")),
             ("cache", ("auto", "memory", "none")),
+            ("unlabelled", ("refuse", "keep")),
         ):
             if getattr(self, name) not in known:
                 raise DataError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")

@@ -167,6 +167,8 @@ def is_fitted(model: MMBalanceForAudioVisualClassification) -> bool:
 
 def clips_of_run(arguments: dict[str, Any]) -> ClipSplits:
     """The splits that a run was trained on, from the arguments in its `results.json`."""
+    if arguments.get("embeddings"):
+        raise DataError(f"the run was trained on the features in {arguments['embeddings']}, which cannot be corrupted")
     dataset = arguments["dataset"]
     known = {"clip_seed" if entry.name == "seed" else entry.name for entry in fields(options_class(dataset))}
     options = {name: value for name, value in arguments.items() if name in known}

@@ -42,6 +42,7 @@ class DataArguments:
         " name of a Hub or local dataset with audio and frames or video columns.",
         "synthetic",
     )
+    embeddings: str | None = _help("Folder that `mmbalance embed` wrote: its features are used, and no clip is read.")
     train_corruptions: list[str] = _help(
         "Corruptions of train clips, drawn for each epoch: kinds, groups such as seen, or none.", ["none"]
     )
@@ -183,7 +184,7 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     config_file = chosen.config
     settings = {} if config_file is None else read_config(config_file)
     dataset = _peek(argv, "--dataset") or settings.get("dataset") or "synthetic"
-    if dataset == "synthetic" and config_file is None:
+    if dataset == "synthetic" and config_file is None and _peek(argv, "--embeddings") is None:
         settings = read_config(SYNTHETIC)
     settings = {key: value for key, value in settings.items() if not _overruled(key, argv)}
     source_part = _source_part(dataset)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -75,7 +76,7 @@ class ClipCollator:
             ValueError: for a clip that the processor refuses, naming it.
         """
         try:
-            batch = self._process(examples)
+            batch = self._process(examples) if "features" not in examples[0] else _features(examples)
         except (ValueError, RuntimeError) as error:
             for example in examples if len(examples) > 1 else ():
                 self([example])  # the clip at fault says so itself
@@ -101,3 +102,18 @@ class ClipCollator:
                 for example in examples
             ]
         )
+
+
+def _features(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Batch of clips whose features are known: they stand for the media."""
+    columns = {name: np.stack([example["features"][name] for example in examples]) for name in examples[0]["features"]}
+    present = np.stack([~np.isnan(values[:, 0]) for values in columns.values()], axis=1)
+    vectors = tuple(torch.from_numpy(np.nan_to_num(values)) for values in columns.values())
+    return {"modality_features": vectors, "modality_mask": torch.from_numpy(present)}
+
+
+def missing_modalities(example: dict[str, Any]) -> set[str]:
+    """Modalities that a clip does not have."""
+    if "features" in example:
+        return {name for name, vector in example["features"].items() if np.isnan(vector[0])}
+    return {name for name, part in (("audio", "audio"), ("vision", "frames")) if example[part] is None}

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from transformers import AutoConfig, PreTrainedConfig, set_seed
 
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
 from hf_mmbalance.data.clips import ClipSplits
+from hf_mmbalance.embedding.build import fitted_frames, reading_of
 from hf_mmbalance.hub.errors import explained
-from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 from hf_mmbalance.model.towers_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
 from hf_mmbalance.training.arguments import ModelArguments
 from hf_mmbalance.training.batches import SpecAugment
 from hf_mmbalance.training.trainer import check_classes
-
-
-FITTED_CLIPS = 200  # train clips looked at when the spectrogram length is fitted
-ROUND_FRAMES = 16
 
 
 def build_model_and_processor(
@@ -171,27 +165,6 @@ def _audio_max_length(arguments: ModelArguments, audio: str | PreTrainedConfig, 
     if arguments.audio_max_length is not None or isinstance(audio, PreTrainedConfig):
         return arguments.audio_max_length
     return fitted_frames(clips)
-
-
-def fitted_frames(clips: ClipSplits) -> int:
-    """Spectrogram frames (10 ms) that hold the longest of 200 train clips spread over the split, in steps of 16."""
-    train = clips.splits["train"]
-    picked = np.unique(np.linspace(0, len(train) - 1, min(FITTED_CLIPS, len(train))).astype(int))
-    seconds = 0.0
-    for index in picked:
-        example = train[int(index)]
-        if example["audio"] is not None:
-            seconds = max(seconds, len(example["audio"]) / example["sampling_rate"])
-    return max(ROUND_FRAMES, math.ceil(seconds * 100 / ROUND_FRAMES) * ROUND_FRAMES)
-
-
-def reading_of(clips: ClipSplits) -> ReadingSpec:
-    """How the clips were read; of clips that are not media, their rate, frames and frame size."""
-    if clips.reading is not None:
-        return clips.reading
-    frames = clips.splits["train"][0]["frames"]
-    count, size = (None, None) if frames is None else (len(frames), frames[0].shape[:2])
-    return ReadingSpec(sampling_rate=clips.sampling_rate, round_audio=False, frames=count, frame_size=size)
 
 
 def _layers(text: str) -> int | str:

@@ -13,6 +13,7 @@ from hf_mmbalance.data.clips import ClipDataset
 from hf_mmbalance.data.corruptions import CorruptedClips, CorruptionPlan
 from hf_mmbalance.decision.ladder import PARENTS
 from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.embedding.stored import EmbeddedClips
 
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def corruption_plan(names: list[str], draws: int = 3, seed: int = 0) -> Corrupti
 def calibration_draws(clips: ClipDataset, options: DecisionArguments, seed: int) -> ClipDataset:
     """Every calibration clip as it is, followed by its corrupted versions."""
     plan = corruption_plan(options.calibration_corruptions, options.calibration_draws, seed)
+    if isinstance(clips, EmbeddedClips):
+        return clips if plan is None else clips.with_draws(plan)
     return clips if plan is None else CorruptedClips(clips, plan)
 
 

@@ -6,9 +6,8 @@ import dataclasses
 import json
 import math
 import os
-import platform
+import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.utils import logging
 
-import hf_mmbalance
 from hf_mmbalance.data import load_clips
 from hf_mmbalance.data.clips import SPLITS, ClipSplits
 from hf_mmbalance.data.corruptions import ClipsCorruptedByEpoch
@@ -29,14 +27,21 @@ from hf_mmbalance.hub.model_card import pinned_revision, write_card
 from hf_mmbalance.hub.model_push import prepare_repo
 from hf_mmbalance.json_files import write_json
 from hf_mmbalance.metrics import measures
+from hf_mmbalance.model.towers_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
+from hf_mmbalance.provenance import base_model, command, provenance, versions
 from hf_mmbalance.scrubbing import scrub_all
-from hf_mmbalance.training.arguments import MMBalanceTrainingArguments, RunArguments, parse_arguments
+from hf_mmbalance.training.arguments import (
+    MMBalanceTrainingArguments,
+    ModelArguments,
+    RunArguments,
+    parse_arguments,
+)
 from hf_mmbalance.training.build import build_model_and_processor, spec_augment
 from hf_mmbalance.training.decision_layer import apply_head, corruption_plan
+from hf_mmbalance.training.frozen import frozen_clips, stored_clips
 from hf_mmbalance.training.interruption import Interrupted, StopOnSignal
 from hf_mmbalance.training.processes import LOCK, answered_by_main, only_run_in
-from hf_mmbalance.training.provenance import command, provenance
-from hf_mmbalance.training.results import mean_weights, render_rows, rows_of
+from hf_mmbalance.decision.results import mean_weights, render_rows, rows_of
 from hf_mmbalance.training.trainer import MMBalanceTrainer, check_classes
 
 
@@ -67,14 +72,14 @@ def run(arguments: RunArguments) -> dict[str, Any]:
         training.hub_model_id = answered_by_main(lambda: _open_repo(training))  # before hours of training, not after
     set_seed(training.seed)
     with PartialState().local_main_process_first(), explained("reading clips"):
-        clips = load_clips(arguments.data.dataset, **dataclasses.asdict(arguments.source))
-    _corrupt_train(clips, arguments)
+        clips = clips_to_train_on(arguments)
     if checkpoint is not None:
         _check_checkpoint(checkpoint, clips)
     model, processor = build_model_and_processor(arguments.model, clips, seed=training.seed)
     settle_threads(model)
+    clips = frozen_clips(clips, model, processor, arguments)
     if training.process_index == 0:
-        origin = provenance(arguments, clips)
+        origin = origin_of(arguments, clips)
         _announce(clips, model)
     callbacks = []
     if training.early_stopping_patience is not None:
@@ -106,10 +111,15 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     return results
 
 
-def _corrupt_train(clips: ClipSplits, arguments: RunArguments) -> None:
+def clips_to_train_on(arguments: RunArguments) -> ClipSplits:
+    """The clips that the arguments name, train clips corrupted as they say; or what is stored of them."""
+    if arguments.data.embeddings is not None:
+        return stored_clips(arguments)
+    clips = load_clips(arguments.data.dataset, **dataclasses.asdict(arguments.source))
     plan = corruption_plan(arguments.data.train_corruptions, seed=arguments.training.seed)
     if plan is not None:
         clips.splits["train"] = ClipsCorruptedByEpoch(clips.splits["train"], plan)
+    return clips
 
 
 def resuming(arguments: RunArguments) -> str:
@@ -122,7 +132,38 @@ def resuming(arguments: RunArguments) -> str:
             kept.append(word)
         elif option == word:
             next(words, None)  # its value
-    return command([*kept, "--output_dir", str(arguments.training.output_dir), "--resume_from_checkpoint", "true"])
+    return train_command([*kept, "--output_dir", str(arguments.training.output_dir), "--resume_from_checkpoint", "true"])
+
+
+def train_command(argv: list[str]) -> str:
+    """The command of a run as it can be given again."""
+    start = ["mmbalance", "train"] if Path(sys.argv[0]).name == "mmbalance" else ["accelerate", "launch", "train.py"]
+    return command([*start, *argv])
+
+
+def origin_of(arguments: RunArguments, clips: ClipSplits) -> dict[str, Any]:
+    """Data, base models, command and code of a run, for its results and its card."""
+    return provenance(
+        clips,
+        arguments.data.dataset,
+        arguments.source,
+        base_models(arguments.model),
+        train_command(arguments.argv),
+        arguments.training.world_size,
+    )
+
+
+def base_models(model: ModelArguments) -> list[dict[str, str | None]]:
+    """Pretrained towers (or the trained model that training started from) and the commit of those from the Hub."""
+    if model.model_name_or_path is not None:
+        return [base_model("whole", model.model_name_or_path, None)]
+    return [
+        base_model(
+            modality, getattr(model, f"{modality}_model") or default, getattr(model, f"{modality}_revision")
+        )
+        for modality, default in (("audio", DEFAULT_AUDIO), ("vision", DEFAULT_VISION))
+        if getattr(model, f"{modality}_config") is None
+    ]
 
 
 def _open_repo(training: MMBalanceTrainingArguments) -> str:
@@ -256,18 +297,12 @@ def conclude(
         "selected_by": f"validation {trainer.args.metric_for_best_model}" if chosen else None,
         "best_checkpoint": chosen or None,
         "arguments": arguments.to_dict(),
-        "versions": _versions(),
+        "versions": versions(),
     }
     if not arguments.decision.save_features:
         for table in tables.values():
             table.features = {}
     return results, DecisionTable.concatenate([tables[split] for split in SPLITS if split in tables])
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "torchaudio", "transformers", "datasets", "accelerate", "numpy")
-    found = {package: version(package) for package in packages}
-    return {"hf_mmbalance": hf_mmbalance.__version__, "python": platform.python_version(), **found}
 
 
 def write_outputs(folder: Path, results: dict[str, Any], table: DecisionTable) -> None:

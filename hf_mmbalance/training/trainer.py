@@ -26,10 +26,10 @@ from hf_mmbalance.hub.model_push import prepare_repo, push_saved
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
-from hf_mmbalance.training.batches import ClipCollator, KeyedClips, SpecAugment
+from hf_mmbalance.training.batches import ClipCollator, KeyedClips, SpecAugment, missing_modalities
 from hf_mmbalance.training.decision_layer import DecisionArguments, apply_head, calibration_draws, fit
 from hf_mmbalance.training.processes import answered_by_main
-from hf_mmbalance.training.results import plain_sum
+from hf_mmbalance.decision.results import plain_sum
 
 
 if TYPE_CHECKING:
@@ -385,13 +385,13 @@ def absent_modalities(clips: ClipSplits) -> list[str]:
     """Modalities that no train clip has: of 200 clips spread over the split or, where one lacks in those, of all."""
     train = clips.splits["train"]
     spread = np.unique(np.linspace(0, len(train) - 1, min(LOOKED_AT, len(train))).astype(int)).tolist()
-    absent = {"audio": "audio", "vision": "frames"}
+    absent: set[str] | None = None
     for index in [*spread, *range(len(train))]:
-        if not absent:
+        if absent is not None and not absent:
             break
-        example = train[index]
-        absent = {name: part for name, part in absent.items() if example[part] is None}
-    return list(absent)
+        missing = missing_modalities(train[index])
+        absent = missing if absent is None else absent & missing
+    return sorted(absent or ())
 
 
 def check_metric(name: str | None, modalities: list[str] | tuple[str, ...]) -> None:

@@ -11,7 +11,6 @@ import pytest
 from hf_mmbalance.hub import checkpoint_push as pushing
 from hf_mmbalance.hub.checkpoint_push import CheckpointPushes
 from hf_mmbalance.hub.errors import HubError
-from hf_mmbalance.training import provenance
 from hf_mmbalance.training.arguments import parse_arguments
 
 from .tiny_runs import TINY, random_splits
@@ -145,10 +144,10 @@ def test_the_fingerprint_follows_clips_labels_and_splits():
 def test_the_command_can_be_given_again_and_holds_no_token(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/train.py"])
     token = "hf_" + "a1B2" * 9
-    said = provenance.command(["--dataset", "my clips/", "--hub_model_id", token])
+    said = run.train_command(["--dataset", "my clips/", "--hub_model_id", token])
     assert said == "accelerate launch train.py --dataset 'my clips/' --hub_model_id [secret removed]"
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/mmbalance"])
-    assert provenance.command(["--seed", "1"]) == "mmbalance train --seed 1"
+    assert run.train_command(["--seed", "1"]) == "mmbalance train --seed 1"
 
 
 def test_origin_of_data_and_towers(tmp_path, monkeypatch):
@@ -157,18 +156,18 @@ def test_origin_of_data_and_towers(tmp_path, monkeypatch):
     clips = random_splits()
     clips.name = str(local)
     arguments = parse_arguments([*TINY, "--output_dir", str(tmp_path / "run")])
-    assert provenance.base_models(arguments) == []
+    assert run.base_models(arguments.model) == []
     arguments.data.dataset = str(local)
-    found = provenance.data_source(arguments, clips)
+    found = provenance.data_source(clips, arguments.data.dataset, arguments.source)
     assert (found["name"], found["on_hub"], found["revision"]) == ("my_clips.csv", False, None)
     assert found["splits"]["train"] == {"clips": 12, "groups": 12}
 
     arguments = parse_arguments(["--dataset", "me/clips", "--revision", "v1", "--use_cpu", "true"])
     clips.name = "me/clips"
     monkeypatch.setattr(provenance, "dataset_commit", lambda name, revision: f"{name}@{revision}")
-    found = provenance.data_source(arguments, clips)
+    found = provenance.data_source(clips, arguments.data.dataset, arguments.source)
     assert (found["name"], found["on_hub"], found["revision"]) == ("me/clips", True, "me/clips@v1")
-    names = [base["name"] for base in provenance.base_models(arguments)]
+    names = [base["name"] for base in run.base_models(arguments.model)]
     assert names == ["MIT/ast-finetuned-audioset-10-10-0.4593", "google/vit-base-patch16-224-in21k"]
 
 

@@ -24,7 +24,8 @@ from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.fusion_mmbalance import FUSION_HEADS
 from hf_mmbalance.training.arguments import ModelArguments, parse_arguments
-from hf_mmbalance.training.build import build_model_and_processor, fitted_frames, spec_augment
+from hf_mmbalance.embedding.build import fitted_frames
+from hf_mmbalance.training.build import build_model_and_processor, spec_augment
 from hf_mmbalance.training.decision_layer import DecisionArguments, calibration_draws
 from hf_mmbalance.training.run import main
 from hf_mmbalance.training.trainer import MMBalanceTrainer, absent_modalities, check_classes

@@ -28,6 +28,7 @@ class FolderOptions(MediaOptions):
         "Regular expression on the file name (without suffix); its first capturing group is the group, which must not"
         " be on both sides of a split, e.g. '^([^_]+)_' for speaker_clip.mp4. By default every clip is its own group.",
     )
+    classes: list[str] | None = option(None, "Names of the classes in order; by default the sorted class folders.")
 
 
 def folder_clips(path: str, options: FolderOptions) -> ClipSplits:
@@ -40,7 +41,7 @@ def folder_clips(path: str, options: FolderOptions) -> ClipSplits:
     if not root.is_dir():
         raise DataError(f"{path}: no such folder")
     tops = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not tops:
+    if not tops and options.unlabelled == "refuse":
         raise DataError(f"{path}: the folder has no class folders; its layout must be <class>/<clip>")
     known = {name for name in tops if name.lower() in SPLITS or name.lower() in SPLIT_ALIASES}
     if known and known != set(tops):
@@ -49,7 +50,11 @@ def folder_clips(path: str, options: FolderOptions) -> ClipSplits:
     pattern = re.compile(options.group_pattern) if options.group_pattern else None
     rows: list[Row] = []
     ignored: list[str] = []
-    _refuse_loose_files(root, sorted(known))
+    loose = _loose_files(root, sorted(known))
+    if loose and options.unlabelled == "refuse":
+        text = f"{root}: {len(loose)} media files are outside the class folders, e.g. {loose[0].relative_to(root)}"
+        raise DataError(f"{text}; move each into the folder of its class, or elsewhere")
+    rows += [_row(file, root, None, None, pattern) for file in loose]
     for split in sorted(known) or [None]:  # type: ignore[list-item]
         rows += _folder_rows(root / split if split else root, split, pattern, ignored)
     if not rows:
@@ -59,25 +64,23 @@ def folder_clips(path: str, options: FolderOptions) -> ClipSplits:
     if repeated:
         raise DataError(f"{path}: {len(repeated)} files occur twice (by links), e.g. {repeated[0]}; keep one")
     notes = [f"{len(ignored)} files are not media files and were ignored: {', '.join(ignored[:5])}"] if ignored else []
-    return clips_from_rows(root.name, rows, sorted({row.label for row in rows}), options, notes)
+    found = sorted({row.label for row in rows if row.label is not None})
+    classes = options.classes or found
+    outside = [label for label in found if label not in classes]
+    if outside:
+        raise DataError(f"{path}: class folder {outside[0]!r} is not among the classes {', '.join(classes)}")
+    return clips_from_rows(root.name, rows, classes, options, notes)
 
 
-def _refuse_loose_files(root: Path, splits: list[str]) -> None:
-    """Refuse media files where class folders are expected: they have no class.
-
-    Raises:
-        DataError: there are such files; names the first one.
-    """
+def _loose_files(root: Path, splits: list[str]) -> list[Path]:
+    """Media files where class folders are expected: they have no class."""
     places = [root, *(root / split for split in splits)]
-    loose = [
+    return [
         path
         for place in places
         for path in sorted(place.iterdir())
         if path.is_file() and path.suffix.lower() in MEDIA_SUFFIXES
     ]
-    if loose:
-        text = f"{root}: {len(loose)} media files are outside the class folders, e.g. {loose[0].relative_to(root)}"
-        raise DataError(f"{text}; move each into the folder of its class, or elsewhere")
 
 
 def _folder_rows(root: Path, split: str | None, pattern: re.Pattern[str] | None, ignored: list[str]) -> list[Row]:
@@ -89,11 +92,15 @@ def _folder_rows(root: Path, split: str | None, pattern: re.Pattern[str] | None,
             if path.suffix.lower() not in MEDIA_SUFFIXES:
                 ignored.append(str(path.relative_to(root)))
                 continue
-            # With split folders the split is part of the name: files of the same name may be in several splits.
-            name = path.relative_to(root.parent if split else root).with_suffix("").as_posix()
-            found = pattern.search(path.stem) if pattern else None
-            if pattern and (found is None or not found.groups()):
-                raise DataError(f"{path}: group_pattern {pattern.pattern!r} finds no group in {path.stem!r}")
-            group = found.group(1) if found else name
-            rows.append(Row(name, folder.name, str(path), group, split_name(split) if split else None))
+            rows.append(_row(path, root, split, folder.name, pattern))
     return rows
+
+
+def _row(path: Path, root: Path, split: str | None, label: str | None, pattern: re.Pattern[str] | None) -> Row:
+    # With split folders the split is part of the name: files of the same name may be in several splits.
+    name = path.relative_to(root.parent if split else root).with_suffix("").as_posix()
+    found = pattern.search(path.stem) if pattern else None
+    if pattern and (found is None or not found.groups()):
+        raise DataError(f"{path}: group_pattern {pattern.pattern!r} finds no group in {path.stem!r}")
+    group = found.group(1) if found else name
+    return Row(name, label, str(path), group, split_name(split) if split else None)

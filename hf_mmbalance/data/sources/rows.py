@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError
+from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError, NoLabels
 from hf_mmbalance.data.decoding import decode_all
 from hf_mmbalance.data.media_clips import ClipRecord, Fetch, MediaClips, media_file
 from hf_mmbalance.data.options import MediaOptions
@@ -14,12 +14,15 @@ from hf_mmbalance.data.splits import fill_splits
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 
+UNLABELLED = "unlabelled"
+
+
 @dataclass(frozen=True)
 class Row:
-    """One clip of a source; `window` in seconds, without margin."""
+    """One clip of a source; `window` in seconds, without margin; `label` None where nobody has labelled it."""
 
     id: str
-    label: str
+    label: str | None
     source: str
     group: str
     split: str | None = None
@@ -53,10 +56,13 @@ def clips_from_rows(
     if repeated:
         sources = [row.source for row in rows if row.id == repeated[0]]
         raise DataError(f"{len(repeated)} clip ids occur twice, e.g. {repeated[0]!r}: {', '.join(sources[:2])}")
+    if not classes and all(row.label is None for row in rows):
+        raise NoLabels(f"{name}: no clip has a label; name the classes with --classes")
     if len(classes) < 2:
         raise DataError(f"{name}: only one class ({', '.join(classes)}); at least two are needed")
     rows = sorted(rows, key=lambda row: row.id)  # so that a seed gives the same splits for every source
-    place = {label: i for i, label in enumerate(classes)}
+    place: dict[str | None, int] = {label: i for i, label in enumerate(classes)}
+    unlabelled, rows = [row for row in rows if row.label is None], [row for row in rows if row.label is not None]
     fractions = {split: getattr(options, f"{split}_fraction") for split in ("test", "validation", "calibration")}
     splits, more = fill_splits(
         [row.id for row in rows],
@@ -65,16 +71,27 @@ def clips_from_rows(
         [row.split for row in rows],
         fractions=fractions,
         seed=options.seed,
-    )
+    ) if rows else ([], [])
     records: dict[str, list[ClipRecord]] = {}
     for row, split in zip(rows, splits, strict=True):
         record = ClipRecord(row.id, row.group, place[row.label], row.source, row.window)
         records.setdefault(split, []).append(record)
-    spec = options.reading(spans=any(row.window is not None for row in rows), stored=stored)
+    if unlabelled:
+        records[UNLABELLED] = [ClipRecord(row.id, row.group, 0, row.source, row.window) for row in unlabelled]
+        notes = [*notes, f"{len(unlabelled)} clips have no label: they are only predicted"]
+    spec = options.reading(spans=any(row.window is not None for row in [*rows, *unlabelled]), stored=stored)
     media = {split: MediaClips(part, classes, options, split, spec, fetch) for split, part in records.items()}
     media, remarks = decode_all(media, options)
     datasets: dict[str, ClipDataset] = dict(media)
-    loaded = ClipSplits(name, list(classes), datasets, options.sampling_rate, notes + more + remarks, reading=spec)
+    loaded = ClipSplits(
+        name,
+        list(classes),
+        datasets,
+        options.sampling_rate,
+        notes + more + remarks,
+        reading=spec,
+        unlabelled=datasets.pop(UNLABELLED, None),
+    )
     shared = loaded.shared_groups()
     if shared and len({row.group for row in rows}) > 1:
         pairs = ", ".join(f"{first} and {second} ({len(groups)})" for (first, second), groups in shared.items())

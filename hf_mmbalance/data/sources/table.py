@@ -36,18 +36,19 @@ def table_clips(path: str, options: TableOptions) -> ClipSplits:
     table = Path(path)
     entries = read_table(table)
     names = set(entries[0])
-    for column in (options.path_column, options.label_column):
+    needed = [options.path_column, *([options.label_column] if options.unlabelled == "refuse" else [])]
+    for column in needed:
         if column not in names:
             raise DataError(
                 f"{path}: no column {column!r} (it has {', '.join(sorted(names))}); give its name as option"
             )
     rows = [_table_row(table, number, entry, options) for number, entry in enumerate(entries, start=1)]
-    labels = sorted({row.label for row in rows})
+    labels = sorted({row.label for row in rows if row.label is not None})
     classes = options.classes or labels
     if options.classes and all(label.isdigit() for label in labels) and not set(labels) <= set(classes):
         if max(map(int, labels)) < len(classes):
-            rows = [replace(row, label=classes[int(row.label)]) for row in rows]
-    outside = [row for row in rows if row.label not in classes]
+            rows = [row if row.label is None else replace(row, label=classes[int(row.label)]) for row in rows]
+    outside = [row for row in rows if row.label is not None and row.label not in classes]
     if outside:
         text = f"{path}: label {outside[0].label!r} of {outside[0].id!r} is not among the classes {', '.join(classes)}"
         raise DataError(f"{text} ({len(outside)} such rows)")
@@ -98,7 +99,7 @@ def _table_row(table: Path, number: int, entry: dict[str, Any], options: TableOp
         return None if found is None or str(found).strip() == "" else str(found).strip()
 
     path, label = value(options.path_column), value(options.label_column)
-    if path is None or label is None:
+    if path is None or (label is None and options.unlabelled == "refuse"):
         missing = options.path_column if path is None else options.label_column
         raise DataError(f"{table}, row {number}: column {missing!r} is empty")
     start, end = value(options.start_column), value(options.end_column)

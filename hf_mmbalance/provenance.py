@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 import shlex
 import subprocess
-import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +17,40 @@ from hf_mmbalance.data.clips import ClipSplits
 from hf_mmbalance.data.sources.hub import HubOptions
 from hf_mmbalance.hub.errors import HubError, explained
 from hf_mmbalance.scrubbing import scrub
-from hf_mmbalance.training.arguments import RunArguments
 
 
 logger = logging.get_logger(__name__)
 
 
-def provenance(arguments: RunArguments, clips: ClipSplits) -> dict[str, Any]:
-    """Everything a model card says of a run's origin, as plain values."""
+def provenance(
+    clips: ClipSplits, dataset: str, source: Any, base_models: list[dict[str, str | None]], command: str, processes: int
+) -> dict[str, Any]:
+    """Everything a model card says of a model's origin, as plain values.
+
+    Args:
+        clips: the clips that were used.
+        dataset: their name, as it was given.
+        source: the options with which they were loaded.
+        base_models: what `base_model` gives for each.
+        command: as it can be given again, without secrets.
+        processes: how many there were.
+    """
     return {
-        "data": data_source(arguments, clips),
-        "base_models": base_models(arguments),
-        "command": command(arguments.argv),
-        "processes": arguments.training.world_size,
+        "data": data_source(clips, dataset, source),
+        "base_models": base_models,
+        "command": command,
+        "processes": processes,
         "code": code_version(),
     }
 
 
-def data_source(arguments: RunArguments, clips: ClipSplits) -> dict[str, Any]:
+def data_source(clips: ClipSplits, name: str, source: Any) -> dict[str, Any]:
     """Name, revision on the Hub (None for data that are not from there), fingerprint, counts and notes."""
-    name = arguments.data.dataset
-    on_hub = isinstance(arguments.source, HubOptions) and not Path(name).exists()
+    on_hub = isinstance(source, HubOptions) and not Path(name).exists()
     return {
         "name": name if on_hub else Path(clips.name).name,
         "on_hub": on_hub,
-        "revision": dataset_commit(name, getattr(arguments.source, "revision", None)) if on_hub else None,
+        "revision": dataset_commit(name, getattr(source, "revision", None)) if on_hub else None,
         "fingerprint": fingerprint(clips),
         "splits": {
             split: {"clips": len(part), "groups": len(set(part.groups))} for split, part in clips.splits.items()
@@ -71,22 +81,8 @@ def fingerprint(clips: ClipSplits) -> str:
     return digest.hexdigest()[:16]
 
 
-def base_models(arguments: RunArguments) -> list[dict[str, str | None]]:
-    """Pretrained towers (or the trained model that training started from) and the commit of those from the Hub."""
-    from hf_mmbalance.model.towers_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
-
-    model = arguments.model
-    if model.model_name_or_path is not None:
-        return [_base("whole", model.model_name_or_path, None)]
-    found = []
-    for modality, default in (("audio", DEFAULT_AUDIO), ("vision", DEFAULT_VISION)):
-        if getattr(model, f"{modality}_config") is None:
-            name = getattr(model, f"{modality}_model") or default
-            found.append(_base(modality, name, getattr(model, f"{modality}_revision")))
-    return found
-
-
-def _base(modality: str, name: str, revision: str | None) -> dict[str, str | None]:
+def base_model(modality: str, name: str, revision: str | None) -> dict[str, str | None]:
+    """A pretrained tower (`whole` in place of a modality: a trained model) and the commit of one from the Hub."""
     from transformers.utils.hub import cached_file, extract_commit_hash
 
     commit = None
@@ -104,10 +100,16 @@ def _base(modality: str, name: str, revision: str | None) -> dict[str, str | Non
     return {"modality": modality, "name": name, "revision": commit}
 
 
-def command(argv: list[str]) -> str:
-    """The command as it can be given again; a token in it is cut out."""
-    start = ["mmbalance", "train"] if Path(sys.argv[0]).name == "mmbalance" else ["accelerate", "launch", "train.py"]
-    return scrub(shlex.join([*start, *argv]))
+def command(words: list[str]) -> str:
+    """A command as it can be given again; a token in it is cut out."""
+    return scrub(shlex.join(words))
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, of Python and of the libraries that a result depends on."""
+    packages = ("torch", "torchaudio", "transformers", "datasets", "accelerate", "numpy")
+    found = {package: version(package) for package in packages}
+    return {"hf_mmbalance": hf_mmbalance.__version__, "python": platform.python_version(), **found}
 
 
 def code_version() -> str:

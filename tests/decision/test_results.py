@@ -9,7 +9,7 @@ import pytest
 
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.metrics import measures
-from hf_mmbalance.training.results import (
+from hf_mmbalance.decision.results import (
     mean_weights,
     measure,
     plain_sum,

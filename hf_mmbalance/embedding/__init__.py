@@ -1,0 +1,1 @@
+"""Frozen towers run once over each clip; heads, fusions and decision layers are fitted on the features they gave."""

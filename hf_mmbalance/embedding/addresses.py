@@ -1,0 +1,60 @@
+"""Addresses of features: a feature is that of one content, read by one tower, and of nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
+from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
+
+
+#: Entries of configs that say where a model came from, not what it computes.
+_ORIGIN = {"_name_or_path", "transformers_version", "_commit_hash", "dtype", "torch_dtype", "architectures", "id2label",
+           "label2id", "auto_map", "processor_class", "image_processor_type", "feature_extractor_type"}  # fmt: skip
+
+
+def content_key(part: np.ndarray, *about: Any) -> str:
+    """Key of one clip's sound or frames as they reach the processor: a hash of type, shape, values and `about`."""
+    digest = hashlib.blake2b(f"{part.dtype.str}{part.shape}{about}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(part).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def tower_fingerprint(
+    model: MMBalanceForAudioVisualClassification, processor: MMBalanceProcessor, modality: str, dtype: torch.dtype
+) -> str:
+    """Key of all that turns one modality's content into a feature.
+
+    Args:
+        model: its tower's config and weights (and those of the frame pooling and of a classifier's own head).
+        processor: its feature extractor, or its image processor.
+        modality: `audio` or `vision`.
+        dtype: type in which the tower computes.
+    """
+    audio = modality == "audio"
+    prepared = processor.feature_extractor if audio else processor.image_processor
+    modules = {"tower": model.audio_model if audio else model.vision_model}
+    if not audio:
+        modules["frame_pooling"] = model.frame_pooling
+    head = getattr(model, "unimodal_heads", [None, None])[list(model.config.modalities).index(modality)]
+    if hasattr(head, "source_log_probs"):
+        modules["head"] = head
+    digest = hashlib.blake2b(digest_size=16)
+    tower = modules["tower"].config
+    about = [_settings(tower.to_dict()), _settings(prepared.to_dict()), str(dtype)]
+    about += [] if audio else [model.config.frame_pooling]
+    digest.update(json.dumps(about, sort_keys=True, default=str).encode())
+    for name, module in modules.items():
+        for key, value in sorted(module.state_dict().items()):
+            digest.update(f"{name}.{key}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in _ORIGIN}

@@ -1,0 +1,129 @@
+"""Two models from the Hub as one: towers, their own heads where they are classifiers, and the processor."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import AutoConfig, PreTrainedConfig
+
+from hf_mmbalance.data.clips import ClipSplits
+from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
+from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
+from hf_mmbalance.model.reading_mmbalance import ReadingSpec
+
+
+FITTED_CLIPS = 200  # clips looked at when the spectrogram length is fitted
+ROUND_FRAMES = 16
+CLASSIFIERS = ("ForAudioClassification", "ForImageClassification", "ForVideoClassification",
+               "ForSequenceClassification")  # fmt: skip
+AST = "audio-spectrogram-transformer"
+
+
+@dataclass(frozen=True)
+class TowerName:
+    """A model on the Hub or in a folder.
+
+    Attributes:
+        name: repository or folder.
+        revision: branch, tag or commit.
+        backbone_only: take no head from it, even if it is a classifier.
+    """
+
+    name: str
+    revision: str | None = None
+    backbone_only: bool = False
+
+    def config(self, trust_remote_code: bool = False) -> PreTrainedConfig:
+        """Its config.
+
+        Raises:
+            ValueError: it cannot be loaded.
+        """
+        try:
+            return AutoConfig.from_pretrained(
+                self.name, revision=self.revision or "main", trust_remote_code=trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            raise ValueError(f"model {self.name!r} cannot be loaded: {error}") from error
+
+    def labels(self, trust_remote_code: bool = False) -> list[str] | None:
+        """Names of a classifier's labels, in order; None for a backbone."""
+        config = self.config(trust_remote_code)
+        is_classifier = any(name.endswith(CLASSIFIERS) for name in config.architectures or [])
+        if self.backbone_only or not is_classifier:
+            return None
+        return [str(config.id2label[index]) for index in range(config.num_labels)]
+
+
+def build_towers(
+    towers: dict[str, TowerName],
+    clips: ClipSplits,
+    label_maps: dict[str, dict[str, list[str]]],
+    *,
+    trust_remote_code: bool = False,
+    **fields: Any,
+) -> tuple[MMBalanceForAudioVisualClassification, MMBalanceProcessor]:
+    """The model of two towers and its processor.
+
+    Args:
+        towers: by modality, `audio` and `vision`.
+        clips: give the classes and, for an AST backbone, the length of its spectrograms.
+        label_maps: of the classifiers that keep their head: modality -> class -> its labels.
+        trust_remote_code: run code that comes with the towers.
+        **fields: further fields of the model's config.
+
+    Raises:
+        ValueError: a tower that cannot be loaded, or is of the wrong kind.
+    """
+    audio, vision = towers["audio"], towers["vision"]
+    config = audio.config(trust_remote_code)
+    # A classifier's own head answers as it was trained: on spectrograms of its own length.
+    length = fitted_frames(clips) if config.model_type == AST and "audio" not in label_maps else None
+    hub = {
+        "audio_revision": audio.revision,
+        "vision_revision": vision.revision,
+        "trust_remote_code": trust_remote_code,
+    }
+    processor = MMBalanceProcessor.from_backbones(
+        audio.name, vision.name, audio_max_length=length, reading=reading_of(clips), **hub
+    )
+    model = MMBalanceForAudioVisualClassification.from_backbones(
+        audio.name,
+        vision.name,
+        id2label=dict(enumerate(clips.classes)),
+        audio_max_length=length,
+        trainable_layers=0,
+        label_maps=label_maps or None,
+        **hub,
+        **fields,
+    )
+    return model, processor  # type: ignore[return-value]
+
+
+def fitted_frames(clips: ClipSplits) -> int:
+    """Spectrogram frames (10 ms) that hold the longest of 200 clips spread over the first split, in steps of 16."""
+    train = first_split(clips)
+    picked = np.unique(np.linspace(0, len(train) - 1, min(FITTED_CLIPS, len(train))).astype(int))
+    seconds = 0.0
+    for index in picked:
+        example = train[int(index)]
+        if example["audio"] is not None:
+            seconds = max(seconds, len(example["audio"]) / example["sampling_rate"])
+    return max(ROUND_FRAMES, math.ceil(seconds * 100 / ROUND_FRAMES) * ROUND_FRAMES)
+
+
+def first_split(clips: ClipSplits) -> Any:
+    """The train clips or, where there are none, the clips that there are."""
+    return next(iter(clips.splits.values()), clips.unlabelled)
+
+
+def reading_of(clips: ClipSplits) -> ReadingSpec:
+    """How the clips were read; of clips that are not media, their rate, frames and frame size."""
+    if clips.reading is not None:
+        return clips.reading
+    frames = first_split(clips)[0]["frames"]
+    count, size = (None, None) if frames is None else (len(frames), frames[0].shape[:2])
+    return ReadingSpec(sampling_rate=clips.sampling_rate, round_audio=False, frames=count, frame_size=size)

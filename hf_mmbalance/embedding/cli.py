@@ -1,0 +1,218 @@
+"""`mmbalance embed` and `mmbalance fuse`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_mmbalance import console
+from hf_mmbalance.embedding.dataset_options import add_dataset_options, load_dataset
+
+
+if TYPE_CHECKING:
+    from hf_mmbalance.data.clips import ClipSplits
+    from hf_mmbalance.embedding.build import TowerName
+    from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
+    from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
+
+EMBED = """Run frozen towers once over every clip and keep their features, so that nothing need run them again.
+
+A killed run goes on with the same command. Changed clips, weights or reading options are noticed, and only what they
+change is computed anew. In several processes: accelerate launch -m hf_mmbalance embed ...
+
+example:
+  mmbalance embed clips.csv --audio_model A --vision_model B --out embeddings
+  mmbalance embed clips.csv --audio_model A --vision_model B --out part0 --shard 0/2     (one of two machines)
+  mmbalance embed --merge part0 part1 --out embeddings
+  mmbalance train --embeddings embeddings --num_train_epochs 20
+"""
+FUSE = """Make one classifier of an audio and a vision model and a few labelled clips.
+
+Each model is a classifier, whose own head is kept and whose labels are mapped to the clips' classes by name, or a
+backbone, for which a head is fitted. The result is an ordinary model of this package.
+
+example:
+  mmbalance fuse --audio_model A --vision_model B --dataset clips.csv --out model
+  mmbalance fuse --audio_model A --vision_model B --dataset clips.csv --label_map labels.json --out model
+  mmbalance predict clip.mp4 --model model
+"""
+
+
+def add_embed(verbs: Any) -> None:
+    """Add the verb `embed`."""
+    parser = console.add_verb(verbs, "embed", EMBED, run_embed)
+    parser.add_argument("dataset", nargs="?", help="folder of class folders, table of clips, data set on the Hub, ...")
+    _add_towers(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the features")
+    parser.add_argument("--draws_of", nargs="+", default=["calibration"], metavar="SPLIT", help="splits of which"
+                        " --draws are made (default: calibration)")  # fmt: skip
+    parser.add_argument("--augmented", type=int, default=1, metavar="N", help="draws of each train clip, all but the"
+                        " first as augmented in training (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--shard", metavar="I/N", help="only part I of N, counted from 0, for N machines")
+    parser.add_argument("--merge", type=Path, nargs="+", metavar="FOLDER", help="join the folders of all shards")
+    _add_running(parser)
+    add_dataset_options(parser, hidden=("unlabelled",))
+    console.add_json_option(parser, "counts")
+
+
+def add_fuse(verbs: Any) -> None:
+    """Add the verb `fuse`."""
+    parser = console.add_verb(verbs, "fuse", FUSE, run_fuse)
+    parser.add_argument("--dataset", required=True, help="clips, some or all of them with labels: a table, a folder of"
+                        " class folders, or a data set on the Hub")  # fmt: skip
+    _add_towers(parser, required=True)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the model and its report")
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="classes, in order (default: the labels found)")
+    parser.add_argument("--label_map", type=Path, metavar="FILE", help="JSON or YAML: modality -> label of its"
+                        " classifier -> class")  # fmt: skip
+    parser.add_argument("--backbone_only", nargs="+", default=[], choices=("audio", "vision"), metavar="MODALITY",
+                        help="take no head from this classifier: fit one")  # fmt: skip
+    parser.add_argument("--embeddings", type=Path, metavar="FOLDER", help="for the features (default: OUT/embeddings)")
+    parser.add_argument("--rung", default="auto", help="of the decision layer, by name (default: by cross-validation)")
+    parser.add_argument("--known_groups", action="store_true", help="the place of use has the same groups (speakers,"
+                        " cameras) as these clips")  # fmt: skip
+    parser.add_argument("--push_to_hub", action="store_true", help="push the model with its card")
+    parser.add_argument("--hub_model_id", metavar="USER/NAME", help="repository (default: the name of OUT)")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    _add_running(parser)
+    add_dataset_options(parser, hidden=("unlabelled", "classes"))
+    console.add_json_option(parser)
+
+
+def _add_towers(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    for modality in ("audio", "vision"):
+        parser.add_argument(f"--{modality}_model", required=required, metavar="ID", help=f"{modality} model: repository"
+                            " on the Hub, or folder")  # fmt: skip
+        parser.add_argument(f"--{modality}_revision", metavar="REV", help="its branch, tag or commit")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the models")
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--draws", type=int, default=1, metavar="N", help="versions of each clip, all"
+                        " but the first corrupted: with 3 the decision layer learns to tell bad sound and picture, at"
+                        " 2.3 times the cost (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--corruptions", nargs="+", default=["seen"], metavar="NAME", help="kinds, or groups such as"
+                        " seen (default: seen)")  # fmt: skip
+    parser.add_argument("--batch_size", type=int, default=8, help="clips per forward pass (default: %(default)s)")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU, else float32)")
+    parser.add_argument("--seed", type=int, default=0, help="of folds and corruptions (default: %(default)s)")
+
+
+def run_embed(arguments: argparse.Namespace) -> int:
+    """Run `embed`; returns the exit status."""
+    from hf_mmbalance._environment import check_torchaudio
+
+    check_torchaudio()
+    from hf_mmbalance.embedding.build import build_towers
+    from hf_mmbalance.embedding.embed import merge
+
+    if arguments.merge:
+        merge(arguments.merge, arguments.out)
+        console.say(f"{arguments.out} is complete")
+        return console.DONE
+    if arguments.dataset is None or arguments.audio_model is None or arguments.vision_model is None:
+        raise ValueError("give the clips, --audio_model and --vision_model; or --merge the folders of shards")
+    clips, _ = load_dataset(arguments)
+    _say_notes(clips)
+    model, processor = build_towers(
+        _towers(arguments), clips, {}, trust_remote_code=arguments.trust_remote_code
+    )
+    counts = _embed(
+        arguments, clips, model, processor, arguments.out, tuple(arguments.draws_of), arguments.augmented
+    )
+    if console.shows_text(arguments):
+        console.say(f"{counts['rows']} rows in {arguments.out}: {counts['computed']} features computed,"
+                    f" {counts['reused']} taken from there")  # fmt: skip
+    console.write_result(arguments.json, counts)
+    return console.DONE
+
+
+def _embed(
+    arguments: argparse.Namespace,
+    clips: ClipSplits,
+    model: MMBalanceForAudioVisualClassification,
+    processor: MMBalanceProcessor,
+    out: Path,
+    splits: tuple[str, ...] = ("train", "calibration", "validation"),
+    augmented: int = 1,
+) -> dict[str, int]:
+    import torch
+
+    from hf_mmbalance.embedding.draws import Draws
+    from hf_mmbalance.embedding.embed import EmbedOptions, embed
+
+    dtype = arguments.dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
+    return embed(
+        clips,
+        model,
+        processor,
+        out,
+        draws=Draws(arguments.draws, tuple(arguments.corruptions), splits, augmented, arguments.seed),
+        options=EmbedOptions(batch_size=arguments.batch_size, dtype=dtype),
+        names={modality: tower.name for modality, tower in _towers(arguments).items()},
+        shard=_shard(getattr(arguments, "shard", None)),
+    )
+
+
+def _towers(arguments: argparse.Namespace) -> dict[str, TowerName]:
+    from hf_mmbalance.embedding.build import TowerName
+
+    without = getattr(arguments, "backbone_only", [])
+    return {
+        modality: TowerName(
+            getattr(arguments, f"{modality}_model"), getattr(arguments, f"{modality}_revision"), modality in without
+        )
+        for modality in ("audio", "vision")
+    }
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 0, 1
+    try:
+        index, count = (int(number) for number in text.split("/"))
+    except ValueError:
+        raise ValueError(f"--shard {text!r} is not I/N, e.g. 0/4") from None
+    return index, count
+
+
+def _say_notes(clips: ClipSplits) -> None:
+    for note in clips.notes:
+        console.say(f"note: {note}", aside=True)
+
+
+def run_fuse(arguments: argparse.Namespace) -> int:
+    """Run `fuse`; returns the exit status."""
+    from hf_mmbalance._environment import check_torchaudio
+
+    check_torchaudio()
+    from hf_mmbalance.embedding.outcome import render
+    from hf_mmbalance.embedding.run import fuse_models
+
+    if arguments.out.exists() and any(path.name != "embeddings" for path in arguments.out.iterdir()):
+        raise ValueError(f"{arguments.out} is not empty: give a new folder, or remove what is in it")
+    repo_id = _prepare_push(arguments)
+    results = fuse_models(arguments, _towers(arguments), _embed)
+    if console.shows_text(arguments):
+        console.say(render(results))
+        console.say(f"\nthe model is in {arguments.out}: mmbalance predict CLIP --model {arguments.out}")
+    console.write_result(arguments.json, results)
+    if repo_id is not None:
+        _push(arguments, repo_id)
+    return console.DONE
+
+
+def _prepare_push(arguments: argparse.Namespace) -> str | None:
+    if not arguments.push_to_hub:
+        return None
+    from hf_mmbalance.hub.model_push import prepare_repo
+
+    return prepare_repo(arguments.hub_model_id or arguments.out.absolute().name, private=arguments.private)
+
+
+def _push(arguments: argparse.Namespace, repo_id: str) -> None:
+    from hf_mmbalance.hub.model_push import push_saved
+
+    commit = push_saved(arguments.out, repo_id, message="Upload fused model", private=arguments.private)
+    console.say(f"pushed to {commit.repo_url.url}")

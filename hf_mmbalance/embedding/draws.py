@@ -1,0 +1,90 @@
+"""Which versions of each clip are embedded: clean, corrupted and augmented draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError
+from hf_mmbalance.data.corruptions import CorruptedClips, CorruptionPlan
+from hf_mmbalance.data.sources.rows import UNLABELLED
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Versions of every clip.
+
+    Attributes:
+        corrupted: versions of clips of `splits`, the clean one among them.
+        corruptions: kinds, or groups such as `seen`, that the others are drawn from.
+        splits: splits of which corrupted versions are made.
+        augmented: versions of train clips, the clean one among them; the others are augmented as training would.
+        seed: of the corruptions.
+    """
+
+    corrupted: int = 1
+    corruptions: tuple[str, ...] = ("seen",)
+    splits: tuple[str, ...] = ("calibration",)
+    augmented: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.corrupted, self.augmented) < 1:
+            raise DataError("draws must be at least 1: the clean clip is always among them")
+
+    def of(self, clips: ClipSplits) -> dict[str, ClipDataset]:
+        """The clips of every split (and those without a label) with their draws: `clips` and `draws` of each say whose version a row is.
+
+        Raises:
+            DataError: an unknown corruption; or augmented and corrupted draws of train clips at once.
+        """
+        if self.augmented > 1 and self.corrupted > 1 and "train" in self.splits:
+            raise DataError("draws of train clips are either corrupted or augmented: leave --augmented out")
+        plan = CorruptionPlan.of(self.corruptions, draws=self.corrupted, seed=self.seed)
+        found: dict[str, ClipDataset] = {}
+        for split, dataset in clips.splits.items():
+            if split == "train" and self.augmented > 1:
+                found[split] = AugmentedClips(dataset, self.augmented)
+            else:
+                corrupted = self.corrupted > 1 and split in self.splits
+                found[split] = CorruptedClips(dataset, plan) if corrupted else dataset
+        if clips.unlabelled is not None:
+            found[UNLABELLED] = clips.unlabelled
+        return found
+
+
+class AugmentedClips(ClipDataset):
+    """Several versions of every train clip: draw 0 is the clip as it is, draw k as training reads it in epoch k - 1.
+
+    Args:
+        dataset: the train clips.
+        draws: versions of every clip.
+    """
+
+    def __init__(self, dataset: ClipDataset, draws: int):
+        self.dataset = dataset
+        self.clips = [name for name in dataset.ids for _ in range(draws)]
+        self.draws = [draw for _ in dataset.ids for draw in range(draws)]
+        super().__init__(
+            [f"{name}#{draw}" if draw else name for name, draw in zip(self.clips, self.draws, strict=True)],
+            [group for group in dataset.groups for _ in range(draws)],
+            [label for label in dataset.labels for _ in range(draws)],
+            dataset.classes,
+            sampling_rate=dataset.sampling_rate,
+        )
+
+    def media(self, place: int, epoch: int | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+        clean, draw = divmod(place, len(self) // len(self.dataset))
+        example = self.dataset[(clean, draw - 1) if draw else clean]
+        return example["audio"], example["frames"]
+
+
+def changes_by_epoch(dataset: ClipDataset, looked_at: int = 20) -> bool:
+    """Whether train clips are augmented: read for two epochs, one of the first clips differs."""
+    for index in range(min(looked_at, len(dataset))):
+        first, second = dataset[index], dataset[index, 1]
+        for part in ("audio", "frames"):
+            if first[part] is not None and not np.array_equal(first[part], second[part]):
+                return True
+    return False

@@ -1,0 +1,382 @@
+"""Frozen towers over every clip, once: resumable, in several processes, over several machines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers.models.audio_spectrogram_transformer import ASTFeatureExtractor
+
+from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError
+from hf_mmbalance.embedding.addresses import content_key, tower_fingerprint
+from hf_mmbalance.embedding.draws import Draws
+from hf_mmbalance.embedding.parts import (
+    PLAN,
+    EmbeddingError,
+    Feature,
+    features_in,
+    part_name,
+    read_part,
+    write_part,
+)
+from hf_mmbalance.json_files import write_json
+from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
+from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
+from hf_mmbalance.model.reading_mmbalance import Clip
+
+
+REUSED = ".reused"  # parts of an earlier plan, kept until the new one is complete
+PARTS = {"audio": "audio", "vision": "frames"}  # modality -> its name in an example
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """How towers are run.
+
+    Attributes:
+        batch_size: clips per forward pass.
+        clips_per_part: clips per file; what an interruption may cost.
+        dtype: `float32`, `bfloat16` or `float16`, in which towers compute; features are stored in float32.
+    """
+
+    batch_size: int = 8
+    clips_per_part: int = 64
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise DataError(f"dtype {self.dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
+        if min(self.batch_size, self.clips_per_part) < 1:
+            raise DataError("batch_size and clips_per_part must be at least 1")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of rows of one split that one file holds for each modality."""
+
+    name: str
+    split: str
+    rows: range
+
+
+def embed(
+    clips: ClipSplits,
+    model: MMBalanceForAudioVisualClassification,
+    processor: MMBalanceProcessor,
+    out: Path,
+    *,
+    draws: Draws | None = None,
+    options: EmbedOptions | None = None,
+    names: dict[str, str] | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> dict[str, int]:
+    """Write the features of every clip and draw into a folder; what is there already is kept.
+
+    In several processes (`accelerate launch`) each takes some of the parts. The bytes written do not depend on the
+    number of processes, nor on interruptions.
+
+    Args:
+        clips: the clips, of any source.
+        model: its towers are run, in evaluation mode.
+        processor: that of the model; saved beside the features.
+        out: the folder. Features of the same content from the same tower are taken from what is there.
+        draws: versions of each clip; by default the clean one only.
+        options: batch size, size of parts, precision.
+        names: where each modality's tower comes from, to be recorded.
+        shard: (i, n): only every n-th part from the i-th on, for n machines; then `merge`.
+
+    Returns:
+        `rows`, and `computed`, `reused` (features, of this process).
+
+    Raises:
+        EmbeddingError: the folder holds something else, or towers whose frame pooling is trained.
+    """
+    draws, options, state = draws or Draws(), options or EmbedOptions(), PartialState()
+    if model.config.frame_pooling == "temporal":
+        raise EmbeddingError("frame_pooling='temporal' is trained, so its output cannot be kept: use 'mean'")
+    if not 0 <= shard[0] < shard[1]:
+        raise EmbeddingError(f"--shard i/n needs 0 <= i < n, got {shard[0]}/{shard[1]}")
+    datasets = draws.of(clips)
+    dtype = DTYPES[options.dtype]
+    model = model.to(state.device, dtype).eval()  # type: ignore[call-overload]
+    parts = list(_parts(datasets, options.clips_per_part))
+    plan = _plan(clips, datasets, model, processor, draws, options, len(parts), names or {})
+    if state.is_main_process:
+        _open_folder(out, plan)
+        processor.save_pretrained(str(out / "processor"))
+    state.wait_for_everyone()
+    mine = parts[shard[0] :: shard[1]][state.process_index :: state.num_processes]
+    counts = _run(mine, datasets, out, plan, _Towers(model, processor, options))
+    state.wait_for_everyone()
+    if state.is_main_process and shard == (0, 1):
+        finish(out)
+    state.wait_for_everyone()
+    return {"rows": sum(len(dataset) for dataset in datasets.values()), **counts}
+
+
+def finish(out: Path) -> None:
+    """Mark a folder complete and remove what no plan needs any more.
+
+    Raises:
+        EmbeddingError: parts are missing; names the first.
+    """
+    plan = read_plan(out)
+    for modality in plan["modalities"]:
+        for index in range(plan["parts"]):
+            path = tower_folder(out, plan, modality) / part_name(index, plan["parts"])
+            if not path.exists():
+                raise EmbeddingError(
+                    f"{path} is missing: run `mmbalance embed` again, or merge the folders of all shards"
+                )
+    kept = {tower_folder(out, plan, modality).name for modality in plan["modalities"]}
+    for folder in out.iterdir():
+        if folder.is_dir() and folder.name != "processor" and folder.name not in kept:
+            shutil.rmtree(folder)
+    write_json(out / PLAN, {**plan, "complete": True})
+
+
+def merge(folders: list[Path], out: Path) -> None:
+    """Join the folders that `--shard` made on several machines.
+
+    Raises:
+        EmbeddingError: they follow different plans, a part is missing, or `out` is not empty.
+    """
+    plans = [read_plan(folder) for folder in folders]
+    for folder, plan in zip(folders, plans, strict=True):
+        if any(plan[name] != plans[0][name] for name in ("fingerprint", "towers", "parts")):
+            raise EmbeddingError(f"{folder} was made of other clips, towers or options than {folders[0]}")
+    if out.exists() and any(out.iterdir()):
+        raise EmbeddingError(f"{out} is not empty: give a new folder")
+    shutil.copytree(folders[0] / "processor", out / "processor")
+    for modality in plans[0]["modalities"]:
+        target = tower_folder(out, plans[0], modality)
+        target.mkdir(parents=True)
+        for folder in folders:
+            for path in sorted(tower_folder(folder, plans[0], modality).glob("part-*.parquet")):
+                shutil.copyfile(path, target / path.name)
+    write_json(out / PLAN, {**plans[0], "complete": False})
+    finish(out)
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """What `embeddings.json` says.
+
+    Raises:
+        EmbeddingError: there is none, or it is damaged.
+    """
+    try:
+        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        return {name: plan[name] for name in (*_PLAN_FIELDS, "complete")}
+    except OSError:
+        raise EmbeddingError(f"{folder} holds no {PLAN}: name a folder that `mmbalance embed` wrote") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise EmbeddingError(f"{folder / PLAN} is damaged ({error}): remove the folder and embed again") from None
+
+
+def tower_folder(out: Path, plan: dict[str, Any], modality: str) -> Path:
+    """Where the parts of one modality are."""
+    return out / f"{modality}-{plan['towers'][modality]['fingerprint'][:12]}"
+
+
+_PLAN_FIELDS = (
+    "dataset", "classes", "modalities", "sampling_rate", "notes", "fingerprint", "towers", "parts", "draws", "options",
+    "clips", "reading",
+)  # fmt: skip
+
+
+def _plan(
+    clips: ClipSplits,
+    datasets: dict[str, ClipDataset],
+    model: MMBalanceForAudioVisualClassification,
+    processor: MMBalanceProcessor,
+    draws: Draws,
+    options: EmbedOptions,
+    parts: int,
+    names: dict[str, str],
+) -> dict[str, Any]:
+    digest = hashlib.blake2b(digest_size=16)
+    for split, dataset in datasets.items():
+        for row in zip(dataset.ids, dataset.groups, dataset.labels, strict=True):
+            digest.update(f"{split}\0{row}\0".encode())
+    modalities = list(model.config.modalities)
+    towers = {
+        modality: {
+            "name": names.get(modality),
+            "fingerprint": tower_fingerprint(model, processor, modality, DTYPES[options.dtype]),
+            "width": width,
+        }
+        for modality, width in zip(modalities, model.fusion.feature_sizes, strict=True)
+    }
+    return {
+        "dataset": clips.name,
+        "classes": list(clips.classes),
+        "modalities": modalities,
+        "sampling_rate": clips.sampling_rate,
+        "notes": list(clips.notes),
+        "fingerprint": digest.hexdigest(),
+        "towers": towers,
+        "parts": parts,
+        "draws": {**asdict(draws), "corruptions": list(draws.corruptions), "splits": list(draws.splits)},
+        "options": asdict(options),
+        "clips": {split: len(dataset) for split, dataset in clips.splits.items()},
+        "reading": processor.reading,
+    }
+
+
+def _parts(datasets: dict[str, ClipDataset], clips_per_part: int) -> Iterator[Part]:
+    ranges = []
+    for split, dataset in datasets.items():
+        versions = 1 + max(getattr(dataset, "draws", [0]), default=0)
+        step = clips_per_part * versions  # all draws of a clip in one part
+        ranges += [(split, range(start, min(start + step, len(dataset)))) for start in range(0, len(dataset), step)]
+    for index, (split, rows) in enumerate(ranges):
+        yield Part(part_name(index, len(ranges)), split, rows)
+
+
+def _open_folder(out: Path, plan: dict[str, Any]) -> None:
+    """Make the folder ready for a plan: parts of an earlier one are set aside, and their features reused."""
+    if out.exists() and any(out.iterdir()):
+        before = read_plan(out)  # raises where the folder is something else's
+        if any(before[name] != plan[name] for name in ("fingerprint", "parts")):
+            for folder in out.iterdir():
+                if folder.is_dir() and folder.name not in ("processor", REUSED):
+                    aside = out / REUSED / folder.name
+                    aside.mkdir(parents=True, exist_ok=True)
+                    for path in folder.glob("part-*.parquet"):
+                        path.rename(aside / f"{before['fingerprint'][:12]}-{path.name}")
+                    shutil.rmtree(folder)
+    for modality in plan["modalities"]:
+        tower_folder(out, plan, modality).mkdir(parents=True, exist_ok=True)
+    write_json(out / PLAN, {**plan, "complete": False})
+
+
+def _run(
+    parts: list[Part], datasets: dict[str, ClipDataset], out: Path, plan: dict[str, Any], towers: _Towers
+) -> dict[str, int]:
+    counts = {"computed": 0, "reused": 0}
+    total = sum(len(part.rows) for part in parts)
+    read = lambda part: [datasets[part.split][i] for i in part.rows]  # noqa: E731
+    shown = None if PartialState().is_main_process else True
+    with ThreadPoolExecutor(1) as pool, tqdm(total=total, desc="embedding", unit="clip", disable=shown) as bar:
+        ahead = pool.submit(read, parts[0]) if parts else None
+        for index, part in enumerate(parts):
+            assert ahead is not None
+            examples = ahead.result()
+            ahead = pool.submit(read, parts[index + 1]) if index + 1 < len(parts) else None
+            for modality in plan["modalities"]:
+                folder = tower_folder(out, plan, modality)
+                reusable = sorted((out / REUSED / folder.name).glob("*.parquet"))
+                _write(part, datasets[part.split], examples, modality, folder, reusable, towers, counts)
+            bar.update(len(part.rows))
+    return counts
+
+
+def _write(
+    part: Part,
+    dataset: ClipDataset,
+    examples: list[dict[str, Any]],
+    modality: str,
+    folder: Path,
+    reusable: list[Path],
+    towers: _Towers,
+    counts: dict[str, int],
+) -> None:
+    """Write one part of one modality, unless it is there with the features of just these contents."""
+    contents = [example[PARTS[modality]] for example in examples]
+    about = (dataset.sampling_rate,) if modality == "audio" else ()
+    keys = [None if content is None else content_key(content, *about) for content in contents]
+    path = folder / part.name
+    if path.exists():
+        if read_part(path, ["key"])["key"].to_pylist() == keys:
+            counts["reused"] += len(set(keys) - {None})
+            return
+        reusable = [path, *reusable]
+    known = features_in(reusable, {key for key in keys if key is not None})
+    missing = {
+        key: (content, dataset.sampling_rate)
+        for key, content in zip(keys, contents, strict=True)
+        if key is not None and key not in known
+    }
+    counts["reused"] += len(known)
+    counts["computed"] += len(missing)
+    known |= towers.features(modality, missing)
+    write_part(
+        path,
+        _rows(part, dataset, examples, keys),
+        [None if key is None else known[key] for key in keys],
+    )
+
+
+def _rows(part: Part, dataset: ClipDataset, examples: list[dict[str, Any]], keys: list[str | None]) -> list[Any]:
+    names, draws = getattr(dataset, "clips", dataset.ids), getattr(dataset, "draws", [0] * len(dataset))
+    return [
+        {
+            "id": dataset.ids[i],
+            "clip": names[i],
+            "group": dataset.groups[i],
+            "split": part.split,
+            "label": dataset.labels[i],
+            "draw": draws[i],
+            "seconds": example["seconds"],
+            "key": key,
+        }
+        for i, example, key in zip(part.rows, examples, keys, strict=True)
+    ]
+
+
+class _Towers:
+    """One modality's tower over contents, in batches that are prepared while the one before is computed."""
+
+    def __init__(
+        self, model: MMBalanceForAudioVisualClassification, processor: MMBalanceProcessor, options: EmbedOptions
+    ):
+        self.model, self.processor, self.options = model, processor, options
+
+    def features(self, modality: str, contents: dict[str, tuple[Any, int]]) -> dict[str, Feature]:
+        """Feature of every content `key -> (sound or frames, sampling rate)`, by key."""
+        batches = list(self._batches(modality, contents))
+        found: dict[str, Feature] = {}
+        prepare = lambda keys: self._tensors(modality, [contents[key] for key in keys])  # noqa: E731
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(prepare, batches[0]) if batches else None
+            for index, keys in enumerate(batches):
+                assert ahead is not None
+                tensors = ahead.result()
+                ahead = pool.submit(prepare, batches[index + 1]) if index + 1 < len(batches) else None
+                found |= dict(zip(keys, self._forward(modality, tensors), strict=True))
+        return found
+
+    def _batches(self, modality: str, contents: dict[str, tuple[Any, int]]) -> Iterator[list[str]]:
+        """Keys by batch. Sound that is padded to the longest of its batch only meets sound of its own length."""
+        groups: dict[int, list[str]] = {}
+        padded = modality == "audio" and not isinstance(self.processor.feature_extractor, ASTFeatureExtractor)
+        for key, (content, _) in contents.items():
+            groups.setdefault(len(content) if padded else 0, []).append(key)
+        size = self.options.batch_size
+        for keys in groups.values():
+            yield from (keys[start : start + size] for start in range(0, len(keys), size))
+
+    def _tensors(self, modality: str, contents: list[tuple[Any, int]]) -> dict[str, torch.Tensor]:
+        other = next(name for name in PARTS if name != modality)
+        clips = [Clip({modality: content, other: None}, rate, 0.0) for content, rate in contents]
+        return dict(self.processor.tensors(clips))
+
+    @torch.no_grad()
+    def _forward(self, modality: str, tensors: dict[str, torch.Tensor]) -> list[Feature]:
+        where = self.model.device
+        index = list(self.model.config.modalities).index(modality)
+        output = self.model.embed(**{name: value.to(where) for name, value in tensors.items()})
+        vectors = output.features[index].float().cpu().numpy()
+        log_probs = output.frame_log_probs if modality == "vision" else None
+        labels = [None] * len(vectors) if log_probs is None else log_probs.float().cpu().numpy()
+        return [Feature(vector, row) for vector, row in zip(vectors, labels, strict=True)]

@@ -1,0 +1,272 @@
+"""Two models fused: heads and a decision layer fitted on the features of some labelled clips.
+
+No clip is kept aside: the logits on which the decision layer is fitted, and those by which it is judged, come from
+heads that did not learn from the clip's fold.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_mmbalance.console import UserError
+from hf_mmbalance.decision.allocation import Allocation
+from hf_mmbalance.decision.folds import draw_folds
+from hf_mmbalance.decision.results import plain_sum
+from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.embedding.heads import LinearHead, fit_head
+from hf_mmbalance.embedding.stored import Embeddings
+from hf_mmbalance.metrics.measures import log_softmax
+from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
+
+
+FOLDS = 5
+FITTED, TEST = "calibration", "test"
+POOLINGS = ("log_probs", "mean")
+
+
+class FuseError(UserError):
+    """Models that cannot be fused on these clips; the message gives the reason and the remedy."""
+
+
+@dataclass(frozen=True)
+class FuseOptions:
+    """How the decision layer is fitted; as for `mmbalance decide`."""
+
+    rung: str = "auto"
+    known_groups: bool = False
+    folds: int = FOLDS
+    seed: int = 0
+
+
+@dataclass
+class Rows:
+    """Labelled rows (clips and draws of them) that something is fitted on or judged by.
+
+    Attributes:
+        ids, clips, groups: N names.
+        labels, draws: `(N,)`.
+        features: modality -> `(N, D_m)`, NaN rows where missing.
+        own: modality -> `(N, C)` logits of a classifier's own head; modalities that have none are fitted.
+        classes: C names.
+    """
+
+    ids: np.ndarray
+    clips: np.ndarray
+    groups: np.ndarray
+    labels: np.ndarray
+    draws: np.ndarray
+    features: dict[str, np.ndarray]
+    own: dict[str, np.ndarray]
+    classes: list[str]
+
+    def take(self, index: np.ndarray) -> Rows:
+        """Some of the rows."""
+        return Rows(
+            self.ids[index],
+            self.clips[index],
+            self.groups[index],
+            self.labels[index],
+            self.draws[index],
+            {name: values[index] for name, values in self.features.items()},
+            {name: values[index] for name, values in self.own.items()},
+            self.classes,
+        )
+
+    def table(self, logits: np.ndarray, split: str, **references: np.ndarray) -> DecisionTable:
+        """Decision table of the rows with unimodal logits `(N, M, C)`."""
+        return DecisionTable(
+            ids=list(self.ids),
+            groups=list(self.groups),
+            splits=[split] * len(self.ids),
+            labels=self.labels,
+            logits=logits,
+            classes=self.classes,
+            modalities=list(self.features),
+            features=self.features,
+            references=references,
+            clips=list(self.clips),
+            draws=self.draws,
+        )
+
+
+@dataclass
+class Fit:
+    """Heads and decision layer fitted on some rows.
+
+    Attributes:
+        heads: modality -> the head fitted on all rows; a classifier that keeps its own is not in it.
+        logits: `(N, M, C)` held-out unimodal logits of the rows.
+        folds: `(N,)` fold of every row.
+        allocation: the decision layer, fitted on `logits`.
+    """
+
+    heads: dict[str, LinearHead]
+    logits: np.ndarray
+    folds: np.ndarray
+    allocation: Allocation
+    notes: list[str] = field(default_factory=list)
+
+    def unimodal(self, rows: Rows) -> np.ndarray:
+        """Unimodal logits `(N, M, C)` of other rows."""
+        return np.stack(
+            [
+                self.heads[name](values) if name in self.heads else rows.own[name]
+                for name, values in rows.features.items()
+            ],
+            axis=1,
+        )
+
+    def fused(self, rows: Rows) -> np.ndarray:
+        """Fused logits `(N, C)` of other rows."""
+        return self.allocation.decision_function(self.unimodal(rows), list(rows.features.values()))
+
+
+def rows_of_split(
+    embeddings: Embeddings, model: MMBalanceForAudioVisualClassification, splits: set[str], pooling: str | None = None
+) -> Rows:
+    """The stored rows of some splits, with the logits of heads that the towers came with.
+
+    Args:
+        embeddings: of the towers of `model`.
+        model: its heads answer where they are a classifier's own.
+        splits: names.
+        pooling: pooling over frames, `mean` or `log_probs`; that of the model by default.
+    """
+    index = np.flatnonzero([split in splits for split in embeddings.splits])
+    own: dict[str, np.ndarray] = {}
+    for place, modality in enumerate(embeddings.modalities):
+        head = model.unimodal_heads[place]
+        if hasattr(head, "source_log_probs"):
+            own[modality] = _own_logits(head, embeddings, modality, index, pooling or model.config.frame_pooling)
+    return Rows(
+        np.asarray(embeddings.ids)[index],
+        np.asarray(embeddings.clips)[index],
+        np.asarray(embeddings.groups)[index],
+        embeddings.labels[index],
+        embeddings.draws[index],
+        {name: values[index].astype(np.float64) for name, values in embeddings.features.items()},
+        own,
+        embeddings.classes,
+    )
+
+
+def _own_logits(
+    head: Any, embeddings: Embeddings, modality: str, index: np.ndarray, pooling: str
+) -> np.ndarray:
+    """Class log-probabilities `(N, C)` of a classifier's own head, NaN rows where the modality is missing."""
+    per_frame = modality == "vision" and pooling == "log_probs"
+    stored = (embeddings.log_probs if per_frame else embeddings.features)[modality][index]
+    values = torch.from_numpy(np.nan_to_num(stored))
+    with torch.no_grad():
+        log_probs = values if per_frame else head.source_log_probs(values)
+        logits = head.class_logits(log_probs).double().numpy()
+    return np.where(np.isnan(stored[:, :1]), np.nan, logits)
+
+
+def fit(rows: Rows, options: FuseOptions) -> Fit:
+    """Fit heads and decision layer on labelled rows.
+
+    Raises:
+        FuseError: too few clips or classes for a head that has to be fitted.
+    """
+    names, inverse, draws = np.unique(rows.clips, return_inverse=True, return_counts=True)
+    clips, weights = len(names), 1.0 / draws[inverse]  # every clip counts once
+    units = rows.clips if options.known_groups else rows.groups
+    if len(np.unique(units)) < 2:
+        units = rows.clips
+    heads: dict[str, LinearHead] = {}
+    columns: list[np.ndarray] = []
+    folds = stratified_folds(rows.labels, units, rows.clips, options.folds, options.seed)
+    for name, values in rows.features.items():
+        if name in rows.own:
+            columns.append(rows.own[name])
+            continue
+        there = ~np.isnan(values).any(axis=1)
+        logits = np.full((len(rows.ids), len(rows.classes)), np.nan)
+        try:
+            heads[name], logits[there] = fit_head(
+                values[there], rows.labels[there], len(rows.classes), folds[there], weights[there]
+            )
+        except ValueError as error:
+            raise FuseError(
+                f"{name}: {error}, and {clips} labelled clips ({int(there.sum())} rows with {name}) do not give that:"
+                " label more clips, or give a classifier, which brings its own head"
+            ) from None
+        columns.append(logits)
+    stacked = np.stack(columns, axis=1)
+    table = rows.table(stacked, FITTED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notes of the fit are in `notes_`
+        allocation = Allocation(rung=options.rung, known_groups=options.known_groups, seed=options.seed)
+        allocation.fit_table(table)
+    return Fit(heads, stacked, folds, allocation, list(allocation.notes_))
+
+
+def stratified_folds(labels: np.ndarray, units: np.ndarray, clips: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Fold of every row: of whole groups where they hold several clips, else of clips, balanced by class."""
+    single = len(np.unique(units)) == len(np.unique(clips))
+    return draw_folds(labels, np.zeros(len(labels)) if single else units, clips, folds, seed)
+
+
+def held_out_decisions(rows: Rows, fitted: Fit, options: FuseOptions) -> np.ndarray:
+    """Fused logits `(N, C)` of each row from a decision layer of the chosen rung fitted on the rows of other folds."""
+    logits = np.empty((len(rows.ids), len(rows.classes)))
+    features = list(rows.features.values())
+    chosen = fitted.allocation.chosen_
+    for fold in np.unique(fitted.folds):
+        learn, judge = fitted.folds != fold, fitted.folds == fold
+        # `best_single` and `sum` are fallbacks beside the rungs: the stiffest rung brings them along.
+        rung = "temperature" if chosen in ("best_single", "sum") else chosen
+        part = rows.take(np.flatnonzero(learn))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            allocation = Allocation(rung=rung, known_groups=options.known_groups, seed=options.seed)
+            allocation.fit_table(part.table(fitted.logits[learn], FITTED))
+        if chosen in allocation.ladder_.states:
+            allocation.state_ = allocation.complete(allocation.ladder_.states[chosen])
+        logits[judge] = allocation.decision_function(fitted.logits[judge], [values[judge] for values in features])
+    return logits
+
+
+def choose_pooling(
+    embeddings: Embeddings, model: MMBalanceForAudioVisualClassification, labelled: set[str]
+) -> tuple[str, dict[str, float]]:
+    """How an image classifier's answers are pooled over frames: that with the lower NLL at its own temperature.
+
+    Nothing but one temperature is fitted, so no fold is needed to compare the two.
+
+    Returns:
+        `mean` (of features) or `log_probs` (of frames), and the NLL of each in nats per clip.
+    """
+    from hf_mmbalance.decision.fits import FitData, fit_temperatures
+
+    losses: dict[str, float] = {}
+    for pooling in POOLINGS:
+        rows = rows_of_split(embeddings, model, labelled, pooling)
+        logits = rows.own["vision"]
+        there = ~np.isnan(logits[:, 0]) & (rows.draws == 0)
+        pair = np.stack([logits[there], logits[there]], axis=1)
+        state = fit_temperatures(FitData(pair, rows.labels[there], None))
+        scaled = log_softmax(logits[there] / np.exp(state["log_temperature"][0]))
+        losses[pooling] = float(-scaled[np.arange(len(scaled)), rows.labels[there]].mean())
+    return min(losses, key=lambda name: losses[name]), losses
+
+
+def write_heads(model: MMBalanceForAudioVisualClassification, heads: dict[str, LinearHead]) -> None:
+    """Put fitted heads into a model."""
+    for place, modality in enumerate(model.config.modalities):
+        if modality in heads:
+            head = model.unimodal_heads[place]
+            with torch.no_grad():
+                head.weight.copy_(torch.from_numpy(heads[modality].weight))
+                head.bias.copy_(torch.from_numpy(heads[modality].bias))
+
+
+def reference_logits(table: DecisionTable, log_prior: np.ndarray) -> dict[str, np.ndarray]:
+    """Logits of the plain sums of a table, by name."""
+    return {"sum": plain_sum(table), "prior_sum": plain_sum(table, log_prior)}

@@ -1,0 +1,113 @@
+"""What `fuse` leaves behind: a saved model, `results.json`, the decision table, and answers for unlabelled clips."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_mmbalance.decision.results import Row, render_rows, rows_of
+from hf_mmbalance.decision.state import HeadState
+from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.embedding.advice import learning_curve, point, render_curve, where_to_label
+from hf_mmbalance.embedding.fuse import FITTED, TEST, Fit, FuseOptions, Rows, held_out_decisions
+from hf_mmbalance.json_files import write_json
+from hf_mmbalance.metrics import measures
+from hf_mmbalance.provenance import versions
+from hf_mmbalance.scrubbing import scrub_all
+
+
+Results = dict[str, Any]
+
+
+def judge(rows: Rows, test: Rows | None, fitted: Fit, options: FuseOptions) -> tuple[Results, DecisionTable]:
+    """Numbers of a fusion, out of fold on the labelled clips and on the test clips, and the table of both."""
+    decisions = held_out_decisions(rows, fitted, options)
+    tables = {FITTED: rows.table(fitted.logits, FITTED, fused=decisions)}
+    if test is not None:
+        tables[TEST] = test.table(fitted.unimodal(test), TEST, fused=fitted.fused(test))
+    clean = np.flatnonzero(rows.draws == 0)
+    as_they_are = rows.take(clean)
+    log_prior = np.log(fitted.allocation.prior_)
+    results = {
+        "rows": [
+            row
+            for split, table in tables.items()
+            for row in rows_of(table.take(np.flatnonzero(table.draw_numbers == 0)), split, log_prior)
+        ],
+        "curve": [
+            *learning_curve(rows, options),
+            point(len(np.unique(rows.clips)), as_they_are, fitted.logits[clean], decisions[clean]),
+        ],
+        "advice": where_to_label(as_they_are, fitted.logits[clean], decisions[clean]),
+        "decision": fitted.allocation.describe(),
+        "weights": _mean_weights(fitted, test if test is not None else as_they_are),
+    }
+    return results, DecisionTable.concatenate(list(tables.values()))
+
+
+def _mean_weights(fitted: Fit, rows: Rows) -> dict[str, list[float]] | None:
+    complete = np.all([~np.isnan(values[:, 0]) for values in rows.features.values()], axis=0)
+    if not complete.any():
+        return None
+    part = rows.take(np.flatnonzero(complete))
+    weights = fitted.allocation.fuse(fitted.unimodal(part), list(part.features.values())).weights
+    return dict(zip(part.features, weights.mean(axis=0).tolist(), strict=True))
+
+
+def plain_results(modalities: list[str], classes: list[str]) -> Results:
+    """Of two classifiers as they are, on clips that nobody labelled: no number can be given."""
+    state = HeadState.plain_sum(len(modalities), len(classes))
+    lines = ["no labels: the two classifiers' log-probabilities are added, the (even) prior counted once"]
+    decision = {"rung": "prior_sum", "reason": lines[0], "lines": lines, "notes": []}
+    weights = dict(zip(modalities, state["weights"].tolist(), strict=True))
+    return {"rows": [], "curve": [], "advice": [], "decision": decision, "weights": weights}
+
+
+def write_outputs(folder: Path, results: Results, table: DecisionTable | None) -> None:
+    """Write `results.json`, without secrets, and `decisions.parquet`, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if table is not None:
+        draft = folder / "decisions.part.parquet"
+        table.write(draft)
+        os.replace(draft, folder / "decisions.parquet")
+    write_json(folder / "results.json", scrub_all({**results, "versions": versions()}))
+
+
+def write_answers(
+    path: Path, ids: list[str], fused: np.ndarray, unimodal: np.ndarray, classes: list[str], modalities: list[str]
+) -> None:
+    """Answers for unlabelled clips as CSV, the least certain first: these are worth a label.
+
+    Columns: id, label, probability, and what each modality answers by itself.
+    """
+    probability = np.exp(measures.log_softmax(fused))
+    best = measures.predict(fused)
+    certain = probability[np.arange(len(best)), best]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "label", "probability", *(f"label_{name}" for name in modalities)])
+        for i in np.argsort(certain, kind="stable"):
+            own = ["" if np.isnan(row[0]) else classes[int(np.argmax(row))] for row in unimodal[i]]
+            writer.writerow([ids[i], classes[int(best[i])], f"{certain[i]:.4f}", *own])
+
+
+def render(results: Results) -> str:
+    """What is printed at the end."""
+    lines: list[str] = []
+    rows: list[Row] = results["rows"]
+    for split, title in ((FITTED, "labelled clips, each predicted by heads and a layer fitted without its fold"),
+                         (TEST, "test split")):  # fmt: skip
+        part = [row for row in rows if row["split"] == split]
+        if part:
+            lines += ["", f"{results['dataset']}, {title}", render_rows(part, results["ci_unit"])]
+    if results["curve"]:
+        lines += ["", "accuracy by number of labelled clips", *render_curve(results["curve"])]
+    lines += ["", *results["decision"]["lines"]]
+    lines += [f"note: {note}" for note in [*results["notes"], *results["decision"]["notes"]]]
+    if results["advice"]:
+        lines += ["", "where more labels would help", *(f"  {text}" for text in results["advice"])]
+    return "\n".join(lines).lstrip("\n")

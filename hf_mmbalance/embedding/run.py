@@ -1,0 +1,225 @@
+"""`mmbalance fuse` from arguments to saved model: clips, towers, features, heads, decision layer, report."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import PartialState
+from transformers.utils import logging
+
+from hf_mmbalance.data.clips import ClipSplits, NoLabels
+from hf_mmbalance.embedding.build import TowerName, build_towers
+from hf_mmbalance.embedding.dataset_options import load_dataset
+from hf_mmbalance.embedding.fuse import (
+    TEST,
+    FuseError,
+    FuseOptions,
+    Rows,
+    choose_pooling,
+    fit,
+    rows_of_split,
+    write_heads,
+)
+from hf_mmbalance.embedding.labels import common_labels, map_labels
+from hf_mmbalance.embedding.outcome import Results, judge, plain_results, write_answers, write_outputs
+from hf_mmbalance.embedding.stored import Embeddings
+from hf_mmbalance.data.sources.rows import UNLABELLED
+from hf_mmbalance.hub.errors import explained
+from hf_mmbalance.metrics import measures
+from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
+from hf_mmbalance.provenance import base_model, command, provenance
+
+
+logger = logging.get_logger(__name__)
+
+NO_SPLITS = {"test_fraction": 0.0, "validation_fraction": 0.0, "calibration_fraction": 0.0}
+
+
+def fuse_models(
+    arguments: argparse.Namespace, towers: dict[str, TowerName], embed: Callable[..., dict[str, int]]
+) -> Results:
+    """Fuse two models as the arguments of `mmbalance fuse` say, and write model and report.
+
+    Args:
+        arguments: of the command line.
+        towers: by modality.
+        embed: runs the towers over the clips, as the arguments say, into a folder.
+
+    Returns:
+        What is written to `results.json`.
+
+    Raises:
+        FuseError: models that cannot be fused on these clips.
+        DataError, ValueError, HubError: clips or models that cannot be used.
+    """
+    with explained("reading the models' labels"):
+        labels = {name: tower.labels(arguments.trust_remote_code) for name, tower in towers.items()}
+    clips, source = _load(arguments, labels)
+    given = read_label_map(arguments.label_map)
+    maps = {
+        name: map_labels(own, list(clips.classes), given.get(name))
+        for name, own in labels.items()
+        if own is not None
+    }
+    notes = [*clips.notes, *(f"{name}: {line}" for name, found in maps.items() for line in found.describe())]
+    for note in notes:
+        logger.warning("%s", note)
+    pooling = "log_probs" if "vision" in maps else "mean"
+    with explained("building the model"):
+        model, processor = build_towers(
+            towers,
+            clips,
+            {name: found.classes for name, found in maps.items()},
+            trust_remote_code=arguments.trust_remote_code,
+            fusion="adaptive",
+            frame_pooling=pooling,
+        )
+    folder = arguments.embeddings or arguments.out / "embeddings"
+    embed(arguments, clips, model, processor, folder)
+    stored = Embeddings.read(folder)
+    options = FuseOptions(arguments.rung, arguments.known_groups, seed=arguments.seed)
+    results, table = _fit(model, stored, options, notes)
+    results |= _description(arguments, clips, source, towers, labels, stored, notes)
+    if PartialState().is_main_process:
+        processor.reading["longest_seconds"] = math.ceil(1000 * float(stored.seconds.max(initial=0.0))) / 1000
+        model.to("cpu", torch.float32).save_pretrained(arguments.out)
+        processor.save_pretrained(str(arguments.out))
+        write_outputs(arguments.out, results, table)
+        _answer(model, stored, arguments.out)
+    return results
+
+
+def _load(arguments: argparse.Namespace, labels: dict[str, list[str] | None]) -> tuple[ClipSplits, Any]:
+    more = {**NO_SPLITS, "unlabelled": "keep", "classes": arguments.classes}
+    with explained("reading clips"):
+        try:
+            return load_dataset(arguments, **more)
+        except NoLabels:
+            known = [names for names in labels.values() if names is not None]
+            shared = common_labels(known) if len(known) == len(labels) else []
+            if len(shared) < 2:
+                raise
+            return load_dataset(arguments, **{**more, "classes": shared})
+
+
+def read_label_map(path: Path | None) -> dict[str, dict[str, Any]]:
+    """The file of `--label_map`: modality -> label of its classifier -> class (or list of classes).
+
+    Raises:
+        FuseError: it cannot be read, or is something else.
+    """
+    if path is None:
+        return {}
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise FuseError(f"--label_map {path} cannot be read: {error}") from None
+    if not isinstance(found, dict) or not set(found) <= {"audio", "vision"}:
+        raise FuseError(f'--label_map {path}: expected {{"audio": {{label: class}}, "vision": {{label: class}}}}')
+    if not all(isinstance(part, dict) for part in found.values()):
+        raise FuseError(f"--label_map {path}: each modality needs a mapping of labels to classes")
+    return found
+
+
+def _fit(
+    model: MMBalanceForAudioVisualClassification, stored: Embeddings, options: FuseOptions, notes: list[str]
+) -> tuple[Results, Any]:
+    """Fit on the labelled clips and write the fit into the model."""
+    labelled = set(stored.splits) - {TEST, UNLABELLED}
+    if not labelled:
+        without = [
+            name
+            for name, head in zip(stored.modalities, model.unimodal_heads, strict=True)
+            if not hasattr(head, "source_log_probs")
+        ]
+        if without:
+            raise FuseError(
+                f"no clip has a label, and the {without[0]} model is a backbone without a head: label some clips, or"
+                " give a classifier"
+            )
+        logger.warning("no clip has a label: the two classifiers are added as they are; label some clips to fit more")
+        return plain_results(stored.modalities, stored.classes), None
+    if model.config.frame_pooling == "log_probs":
+        pooling, losses = choose_pooling(stored, model, labelled)
+        model.config.frame_pooling = model.frame_pooling.pooling = pooling
+        told = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+        notes.append(f"frames are pooled by {pooling}: the lower NLL of {told}")
+    rows = rows_of_split(stored, model, labelled)
+    fitted = fit(rows, options)
+    test = rows_of_split(stored, model, {TEST}) if TEST in stored.splits else None
+    results, table = judge(rows, test, fitted, options)
+    write_heads(model, fitted.heads)
+    fitted.allocation.write_to(model)
+    return results, table
+
+
+def _description(
+    arguments: argparse.Namespace,
+    clips: ClipSplits,
+    source: Any,
+    towers: dict[str, TowerName],
+    labels: dict[str, list[str] | None],
+    stored: Embeddings,
+    notes: list[str],
+) -> Results:
+    """What the report and the card say beside the numbers."""
+    bases = [base_model(modality, tower.name, tower.revision) for modality, tower in towers.items()]
+    words = ["mmbalance", "fuse", *sys.argv[2:]] if sys.argv[1:2] == ["fuse"] else ["mmbalance", "fuse"]
+    reported = [split for split in stored.splits if split != UNLABELLED]
+    groups = [group for group, split in zip(stored.groups, stored.splits, strict=True) if split != UNLABELLED]
+    return {
+        "dataset": clips.name,
+        "classes": list(clips.classes),
+        "modalities": stored.modalities,
+        "fusion": "adaptive",
+        "held_out": True,
+        "bayes_accuracy": None,
+        "selected_by": None,
+        "n": len(set(stored.clips)) if reported else 0,
+        "n_per_split": {("test" if split == TEST else "calibration"): 0 for split in reported}
+        | _counts(stored),
+        "ci_unit": measures.ci_unit(groups) if groups else "clip",
+        "heads": {name: "own" if own is not None else "fitted" for name, own in labels.items()},
+        "notes": notes,
+        "arguments": {name: value for name, value in vars(arguments).items() if name != "func"},
+        "provenance": provenance(
+            clips, arguments.dataset, source, bases, command(words), PartialState().num_processes
+        ),
+    }
+
+
+def _counts(stored: Embeddings) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for split, draw in zip(stored.splits, stored.draws, strict=True):
+        if draw == 0 and split != UNLABELLED:
+            name = TEST if split == TEST else "calibration"
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _answer(model: MMBalanceForAudioVisualClassification, stored: Embeddings, out: Path) -> None:
+    """Answers for the clips without a label, by the model as it was saved."""
+    rows: Rows = rows_of_split(stored, model, {UNLABELLED})
+    if not len(rows.ids):
+        return
+    present = {name: ~torch.isnan(torch.from_numpy(values[:, 0])) for name, values in rows.features.items()}
+    frames = stored.log_probs.get("vision")
+    with torch.no_grad():
+        output = model.eval()(
+            modality_features=tuple(torch.from_numpy(values).float().nan_to_num() for values in rows.features.values()),
+            modality_mask=torch.stack(list(present.values()), dim=1),
+            frame_log_probs=None
+            if frames is None or model.config.frame_pooling != "log_probs"
+            else torch.from_numpy(frames[[split == UNLABELLED for split in stored.splits]]).nan_to_num(),
+        )
+    unimodal = torch.where(output.modality_mask.bool()[..., None], output.modality_logits, float("nan")).numpy()
+    path = out / "answers.csv"
+    write_answers(path, list(rows.ids), output.logits.numpy(), unimodal, stored.classes, stored.modalities)
+    logger.warning("%d clips without a label are answered in %s", len(rows.ids), path)

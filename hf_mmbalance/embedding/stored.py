@@ -1,0 +1,207 @@
+"""Stored embeddings: as arrays, and as clips that training takes in place of media."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_mmbalance.data.clips import Clip, ClipDataset, ClipSplits
+from hf_mmbalance.data.corruptions import CorruptionPlan, kinds_of
+from hf_mmbalance.embedding.embed import read_plan, tower_folder
+from hf_mmbalance.embedding.parts import EmbeddingError, matrix, part_name, read_part
+from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
+from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
+from hf_mmbalance.model.reading_mmbalance import ReadingSpec
+
+
+_TEXT = ("id", "clip", "group", "split")
+_NUMBERS = ("label", "draw", "seconds")
+
+
+@dataclass
+class Embeddings:
+    """Features of N rows (clips and draws of them) from M towers; read by `Embeddings.read`.
+
+    Attributes:
+        plan: what `embeddings.json` says.
+        folder: where they were read.
+        ids, clips, groups, splits: N names.
+        labels, draws: `(N,)` int64.
+        seconds: `(N,)` of the sound.
+        features: modality -> `(N, D_m)` float32, NaN rows where it is missing.
+        log_probs: modality -> `(N, K)` float32 log-probabilities of its classifier's own labels, mean over frames,
+            where they were kept.
+    """
+
+    plan: dict[str, Any]
+    folder: Path
+    ids: list[str]
+    clips: list[str]
+    groups: list[str]
+    splits: list[str]
+    labels: np.ndarray
+    draws: np.ndarray
+    seconds: np.ndarray
+    features: dict[str, np.ndarray]
+    log_probs: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Embeddings:
+        """Read a folder that `mmbalance embed` wrote.
+
+        Raises:
+            EmbeddingError: it is another folder, incomplete or damaged.
+        """
+        folder = Path(folder)
+        plan = read_plan(folder)
+        if not plan["complete"]:
+            raise EmbeddingError(f"{folder} is not complete: run `mmbalance embed` again, it resumes")
+        columns: dict[str, list[Any]] = {name: [] for name in (*_TEXT, *_NUMBERS)}
+        features, log_probs = {}, {}
+        for place, modality in enumerate(plan["modalities"]):
+            vectors: list[Any] = []
+            rows: list[Any] = []
+            for index in range(plan["parts"]):
+                table = read_part(tower_folder(folder, plan, modality) / part_name(index, plan["parts"]))
+                vectors += matrix(table["feature"])
+                rows += matrix(table["log_probs"])
+                if place == 0:
+                    for name, values in columns.items():
+                        values += table[name].to_pylist()
+            features[modality] = _stacked(vectors, plan["towers"][modality]["width"])
+            width = next((len(row) for row in rows if row is not None), 0)
+            if width:
+                log_probs[modality] = _stacked(rows, width)
+        names = {"id": "ids", "clip": "clips", "group": "groups", "split": "splits"}
+        text = {names[name]: columns[name] for name in _TEXT}
+        numbers = {
+            "labels": np.array(columns["label"], dtype=np.int64),
+            "draws": np.array(columns["draw"], dtype=np.int64),
+            "seconds": np.array(columns["seconds"], dtype=np.float64),
+        }
+        return cls(plan, folder, **text, **numbers, features=features, log_probs=log_probs)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the labels, in order."""
+        return list(self.plan["classes"])
+
+    @property
+    def modalities(self) -> list[str]:
+        """Names of the modalities, in order."""
+        return list(self.plan["modalities"])
+
+    @cached_property
+    def processor(self) -> MMBalanceProcessor:
+        """How the clips were read."""
+        return MMBalanceProcessor.from_pretrained(str(self.folder / "processor"))
+
+    def check_towers(self, model: MMBalanceForAudioVisualClassification, processor: MMBalanceProcessor) -> None:
+        """Refuse a model whose towers are not those that the features come from.
+
+        Raises:
+            EmbeddingError: names the modality.
+        """
+        from hf_mmbalance.embedding.addresses import tower_fingerprint
+        from hf_mmbalance.embedding.embed import DTYPES
+
+        dtype = DTYPES[self.plan["options"]["dtype"]]
+        for modality in self.modalities:
+            if tower_fingerprint(model, processor, modality, dtype) != self.plan["towers"][modality]["fingerprint"]:
+                raise EmbeddingError(
+                    f"{self.folder}: its {modality} features come from another tower, or from other settings of it,"
+                    f" than the model has ({self.plan['towers'][modality]['name']}): embed again"
+                )
+
+    def clip_splits(self) -> ClipSplits:
+        """The clean clips by split, as training takes them: their features stand for their media."""
+        rows = {split: [] for split in self.plan["clips"]}  # type: ignore[var-annotated]
+        for row, split in enumerate(self.splits):
+            if self.draws[row] == 0:
+                rows[split].append(row)
+        splits: dict[str, ClipDataset] = {split: EmbeddedClips(self, part) for split, part in rows.items()}
+        return ClipSplits(
+            self.plan["dataset"],
+            self.classes,
+            splits,
+            self.plan["sampling_rate"],
+            list(self.plan["notes"]),
+            reading=ReadingSpec.from_dict(self.plan["reading"]),
+        )
+
+
+class EmbeddedClips(ClipDataset):
+    """Clips whose features are known: an example has `features`, by modality (NaN where missing), and no media.
+
+    In epoch e a clip with several draws is draw e modulo their number; without an epoch it is the row itself.
+
+    Args:
+        embeddings: what was read.
+        rows: of the clips.
+    """
+
+    def __init__(self, embeddings: Embeddings, rows: list[int]):
+        self.embeddings, self.rows = embeddings, rows
+        self.clips = [embeddings.clips[row] for row in rows]
+        self.draws = [int(embeddings.draws[row]) for row in rows]
+        super().__init__(
+            [embeddings.ids[row] for row in rows],
+            [embeddings.groups[row] for row in rows],
+            [int(embeddings.labels[row]) for row in rows],
+            embeddings.classes,
+            sampling_rate=embeddings.plan["sampling_rate"],
+        )
+        self._versions: dict[str, list[int]] = {}
+        wanted = set(self.clips)
+        for row, name in enumerate(embeddings.clips):
+            if name in wanted:
+                self._versions.setdefault(name, []).append(row)
+
+    def with_draws(self, plan: CorruptionPlan) -> EmbeddedClips:
+        """The same clips, each with the corrupted draws of a plan.
+
+        Raises:
+            EmbeddingError: fewer draws, or those of another plan, were embedded.
+        """
+        have = min(len(versions) for versions in self._versions.values())
+        made = self.embeddings.plan["draws"]
+        same = set(kinds_of(made["corruptions"])) == set(plan.kinds) and made["seed"] == plan.seed
+        if have < plan.draws or (plan.draws > 1 and not same):
+            raise EmbeddingError(
+                f"{self.embeddings.folder} has {have} draw(s) of each calibration clip (corruptions"
+                f" {' '.join(made['corruptions'])}, seed {made['seed']}), asked for are {plan.draws} with seed"
+                f" {plan.seed}: embed with `--draws {plan.draws} --seed {plan.seed}`, or train with"
+                f" --calibration_draws {have}"
+            )
+        rows = [row for name in self.clips for row in self._versions[name][: plan.draws]]
+        return EmbeddedClips(self.embeddings, rows)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> Clip:
+        place, epoch = index if isinstance(index, tuple) else (index, None)
+        row = self.rows[place]
+        if epoch is not None:
+            versions = self._versions[self.clips[place]]
+            row = versions[epoch % len(versions)]
+        stored = self.embeddings
+        return {
+            "id": self.ids[place],
+            "group": self.groups[place],
+            "label": self.labels[place],
+            "features": {name: values[row] for name, values in stored.features.items()},
+            "seconds": float(stored.seconds[row]),
+        }
+
+    def media(self, place: int, epoch: int | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+        raise EmbeddingError(f"clip {self.ids[place]!r}: only its features are known, not its sound and frames")
+
+
+def _stacked(rows: list[np.ndarray | None], width: int) -> np.ndarray:
+    empty = np.full(width, np.nan, dtype=np.float32)
+    return np.stack([empty if row is None else row for row in rows]) if rows else np.zeros((0, width), np.float32)

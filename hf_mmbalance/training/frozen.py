@@ -1,0 +1,90 @@
+"""Frozen towers in training: run once over each clip, whose features then stand for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from hf_mmbalance.data.clips import ClipSplits
+from hf_mmbalance.embedding.draws import Draws, changes_by_epoch
+from hf_mmbalance.embedding.embed import EmbedOptions, embed
+from hf_mmbalance.embedding.stored import EmbeddedClips, Embeddings
+from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
+from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
+from hf_mmbalance.training.arguments import RunArguments
+
+
+logger = logging.get_logger(__name__)
+
+
+def stored_clips(arguments: RunArguments) -> ClipSplits:
+    """The clips whose features `--embeddings` holds.
+
+    Raises:
+        EmbeddingError: the folder cannot be used.
+        ValueError: an option that asks for towers to be trained, or for augmentation of media that are not read.
+    """
+    model = arguments.model
+    if str(model.trainable_layers) not in ("all", "0"):
+        raise ValueError(f"--trainable_layers {model.trainable_layers} has no place beside --embeddings: leave it out")
+    model.trainable_layers = "0"  # towers that are not run cannot learn
+    if model.frequency_masks or model.time_masks or arguments.data.train_corruptions != ["none"]:
+        raise ValueError("--embeddings holds features, which SpecAugment and --train_corruptions cannot change:"
+                         " leave them out, or embed with --augmented")  # fmt: skip
+    stored = Embeddings.read(str(arguments.data.embeddings))
+    length = getattr(stored.processor.feature_extractor, "max_length", None)
+    if model.audio_max_length is None and model.audio_config is None and model.model_name_or_path is None:
+        model.audio_max_length = length
+    return stored.clip_splits()
+
+
+def frozen_clips(
+    clips: ClipSplits,
+    model: MMBalanceForAudioVisualClassification,
+    processor: MMBalanceProcessor,
+    arguments: RunArguments,
+) -> ClipSplits:
+    """The clips as training takes them: their features, where the towers are frozen and a clip is always the same.
+
+    Raises:
+        EmbeddingError: features of other towers than the model's.
+    """
+    first = next(iter(clips.splits.values()))
+    if isinstance(first, EmbeddedClips):
+        first.embeddings.check_towers(model, processor)
+        return clips
+    if str(arguments.model.trainable_layers) != "0":
+        return clips
+    reason = _why_not(clips, model, arguments)
+    if reason is not None:
+        logger.warning("the towers are frozen, but run in every epoch: %s", reason)
+        return clips
+    folder = Path(str(arguments.training.output_dir)) / "embeddings"
+    decision = arguments.decision
+    fitted = bool(model.fusion.fitted) and decision.calibration_corruptions != ["none"]
+    draws = Draws(
+        decision.calibration_draws if fitted else 1,
+        tuple(decision.calibration_corruptions) if fitted else ("seen",),
+        seed=arguments.training.seed,
+    )
+    options = EmbedOptions(batch_size=arguments.training.per_device_eval_batch_size)
+    names = {name: getattr(arguments.model, f"{name}_model") for name in model.config.modalities}
+    embed(clips, model, processor, folder, draws=draws, options=options, names=names)
+    kept: dict[str, Any] = {"bayes": clips.bayes, "notes": clips.notes}
+    return dataclasses.replace(Embeddings.read(folder).clip_splits(), **kept)
+
+
+def _why_not(
+    clips: ClipSplits, model: MMBalanceForAudioVisualClassification, arguments: RunArguments
+) -> str | None:
+    """Why the towers' features cannot be kept, in words; None where they can."""
+    if model.config.frame_pooling == "temporal":
+        return "--frame_pooling temporal learns from the features of single frames"
+    if arguments.model.frequency_masks or arguments.model.time_masks:
+        return "SpecAugment changes the spectrograms of train clips"
+    if changes_by_epoch(clips.splits["train"]):
+        return "train clips are augmented; `mmbalance embed --augmented N` and --embeddings keep N versions of each"
+    return None

@@ -1,0 +1,199 @@
+"""Features are those of the towers, are computed once, survive interruptions, and follow every change."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from hf_mmbalance.data.clips import DataError
+from hf_mmbalance.embedding.draws import Draws
+from hf_mmbalance.embedding.embed import EmbedOptions, embed, finish, merge, read_plan
+from hf_mmbalance.embedding.parts import EmbeddingError
+from hf_mmbalance.embedding.stored import Embeddings
+from hf_mmbalance.training.batches import ClipCollator
+
+from ..training.tiny_runs import random_splits, tiny_model, tiny_processor
+
+
+OPTIONS = EmbedOptions(batch_size=4, clips_per_part=5)
+WITHOUT = {"train": {3: "audio"}, "test": {1: "vision"}}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def run(folder: Path, clips=None, model=None, **options):
+    clips = random_splits(without=WITHOUT) if clips is None else clips
+    return embed(clips, model or tiny_model(), tiny_processor(), folder, options=OPTIONS, **options)
+
+
+def test_features_are_those_of_the_towers_on_the_same_clips(tmp_path):
+    clips, model = random_splits(without=WITHOUT), tiny_model().eval()
+    counts = run(tmp_path, clips, model)
+    stored = Embeddings.read(tmp_path)
+    assert counts["rows"] == len(stored) == 30 and counts["computed"] == 58 and counts["reused"] == 0
+    collate = ClipCollator(tiny_processor())
+    for split, part in clips.splits.items():
+        rows = [i for i, name in enumerate(stored.splits) if name == split]
+        assert [stored.ids[i] for i in rows] == part.ids and [stored.groups[i] for i in rows] == part.groups
+        assert stored.labels[rows].tolist() == part.labels and not stored.draws[rows].any()
+        batch = collate([part[i] for i in range(len(part))])
+        batch.pop("labels")
+        with torch.no_grad():
+            output = model(**batch)
+        for m, name in enumerate(stored.modalities):
+            there = output.modality_mask[:, m].bool().numpy()
+            assert (np.isnan(stored.features[name][rows]).any(axis=1) == ~there).all()
+            found = stored.features[name][rows][there]
+            assert np.abs(found - output.modality_features[m].numpy()[there]).max() < 1e-5
+
+
+def test_what_is_there_is_not_computed_again_and_not_a_byte_changes(tmp_path):
+    run(tmp_path)
+    before = files(tmp_path)
+    counts = run(tmp_path)
+    assert counts["computed"] == 0 and counts["reused"] == 58
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("lost", [0, 3, 6])
+def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path, lost):
+    run(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    plan = read_plan(tmp_path / "broken")
+    for path in sorted((tmp_path / "broken").glob("*-*/part-*.parquet"))[lost:]:
+        path.unlink()
+    draft = next((tmp_path / "broken").glob("audio-*")) / ".part-00000-of-00007.parquet.123"
+    draft.write_bytes(b"half")
+    (tmp_path / "broken" / "embeddings.json").write_text(
+        (tmp_path / "whole" / "embeddings.json").read_text().replace('"complete": true', '"complete": false')
+    )
+    with pytest.raises(EmbeddingError, match="run `mmbalance embed` again"):
+        Embeddings.read(tmp_path / "broken")
+    with pytest.raises(EmbeddingError, match="is missing"):
+        finish(tmp_path / "broken")
+    counts = run(tmp_path / "broken")
+    assert counts["computed"] > 0 and plan["parts"] == 7
+    assert files(tmp_path / "broken") == files(tmp_path / "whole")
+
+
+def test_only_a_changed_clip_is_computed_again(tmp_path):
+    clips = random_splits(without=WITHOUT)
+    run(tmp_path, clips)
+    before = Embeddings.read(tmp_path)
+    clips.splits["train"].kept[0] = (clips.splits["train"].kept[0][0] * 0.5, clips.splits["train"].kept[0][1])
+    counts = run(tmp_path, clips)
+    after = Embeddings.read(tmp_path)
+    assert counts["computed"] == 1
+    changed = np.abs(after.features["audio"] - before.features["audio"]).max(axis=1) > 0
+    assert np.flatnonzero(changed).tolist() == [0]
+    np.testing.assert_array_equal(after.features["vision"], before.features["vision"])
+
+
+def test_only_a_changed_tower_is_run_again(tmp_path):
+    model = tiny_model()
+    run(tmp_path, model=model)
+    with torch.no_grad():
+        model.vision_model.get_parameter("layernorm.weight").mul_(1.5)
+    counts = run(tmp_path, model=model)
+    assert counts["computed"] == 29 and counts["reused"] == 29  # one clip has no frames, one no sound
+    assert len(list(tmp_path.glob("vision-*"))) == 1  # features of the old tower are gone
+    with pytest.raises(EmbeddingError, match="its vision features come from another tower"):
+        Embeddings.read(tmp_path).check_towers(tiny_model(), tiny_processor())
+    Embeddings.read(tmp_path).check_towers(model, tiny_processor())
+
+
+def test_another_way_to_read_is_another_tower(tmp_path):
+    run(tmp_path)
+    processor = tiny_processor()
+    processor.feature_extractor.mean = -3.0
+    counts = embed(random_splits(without=WITHOUT), tiny_model(), processor, tmp_path, options=OPTIONS)
+    assert counts["computed"] == 29 and counts["reused"] == 29
+
+
+def test_added_clips_are_computed_and_the_others_reused(tmp_path):
+    run(tmp_path, random_splits(train=12))
+    grown = random_splits(train=14)  # the first twelve are the same
+    counts = run(tmp_path, grown)
+    assert counts["computed"] == 2 * 2
+    run(tmp_path / "new", grown)
+    found, expected = Embeddings.read(tmp_path), Embeddings.read(tmp_path / "new")
+    assert found.ids == expected.ids
+    for name in ("audio", "vision"):
+        assert np.abs(found.features[name] - expected.features[name]).max() < 1e-5
+    assert not (tmp_path / ".reused").exists()
+
+
+def test_draws_share_what_they_do_not_change(tmp_path):
+    draws = Draws(corrupted=3, corruptions=("white_noise",), splits=("calibration",))
+    counts = run(tmp_path, random_splits(), draws=draws)
+    stored = Embeddings.read(tmp_path)
+    rows = [i for i, split in enumerate(stored.splits) if split == "calibration"]
+    assert len(rows) == 18 and stored.draws[rows].tolist() == [0, 1, 2] * 6
+    assert stored.clips[rows[1]] == stored.clips[rows[0]] and stored.ids[rows[1]] == stored.ids[rows[0]] + "#1"
+    # White noise leaves the frames alone: one vision feature per clip, three of sound.
+    assert counts["computed"] == 30 + 30 + 12
+    np.testing.assert_array_equal(stored.features["vision"][rows[0]], stored.features["vision"][rows[1]])
+    assert np.abs(stored.features["audio"][rows[0]] - stored.features["audio"][rows[1]]).max() > 1e-3
+
+
+def test_shards_of_two_machines_make_the_same_folder(tmp_path):
+    run(tmp_path / "whole")
+    for index in range(2):
+        run(tmp_path / f"part{index}", shard=(index, 2))
+    with pytest.raises(EmbeddingError, match="is missing"):
+        merge([tmp_path / "part0"], tmp_path / "half")
+    merge([tmp_path / "part0", tmp_path / "part1"], tmp_path / "merged")
+    assert files(tmp_path / "merged") == files(tmp_path / "whole")
+    with pytest.raises(EmbeddingError, match="is not empty"):
+        merge([tmp_path / "part0", tmp_path / "part1"], tmp_path / "merged")
+    run(tmp_path / "other", random_splits(train=9), shard=(1, 2))
+    with pytest.raises(EmbeddingError, match="other was made of other clips"):
+        merge([tmp_path / "part0", tmp_path / "other"], tmp_path / "mixed")
+
+
+def test_stored_clips_stand_for_the_clips(tmp_path):
+    clips = random_splits(without=WITHOUT)
+    run(tmp_path, clips)
+    stored = Embeddings.read(tmp_path).clip_splits()
+    assert list(stored.splits) == list(clips.splits) and stored.classes == clips.classes
+    example = stored["train"][3]
+    assert example["id"] == "train-3" and np.isnan(example["features"]["audio"]).all()
+    assert example["seconds"] == 0.0 and stored["train"][0]["seconds"] == pytest.approx(0.16)
+
+
+def test_unusable_folders_and_options_are_refused(tmp_path):
+    with pytest.raises(EmbeddingError, match="frame_pooling='temporal' is trained"):
+        run(tmp_path, model=tiny_model(frame_pooling="temporal"))
+    with pytest.raises(EmbeddingError, match="0 <= i < n"):
+        run(tmp_path, shard=(2, 2))
+    with pytest.raises(EmbeddingError, match="holds no embeddings.json"):
+        Embeddings.read(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(EmbeddingError, match="holds no embeddings.json"):
+        run(tmp_path)
+    with pytest.raises(DataError, match="dtype 'float8' is unknown"):
+        EmbedOptions(dtype="float8")
+    with pytest.raises(DataError, match="draws must be at least 1"):
+        Draws(corrupted=0)
+
+
+def test_a_damaged_part_is_named(tmp_path):
+    run(tmp_path)
+    path = sorted(tmp_path.glob("audio-*/part-*.parquet"))[0]
+    path.write_bytes(b"PAR1 half a file")
+    with pytest.raises(EmbeddingError, match=f"{path.name} cannot be read .* remove it"):
+        Embeddings.read(tmp_path)
+
+
+def test_parts_are_plain_parquet(tmp_path):
+    run(tmp_path)
+    table = pq.read_table(sorted(tmp_path.glob("audio-*/part-*.parquet"))[0])
+    assert table.column_names[:7] == ["id", "clip", "group", "split", "label", "draw", "seconds"]
+    assert len(table["feature"][0].as_py()) == 16
