@@ -412,8 +412,8 @@ class Allocation(ClassifierMixin, BaseEstimator):
         known = np.asarray(getattr(model.config, "known_classes", np.ones(have)), dtype=bool)
         if not np.array_equal(known, self.state_.known):
             raise ValueError(
-                f"the modalities of the model know {known.sum(axis=1).tolist()} of {have[1]} classes, in the fit they"
-                f" knew {self.state_.known.sum(axis=1).tolist()} or others: fit on a table whose `known` is the model's"
+                f"the model's modalities know {known.sum(axis=1).tolist()} of {have[1]} classes, those of the fit"
+                f" others ({self.state_.known.sum(axis=1).tolist()}): fit on a table whose `known` is the model's"
             )
         widths = [self.state_.arrays.get(f"typicality_mean_{m}") for m in range(have[0])]
         for m, mean in enumerate(widths):

@@ -200,8 +200,8 @@ def allowed_rungs(clips: Clips, options: Options) -> tuple[list[str], list[str]]
         allowed = [rung for rung in allowed if rung not in BY_CLASS]
         notes += [
             f"modality {m} does not know {int((~row).sum())} of {classes} classes (indices"
-            f" {np.flatnonzero(~row)[:10].tolist()}): it gives no evidence for them, and {', '.join(BY_CLASS)} are left"
-            " out"
+            f" {np.flatnonzero(~row)[:10].tolist()}): it gives no evidence for them, and {', '.join(BY_CLASS)} are"
+            " left out"
             for m, row in enumerate(data.known)
             if not row.all()
         ]

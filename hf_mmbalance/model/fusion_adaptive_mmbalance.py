@@ -28,11 +28,11 @@ class AdaptiveFusion(FusionHead):
     - weights: \\(w_{m,c}(S) = 1 + r (w_{m,c} - 1)\\) with \\(r = (|S| - 1) / (M - 1)\\);
     - fused: \\(F_c = \log \pi_c + \sum_{m \in S} w_{m,c}(S) [D_{m,c} - \log \pi_c] + r b_c + \delta_c\\).
 
-    A modality with a head of other classes may know only a set \\(K_m\\) of the classes (`known`). It gives no evidence
-    for the others, \\(p(x_m|c) = p(x_m)\\), so that they keep their prior, and its logits are calibrated within
-    \\(K_m\\): \\(D_{m,c} = \log \pi(K_m) + [\log p(c|x_m, K_m)]\\) for c in \\(K_m\\), \\(D_{m,c} = \log \pi_c\\)
-    otherwise, where \\(\log p(c|x_m, K_m)\\) is the calibration above with the log-softmax taken over
-    \\(K_m\\). This is a normalised posterior, and its evidence \\(D_{m,c} - \log \pi_c\\) is 0 outside \\(K_m\\).
+    A modality may know only a set \\(K_m\\) of the classes (`known`). It gives no evidence for the others,
+    \\(p(x_m|c) = p(x_m)\\): they keep their prior, and its logits are calibrated within \\(K_m\\),
+    \\(D_{m,c} = \log \pi(K_m) + \log p(c|x_m, K_m)\\) for c in \\(K_m\\) and \\(D_{m,c} = \log \pi_c\\) otherwise,
+    where \\(\log p(c|x_m, K_m)\\) is the calibration above with the log-softmax over \\(K_m\\). This is a normalised
+    posterior, and its evidence \\(D_{m,c} - \log \pi_c\\) is 0 outside \\(K_m\\).
 
     With one modality present r = 0: the result is its calibrated posterior. \\(\delta\\) (`prior_shift`) is
     \\(\log \pi' - \log \pi\\) where the prior \\(\pi'\\) in use is known (Bayes' rule), else 0.

@@ -10,8 +10,8 @@ from transformers import AutoConfig, PreTrainedConfig, set_seed
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
 from hf_mmbalance.data.clips import ClipSplits
 from hf_mmbalance.hub.errors import explained
+from hf_mmbalance.model.backbones_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec
-from hf_mmbalance.model.towers_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
 from hf_mmbalance.training.arguments import ModelArguments
 from hf_mmbalance.training.batches import SpecAugment
 from hf_mmbalance.training.trainer import check_classes

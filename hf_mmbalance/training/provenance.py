@@ -73,7 +73,7 @@ def fingerprint(clips: ClipSplits) -> str:
 
 def base_models(arguments: RunArguments) -> list[dict[str, str | None]]:
     """Pretrained towers (or the trained model that training started from) and the commit of those from the Hub."""
-    from hf_mmbalance.model.towers_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
+    from hf_mmbalance.model.backbones_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
 
     model = arguments.model
     if model.model_name_or_path is not None:
