@@ -80,6 +80,7 @@ class Allocation(ClassifierMixin, BaseEstimator):
         reference: tuple[Any, Any] | None = None,
         clips: Any = None,
         draws: Any = None,
+        known: Any = None,
     ) -> Self:
         """Fit the ladder and choose a rung.
 
@@ -93,6 +94,8 @@ class Allocation(ClassifierMixin, BaseEstimator):
                 covariance; None takes them from the fitting clips, out of fold.
             clips: `(N,)` name of the clip that a row is a draw of; None takes every row as its own clip.
             draws: `(N,)` 0 for the clean clip, else the number of a corrupted draw of it; None for zeros.
+            known: `(M, C)` bool, the classes that each modality knows; None for all. Logits of the others may have any
+                finite value.
 
         Raises:
             ValueError: if shapes, values or options are unusable.
@@ -107,6 +110,7 @@ class Allocation(ClassifierMixin, BaseEstimator):
         self.classes_ = np.arange(classes)
         self.modality_names_ = [f"modality {m}" for m in range(self.n_modalities_)]
         self.class_names_ = [str(c) for c in range(classes)]
+        known = None if known is None else checked_known(known, logits.shape[1:])
         self.prior_ = np.exp(fit_prior(labels, classes))
         shifted = None if self.prior is None else checked_prior(self.prior, classes)
         with one_thread():
@@ -120,8 +124,8 @@ class Allocation(ClassifierMixin, BaseEstimator):
             rung = self.rung
             if self.balance and rung == "auto":
                 few = len(np.unique(group)) < 3 and not self.known_groups
-                rung = "global" if few else "class"
-            self._clips = Clips(FitData(logits, labels, typicality), group, names, draw)
+                rung = "global" if few or known is not None and not known.all() else "class"
+            self._clips = Clips(FitData(logits, labels, typicality, known), group, names, draw)
             strengths = tuple(sorted(self.strengths, reverse=True))
             self._options = Options(
                 folds=self.folds,
@@ -150,11 +154,13 @@ class Allocation(ClassifierMixin, BaseEstimator):
             table: rows to fit on; `features.*` are used where they are there.
             reference: rows of the towers' training clips, of which only features and labels are used.
         """
-        known = None
+        training = None
         if reference is not None and reference.features:
-            known = (_by_name(reference), reference.labels)
+            training = (_by_name(reference), reference.labels)
         features = _by_name(table) if table.features else None
-        self.fit(table.logits, table.labels, table.groups, features, known, table.clips, table.draws)
+        self.fit(
+            table.logits, table.labels, table.groups, features, training, table.clips, table.draws, table.known
+        )  # fmt: skip
         self.modality_names_, self.class_names_ = list(table.modalities), list(table.classes)
         self.notes_ = [_named(note, table.modalities) for note in self.notes_]
         return self
@@ -403,6 +409,12 @@ class Allocation(ClassifierMixin, BaseEstimator):
         modalities = list(getattr(model.config, "modalities", self.modality_names_))
         if not self.modality_names_[0].startswith("modality ") and modalities != self.modality_names_:
             raise ValueError(f"the model's modalities are {modalities}, those of the fit {self.modality_names_}.")
+        known = np.asarray(getattr(model.config, "known_classes", np.ones(have)), dtype=bool)
+        if not np.array_equal(known, self.state_.known):
+            raise ValueError(
+                f"the model's modalities know {known.sum(axis=1).tolist()} of {have[1]} classes, those of the fit"
+                f" others ({self.state_.known.sum(axis=1).tolist()}): fit on a table whose `known` is the model's"
+            )
         widths = [self.state_.arrays.get(f"typicality_mean_{m}") for m in range(have[0])]
         for m, mean in enumerate(widths):
             if mean is not None and len(mean) != model.fusion.feature_sizes[m]:
@@ -456,6 +468,20 @@ def checked_logits(X: Any) -> np.ndarray:
     if nothing.any():
         raise ValueError(f"{int(nothing.sum())} clip(s) have no modality at all; leave them out.")
     return logits
+
+
+def checked_known(known: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """`known` as bool `(M, C)`.
+
+    Raises:
+        ValueError: for another shape, or a modality that knows less than two classes.
+    """
+    found = np.asarray(known, dtype=bool)
+    if found.shape != tuple(shape):
+        raise ValueError(f"known has shape {found.shape}; expected {tuple(shape)}, one row per modality.")
+    if found.sum(axis=1).min() < 2:
+        raise ValueError(f"modalities know {found.sum(axis=1).tolist()} classes; each must know at least 2.")
+    return found
 
 
 def checked_labels(y: Any, logits: np.ndarray) -> np.ndarray:

@@ -36,11 +36,13 @@ class FitData:
         logits: `(N, M, C)`, NaN rows where a modality is missing.
         labels: `(N,)`.
         typicality: `(N, M)`, 0 where it is not known; None without features.
+        known: `(M, C)` bool, the classes that each modality knows; None for all.
     """
 
     logits: np.ndarray
     labels: np.ndarray
     typicality: np.ndarray | None = None
+    known: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.log_probs, self.mask = as_tensors(self.logits)
@@ -50,7 +52,11 @@ class FitData:
     def take(self, rows: np.ndarray) -> FitData:
         """Some of the clips."""
         typicality = None if self.typicality is None else self.typicality[rows]
-        return FitData(self.logits[rows], self.labels[rows], typicality)
+        return FitData(self.logits[rows], self.labels[rows], typicality, self.known)
+
+    def plain_sum(self) -> HeadState:
+        """The neutral state of the modalities and classes of these clips."""
+        return HeadState.plain_sum(*self.logits.shape[1:], known=self.known)
 
     def modality(self, m: int) -> FitData | None:
         """The clips that have modality m, with that modality only; None if no clip has it."""
@@ -58,7 +64,8 @@ class FitData:
         if not rows.any():
             return None
         typicality = None if self.typicality is None else self.typicality[rows, m : m + 1]
-        return FitData(self.logits[rows, m : m + 1], self.labels[rows], typicality)
+        known = None if self.known is None else self.known[m : m + 1]
+        return FitData(self.logits[rows, m : m + 1], self.labels[rows], typicality, known)
 
     def several(self) -> FitData:
         """The clips with at least two modalities: the others say nothing about weights."""
@@ -142,8 +149,9 @@ def fit_temperatures(data: FitData, state: HeadState, *, temperature: bool = Tru
 
 def one_modality(state: HeadState, m: int) -> dict[str, torch.Tensor]:
     """The part of a state that calibrates modality m, as tensors for `calibrate`."""
-    names = ("log_temperature", SLOPE, "calibration_scale", "calibration_map", "calibration_bias")
-    return {name: torch.from_numpy(state[name][m : m + 1]) for name in names if name in state.arrays}
+    names = ("log_temperature", SLOPE, "calibration_scale", "calibration_map", "calibration_bias", "class_mask")
+    own = {name: torch.from_numpy(state[name][m : m + 1]) for name in names if name in state.arrays}
+    return own | {"log_prior": torch.from_numpy(state["log_prior"])}
 
 
 def own_posteriors(own: FitData, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -269,14 +277,15 @@ def share_divergence(weights: torch.Tensor, target: torch.Tensor) -> torch.Tenso
 def scaled_sum(data: FitData) -> HeadState:
     """The plain sum under one fitted temperature; a modality that is alone in a clip uses its own temperature.
 
-    With weights T_m / T the temperatures cancel: sum_m (T_m / T) l_m / T_m = (sum_m l_m) / T.
+    With weights T_m / T the temperatures cancel: sum_m (T_m / T) l_m / T_m = (sum_m l_m) / T. Where a modality does
+    not know some class they cancel up to a constant per clip between the classes that it knows and the others.
     """
-    neutral = HeadState.plain_sum(*data.logits.shape[1:])
+    neutral = data.plain_sum()
     own = fit_temperatures(data, neutral)
     several = data.several()
     if not len(several.labels):
         return own
-    total = FitData(log_softmax(several.log_probs.sum(1, keepdim=True).numpy()), several.labels)
+    total = FitData(log_softmax(neutral.fuse(several.logits).logits[:, None]), several.labels)
     common = fit_temperatures(total, HeadState.plain_sum(1, data.logits.shape[2]))["log_temperature"][0]
     weights = np.exp(own["log_temperature"] - common)[:, None] * np.ones(neutral.shape)
     return own.replace(weights=weights)
@@ -286,4 +295,5 @@ def single(state: HeadState, modality: int) -> HeadState:
     """One modality under its temperature; in clips without it the others are used, equally."""
     weights = np.zeros(state.shape)
     weights[modality] = 1.0
-    return HeadState.plain_sum(*state.shape).replace(log_temperature=state["log_temperature"], weights=weights)
+    plain = HeadState.plain_sum(*state.shape, known=state.known)
+    return plain.replace(log_temperature=state["log_temperature"], weights=weights)

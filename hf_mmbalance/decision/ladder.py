@@ -45,6 +45,8 @@ STRENGTHS = (300.0, 30.0, 3.0)
 MIN_CLIPS = 10
 MIN_GROUPS = 3
 MAX_CLASSES = 64
+#: Rungs with parameters per class, whose meaning depends on the modality knowing the class.
+BY_CLASS = ("vector", "class", "dirichlet")
 #: Standard errors that a rung may lose on the clean draws.
 CLEAN_ERRORS = 2.0
 
@@ -144,13 +146,15 @@ def fit_ladder(clips: Clips, options: Options) -> Ladder:
     fold = _folds(clips, options)
     if fold is None:
         notes.append(f"{len(data.labels)} clips of {len(data.seen)} class(es) are too few to fit: plain sum")
-        plain = HeadState.plain_sum(*data.logits.shape[1:])
+        plain = data.plain_sum()
         return Ladder({"sum": plain}, {}, "sum", 0, "too few clips to fit anything", notes)
     held_out = [fold == k for k in range(int(fold.max()) + 1)]
     parts = [_Part(data.take(~rows)) for rows in held_out] + [_Part(data)]
     scores: dict[str, RungScore] = {}
     best_single = _fallbacks(parts, held_out, data, scores)
     beside = [name for name in SHOWN if name not in allowed and options.rung is None and "global" in allowed]
+    if some_class_unknown(data):
+        beside = [name for name in beside if name not in BY_CLASS]
     for name in [*(name for name in PARENTS if name in allowed and name != "sum"), *beside]:
         scores[name] = _climb(name, parts, held_out, data, options)
     if options.rung in allowed:
@@ -191,6 +195,16 @@ def allowed_rungs(clips: Clips, options: Options) -> tuple[list[str], list[str]]
     elif classes > MAX_CLASSES:
         allowed = [rung for rung in allowed if rung != "dirichlet"]
         notes.append(f"{classes} classes: dirichlet is left out above {MAX_CLASSES}")
+    if some_class_unknown(data):
+        assert data.known is not None
+        allowed = [rung for rung in allowed if rung not in BY_CLASS]
+        notes += [
+            f"modality {m} does not know {int((~row).sum())} of {classes} classes (indices"
+            f" {np.flatnonzero(~row)[:10].tolist()}): it gives no evidence for them, and {', '.join(BY_CLASS)} are"
+            " left out"
+            for m, row in enumerate(data.known)
+            if not row.all()
+        ]
     present = data.mask.numpy()
     if (present.sum(axis=1) > 1).sum() < MIN_CLIPS:
         allowed = [rung for rung in allowed if rung in ("sum", "prior_sum", "temperature", "typicality")]
@@ -204,6 +218,11 @@ def allowed_rungs(clips: Clips, options: Options) -> tuple[list[str], list[str]]
     for m in np.flatnonzero(~present.any(axis=0)):
         notes.append(f"modality {m} is missing in every clip: it stays uncalibrated, at weight 1")
     return allowed, notes
+
+
+def some_class_unknown(data: FitData) -> bool:
+    """Whether some modality does not know all classes."""
+    return data.known is not None and not data.known.all()
 
 
 def _folds(clips: Clips, options: Options) -> np.ndarray | None:
@@ -277,8 +296,7 @@ def fit_rung(rung: str, part: _Part, strength: float, start: HeadState | None, b
         parent_name = PARENTS[parent_name]
     parent = part.states[parent_name]
     if rung == "prior_sum":
-        plain = HeadState.plain_sum(*data.logits.shape[1:])
-        return plain.replace(log_prior=fit_prior(data.labels, data.logits.shape[2]))
+        return data.plain_sum().replace(log_prior=fit_prior(data.labels, data.logits.shape[2]))
     if rung in ("temperature", "typicality"):
         return fit_temperatures(data, parent, slope=rung == "typicality")
     if rung in ("vector", "dirichlet"):

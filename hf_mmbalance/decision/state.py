@@ -45,17 +45,24 @@ class HeadState:
     arrays: Mapping[str, np.ndarray]
 
     @classmethod
-    def plain_sum(cls, modalities: int, classes: int) -> HeadState:
-        """The neutral state: uniform prior, every weight 1, nothing calibrated."""
-        return cls(
-            {
-                "log_prior": np.full(classes, -np.log(classes)),
-                "prior_shift": np.zeros(classes),
-                "log_temperature": np.zeros(modalities),
-                "weights": np.ones((modalities, classes)),
-                "bias": np.zeros(classes),
-            }
-        )
+    def plain_sum(cls, modalities: int, classes: int, known: np.ndarray | None = None) -> HeadState:
+        """The neutral state: uniform prior, every weight 1, nothing calibrated.
+
+        Args:
+            modalities: M.
+            classes: C.
+            known: `(M, C)` classes that each modality knows; None for all.
+        """
+        arrays = {
+            "log_prior": np.full(classes, -np.log(classes)),
+            "prior_shift": np.zeros(classes),
+            "log_temperature": np.zeros(modalities),
+            "weights": np.ones((modalities, classes)),
+            "bias": np.zeros(classes),
+        }
+        if known is not None and not np.all(known):
+            arrays["class_mask"] = np.asarray(known, dtype=np.float64)
+        return cls(arrays)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.arrays[name]
@@ -69,6 +76,11 @@ class HeadState:
         """Number of modalities and classes."""
         modalities, classes = self.arrays["weights"].shape
         return modalities, classes
+
+    @property
+    def known(self) -> np.ndarray:
+        """`(M, C)` bool, the classes that each modality knows."""
+        return np.asarray(self.arrays.get("class_mask", np.ones(self.shape))) > 0
 
     @property
     def calibration(self) -> str:
@@ -100,7 +112,8 @@ class HeadState:
         if not sizes and SLOPE in self.arrays:
             means = [self.arrays.get(f"typicality_mean_{m}") for m in range(self.shape[0])]
             sizes = [0 if mean is None else len(mean) for mean in means]
-        head = AdaptiveFusion(*self.shape, tuple(sizes), **self.options).double()
+        known = self.known.tolist() if "class_mask" in self.arrays else None
+        head = AdaptiveFusion(*self.shape, tuple(sizes), known=known, **self.options).double()
         head.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in self.arrays.items()})
         return head.eval()
 

@@ -46,6 +46,8 @@ class DecisionTable:
         kind: "logits" or "log_probs" (rows of log-probabilities).
         clips: N names of the clips that rows are draws of; None for the ids. Draws of a clip have one group and label.
         draws: `(N,)` 0 for the clean clip, else the number of a corrupted draw of it; None for zeros.
+        known: `(M, C)` bool, the classes that each modality knows; None for all. A modality gives no evidence for
+            others, and its logits of them may have any finite value.
 
     Raises:
         TableError: for anything the decision layer could not work with (see docs/decision.md, "Bad input").
@@ -63,6 +65,7 @@ class DecisionTable:
     kind: str = "logits"
     clips: list[str] | None = None
     draws: np.ndarray | None = None
+    known: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.ids = [str(i) for i in self.ids]
@@ -79,6 +82,7 @@ class DecisionTable:
         given = {name: np.asarray(value, dtype=np.float64) for name, value in self.features.items()}
         self.features = {name: value for name, value in given.items() if value.ndim != 2 or value.shape[1]}
         self.references = {name: np.asarray(value, dtype=np.float64) for name, value in self.references.items()}
+        self.known = np.ones(self.logits.shape[1:], dtype=bool) if self.known is None else np.asarray(self.known) > 0
         _check_shapes(self)
         _check_values(self)
 
@@ -108,6 +112,12 @@ class DecisionTable:
         return self.draws
 
     @property
+    def known_classes(self) -> np.ndarray:
+        """`(M, C)` bool, the classes that each modality knows."""
+        assert self.known is not None
+        return self.known
+
+    @property
     def log_probs(self) -> np.ndarray:
         """`(N, M, C)` log-softmaxed rows, NaN where missing: what the decision layer works on."""
         return log_softmax(self.logits)
@@ -129,6 +139,7 @@ class DecisionTable:
             kind=self.kind,
             clips=[self.clip_names[i] for i in rows],
             draws=self.draw_numbers[rows],
+            known=self.known,
         )
 
     def select(self, split: str) -> DecisionTable:
@@ -155,6 +166,8 @@ class DecisionTable:
         for table in tables[1:]:
             if (table.classes, table.modalities, table.kind) != (first.classes, first.modalities, first.kind):
                 raise TableError("tables of different classes, modalities or kinds cannot be joined.")
+            if not np.array_equal(table.known_classes, first.known_classes):
+                raise TableError("tables whose modalities know different classes cannot be joined.")
         return cls(
             ids=[name for table in tables for name in table.ids],
             groups=[name for table in tables for name in table.groups],
@@ -172,6 +185,7 @@ class DecisionTable:
             kind=first.kind,
             clips=[name for table in tables for name in table.clip_names],
             draws=np.concatenate([table.draw_numbers for table in tables]),
+            known=first.known,
         )
 
     @classmethod
@@ -222,9 +236,14 @@ class DecisionTable:
                 "modalities": np.array(self.modalities, dtype=str),
                 "kind": np.array(self.kind),
             }
+            if not self.known_classes.all():
+                named["known"] = self.known_classes
             np.savez_compressed(path, **named)
         elif path.suffix == ".parquet":
-            _write_parquet(path, columns, {"classes": self.classes, "modalities": self.modalities, "kind": self.kind})
+            meta: dict[str, Any] = {"classes": self.classes, "modalities": self.modalities, "kind": self.kind}
+            if not self.known_classes.all():
+                meta["known"] = self.known_classes.astype(int).tolist()
+            _write_parquet(path, columns, meta)
         else:
             raise TableError(f"{path}: unknown suffix {path.suffix!r}; write .parquet or .npz.")
 
@@ -255,6 +274,11 @@ def _check_shapes(table: DecisionTable) -> None:
             f"logits have shape {table.logits.shape}; {n} clips, {modalities} modalities and {classes} classes need"
             f" {(n, modalities, classes)}."
         )
+    if table.known_classes.shape != (modalities, classes):
+        raise TableError(
+            f"'known' has shape {table.known_classes.shape}; {modalities} modalities and {classes} classes need"
+            f" {(modalities, classes)}."
+        )
     if modalities < 2:
         raise TableError(
             f"only {modalities} modality ({', '.join(table.modalities)}); fusion needs at least two"
@@ -262,6 +286,9 @@ def _check_shapes(table: DecisionTable) -> None:
         )
     if classes < 2:
         raise TableError("one class only; there is nothing to decide.")
+    for name, number in zip(table.modalities, table.known_classes.sum(axis=1), strict=True):
+        if number < 2:
+            raise TableError(f"modality {name!r} knows {number} of {classes} classes; it needs at least 2.")
     for kind, names in (("class", table.classes), ("modality", table.modalities)):
         if len(set(names)) < len(names):
             raise TableError(f"a {kind} name occurs twice: {names}.")
@@ -386,6 +413,7 @@ def _assemble(columns: dict[str, Any], meta: dict[str, Any], classes: Sequence[s
         kind=str(meta.get("kind", "logits")),
         clips=list(columns["clip"]) if "clip" in columns else None,
         draws=np.asarray(columns["draw"]) if "draw" in columns else None,
+        known=meta.get("known"),
     )
 
 
@@ -405,6 +433,8 @@ def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             meta[name] = [str(value) for value in np.atleast_1d(columns.pop(name))]
     if "kind" in columns:
         meta["kind"] = str(columns.pop("kind"))
+    if "known" in columns:
+        meta["known"] = _known_of(columns.pop("known"))
     for name, value in columns.items():
         matrix = name.startswith(("logits.", "features.", "reference."))
         if value.ndim != (2 if matrix else 1):
@@ -429,6 +459,11 @@ def _read_parquet(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             meta[name] = _names_of(raw[name.encode()], name)
     if b"kind" in raw:
         meta["kind"] = raw[b"kind"].decode(errors="replace").strip('"')
+    if b"known" in raw:
+        try:
+            meta["known"] = _known_of(json.loads(raw[b"known"]))
+        except ValueError as error:
+            raise TableError(f"metadata 'known' is not a JSON list of lists ({error}).") from error
     columns: dict[str, Any] = {}
     for name in table.column_names:
         column = table[name]
@@ -450,6 +485,14 @@ def _names_of(text: bytes, name: str) -> list[str]:
     if not isinstance(found, list) or not all(isinstance(value, str | int) for value in found):
         raise TableError(f"metadata {name!r} must be a JSON list of names; it is {str(found)[:60]}.")
     return [str(value) for value in found]
+
+
+def _known_of(values: Any) -> np.ndarray:
+    """`(M, C)` bool from the file's 0 and 1."""
+    found = np.asarray(values)
+    if found.ndim != 2 or found.dtype.kind not in "biu" or not np.isin(found, (0, 1)).all():
+        raise TableError("'known' must hold 0 or 1 for every modality (row) and class (column).")
+    return found > 0
 
 
 def _matrix(column: Any, name: str) -> np.ndarray:

@@ -11,6 +11,7 @@ import torch
 
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
+from hf_mmbalance.model.source_heads_mmbalance import SourceHead
 
 
 #: Entries of configs that say where a model came from, not what it computes.
@@ -31,7 +32,7 @@ def tower_fingerprint(
     """Key of all that turns one modality's content into a feature.
 
     Args:
-        model: its tower's config and weights (and those of the frame pooling and of a classifier's own head).
+        model: its tower's config and weights (and those of a classifier's own head).
         processor: its feature extractor, or its image processor.
         modality: `audio` or `vision`.
         dtype: type in which the tower computes.
@@ -39,15 +40,12 @@ def tower_fingerprint(
     audio = modality == "audio"
     prepared = processor.feature_extractor if audio else processor.image_processor
     modules = {"tower": model.audio_model if audio else model.vision_model}
-    if not audio:
-        modules["frame_pooling"] = model.frame_pooling
     head = getattr(model, "unimodal_heads", [None, None])[list(model.config.modalities).index(modality)]
-    if hasattr(head, "source_log_probs"):
-        modules["head"] = head
+    if isinstance(head, SourceHead):  # its answers for each frame are stored, whatever its labels are mapped to
+        modules["linear"], modules["norm"] = head.linear, head.norm
     digest = hashlib.blake2b(digest_size=16)
     tower = modules["tower"].config
     about = [_settings(tower.to_dict()), _settings(prepared.to_dict()), str(dtype)]
-    about += [] if audio else [model.config.frame_pooling]
     digest.update(json.dumps(about, sort_keys=True, default=str).encode())
     for name, module in modules.items():
         for key, value in sorted(module.state_dict().items()):

@@ -22,6 +22,7 @@ from hf_mmbalance.embedding.heads import LinearHead, fit_head
 from hf_mmbalance.embedding.stored import Embeddings
 from hf_mmbalance.metrics.measures import log_softmax
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
+from hf_mmbalance.model.source_heads_mmbalance import SourceHead
 
 
 FOLDS = 5
@@ -53,6 +54,7 @@ class Rows:
         features: modality -> `(N, D_m)`, NaN rows where missing.
         own: modality -> `(N, C)` logits of a classifier's own head; modalities that have none are fitted.
         classes: C names.
+        known: `(M, C)` bool, the classes that each modality knows.
     """
 
     ids: np.ndarray
@@ -63,6 +65,7 @@ class Rows:
     features: dict[str, np.ndarray]
     own: dict[str, np.ndarray]
     classes: list[str]
+    known: np.ndarray
 
     def take(self, index: np.ndarray) -> Rows:
         """Some of the rows."""
@@ -75,6 +78,7 @@ class Rows:
             {name: values[index] for name, values in self.features.items()},
             {name: values[index] for name, values in self.own.items()},
             self.classes,
+            self.known,
         )
 
     def table(self, logits: np.ndarray, split: str, **references: np.ndarray) -> DecisionTable:
@@ -91,6 +95,7 @@ class Rows:
             references=references,
             clips=list(self.clips),
             draws=self.draws,
+            known=self.known,
         )
 
 
@@ -141,7 +146,7 @@ def rows_of_split(
     own: dict[str, np.ndarray] = {}
     for place, modality in enumerate(embeddings.modalities):
         head = model.unimodal_heads[place]
-        if hasattr(head, "source_log_probs"):
+        if isinstance(head, SourceHead):
             own[modality] = _own_logits(head, embeddings, modality, index, pooling or model.config.frame_pooling)
     return Rows(
         np.asarray(embeddings.ids)[index],
@@ -152,18 +157,19 @@ def rows_of_split(
         {name: values[index].astype(np.float64) for name, values in embeddings.features.items()},
         own,
         embeddings.classes,
+        np.array(model.config.known_classes),
     )
 
 
 def _own_logits(
-    head: Any, embeddings: Embeddings, modality: str, index: np.ndarray, pooling: str
+    head: SourceHead, embeddings: Embeddings, modality: str, index: np.ndarray, pooling: str
 ) -> np.ndarray:
     """Class log-probabilities `(N, C)` of a classifier's own head, NaN rows where the modality is missing."""
     per_frame = modality == "vision" and pooling == "log_probs"
     stored = (embeddings.log_probs if per_frame else embeddings.features)[modality][index]
     values = torch.from_numpy(np.nan_to_num(stored))
     with torch.no_grad():
-        log_probs = values if per_frame else head.source_log_probs(values)
+        log_probs = values if per_frame else head.label_log_probs(values)
         logits = head.class_logits(log_probs).double().numpy()
     return np.where(np.isnan(stored[:, :1]), np.nan, logits)
 

@@ -34,6 +34,7 @@ from hf_mmbalance.data.sources.rows import UNLABELLED
 from hf_mmbalance.hub.errors import explained
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
+from hf_mmbalance.model.source_heads_mmbalance import SourceHead
 from hf_mmbalance.provenance import base_model, command, provenance
 
 
@@ -137,7 +138,7 @@ def _fit(
         without = [
             name
             for name, head in zip(stored.modalities, model.unimodal_heads, strict=True)
-            if not hasattr(head, "source_log_probs")
+            if not isinstance(head, SourceHead)
         ]
         if without:
             raise FuseError(

@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 
-FRAME_POOLINGS = ("mean", "temporal")
+FRAME_POOLINGS = ("mean", "temporal", "log_probs")
 UNIMODAL_HEADS = ("linear", "cosine")
 FORMAT_VERSION = 1  # raised by changes after which older code would misread a saved model
 # A file next to the model is named without a path: a path could lead out of the model's folder.
@@ -34,12 +34,17 @@ class MMBalanceConfig(PreTrainedConfig):
             Options of the fusion head, e.g. `{"hidden_size": 128}` for `"gated"`.
         unimodal_head (`str`, *optional*, defaults to `"linear"`):
             Unimodal heads: `"linear"`, or `"cosine"` (scaled cosine between feature and class weight).
+        source_labels (`dict[str, dict]`, *optional*):
+            Modalities whose head was taken over from a classifier, by name: `labels` (names of the source labels),
+            `classes` (for every class, in order, the indices of the labels that count for it; none where the modality
+            does not know the class) and `layer_norm_eps` (of the norm before the linear layer, or `None`).
         cosine_scale (`float`, *optional*, defaults to 10.0):
             Scale of cosine heads.
         classifier_dropout (`float`, *optional*, defaults to 0.0):
             Dropout on features before the unimodal heads.
         frame_pooling (`str`, *optional*, defaults to `"mean"`):
-            `"mean"` over the frames present, or `"temporal"`: one small transformer layer with time positions first.
+            Over the frames present: `"mean"` of their features; `"temporal"`, the same after one small transformer
+            layer with time positions; `"log_probs"`, mean of the log-probabilities of each frame's feature.
         max_frames (`int`, *optional*, defaults to 64):
             Largest number of frames per clip with `frame_pooling="temporal"`.
         temporal_heads (`int`, *optional*, defaults to 4):
@@ -97,6 +102,7 @@ class MMBalanceConfig(PreTrainedConfig):
     fusion: str = "adaptive"
     fusion_options: dict | None = None
     unimodal_head: str = "linear"
+    source_labels: dict | None = None
     cosine_scale: float | int = 10.0
     classifier_dropout: float | int = 0.0
     frame_pooling: str = "mean"
@@ -162,6 +168,43 @@ class MMBalanceConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"{name}={value!r} must not be negative")
+
+        if self.frame_pooling == "log_probs" and self.unimodal_head != "linear":
+            raise ValueError("frame_pooling='log_probs' is for linear heads and those of classifiers")
+
+    def validate_source_labels(self) -> None:
+        """Check which labels of a classifier count for which class."""
+        for modality, entry in (self.source_labels or {}).items():
+            where = f"source_labels[{modality!r}]"
+            if modality not in self.modalities:
+                raise ValueError(f"{where}: the modalities are {self.modalities}")
+            if not isinstance(entry, dict) or set(entry) != {"labels", "classes", "layer_norm_eps"}:
+                raise ValueError(f"{where}: give 'labels', 'classes' and 'layer_norm_eps'")
+            labels, classes = entry["labels"], entry["classes"]
+            if len(classes) != self.num_labels:
+                raise ValueError(f"{where}: 'classes' has {len(classes)} entries for {self.num_labels} classes")
+            used = [index for group in classes for index in group]
+            if any(not isinstance(index, int) or not 0 <= index < len(labels) for index in used):
+                raise ValueError(f"{where}: 'classes' must hold indices of its {len(labels)} labels, from 0")
+            twice = sorted({labels[index] for index in used if used.count(index) > 1})
+            if twice:
+                raise ValueError(f"{where}: a label counts for one class, but {twice} occur twice in 'classes'")
+            names = [(self.id2label or {})[c] for c, group in enumerate(classes) if group]
+            if len(names) < 2:
+                raise ValueError(
+                    f"{where}: its labels {labels[:20]} are mapped to {len(names)} of the {self.num_labels} classes;"
+                    " at least 2 are needed"
+                )
+
+    @property
+    def known_classes(self) -> list[list[bool]]:
+        """Whether each modality (row) knows each class (column): all that it has source labels for, if it has any."""
+        sources = self.source_labels or {}
+        every = [[True]] * (self.num_labels or 0)
+        return [
+            [bool(group) for group in (sources[name]["classes"] if name in sources else every)]
+            for name in self.modalities
+        ]
 
     def validate_classes(self) -> None:
         """Check that there are at least two classes, numbered without gaps, and that class weights are positive."""

@@ -28,6 +28,12 @@ class AdaptiveFusion(FusionHead):
     - weights: \\(w_{m,c}(S) = 1 + r (w_{m,c} - 1)\\) with \\(r = (|S| - 1) / (M - 1)\\);
     - fused: \\(F_c = \log \pi_c + \sum_{m \in S} w_{m,c}(S) [D_{m,c} - \log \pi_c] + r b_c + \delta_c\\).
 
+    A modality may know only a set \\(K_m\\) of the classes (`known`). It gives no evidence for the others,
+    \\(p(x_m|c) = p(x_m)\\): they keep their prior, and its logits are calibrated within \\(K_m\\),
+    \\(D_{m,c} = \log \pi(K_m) + \log p(c|x_m, K_m)\\) for c in \\(K_m\\) and \\(D_{m,c} = \log \pi_c\\) otherwise,
+    where \\(\log p(c|x_m, K_m)\\) is the calibration above with the log-softmax over \\(K_m\\). This is a normalised
+    posterior, and its evidence \\(D_{m,c} - \log \pi_c\\) is 0 outside \\(K_m\\).
+
     With one modality present r = 0: the result is its calibrated posterior. \\(\delta\\) (`prior_shift`) is
     \\(\log \pi' - \log \pi\\) where the prior \\(\pi'\\) in use is known (Bayes' rule), else 0.
 
@@ -44,12 +50,16 @@ class AdaptiveFusion(FusionHead):
         calibration (`str`, defaults to `"temperature"`): `"temperature"`, `"vector"` or `"dirichlet"`.
         typicality (`Sequence[int]`, *optional*):
             Rows of V for every modality, 0 for a modality whose typicality is not used; `None` for no typicality.
+        known (`Sequence[Sequence[bool]]` of shape `(M, C)`, *optional*):
+            Classes that each modality knows, kept in the buffer `class_mask`; `None` for all.
 
     Raises:
-        ValueError: if `calibration` is unknown, or `typicality` does not fit `feature_sizes`.
+        ValueError: if `calibration` is unknown, `typicality` does not fit `feature_sizes`, or `known` leaves a
+            modality less than two classes or has another shape.
     """
 
     fitted = True
+    takes_known_classes = True
 
     def __init__(
         self,
@@ -58,6 +68,7 @@ class AdaptiveFusion(FusionHead):
         feature_sizes: tuple[int, ...] = (),
         calibration: str = "temperature",
         typicality: Sequence[int] | None = None,
+        known: Sequence[Sequence[bool]] | None = None,
     ):
         super().__init__(num_modalities, num_labels, feature_sizes)
         if calibration not in CALIBRATIONS:
@@ -75,6 +86,9 @@ class AdaptiveFusion(FusionHead):
                 f" features {list(self.feature_sizes)}"
             )
         self.calibration, self.ranks = calibration, ranks
+        self.known = None if known is None else [[bool(value) for value in row] for row in known]
+        if self.known is not None:
+            check_known(self.known, num_modalities, num_labels)
         for name, shape in self._shapes().items():
             self.register_buffer(name, torch.zeros(shape))
         self.init_weights()
@@ -95,6 +109,8 @@ class AdaptiveFusion(FusionHead):
             shapes["calibration_map"] = (modalities, classes, classes)
         if self.calibration != "temperature":
             shapes["calibration_bias"] = (modalities, classes)
+        if self.known is not None:
+            shapes["class_mask"] = (modalities, classes)
         if self.ranks is not None:
             for name in ("slope", "location", "scale", "rest"):
                 shapes[f"typicality_{name}"] = (modalities,)
@@ -113,6 +129,8 @@ class AdaptiveFusion(FusionHead):
                 init.constant_(buffer, -math.log(self.num_labels))
             elif name in ("weights", "calibration_scale", "typicality_scale"):
                 init.ones_(buffer)
+            elif name == "class_mask":
+                init.copy_(buffer, torch.tensor(self.known).to(buffer.dtype))
             elif name == "calibration_map":
                 init.copy_(buffer, torch.eye(self.num_labels).repeat(self.num_modalities, 1, 1))
             else:
@@ -169,6 +187,19 @@ class AdaptiveFusion(FusionHead):
         return 0.5 * (nearest.square() + rest).clamp(min=torch.finfo(dtype).tiny).log()
 
 
+def check_known(known: Sequence[Sequence[bool]], modalities: int, classes: int) -> None:
+    """Check the classes that each modality knows, of shape `(M, C)`.
+
+    Raises:
+        ValueError: for another shape, or a modality that knows less than two classes.
+    """
+    if [len(row) for row in known] != [classes] * modalities:
+        raise ValueError(f"known must have {modalities} rows of {classes} values, one per modality and class")
+    for m, row in enumerate(known):
+        if sum(row) < 2:
+            raise ValueError(f"modality {m} knows {sum(row)} of the {classes} classes: at least 2 are needed")
+
+
 def calibrate(
     log_probs: torch.Tensor,
     modality_mask: torch.Tensor,
@@ -193,7 +224,31 @@ def calibrate(
     log_factor = -own["log_temperature"]
     if typicality is not None and "typicality_slope" in own:
         log_factor = log_factor + own["typicality_slope"] * typicality.to(scores.dtype)
-    return masked_log_softmax(scores * log_factor.exp().unsqueeze(-1), modality_mask)
+    scores = scores * log_factor.exp().unsqueeze(-1)
+    if "class_mask" in own:
+        return posteriors_within(scores, modality_mask, own["class_mask"] > 0, own["log_prior"])
+    return masked_log_softmax(scores, modality_mask)
+
+
+def posteriors_within(
+    scores: torch.Tensor, modality_mask: torch.Tensor, known: torch.Tensor, log_prior: torch.Tensor
+) -> torch.Tensor:
+    """Log-posteriors `(B, M, C)` of modalities that know some classes only, 0 where missing.
+
+    log pi(K_m) + logsoftmax over K_m of the scores for c in K_m; log pi_c for the others (see [`AdaptiveFusion`]).
+
+    Args:
+        scores (`torch.Tensor` of shape `(B, M, C)`): Calibrated scores; those of unknown classes are not used.
+        modality_mask (`torch.BoolTensor` of shape `(B, M)`): Modalities present.
+        known (`torch.BoolTensor` of shape `(M, C)`): K_m, the classes that each modality knows.
+        log_prior (`torch.Tensor` of shape `(C,)`): log pi.
+    """
+    inside = torch.log_softmax(scores.masked_fill(~known, -torch.inf), dim=-1)
+    share = log_prior.expand_as(known).masked_fill(~known, -torch.inf).logsumexp(1)
+    # A modality that knows all classes has pi(K_m) = 1, without the rounding of a sum.
+    share = share.masked_fill(known.all(1), 0.0)
+    posteriors = torch.where(known, inside + share.unsqueeze(-1), log_prior)
+    return posteriors.masked_fill(~modality_mask.unsqueeze(-1), 0.0)
 
 
 def fused_logits(evidence: torch.Tensor, several: torch.Tensor, own: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -225,6 +280,8 @@ def combine(posteriors: torch.Tensor, modality_mask: torch.Tensor, own: dict[str
     """
     missing = ~modality_mask.unsqueeze(-1)
     evidence, several = evidence_of(posteriors, modality_mask, own["log_prior"])
+    if "class_mask" in own:
+        missing = missing | ~(own["class_mask"] > 0)
     weights = (1 + several.unsqueeze(-1) * (own["weights"] - 1)).masked_fill(missing, 0.0)
     return FusionOutput(
         logits=fused_logits(evidence, several, own),

@@ -58,6 +58,8 @@ class FusionHead(nn.Module):
     default_fused_loss_weight: float = 1.0
     #: The head has no parameters: it is fitted on clips that the towers do not learn from.
     fitted: bool = False
+    #: The head takes `known`, the classes that each modality knows, where some modality does not know all of them.
+    takes_known_classes: bool = False
 
     def __init__(self, num_modalities: int, num_labels: int, feature_sizes: tuple[int, ...] = ()):
         super().__init__()

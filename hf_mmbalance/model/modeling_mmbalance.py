@@ -10,21 +10,19 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
+from .backbones_mmbalance import Backbone, compose_from_backbones
 from .configuration_mmbalance import MMBalanceConfig
 from .fusion_files_mmbalance import copy_fusion_file, fusion_class, portable_name, prepare_fusion_class
 from .fusion_mmbalance import FusionHead, FusionOutput
+from .source_heads_mmbalance import SourceHead, class_logits, label_log_probs
 from .towers_mmbalance import (
-    Backbone,
     CosineClassifier,
     FramePooling,
     build_tower,
     check_audio_mask,
     check_spectrograms,
-    compose_from_backbones,
     freeze_tower,
-    pool_tokens,
-    token_mask_of,
-    tower_options,
+    tower_features,
     tower_width,
 )
 
@@ -101,6 +99,27 @@ class MMBalanceOutput(ModelOutput):
         return tuple(self[key].to_tuple() if key.endswith("model_output") else self[key] for key in self.keys())
 
 
+@dataclass
+class EmbedOutput(ModelOutput):
+    """
+    What the towers give for `B` clips, before the unimodal heads.
+
+    Args:
+        features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`): Feature of every tower; any value where missing.
+        modality_mask (`torch.BoolTensor` of shape `(B, M)`): Modalities present.
+        frame_log_probs (`torch.FloatTensor` of shape `(B, K)`, *optional*):
+            Mean over the frames of log-probabilities of each frame: of the K source labels if the vision head was
+            taken over from a classifier, else of the classes, and then only with `frame_pooling="log_probs"`.
+        audio_model_output, vision_model_output (`ModelOutput`, *optional*): Outputs of the towers.
+    """
+
+    features: tuple[torch.Tensor, ...] = None  # type: ignore[assignment]  # ModelOutput wants defaults; always given
+    modality_mask: torch.Tensor = None  # type: ignore[assignment]
+    frame_log_probs: torch.Tensor | None = None
+    audio_model_output: ModelOutput | None = None
+    vision_model_output: ModelOutput | None = None
+
+
 AUTO_CLASSES = ("AutoModel", "AutoModelForAudioClassification", "AutoModelForVideoClassification")
 
 
@@ -126,6 +145,8 @@ class MMBalancePreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, FramePooling):
             module.init_weights(self.config.initializer_range)
+        elif isinstance(module, SourceHead):
+            module.init_weights()
         elif _is_fusion_head(module):
             module.init_weights()  # type: ignore[operator]  # its class may come from another copy of this code
 
@@ -150,7 +171,6 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         self.num_labels: int = config.num_labels or 0
         towers: tuple[PreTrainedConfig, ...] = (config.audio_config, config.vision_config)  # type: ignore[assignment]
         self.audio_model, self.vision_model = (build_tower(tower) for tower in towers)
-        self._takes_cls = tuple(bool(tower_options(tower)) for tower in towers)
         self._widths = widths = tuple(tower_width(tower) for tower in towers)
         self.frame_pooling = FramePooling(
             widths[1], config.frame_pooling, config.max_frames, config.temporal_heads, config.classifier_dropout
@@ -159,7 +179,10 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         head_class = fusion_class(config.fusion)
         self.fusion: FusionHead = _build_fusion(head_class, config, widths)
         if not self.fusion.owns_unimodal_logits:
-            self.unimodal_heads = nn.ModuleList(_build_unimodal_head(config, head_class, width) for width in widths)
+            self.unimodal_heads = nn.ModuleList(
+                _build_unimodal_head(config, head_class, name, width)
+                for name, width in zip(config.modalities, widths, strict=True)
+            )
         self.add_model_tags(["audio-visual-classification", "multimodal", "hf_mmbalance"])  # searchable on the Hub
         self.post_init()
 
@@ -237,6 +260,8 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         modality_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         audio_mask: torch.Tensor | None = None,
+        modality_features: tuple[torch.Tensor | None, ...] | None = None,
+        frame_log_probs: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | MMBalanceOutput:
         r"""
@@ -252,20 +277,24 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             Class indices in `[0, C)`.
         audio_mask (`torch.LongTensor` of shape `(B, S)`, *optional*):
             1 for raw sound, 0 for padding; only for audio towers that take an `attention_mask`.
+        modality_features (`tuple` of `torch.FloatTensor` of shape `(B, D_m)`, *optional*):
+            What [`embed`] gave for these clips, in place of inputs; `None` for a modality that no clip has.
+        frame_log_probs (`torch.FloatTensor` of shape `(B, K)`, *optional*):
+            With `modality_features`: that output of [`embed`]; used with `frame_pooling="log_probs"`.
 
         Raises:
             ValueError: if a clip has no modality (or only one that the model was not trained on), shapes
                 disagree, or a label lies outside `[0, C)`.
         """
-        input_values, pixel_values = self._trained_inputs(input_values, pixel_values)
-        present = self._modality_mask(input_values, pixel_values, frame_mask, modality_mask)
-        if self.training:
-            present = self._drop_modalities(present)
-        audio, audio_output = self._audio_features(input_values, audio_mask, present, dict(kwargs))
-        vision, vision_output = self._vision_features(pixel_values, frame_mask, present, dict(kwargs))
-        features = (audio, vision)
+        if modality_features is None:
+            embedded = self.embed(input_values, pixel_values, frame_mask, modality_mask, audio_mask, **kwargs)
+        elif input_values is not None or pixel_values is not None:
+            raise ValueError("modality_features are given in place of input_values and pixel_values: pass one of both")
+        else:
+            embedded = self._given_features(modality_features, modality_mask, frame_log_probs)
+        present, features = embedded.modality_mask, embedded.features
         # Decisions are computed in float32: bf16 is too coarse for a log-softmax over many classes.
-        modality_logits = self._unimodal_logits(features).float()
+        modality_logits = self._unimodal_logits(features, embedded.frame_log_probs).float()
         fused: FusionOutput = self.fusion(modality_logits, present, features)
         loss = fused_loss = unimodal_loss = None
         if labels is not None:
@@ -281,9 +310,58 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             modality_trust=fused.modality_trust,
             fused_loss=fused_loss,
             unimodal_loss=unimodal_loss,
-            audio_model_output=audio_output,
-            vision_model_output=vision_output,
+            audio_model_output=embedded.audio_model_output,
+            vision_model_output=embedded.vision_model_output,
         )
+
+    def embed(
+        self,
+        input_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        modality_mask: torch.Tensor | None = None,
+        audio_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> EmbedOutput:
+        """What the towers give for some clips; `forward` takes it in place of the inputs.
+
+        Arguments and errors are those of `forward`. In training mode, modalities are dropped as there.
+        """
+        input_values, pixel_values = self._trained_inputs(input_values, pixel_values)
+        present = self._modality_mask(input_values, pixel_values, frame_mask, modality_mask)
+        if self.training:
+            present = self._drop_modalities(present)
+        audio, audio_output = self._audio_features(input_values, audio_mask, present, dict(kwargs))
+        vision, log_probs, vision_output = self._vision_features(pixel_values, frame_mask, present, dict(kwargs))
+        return EmbedOutput((audio, vision), present, log_probs, audio_output, vision_output)
+
+    def _given_features(
+        self,
+        features: tuple[torch.Tensor | None, ...],
+        modality_mask: torch.Tensor | None,
+        frame_log_probs: torch.Tensor | None,
+    ) -> EmbedOutput:
+        """Features computed before, checked, with the modalities that are used."""
+        audio, vision = self._trained_inputs(*features)
+        for name, feature, width in zip(self.config.modalities, (audio, vision), self._widths, strict=True):
+            if feature is not None and (feature.dim() != 2 or feature.shape[1] != width):
+                raise ValueError(f"{name} features have shape {tuple(feature.shape)}, expected (B, {width})")
+        present = self._modality_mask(audio, vision, None, modality_mask)
+        if self.training:
+            present = self._drop_modalities(present)
+        if vision is not None and self.config.frame_pooling == "log_probs" and frame_log_probs is None:
+            raise ValueError(
+                "frame_pooling='log_probs' needs frame_log_probs with modality_features: pass those of embed()"
+            )
+        used = tuple(
+            self._no_features(m, present)
+            if feature is None
+            else feature.to(self.dtype).masked_fill(~present[:, m : m + 1], 0.0)
+            for m, feature in enumerate((audio, vision))
+        )
+        if frame_log_probs is not None:
+            frame_log_probs = frame_log_probs.masked_fill(~present[:, 1:], 0.0)
+        return EmbedOutput(used, present, frame_log_probs)
 
     def _trained_inputs(
         self, input_values: torch.Tensor | None, pixel_values: torch.Tensor | None
@@ -360,10 +438,8 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             check_audio_mask(audio_mask, input_values, self.audio_model)
             # A clip without sound attends to all positions: its result is not used, but an empty softmax would be NaN.
             audio_mask = audio_mask.bool() | ~audio_mask.any(1, keepdim=True)
-            kwargs["attention_mask"] = audio_mask.long()
-        outputs = self.audio_model(values, **kwargs)
-        token_mask = None if audio_mask is None else token_mask_of(audio_mask, outputs, self.audio_model)
-        return pool_tokens(outputs, self._takes_cls[0], token_mask), outputs
+            audio_mask = audio_mask.long()
+        return tower_features(self.audio_model, values, audio_mask, **kwargs)
 
     def _vision_features(
         self,
@@ -371,9 +447,11 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         frame_mask: torch.Tensor | None,
         modality_mask: torch.Tensor,
         kwargs: dict[str, Any],
-    ) -> tuple[torch.Tensor, ModelOutput | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, ModelOutput | None]:
+        """Features `(B, D)`, mean log-probabilities `(B, K)` of the frames where they are of use, and outputs."""
         if pixel_values is None:
-            return self._no_features(1, modality_mask), None
+            features = self._no_features(1, modality_mask)
+            return features, self._frame_log_probs(features.unsqueeze(1), modality_mask[:, 1:]), None
         if pixel_values.dim() == 4:
             pixel_values = pixel_values.unsqueeze(1)
         if pixel_values.dim() != 5:
@@ -383,9 +461,23 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         if frame_mask is not None:
             present = present & frame_mask.bool()
         values = pixel_values.masked_fill(~present[:, :, None, None, None], 0.0).flatten(0, 1)
-        outputs = self.vision_model(values.to(self._input_dtype(self.vision_model)), **kwargs)
-        frames = pool_tokens(outputs, self._takes_cls[1])
-        return self.frame_pooling(frames.view(batch, time, -1), present), outputs
+        values = values.to(self._input_dtype(self.vision_model))
+        features, outputs = tower_features(self.vision_model, values, **kwargs)
+        frames = features.view(batch, time, -1)
+        return self.frame_pooling(frames, present), self._frame_log_probs(frames, present), outputs
+
+    def _frame_log_probs(self, frames: torch.Tensor, present: torch.Tensor) -> torch.Tensor | None:
+        """Mean `(B, K)` over the frames present of the vision head's log-probabilities of `(B, T, D)` features."""
+        if self.fusion.owns_unimodal_logits:
+            return None
+        head = self.unimodal_heads[1]
+        if self.config.frame_pooling != "log_probs" and not isinstance(head, SourceHead):
+            return None
+        if self.fusion.unimodal_for_diagnosis:
+            frames = frames.detach()
+        keep = present.unsqueeze(-1)
+        log_probs = label_log_probs(head, self.dropout(frames)) * keep
+        return log_probs.sum(1) / keep.sum(1).clamp(min=1)
 
     def _no_features(self, modality: int, modality_mask: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(modality_mask), self._widths[modality], device=modality_mask.device, dtype=self.dtype)
@@ -394,13 +486,19 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     def _input_dtype(tower: nn.Module) -> torch.dtype:
         return next(tower.parameters()).dtype
 
-    def _unimodal_logits(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def _unimodal_logits(
+        self, features: tuple[torch.Tensor, ...], frame_log_probs: torch.Tensor | None = None
+    ) -> torch.Tensor:
         features = tuple(self.dropout(feature) for feature in features)
         if self.fusion.owns_unimodal_logits:
             return self.fusion.unimodal_logits(features)
         if self.fusion.unimodal_for_diagnosis:
             features = tuple(feature.detach() for feature in features)
-        return torch.stack([head(feature) for head, feature in zip(self.unimodal_heads, features, strict=True)], dim=1)
+        logits = [head(feature).float() for head, feature in zip(self.unimodal_heads, features, strict=True)]
+        if self.config.frame_pooling == "log_probs":
+            assert frame_log_probs is not None  # computed with these features, or checked
+            logits[1] = class_logits(self.unimodal_heads[1], frame_log_probs.float())
+        return torch.stack(logits, dim=1)
 
     def _losses(
         self,
@@ -415,8 +513,10 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         class_weights = None
         if config.class_weights is not None:
             class_weights = torch.tensor(config.class_weights, device=labels.device, dtype=modality_logits.dtype)
+        # A modality has nothing to learn from a clip whose class it does not know.
+        taught = modality_mask & torch.tensor(config.known_classes, device=labels.device)[:, labels].T
         fused, unimodal = tower_losses(
-            fused_logits, modality_logits, modality_mask, labels, class_weights, config.label_smoothing
+            fused_logits, modality_logits, taught, labels, class_weights, config.label_smoothing
         )
         fused_weight, unimodal_weight = (
             default if chosen is None else chosen
@@ -451,17 +551,37 @@ def _is_fusion_head(module: nn.Module) -> bool:
 
 
 def _build_fusion(head_class: type[FusionHead], config: MMBalanceConfig, widths: tuple[int, ...]) -> FusionHead:
-    options = config.fusion_options or {}
+    options = dict(config.fusion_options or {})
+    if not all(map(all, config.known_classes)):
+        if not head_class.takes_known_classes:
+            raise ValueError(
+                f"fusion={config.fusion!r} cannot be used where a modality does not know all classes (source_labels):"
+                " choose 'adaptive', or map a label to every class"
+            )
+        options["known"] = config.known_classes
+    if head_class.owns_unimodal_logits and (config.source_labels or config.frame_pooling == "log_probs"):
+        raise ValueError(
+            f"fusion={config.fusion!r} computes its unimodal logits itself: neither source_labels nor"
+            " frame_pooling='log_probs' can be used with it"
+        )
     try:
         return head_class(len(widths), config.num_labels or 0, widths, **options)
     except TypeError as error:
         raise ValueError(f"fusion={config.fusion!r} does not take fusion_options={options!r}: {error}") from error
 
 
-def _build_unimodal_head(config: MMBalanceConfig, head_class: type[FusionHead], width: int) -> nn.Module:
-    if (head_class.required_unimodal_head or config.unimodal_head) == "cosine":
+def _build_unimodal_head(
+    config: MMBalanceConfig, head_class: type[FusionHead], modality: str, width: int
+) -> nn.Module:
+    form = head_class.required_unimodal_head or config.unimodal_head
+    source = (config.source_labels or {}).get(modality)
+    if form == "cosine" and (source or config.frame_pooling == "log_probs"):
+        raise ValueError("cosine heads can neither be taken from classifiers nor used with frame_pooling='log_probs'")
+    if source:
+        return SourceHead(width, len(source["labels"]), source["classes"], source["layer_norm_eps"])
+    if form == "cosine":
         return CosineClassifier(width, config.num_labels or 0, config.cosine_scale)
     return nn.Linear(width, config.num_labels or 0)
 
 
-__all__ = ["MMBalanceForAudioVisualClassification", "MMBalanceOutput", "MMBalancePreTrainedModel"]
+__all__ = ["EmbedOutput", "MMBalanceForAudioVisualClassification", "MMBalanceOutput", "MMBalancePreTrainedModel"]

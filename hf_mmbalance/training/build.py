@@ -9,7 +9,7 @@ from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcess
 from hf_mmbalance.data.clips import ClipSplits
 from hf_mmbalance.embedding.build import fitted_frames, reading_of
 from hf_mmbalance.hub.errors import explained
-from hf_mmbalance.model.towers_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
+from hf_mmbalance.model.backbones_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
 from hf_mmbalance.training.arguments import ModelArguments
 from hf_mmbalance.training.batches import SpecAugment
 from hf_mmbalance.training.trainer import check_classes

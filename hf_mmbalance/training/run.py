@@ -27,7 +27,7 @@ from hf_mmbalance.hub.model_card import pinned_revision, write_card
 from hf_mmbalance.hub.model_push import prepare_repo
 from hf_mmbalance.json_files import write_json
 from hf_mmbalance.metrics import measures
-from hf_mmbalance.model.towers_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
+from hf_mmbalance.model.backbones_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
 from hf_mmbalance.provenance import base_model, command, provenance, versions
 from hf_mmbalance.scrubbing import scrub_all
 from hf_mmbalance.training.arguments import (

@@ -1,0 +1,245 @@
+"""A model from two backbones or classifiers: loading, checking, and copying their weights."""
+
+import difflib
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForAudioClassification,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from .configuration_mmbalance import MMBalanceConfig
+from .fusion_files_mmbalance import fusion_class, load_fusion_head
+from .source_heads_mmbalance import SourceHead, label_names, source_head_of
+from .towers_mmbalance import fit_ast_positions, tower_options, tower_width
+
+
+DEFAULT_AUDIO = "MIT/ast-finetuned-audioset-10-10-0.4593"
+DEFAULT_VISION = "google/vit-base-patch16-224-in21k"
+
+Backbone = str | os.PathLike | PreTrainedConfig | PreTrainedModel | None
+#: Names of a classifier's labels by the name of the class that they are mapped to.
+LabelMap = dict[str, list[str]]
+CLASSIFIERS = {"audio": AutoModelForAudioClassification, "vision": AutoModelForImageClassification}
+
+
+@dataclass
+class _Loaded:
+    """A backbone's config and weights (`None` for random ones), and the head and labels of a classifier."""
+
+    config: PreTrainedConfig
+    tower: PreTrainedModel | None = None
+    head: SourceHead | None = None
+    labels: list[str] = field(default_factory=list)
+
+
+def compose_from_backbones(
+    model_class: Any,
+    audio: Backbone = None,
+    vision: Backbone = None,
+    *,
+    id2label: dict[int, str],
+    fusion: str = "adaptive",
+    label_maps: dict[str, LabelMap] | None = None,
+    audio_max_length: int | None = None,
+    trainable_layers: int | str = "all",
+    dtype: torch.dtype = torch.float32,
+    audio_revision: str | None = None,
+    vision_revision: str | None = None,
+    trust_remote_code: bool = False,
+    token: str | bool | None = None,
+    cache_dir: str | None = None,
+    **config_options: Any,
+) -> PreTrainedModel:
+    """Compose `model_class` from an audio and a vision backbone.
+
+    Args:
+        audio, vision: Hub name or folder of a pretrained backbone, a config (random weights), or a loaded model. By
+            default AST trained on AudioSet and ViT-base trained on ImageNet-21k.
+        id2label: Class names by index.
+        fusion: Fusion head (see [`MMBalanceConfig`]), or `"path/to/my_head.py:MyHead"`.
+        label_maps: Modalities whose unimodal head is taken over from a classifier (audio or image classification):
+            for each, the names of its labels that count for every class, e.g. `{"audio": {"angry": ["ang", "fury"]}}`.
+            The modality gives no evidence for a class that is not named; labels not named are left out. Other
+            modalities get a new head.
+        audio_max_length: Spectrogram frames (10 ms each) of the audio tower's input; AST's position embeddings are
+            interpolated. Default: that of the backbone.
+        trainable_layers: `"all"`, 0 to freeze both towers, or k to train only the last k layers of each.
+        dtype: Type of all weights; by default half-precision checkpoints are converted to float32.
+        audio_revision, vision_revision: Branch, tag or commit of the backbones.
+        trust_remote_code: Run code that comes with the backbones. Off by default.
+        token, cache_dir: As in `from_pretrained`.
+        **config_options: Other fields of [`MMBalanceConfig`].
+
+    Returns:
+        The model, with the modalities in the order (audio, vision).
+
+    Raises:
+        ValueError: for a backbone that cannot be loaded or does not take audio or frames, an unknown fusion head,
+            option or field, a name in `label_maps` that does not exist, or a classifier whose head cannot be taken
+            over.
+    """
+    unknown = set(config_options) - set(MMBalanceConfig.__dataclass_fields__)
+    if unknown:
+        name = sorted(unknown)[0]
+        close = difflib.get_close_matches(name, MMBalanceConfig.__dataclass_fields__, n=1)
+        raise ValueError(f"unknown option {name!r}" + (f": did you mean {close[0]!r}?" if close else ""))
+    fusion = load_fusion_head(fusion)
+    fusion_class(fusion)
+    hub = {"trust_remote_code": trust_remote_code, "token": token, "cache_dir": cache_dir}
+    id2label = {int(index): label for index, label in sorted(id2label.items())}
+    maps = label_maps or {}
+    if not set(maps) <= set(CLASSIFIERS):
+        raise ValueError(f"label_maps names {sorted(maps)}: the modalities are {list(CLASSIFIERS)}")
+    parts = {
+        "audio": _load(audio, "audio", "input_values", dtype, audio_revision, hub, "audio" in maps),
+        "vision": _load(vision, "vision", "pixel_values", dtype, vision_revision, hub, "vision" in maps),
+    }
+    if audio_max_length is not None:
+        _fit_audio_length(parts["audio"], audio_max_length)
+    source_labels = {
+        name: _source_labels(name, parts[name], label_map, list(id2label.values())) for name, label_map in maps.items()
+    }
+    config = model_class.config_class(
+        audio_config=parts["audio"].config.to_dict(),
+        vision_config=parts["vision"].config.to_dict(),
+        fusion=fusion,
+        source_labels=source_labels or None,
+        id2label=id2label,
+        label2id={label: index for index, label in id2label.items()},
+        **config_options,
+    )
+    model = model_class(config).to(dtype)
+    for tower, part in zip((model.audio_model, model.vision_model), parts.values(), strict=True):
+        if part.tower is not None:
+            _copy_weights(tower, part.tower)
+    for m, part in enumerate(parts.values()):
+        if part.head is not None:
+            model.unimodal_heads[m].take_weights(part.head)
+    model.freeze_towers(trainable_layers)
+    return model
+
+
+def _source_labels(modality: str, part: _Loaded, label_map: LabelMap, classes: list[str]) -> dict[str, Any]:
+    """Entry of `config.source_labels` for a label map by names."""
+    assert part.head is not None
+    for name in label_map:
+        _check_name(name, classes, f"label_maps: {modality} names the class", "the model has the classes")
+    for name in (label for labels in label_map.values() for label in labels):
+        _check_name(
+            name, part.labels, f"label_maps: {modality} names the source label", "the classifier has the labels"
+        )
+    indices = [[part.labels.index(label) for label in label_map.get(name, [])] for name in classes]
+    eps = getattr(part.head.norm, "eps", None)
+    return {"labels": part.labels, "classes": indices, "layer_norm_eps": eps}
+
+
+def _check_name(name: str, names: list[str], problem: str, remedy: str) -> None:
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"{remedy} {names[:20]}"
+        raise ValueError(f"{problem} {name!r}, which does not exist: {hint}")
+
+
+def _load(
+    backbone: Backbone,
+    modality: str,
+    main_input: str,
+    dtype: torch.dtype,
+    revision: str | None,
+    hub: dict,
+    with_head: bool,
+) -> _Loaded:
+    if isinstance(backbone, PreTrainedConfig):
+        if with_head:
+            raise ValueError(f"label_maps names {modality}, but its backbone is a config, which has no trained head")
+        _check_input(MODEL_MAPPING.get(type(backbone), None), modality, main_input)
+        tower_width(backbone)
+        return _Loaded(backbone)
+    if isinstance(backbone, PreTrainedModel):
+        model = backbone
+    else:
+        name = str(backbone or {"audio": DEFAULT_AUDIO, "vision": DEFAULT_VISION}[modality])
+        hub = {**hub, "revision": revision or "main"}
+        try:
+            model = _pretrained_classifier(name, modality, hub) if with_head else _pretrained_tower(name, dtype, hub)
+        except (OSError, ValueError) as error:
+            kind = "classifier" if with_head else "backbone"
+            text = f"{modality} {kind} {name!r} cannot be loaded: {error}"
+            if "safetensors" in str(error):
+                text += (
+                    f"\nPickled weights are not read, since they can run any code: if you trust them, load the {kind}"
+                    " yourself and pass the model"
+                )
+            raise ValueError(text) from error
+    tower: PreTrainedModel = model.base_model  # type: ignore[assignment]  # without a classification head
+    _check_input(type(tower), modality, main_input)
+    tower_width(tower.config)
+    if not with_head:
+        return _Loaded(tower.config, tower)
+    return _Loaded(tower.config, tower, source_head_of(model), label_names(model))
+
+
+def _pretrained_tower(name: str, dtype: torch.dtype, hub: dict) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(name, **hub)
+    options = {"dtype": dtype, "use_safetensors": True, **tower_options(config)}
+    return AutoModel.from_pretrained(name, config=config, **options, **hub)
+
+
+def _pretrained_classifier(name: str, modality: str, hub: dict) -> PreTrainedModel:
+    """A classifier in float32, in which its head is compared with its logits."""
+    options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    model, info = CLASSIFIERS[modality].from_pretrained(name, **options, **hub)
+    new = sorted(key for key in info["missing_keys"] if not key.startswith(f"{model.base_model_prefix}."))
+    if new:
+        raise ValueError(
+            f"it has no weights {new} of the head of {type(model).__name__}: use its backbone only (leave {modality}"
+            " out of label_maps)"
+        )
+    return model
+
+
+def _check_input(model_class: Any, modality: str, main_input: str) -> None:
+    taken = getattr(model_class, "main_input_name", main_input)  # None: a class defined only on the Hub
+    if taken != main_input:
+        raise ValueError(
+            f"{modality} backbone {model_class.__name__} takes {taken}, not {main_input}: it cannot be used as the"
+            f" {modality} backbone"
+        )
+
+
+def _fit_audio_length(part: _Loaded, max_length: int) -> None:
+    model, config = part.tower, part.config
+    if config.model_type != "audio-spectrogram-transformer":
+        raise ValueError(f"audio_max_length is for AST backbones, not for {config.model_type!r}: leave it out")
+    if max_length < config.patch_size:
+        raise ValueError(f"audio_max_length={max_length} is shorter than one patch of {config.patch_size} frames")
+    fitted = type(config).from_dict({**config.to_dict(), "max_length": max_length})
+    if model is not None and max_length != config.max_length:
+        positions: torch.Tensor = model.get_parameter("embeddings.position_embeddings")
+        resized = type(model)(fitted)
+        resized.to(positions.dtype)  # type: ignore[arg-type]
+        weights = model.state_dict()
+        weights["embeddings.position_embeddings"] = fit_ast_positions(positions.data, config, fitted)
+        resized.load_state_dict(weights)
+        part.tower = resized
+    part.config = fitted
+
+
+def _copy_weights(tower: PreTrainedModel, loaded: PreTrainedModel) -> None:
+    missing, unexpected = tower.load_state_dict(loaded.state_dict(), strict=False)
+    # A backbone passed as a loaded model may still have the pooling layer that the tower omits.
+    unexpected = [key for key in unexpected if not key.startswith("pooler.")]
+    if missing or unexpected:
+        raise ValueError(f"backbone {type(loaded).__name__}: missing weights {missing}, unexpected {unexpected}")
+
+
+__all__ = ["compose_from_backbones"]

@@ -1,0 +1,205 @@
+"""Heads taken over from classifiers: their own labels, mapped to the classes of the model."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+
+from .towers_mmbalance import tower_features
+
+
+#: Nats by which the logit of a class that the head does not know lies below the lowest one that it knows.
+UNKNOWN_MARGIN = 20.0
+#: Largest difference between a classifier's logits and those of the head taken from it, relative to the largest logit.
+TOLERANCE = 1e-4
+
+
+class SourceHead(nn.Module):
+    r"""A classifier's head: log-probabilities of its own labels, and of the classes that they are mapped to.
+
+    \\(\log p(k|x) = \mathrm{logsoftmax}(W \mathrm{norm}(f) + b)_k\\) over the source labels k;
+    \\(z_c = \log \sum_{k \in c} p(k|x)\\) over the labels mapped to class c. Labels mapped to no class are left out. A
+    class without labels is unknown to the head: its logit lies `UNKNOWN_MARGIN` below the lowest known one, and the
+    adaptive head gives it no evidence.
+
+    Args:
+        hidden_size (`int`): Width of the features.
+        num_source_labels (`int`): Number K of source labels.
+        classes (`Sequence[Sequence[int]]`): Indices of the source labels of every class; empty where it is unknown.
+        layer_norm_eps (`float`, *optional*): Of a layer norm before the linear layer; `None` where there is none.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_source_labels: int,
+        classes: Sequence[Sequence[int]],
+        layer_norm_eps: float | None = None,
+    ):
+        super().__init__()
+        self.norm = nn.Identity() if layer_norm_eps is None else nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.linear = nn.Linear(hidden_size, num_source_labels)
+        self.classes = [list(labels) for labels in classes]
+        self.register_buffer("class_labels", self._class_labels())
+
+    def _class_labels(self) -> torch.Tensor:
+        """`(C, K)` bool: which labels count for which class."""
+        numbers = torch.arange(self.linear.out_features)
+        return torch.stack([torch.isin(numbers, torch.tensor(labels, dtype=torch.long)) for labels in self.classes])
+
+    def init_weights(self) -> None:
+        """Set the buffer again; the linear layer and the norm are set by transformers."""
+        init.copy_(self.class_labels, self._class_labels())
+
+    def take_weights(self, other: "SourceHead") -> None:
+        """Copy norm and linear layer of a head with the same labels; the classes stay."""
+        self.norm.load_state_dict(other.norm.state_dict())
+        self.linear.load_state_dict(other.linear.state_dict())
+
+    def label_log_probs(self, features: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of the source labels: `(..., D)` -> `(..., K)`, in at least float32."""
+        logits = self.linear(self.norm(features))
+        return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+
+    def class_logits(self, label_log_probs: torch.Tensor) -> torch.Tensor:
+        """Logits of the classes: `(B, K)` -> `(B, C)`, finite everywhere."""
+        counts: torch.Tensor = self.class_labels  # type: ignore[assignment]  # a buffer
+        known = counts.any(1)
+        # An unknown class adds up all labels here, as an empty sum has no gradient; its value is replaced below.
+        parts = label_log_probs.unsqueeze(1).masked_fill(~(counts | ~known.unsqueeze(1)), -torch.inf)
+        logits = parts.logsumexp(-1)
+        lowest = logits.detach().masked_fill(~known, torch.inf).amin(-1, keepdim=True)
+        return torch.where(known, logits, lowest - UNKNOWN_MARGIN)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits of the classes: `(B, D)` -> `(B, C)`."""
+        return self.class_logits(self.label_log_probs(features))
+
+
+def label_log_probs(head: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities over a head's own outputs: the source labels of a [`SourceHead`], else the classes."""
+    if isinstance(head, SourceHead):
+        return head.label_log_probs(features)
+    logits = head(features)
+    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+
+
+def class_logits(head: nn.Module, log_probs: torch.Tensor) -> torch.Tensor:
+    """Logits of the classes `(B, C)` from what [`label_log_probs`] gave, pooled over frames or not."""
+    return head.class_logits(log_probs) if isinstance(head, SourceHead) else log_probs
+
+
+def source_head_of(classifier: PreTrainedModel) -> SourceHead:
+    """The head of a classifier as a [`SourceHead`] on the tower's feature, each label a class of its own.
+
+    The layers outside the backbone must be affine, after at most one layer norm; several linear layers are merged,
+    which is exact where the classifier averages over time between them. That the result is the classifier's
+    own is checked on random input.
+
+    Raises:
+        ValueError: if the model has no head, its head has another form, its logits are not those of the head found, or
+            its config does not name at least two different labels.
+    """
+    labels = label_names(classifier)
+    norm, weight, bias = _affine_head(classifier)
+    width = weight.shape[1]
+    head = SourceHead(width, len(labels), [[k] for k in range(len(labels))], None if norm is None else norm.eps)
+    with torch.no_grad():
+        if norm is not None:
+            head.norm.load_state_dict({name: value.float() for name, value in norm.state_dict().items()})
+        head.linear.weight.copy_(weight)
+        head.linear.bias.copy_(bias)
+    _verify(classifier, head)
+    return head
+
+
+def label_names(classifier: PreTrainedModel) -> list[str]:
+    """Names of a classifier's labels, in the order of its logits.
+
+    Raises:
+        ValueError: if there are less than two, or two have the same name.
+    """
+    id2label = classifier.config.id2label or {}
+    names = [str(id2label[k]) for k in sorted(id2label)]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(
+            f"{type(classifier).__name__} has the labels {names[:10]}: a classifier of at least two labels with"
+            " different names is needed; use its backbone only"
+        )
+    return names
+
+
+def _affine_head(classifier: PreTrainedModel) -> tuple[nn.LayerNorm | None, torch.Tensor, torch.Tensor]:
+    """Layer norm, weight `(K, D)` and bias `(K,)` of the layers outside the backbone, float32."""
+    name = type(classifier).__name__
+    backbone = classifier.base_model
+    if backbone is classifier:
+        raise ValueError(f"{name} has no classification head: leave its modality out of label_maps")
+    inside = set(backbone.modules())
+    layers = [
+        module
+        for module in classifier.modules()
+        if module not in inside
+        and module is not classifier
+        and next(module.parameters(recurse=False), None) is not None
+    ]
+    norm = layers[0] if layers and isinstance(layers[0], nn.LayerNorm) else None
+    linear = layers[1:] if norm is not None else layers
+    width, fitting = None, bool(linear) and next(classifier.parameters(recurse=False), None) is None
+    for layer in linear:
+        fitting = fitting and isinstance(layer, nn.Linear) and width in (None, layer.in_features)
+        width = getattr(layer, "out_features", None)
+    if not fitting or norm is not None and norm.normalized_shape != (linear[0].in_features,):
+        kinds = ", ".join(type(layer).__name__ for layer in layers) or "no layers"
+        raise ValueError(
+            f"the head of {name} ({kinds}) is not a linear layer on one feature vector: use its backbone only (leave"
+            " its modality out of label_maps)"
+        )
+    weight = torch.eye(linear[0].in_features, dtype=torch.float64)
+    bias = torch.zeros(linear[0].in_features, dtype=torch.float64)
+    for layer in linear:
+        own = layer.weight.detach().double().cpu()
+        weight, bias = own @ weight, own @ bias
+        if layer.bias is not None:
+            bias = bias + layer.bias.detach().double().cpu()
+    return norm, weight.float(), bias.float()
+
+
+@torch.no_grad()
+def _verify(classifier: PreTrainedModel, head: SourceHead) -> None:
+    """Check that head and tower give the classifier's logits for two random clips."""
+    probe = copy.deepcopy(classifier).float().cpu().eval()
+    inputs = random_input(probe)
+    expected = probe(inputs).logits
+    features = tower_features(probe.base_model, inputs)[0]
+    same = features.shape[1] == head.linear.in_features
+    if same:
+        found = head.linear(head.norm(features))
+        same = bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp(min=1.0))
+    if not same:
+        raise ValueError(
+            f"the head of {type(classifier).__name__} does not give its logits from the feature of its tower: use its"
+            " backbone only (leave its modality out of label_maps)"
+        )
+
+
+def random_input(model: PreTrainedModel, clips: int = 2) -> torch.Tensor:
+    """Input of `model` for a few clips of noise: spectrograms, half a second of raw sound, or images."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(clips, *_input_shape(model.config, model.main_input_name), generator=generator)
+
+
+def _input_shape(config: PreTrainedConfig, main_input: str) -> tuple[int, ...]:
+    if main_input == "pixel_values":
+        size = getattr(config, "image_size", None) or 224
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        return (getattr(config, "num_channels", 3), height, width)
+    if config.model_type == "audio-spectrogram-transformer":
+        return (config.max_length, config.num_mel_bins)
+    return (8000,)
+
+
+__all__ = ["SourceHead", "source_head_of"]
