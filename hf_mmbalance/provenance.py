@@ -23,7 +23,12 @@ logger = logging.get_logger(__name__)
 
 
 def provenance(
-    clips: ClipSplits, dataset: str, source: Any, base_models: list[dict[str, str | None]], command: str, processes: int
+    clips: ClipSplits,
+    dataset: str,
+    source: Any,
+    base_models: list[dict[str, str | None]],
+    command: str,
+    processes: int,
 ) -> dict[str, Any]:
     """Everything a model card says of a model's origin, as plain values.
 

@@ -21,7 +21,9 @@ def option(default: Any, text: str) -> Any:
 class MediaOptions:
     """Options that all sources of media files share."""
 
-    unlabelled: str = option("refuse", "Clips without a label: refuse, or keep (apart from all splits, for prediction).")
+    unlabelled: str = option(
+        "refuse", "Clips without a label: refuse, or keep (apart from all splits, for prediction)."
+    )
     sampling_rate: int = option(16_000, "Rate the sound is resampled to, in Hz.")
     frames: int = option(8, "Frames per clip, spread evenly over its window.")
     frame_size: list[int] | None = option([224, 224], "Height and width of a frame.")

@@ -15,8 +15,9 @@ from hf_mmbalance.model.source_heads_mmbalance import SourceHead
 
 
 #: Entries of configs that say where a model came from, not what it computes.
-_ORIGIN = {"_name_or_path", "transformers_version", "_commit_hash", "dtype", "torch_dtype", "architectures", "id2label",
-           "label2id", "auto_map", "processor_class", "image_processor_type", "feature_extractor_type"}  # fmt: skip
+_ORIGIN = {"_name_or_path", "transformers_version", "_commit_hash", "dtype", "torch_dtype", "architectures",
+           "id2label", "label2id", "auto_map", "processor_class", "image_processor_type",
+           "feature_extractor_type"}  # fmt: skip
 
 
 def content_key(part: np.ndarray, *about: Any) -> str:

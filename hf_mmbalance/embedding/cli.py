@@ -82,8 +82,8 @@ def add_fuse(verbs: Any) -> None:
 
 def _add_towers(parser: argparse.ArgumentParser, required: bool = False) -> None:
     for modality in ("audio", "vision"):
-        parser.add_argument(f"--{modality}_model", required=required, metavar="ID", help=f"{modality} model: repository"
-                            " on the Hub, or folder")  # fmt: skip
+        parser.add_argument(f"--{modality}_model", required=required, metavar="ID", help=f"{modality} model:"
+                            " repository on the Hub, or folder")  # fmt: skip
         parser.add_argument(f"--{modality}_revision", metavar="REV", help="its branch, tag or commit")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the models")
 
@@ -115,12 +115,8 @@ def run_embed(arguments: argparse.Namespace) -> int:
         raise ValueError("give the clips, --audio_model and --vision_model; or --merge the folders of shards")
     clips, _ = load_dataset(arguments)
     _say_notes(clips)
-    model, processor = build_towers(
-        _towers(arguments), clips, {}, trust_remote_code=arguments.trust_remote_code
-    )
-    counts = _embed(
-        arguments, clips, model, processor, arguments.out, tuple(arguments.draws_of), arguments.augmented
-    )
+    model, processor = build_towers(_towers(arguments), clips, {}, trust_remote_code=arguments.trust_remote_code)
+    counts = _embed(arguments, clips, model, processor, arguments.out, tuple(arguments.draws_of), arguments.augmented)
     if console.shows_text(arguments):
         console.say(f"{counts['rows']} rows in {arguments.out}: {counts['computed']} features computed,"
                     f" {counts['reused']} taken from there")  # fmt: skip

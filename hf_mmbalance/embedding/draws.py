@@ -34,7 +34,9 @@ class Draws:
             raise DataError("draws must be at least 1: the clean clip is always among them")
 
     def of(self, clips: ClipSplits) -> dict[str, ClipDataset]:
-        """The clips of every split (and those without a label) with their draws: `clips` and `draws` of each say whose version a row is.
+        """The clips of every split (and those without a label) with their draws.
+
+        The `clips` and `draws` of each dataset say whose version a row is.
 
         Raises:
             DataError: an unknown corruption; or augmented and corrupted draws of train clips at once.

@@ -142,6 +142,8 @@ def finish(out: Path) -> None:
     for folder in out.iterdir():
         if folder.is_dir() and folder.name != "processor" and folder.name not in kept:
             shutil.rmtree(folder)
+    for draft in out.glob("*/.part-*"):  # of a process that was killed
+        draft.unlink()
     write_json(out / PLAN, {**plan, "complete": True})
 
 

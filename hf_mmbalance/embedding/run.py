@@ -15,6 +15,7 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 from hf_mmbalance.data.clips import ClipSplits, NoLabels
+from hf_mmbalance.data.sources.rows import UNLABELLED
 from hf_mmbalance.embedding.build import TowerName, build_towers
 from hf_mmbalance.embedding.dataset_options import load_dataset
 from hf_mmbalance.embedding.fuse import (
@@ -30,7 +31,6 @@ from hf_mmbalance.embedding.fuse import (
 from hf_mmbalance.embedding.labels import common_labels, map_labels
 from hf_mmbalance.embedding.outcome import Results, judge, plain_results, write_answers, write_outputs
 from hf_mmbalance.embedding.stored import Embeddings
-from hf_mmbalance.data.sources.rows import UNLABELLED
 from hf_mmbalance.hub.errors import explained
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
@@ -65,9 +65,7 @@ def fuse_models(
     clips, source = _load(arguments, labels)
     given = read_label_map(arguments.label_map)
     maps = {
-        name: map_labels(own, list(clips.classes), given.get(name))
-        for name, own in labels.items()
-        if own is not None
+        name: map_labels(own, list(clips.classes), given.get(name)) for name, own in labels.items() if own is not None
     }
     notes = [*clips.notes, *(f"{name}: {line}" for name, found in maps.items() for line in found.describe())]
     for note in notes:
@@ -184,8 +182,7 @@ def _description(
         "bayes_accuracy": None,
         "selected_by": None,
         "n": len(set(stored.clips)) if reported else 0,
-        "n_per_split": {("test" if split == TEST else "calibration"): 0 for split in reported}
-        | _counts(stored),
+        "n_per_split": {("test" if split == TEST else "calibration"): 0 for split in reported} | _counts(stored),
         "ci_unit": measures.ci_unit(groups) if groups else "clip",
         "heads": {name: "own" if own is not None else "fitted" for name, own in labels.items()},
         "notes": notes,
@@ -214,7 +211,9 @@ def _answer(model: MMBalanceForAudioVisualClassification, stored: Embeddings, ou
     frames = stored.log_probs.get("vision")
     with torch.no_grad():
         output = model.eval()(
-            modality_features=tuple(torch.from_numpy(values).float().nan_to_num() for values in rows.features.values()),
+            modality_features=tuple(
+                torch.from_numpy(values).float().nan_to_num() for values in rows.features.values()
+            ),
             modality_mask=torch.stack(list(present.values()), dim=1),
             frame_log_probs=None
             if frames is None or model.config.frame_pooling != "log_probs"

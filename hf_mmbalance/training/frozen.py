@@ -77,9 +77,7 @@ def frozen_clips(
     return dataclasses.replace(Embeddings.read(folder).clip_splits(), **kept)
 
 
-def _why_not(
-    clips: ClipSplits, model: MMBalanceForAudioVisualClassification, arguments: RunArguments
-) -> str | None:
+def _why_not(clips: ClipSplits, model: MMBalanceForAudioVisualClassification, arguments: RunArguments) -> str | None:
     """Why the towers' features cannot be kept, in words; None where they can."""
     if model.config.frame_pooling == "temporal":
         return "--frame_pooling temporal learns from the features of single frames"

@@ -21,6 +21,7 @@ from hf_mmbalance.data import load_clips
 from hf_mmbalance.data.clips import SPLITS, ClipSplits
 from hf_mmbalance.data.corruptions import ClipsCorruptedByEpoch
 from hf_mmbalance.decision.fits import fit_prior
+from hf_mmbalance.decision.results import mean_weights, render_rows, rows_of
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.hub.errors import HubError, explained
 from hf_mmbalance.hub.model_card import pinned_revision, write_card
@@ -41,7 +42,6 @@ from hf_mmbalance.training.decision_layer import apply_head, corruption_plan
 from hf_mmbalance.training.frozen import frozen_clips, stored_clips
 from hf_mmbalance.training.interruption import Interrupted, StopOnSignal
 from hf_mmbalance.training.processes import LOCK, answered_by_main, only_run_in
-from hf_mmbalance.decision.results import mean_weights, render_rows, rows_of
 from hf_mmbalance.training.trainer import MMBalanceTrainer, check_classes
 
 
@@ -132,7 +132,9 @@ def resuming(arguments: RunArguments) -> str:
             kept.append(word)
         elif option == word:
             next(words, None)  # its value
-    return train_command([*kept, "--output_dir", str(arguments.training.output_dir), "--resume_from_checkpoint", "true"])
+    return train_command(
+        [*kept, "--output_dir", str(arguments.training.output_dir), "--resume_from_checkpoint", "true"]
+    )
 
 
 def train_command(argv: list[str]) -> str:
@@ -158,9 +160,7 @@ def base_models(model: ModelArguments) -> list[dict[str, str | None]]:
     if model.model_name_or_path is not None:
         return [base_model("whole", model.model_name_or_path, None)]
     return [
-        base_model(
-            modality, getattr(model, f"{modality}_model") or default, getattr(model, f"{modality}_revision")
-        )
+        base_model(modality, getattr(model, f"{modality}_model") or default, getattr(model, f"{modality}_revision"))
         for modality, default in (("audio", DEFAULT_AUDIO), ("vision", DEFAULT_VISION))
         if getattr(model, f"{modality}_config") is None
     ]

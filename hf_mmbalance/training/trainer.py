@@ -20,6 +20,7 @@ from hf_mmbalance.console import UserError
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits
 from hf_mmbalance.data.sources.hub import HubOptions, clips_of
 from hf_mmbalance.data.streaming import EpochOrder
+from hf_mmbalance.decision.results import plain_sum
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.hub.checkpoint_push import CheckpointPushes
 from hf_mmbalance.hub.model_push import prepare_repo, push_saved
@@ -29,7 +30,6 @@ from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.training.batches import ClipCollator, KeyedClips, SpecAugment, missing_modalities
 from hf_mmbalance.training.decision_layer import DecisionArguments, apply_head, calibration_draws, fit
 from hf_mmbalance.training.processes import answered_by_main
-from hf_mmbalance.decision.results import plain_sum
 
 
 if TYPE_CHECKING:

@@ -7,8 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from hf_mmbalance.decision.table import DecisionTable
-from hf_mmbalance.metrics import measures
 from hf_mmbalance.decision.results import (
     mean_weights,
     measure,
@@ -16,6 +14,8 @@ from hf_mmbalance.decision.results import (
     render_rows,
     rows_of,
 )
+from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.metrics import measures
 
 
 def logits_of(probabilities) -> np.ndarray:

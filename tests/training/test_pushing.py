@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from hf_mmbalance import provenance
 from hf_mmbalance.hub import checkpoint_push as pushing
 from hf_mmbalance.hub.checkpoint_push import CheckpointPushes
 from hf_mmbalance.hub.errors import HubError
+from hf_mmbalance.training import run
 from hf_mmbalance.training.arguments import parse_arguments
 
 from .tiny_runs import TINY, random_splits

@@ -22,9 +22,9 @@ from hf_mmbalance.data import load_clips
 from hf_mmbalance.data.clips import ClipSplits
 from hf_mmbalance.data.sources.hub import HubOptions, clips_of
 from hf_mmbalance.decision import DecisionTable
+from hf_mmbalance.embedding.build import reading_of
 from hf_mmbalance.hub import load_classifier
 from hf_mmbalance.training.batches import ClipCollator
-from hf_mmbalance.embedding.build import reading_of
 from hf_mmbalance.training.run import main
 from tests.media_factory import write_clip
 

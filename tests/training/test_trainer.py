@@ -21,10 +21,10 @@ from hf_mmbalance.data import load_clips
 from hf_mmbalance.decision import fit_decision_layer
 from hf_mmbalance.decision.fits import fit_prior
 from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.embedding.build import fitted_frames
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.fusion_mmbalance import FUSION_HEADS
 from hf_mmbalance.training.arguments import ModelArguments, parse_arguments
-from hf_mmbalance.embedding.build import fitted_frames
 from hf_mmbalance.training.build import build_model_and_processor, spec_augment
 from hf_mmbalance.training.decision_layer import DecisionArguments, calibration_draws
 from hf_mmbalance.training.run import main

@@ -64,14 +64,18 @@ def clips_from_rows(
     place: dict[str | None, int] = {label: i for i, label in enumerate(classes)}
     unlabelled, rows = [row for row in rows if row.label is None], [row for row in rows if row.label is not None]
     fractions = {split: getattr(options, f"{split}_fraction") for split in ("test", "validation", "calibration")}
-    splits, more = fill_splits(
-        [row.id for row in rows],
-        [place[row.label] for row in rows],
-        [row.group for row in rows],
-        [row.split for row in rows],
-        fractions=fractions,
-        seed=options.seed,
-    ) if rows else ([], [])
+    splits, more = (
+        fill_splits(
+            [row.id for row in rows],
+            [place[row.label] for row in rows],
+            [row.group for row in rows],
+            [row.split for row in rows],
+            fractions=fractions,
+            seed=options.seed,
+        )
+        if rows
+        else ([], [])
+    )
     records: dict[str, list[ClipRecord]] = {}
     for row, split in zip(rows, splits, strict=True):
         record = ClipRecord(row.id, row.group, place[row.label], row.source, row.window)
