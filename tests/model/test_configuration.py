@@ -45,6 +45,17 @@ def test_round_trip(tmp_path):
     )
 
 
+def source(classes: list[list[int]]) -> dict:
+    """Three source labels under classes by index."""
+    return {"labels": ["a", "b", "c"], "classes": classes, "layer_norm_eps": None}
+
+
+def test_classes_that_a_modality_knows():
+    assert tiny_config().known_classes == [[True] * 4] * 2
+    config = tiny_config(source_labels={"vision": source([[0], [], [1, 2], []])})
+    assert config.known_classes == [[True] * 4, [True, False, True, False]]
+
+
 WRONG = [
     (
         {"modalities": ["vision", "audio"]},
@@ -56,7 +67,14 @@ WRONG = [
     ),
     ({"modality_dropout": [0.1, 1.0]}, r"modality_dropout=\[0.1, 1.0\]: give one rate in \[0, 1\)"),
     ({"modality_dropout": [-0.1, 0.0]}, r"modality_dropout=\[-0.1, 0.0\]: give one rate in \[0, 1\)"),
-    ({"frame_pooling": "max"}, r"frame_pooling='max' is unknown: choose one of \('mean', 'temporal'\)"),
+    ({"unimodal_head": "cosine", "frame_pooling": "log_probs"}, "'log_probs' is for linear heads"),
+    ({"source_labels": {"sound": {}}}, r"source_labels\['sound'\]: the modalities are \['audio', 'vision'\]"),
+    ({"source_labels": {"audio": {"labels": ["a"]}}}, "give 'labels', 'classes' and 'layer_norm_eps'"),
+    ({"source_labels": {"audio": source([[0], [1]])}}, "'classes' has 2 entries for 4 classes"),
+    ({"source_labels": {"audio": source([[0], [1], [], [3]])}}, "must hold indices of its 3 labels, from 0"),
+    ({"source_labels": {"audio": source([[0], [1], [], [0]])}}, r"one class, but \['a'\] occur twice"),
+    ({"source_labels": {"audio": source([[0, 1], [], [], []])}}, "mapped to 1 of the 4 classes; at least 2"),
+    ({"frame_pooling": "max"}, r"frame_pooling='max' is unknown: choose one of \('mean', 'temporal', 'log_probs'\)"),
     ({"unimodal_head": "mlp"}, r"unimodal_head='mlp' is unknown: choose one of \('linear', 'cosine'\)"),
     ({"max_frames": 0}, "max_frames=0 must be at least 1"),
     ({"temporal_heads": 0}, "temporal_heads=0 must be at least 1"),
@@ -78,7 +96,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), WRONG, ids=[f"{name}={value}" for w, _ in WRONG for name, value in w.items()]
+    ("options", "message"), WRONG, ids=["-".join(f"{name}={value}" for name, value in w.items()) for w, _ in WRONG]
 )
 def test_invalid_values_are_refused(options, message):
     with pytest.raises(StrictDataclassError, match=message):
