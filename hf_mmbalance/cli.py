@@ -10,6 +10,7 @@ from hf_mmbalance import console
 
 EPILOG = """examples:
   mmbalance train --config configs/grid_digits.yaml --data_dir GRID    the same as train.py
+  mmbalance fuse --audio_model A --vision_model B --dataset clips.csv --out model      two models as one
   mmbalance predict clip.mp4 --model user/name                         classes, by sound and by picture
   mmbalance decide outputs/grid-.../decisions.parquet                  every allocation, evaluated
   mmbalance diagnose outputs/grid-... --report lean.html               which modality a model relies on, and why
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of every verb."""
     import hf_mmbalance
     from hf_mmbalance.decision.cli import add_decide, add_diagnose
+    from hf_mmbalance.embedding.cli import add_embed, add_fuse
     from hf_mmbalance.hub.cli import add_card, add_push, add_space
     from hf_mmbalance.hub.predict import add_predict
     from hf_mmbalance.robustness.cli import add_robustness
@@ -51,6 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=hf_mmbalance.__version__)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
     verbs.add_parser("train", help="train a model (as train.py; mmbalance train --help shows its options)")
+    add_fuse(verbs)
+    add_embed(verbs)
     add_predict(verbs)
     add_decide(verbs)
     add_diagnose(verbs)

@@ -7,7 +7,7 @@ heads that did not learn from the clip's fold.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ import torch
 from hf_mmbalance.console import UserError
 from hf_mmbalance.decision.allocation import Allocation
 from hf_mmbalance.decision.folds import draw_folds
-from hf_mmbalance.decision.results import plain_sum
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.embedding.heads import LinearHead, fit_head
 from hf_mmbalance.embedding.stored import Embeddings
@@ -113,7 +112,6 @@ class Fit:
     logits: np.ndarray
     folds: np.ndarray
     allocation: Allocation
-    notes: list[str] = field(default_factory=list)
 
     def unimodal(self, rows: Rows) -> np.ndarray:
         """Unimodal logits `(N, M, C)` of other rows."""
@@ -204,12 +202,18 @@ def fit(rows: Rows, options: FuseOptions) -> Fit:
             ) from None
         columns.append(logits)
     stacked = np.stack(columns, axis=1)
-    table = rows.table(stacked, FITTED)
+    return Fit(heads, stacked, folds, fit_allocation(rows, stacked, options.rung, options))
+
+
+def fit_allocation(rows: Rows, logits: np.ndarray, rung: str, options: FuseOptions) -> Allocation:
+    """The decision layer on held-out logits `(N, M, C)`; with typicality only where there are corrupted draws."""
+    table = rows.table(logits, FITTED)
+    if not rows.draws.any():
+        table.features = {}  # what typicality means for a decision cannot be learned from clean clips
+    allocation = Allocation(rung=rung, known_groups=options.known_groups, seed=options.seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # notes of the fit are in `notes_`
-        allocation = Allocation(rung=options.rung, known_groups=options.known_groups, seed=options.seed)
-        allocation.fit_table(table)
-    return Fit(heads, stacked, folds, allocation, list(allocation.notes_))
+        warnings.simplefilter("ignore")  # they are in `notes_`
+        return allocation.fit_table(table)
 
 
 def stratified_folds(labels: np.ndarray, units: np.ndarray, clips: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -227,11 +231,7 @@ def held_out_decisions(rows: Rows, fitted: Fit, options: FuseOptions) -> np.ndar
         learn, judge = fitted.folds != fold, fitted.folds == fold
         # `best_single` and `sum` are fallbacks beside the rungs: the stiffest rung brings them along.
         rung = "temperature" if chosen in ("best_single", "sum") else chosen
-        part = rows.take(np.flatnonzero(learn))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            allocation = Allocation(rung=rung, known_groups=options.known_groups, seed=options.seed)
-            allocation.fit_table(part.table(fitted.logits[learn], FITTED))
+        allocation = fit_allocation(rows.take(np.flatnonzero(learn)), fitted.logits[learn], rung, options)
         if chosen in allocation.ladder_.states:
             allocation.state_ = allocation.complete(allocation.ladder_.states[chosen])
         logits[judge] = allocation.decision_function(fitted.logits[judge], [values[judge] for values in features])
@@ -270,8 +270,3 @@ def write_heads(model: MMBalanceForAudioVisualClassification, heads: dict[str, L
             with torch.no_grad():
                 head.weight.copy_(torch.from_numpy(heads[modality].weight))
                 head.bias.copy_(torch.from_numpy(heads[modality].bias))
-
-
-def reference_logits(table: DecisionTable, log_prior: np.ndarray) -> dict[str, np.ndarray]:
-    """Logits of the plain sums of a table, by name."""
-    return {"sum": plain_sum(table), "prior_sum": plain_sum(table, log_prior)}

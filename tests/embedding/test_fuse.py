@@ -1,0 +1,219 @@
+"""Two models fused: held-out logits, the decision layer, the saved model, and what is said of few labels."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+from hf_mmbalance import MMBalanceForAudioVisualClassification
+from hf_mmbalance.cli import main
+from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.embedding.advice import learning_curve, where_to_label
+from hf_mmbalance.embedding.fuse import FuseError, FuseOptions, Rows, fit, held_out_decisions
+from hf_mmbalance.embedding.stored import Embeddings
+from hf_mmbalance.metrics import measures
+from tests.media_factory import write_clip
+
+from ..training.tiny_runs import AUDIO, VISION
+
+
+def rows(n=80, classes=4, width=12, spread=(1.2, 0.8), seed=0, clips_per_group=1) -> Rows:
+    """Clips whose features are Gaussian around a mean of their class."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    means = np.random.default_rng(99).normal(size=(2, classes, width))
+    features = {
+        name: scale * means[m][labels] + rng.normal(size=(n, width))
+        for m, (name, scale) in enumerate(zip(("audio", "vision"), spread, strict=True))
+    }
+    ids = np.array([f"clip {i}" for i in range(n)])
+    groups = np.array([f"group {i // clips_per_group}" for i in range(n)])
+    names = [f"class {c}" for c in range(classes)]
+    return Rows(ids, ids, groups, labels, np.zeros(n, int), features, {}, names, np.ones((2, classes), bool))
+
+
+def test_fusing_beats_the_better_tower_on_clips_that_nothing_saw():
+    fitted = fit(rows(), FuseOptions())
+    new = rows(n=400, seed=1)
+    unimodal, fused = fitted.unimodal(new), fitted.fused(new)
+    single = [measures.accuracy(unimodal[:, m], new.labels) for m in range(2)]
+    assert measures.accuracy(fused, new.labels) > max(single) + 0.02
+
+
+def test_held_out_numbers_are_not_those_of_the_clips_that_were_learned():
+    """Labels without any relation to the features: out of fold, nothing must be found."""
+    noise = rows(spread=(0.0, 0.0), n=120)
+    fitted = fit(noise, FuseOptions())
+    decided = held_out_decisions(noise, fitted, FuseOptions())
+    assert measures.accuracy(decided, noise.labels) < 0.4
+    assert abs(measures.nll(decided, noise.labels) - np.log(4)) < 0.1
+
+
+def test_clips_of_a_group_are_never_on_both_sides():
+    grouped = rows(clips_per_group=4)
+    folds = fit(grouped, FuseOptions()).folds
+    for group in np.unique(grouped.groups):
+        assert len(np.unique(folds[grouped.groups == group])) == 1
+    known = fit(grouped, FuseOptions(known_groups=True)).folds
+    assert any(len(np.unique(known[grouped.groups == group])) > 1 for group in np.unique(grouped.groups))
+
+
+def test_draws_of_a_clip_count_as_one_clip_and_stay_in_one_fold():
+    clean = rows()
+    twice = np.repeat(np.arange(80), 2)
+    doubled = clean.take(twice)
+    doubled.ids = np.array([f"row {i}" for i in range(160)])
+    doubled.draws = np.tile([0, 1], 80)
+    found, expected = fit(doubled, FuseOptions()), fit(clean, FuseOptions())
+    assert (found.folds[::2] == found.folds[1::2]).all()
+    for name, head in expected.heads.items():
+        assert found.heads[name].penalty == head.penalty
+        assert np.abs(found.heads[name](clean.features[name]) - head(clean.features[name])).max() < 0.02
+
+
+def test_a_missing_modality_is_left_out():
+    some = rows()
+    some.features["vision"][::5] = np.nan
+    fitted = fit(some, FuseOptions())
+    assert np.isnan(fitted.logits[::5, 1]).all() and not np.isnan(fitted.logits[1::5, 1]).any()
+    assert np.isfinite(fitted.fused(some)).all()
+
+
+def test_too_few_labels_are_refused_with_what_to_do():
+    one = rows().take(np.flatnonzero(rows().labels == 0))
+    with pytest.raises(FuseError, match="audio: a head needs clips of at least two classes.*label more clips"):
+        fit(one, FuseOptions())
+
+
+def test_the_curve_is_judged_on_clips_that_were_not_learned():
+    points = learning_curve(rows(n=160), FuseOptions())
+    assert [(point["labels"], point["judged_on"]) for point in points] == [(40, 120), (80, 80)]
+    assert points[0]["nll"]["fused"] > points[1]["nll"]["fused"]
+    low, high = points[1]["ci"]["fused"]
+    assert low <= points[1]["accuracy"]["fused"] <= high
+
+
+def test_advice_names_the_class_that_is_missed():
+    some = rows(n=40)
+    fused = np.eye(4)[some.labels] * 5.0
+    fused[some.labels == 2] = np.eye(4)[1] * 5.0
+    told = where_to_label(some, np.stack([fused, fused], axis=1), fused)
+    assert told == ["class 'class 2': 10 of its 10 clips are wrong, most often taken for 'class 1'"]
+
+
+# From the command line, on real files.
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("towers")
+    torch.manual_seed(0)
+    for name, tower in (("audio", AUDIO), ("vision", VISION)):
+        config = AutoConfig.for_model(**tower)
+        model = AutoModel.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        model.save_pretrained(folder / name)
+    return {name: str(folder / name) for name in ("audio", "vision")}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> Path:
+    """28 clips of two classes that differ in pitch and in colour, four of them without a label."""
+    folder = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(0)
+    lines = ["path,label"]
+    for i in range(28):
+        high = i % 2
+        tone, red = 300 + 900 * high + rng.normal(0, 100), 60 + 120 * high + rng.integers(-20, 20)
+        write_clip(folder / f"{i}.mp4", seconds=0.4, tone=tone, colour=(int(red), 60, 90), size=(32, 32))
+        lines.append(f"{i}.mp4,{('low', 'high')[high] if i < 24 else ''}")
+    (folder / "clips.csv").write_text("\n".join(lines) + "\n")
+    return folder / "clips.csv"
+
+
+def fuse(table: Path, out: Path, towers: dict[str, str], *more: str) -> int:
+    models = [word for name, path in towers.items() for word in (f"--{name}_model", path)]
+    return main(["fuse", "--dataset", str(table), *models, "--frames", "2", "--out", str(out), *more])
+
+
+@pytest.fixture(scope="module")
+def fused(table, towers, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("fused") / "model"
+    assert fuse(table, out, towers) == 0
+    return out
+
+
+def test_the_saved_model_answers_as_the_table_says(fused):
+    model = MMBalanceForAudioVisualClassification.from_pretrained(fused).eval()
+    stored = Embeddings.read(fused / "embeddings")
+    answers = {row["id"]: row for row in csv.DictReader((fused / "answers.csv").open())}
+    assert set(answers) == {f"{i}.mp4" for i in range(24, 28)}
+    processor = AutoProcessor.from_pretrained(fused, trust_remote_code=True)
+    folder = Path(json.loads((fused / "results.json").read_text())["arguments"]["dataset"]).parent
+    for name, row in answers.items():
+        with torch.no_grad():
+            output = model(**processor(video=str(folder / name)))
+        place = stored.ids.index(name)
+        for m, modality in enumerate(stored.modalities):
+            assert np.abs(output.modality_features[m][0].numpy() - stored.features[modality][place]).max() < 1e-5
+        probability = output.logits.softmax(-1)[0]
+        assert model.config.id2label[int(probability.argmax())] == row["label"]
+        assert float(probability.max()) == pytest.approx(float(row["probability"]), abs=1e-4)
+
+
+def test_the_report_has_held_out_numbers_a_curve_and_the_origin(fused):
+    results = json.loads((fused / "results.json").read_text())
+    assert {row["method"] for row in results["rows"]} == {"audio", "vision", "sum", "prior_sum", "fused"}
+    assert {row["split"] for row in results["rows"]} == {"calibration"}
+    assert results["n_per_split"] == {"calibration": 24} and results["heads"] == {
+        "audio": "fitted",
+        "vision": "fitted",
+    }
+    assert results["curve"][-1]["labels"] == 24
+    assert "4 clips have no label: they are only predicted" in results["notes"]
+    decisions = DecisionTable.read(fused / "decisions.parquet")
+    accuracy = measures.accuracy(decisions.references["fused"], decisions.labels)
+    row = next(row for row in results["rows"] if row["method"] == "fused")
+    assert row["n"] == 24 and row["accuracy"] == pytest.approx(accuracy) and accuracy > 0.8
+
+
+def test_it_is_an_ordinary_model_with_an_ordinary_card(fused, table, capsys):
+    assert type(AutoModel.from_pretrained(fused, trust_remote_code=True)).__name__.startswith("MMBalance")
+    assert main(["predict", str(table.parent / "3.mp4"), "--model", str(fused), "--json", "-"]) == 0
+    answer = json.loads(capsys.readouterr().out)[0]["answer"]
+    assert answer[0]["label"] == "high"
+    assert main(["card", str(fused), "user/fused"]) == 0
+    text = (fused / "README.md").read_text()
+    assert "without its fold" in text and "read after every epoch" not in text
+
+
+def test_features_that_are_there_are_used_again(fused, table, towers, tmp_path, capsys):
+    capsys.readouterr()
+    shared = str(fused / "embeddings")
+    assert fuse(table, tmp_path / "again", towers, "--embeddings", shared, "--json", "-") == 0
+    again = json.loads(capsys.readouterr().out)
+    first = json.loads((fused / "results.json").read_text())
+    assert again["rows"] == first["rows"]
+
+
+def test_a_folder_with_something_in_it_is_refused(table, towers, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert fuse(table, tmp_path, towers) == 2
+    assert "is not empty: give a new folder" in capsys.readouterr().err
+
+
+def test_backbones_without_any_label_are_refused(table, towers, tmp_path, capsys):
+    bare = table.parent / "bare.csv"
+    bare.write_text("path\n" + "\n".join(f"{i}.mp4" for i in range(6)) + "\n")
+    assert fuse(bare, tmp_path / "out", towers) == 2
+    assert "no clip has a label; name the classes with --classes" in capsys.readouterr().err
+    assert fuse(bare, tmp_path / "out", towers, "--classes", "low", "high") == 2
+    assert "the audio model is a backbone without a head: label some clips" in capsys.readouterr().err
