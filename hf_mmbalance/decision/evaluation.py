@@ -297,7 +297,7 @@ def _assemble(
 
 def prior_sum(allocation: Allocation) -> HeadState:
     """The sum with the prior of the fitting clips counted once: no parameters."""
-    plain = HeadState.plain_sum(*allocation.state_.shape, known=allocation.state_.known)
+    plain = HeadState.plain_sum(*allocation.state_.shape).with_known(allocation.state_.known)
     return plain.replace(log_prior=np.log(allocation.prior_))
 
 
@@ -305,7 +305,8 @@ def baselines(table: DecisionTable) -> dict[str, np.ndarray]:
     """Fused logits of what needs no fit: each modality by itself, `sum` and `mean_prob` over those present."""
     log_probs = table.log_probs
     found = {name: log_probs[:, m] for m, name in enumerate(table.modalities)}
-    found["sum"] = HeadState.plain_sum(*table.logits.shape[1:], known=table.known).fuse(table.logits).logits
+    state = HeadState.plain_sum(*table.logits.shape[1:]).with_known(table.known)
+    found["sum"] = state.fuse(table.logits).logits
     there = np.where(table.mask[..., None], log_probs, -np.inf)
     found["mean_prob"] = np.logaddexp.reduce(there, axis=1) - np.log(table.mask.sum(axis=1))[:, None]
     return found

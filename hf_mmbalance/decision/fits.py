@@ -56,7 +56,7 @@ class FitData:
 
     def plain_sum(self) -> HeadState:
         """The neutral state of the modalities and classes of these clips."""
-        return HeadState.plain_sum(*self.logits.shape[1:], known=self.known)
+        return HeadState.plain_sum(*self.logits.shape[1:]).with_known(self.known)
 
     def modality(self, m: int) -> FitData | None:
         """The clips that have modality m, with that modality only; None if no clip has it."""
@@ -295,5 +295,5 @@ def single(state: HeadState, modality: int) -> HeadState:
     """One modality under its temperature; in clips without it the others are used, equally."""
     weights = np.zeros(state.shape)
     weights[modality] = 1.0
-    plain = HeadState.plain_sum(*state.shape, known=state.known)
+    plain = HeadState.plain_sum(*state.shape).with_known(state.known)
     return plain.replace(log_temperature=state["log_temperature"], weights=weights)

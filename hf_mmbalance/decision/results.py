@@ -42,7 +42,7 @@ def measure(method: str, split: str, logits: np.ndarray, table: DecisionTable, c
 
 def plain_sum(table: DecisionTable, log_prior: np.ndarray | None = None) -> np.ndarray:
     """Sum of log-probabilities over the modalities present `(N, C)`; with a log prior `(C,)`, that counted once."""
-    state = HeadState.plain_sum(*table.logits.shape[1:], known=table.known)
+    state = HeadState.plain_sum(*table.logits.shape[1:]).with_known(table.known)
     return (state if log_prior is None else state.replace(log_prior=log_prior)).fuse(table.logits).logits
 
 

@@ -45,24 +45,23 @@ class HeadState:
     arrays: Mapping[str, np.ndarray]
 
     @classmethod
-    def plain_sum(cls, modalities: int, classes: int, known: np.ndarray | None = None) -> HeadState:
-        """The neutral state: uniform prior, every weight 1, nothing calibrated.
+    def plain_sum(cls, modalities: int, classes: int) -> HeadState:
+        """The neutral state: uniform prior, every weight 1, nothing calibrated."""
+        return cls(
+            {
+                "log_prior": np.full(classes, -np.log(classes)),
+                "prior_shift": np.zeros(classes),
+                "log_temperature": np.zeros(modalities),
+                "weights": np.ones((modalities, classes)),
+                "bias": np.zeros(classes),
+            }
+        )
 
-        Args:
-            modalities: M.
-            classes: C.
-            known: `(M, C)` classes that each modality knows; None for all.
-        """
-        arrays = {
-            "log_prior": np.full(classes, -np.log(classes)),
-            "prior_shift": np.zeros(classes),
-            "log_temperature": np.zeros(modalities),
-            "weights": np.ones((modalities, classes)),
-            "bias": np.zeros(classes),
-        }
-        if known is not None and not np.all(known):
-            arrays["class_mask"] = np.asarray(known, dtype=np.float64)
-        return cls(arrays)
+    def with_known(self, known: np.ndarray | None) -> HeadState:
+        """A copy whose modalities know the classes `known (M, C)`; None for all, which needs no buffer."""
+        if known is None or np.all(known):
+            return self
+        return self.replace(class_mask=np.asarray(known, dtype=np.float64))
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.arrays[name]

@@ -189,10 +189,10 @@ class MMBalanceConfig(PreTrainedConfig):
             twice = sorted({labels[index] for index in used if used.count(index) > 1})
             if twice:
                 raise ValueError(f"{where}: a label counts for one class, but {twice} occur twice in 'classes'")
-            names = [(self.id2label or {})[c] for c, group in enumerate(classes) if group]
-            if len(names) < 2:
+            known = sum(bool(group) for group in classes)
+            if known < 2:
                 raise ValueError(
-                    f"{where}: its labels {labels[:20]} are mapped to {len(names)} of the {self.num_labels} classes;"
+                    f"{where}: its labels {labels[:20]} are mapped to {known} of the {self.num_labels} classes;"
                     " at least 2 are needed"
                 )
 

@@ -52,7 +52,7 @@ class SourceHead(nn.Module):
 
     def init_weights(self) -> None:
         """Set the buffer again; the linear layer and the norm are set by transformers."""
-        init.copy_(self.class_labels, self._class_labels())
+        init.copy_(self.get_buffer("class_labels"), self._class_labels())
 
     def take_weights(self, other: "SourceHead") -> None:
         """Copy norm and linear layer of a head with the same labels; the classes stay."""
@@ -66,7 +66,7 @@ class SourceHead(nn.Module):
 
     def class_logits(self, label_log_probs: torch.Tensor) -> torch.Tensor:
         """Logits of the classes: `(B, K)` -> `(B, C)`, finite everywhere."""
-        counts: torch.Tensor = self.class_labels  # type: ignore[assignment]  # a buffer
+        counts = self.get_buffer("class_labels")
         known = counts.any(1)
         # An unknown class adds up all labels here, as an empty sum has no gradient; its value is replaced below.
         parts = label_log_probs.unsqueeze(1).masked_fill(~(counts | ~known.unsqueeze(1)), -torch.inf)
@@ -122,8 +122,7 @@ def label_names(classifier: PreTrainedModel) -> list[str]:
     Raises:
         ValueError: if there are less than two, or two have the same name.
     """
-    id2label = classifier.config.id2label or {}
-    names = [str(id2label[k]) for k in sorted(id2label)]
+    names = [str(name) for _, name in sorted((classifier.config.id2label or {}).items())]
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(
             f"{type(classifier).__name__} has the labels {names[:10]}: a classifier of at least two labels with"
@@ -142,30 +141,31 @@ def _affine_head(classifier: PreTrainedModel) -> tuple[nn.LayerNorm | None, torc
     layers = [
         module
         for module in classifier.modules()
-        if module not in inside
-        and module is not classifier
-        and next(module.parameters(recurse=False), None) is not None
+        if module not in inside and next(module.parameters(recurse=False), None) is not None
     ]
     norm = layers[0] if layers and isinstance(layers[0], nn.LayerNorm) else None
-    linear = layers[1:] if norm is not None else layers
-    width, fitting = None, bool(linear) and next(classifier.parameters(recurse=False), None) is None
-    for layer in linear:
-        fitting = fitting and isinstance(layer, nn.Linear) and width in (None, layer.in_features)
-        width = getattr(layer, "out_features", None)
-    if not fitting or norm is not None and norm.normalized_shape != (linear[0].in_features,):
+    affine = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    if not affine or len(affine) + (norm is not None) < len(layers) or not _connected(norm, affine):
         kinds = ", ".join(type(layer).__name__ for layer in layers) or "no layers"
         raise ValueError(
             f"the head of {name} ({kinds}) is not a linear layer on one feature vector: use its backbone only (leave"
             " its modality out of label_maps)"
         )
-    weight = torch.eye(linear[0].in_features, dtype=torch.float64)
-    bias = torch.zeros(linear[0].in_features, dtype=torch.float64)
-    for layer in linear:
+    weight = torch.eye(affine[0].in_features, dtype=torch.float64)
+    bias = torch.zeros(affine[0].in_features, dtype=torch.float64)
+    for layer in affine:
         own = layer.weight.detach().double().cpu()
         weight, bias = own @ weight, own @ bias
         if layer.bias is not None:
             bias = bias + layer.bias.detach().double().cpu()
     return norm, weight.float(), bias.float()
+
+
+def _connected(norm: nn.LayerNorm | None, affine: list[nn.Linear]) -> bool:
+    """Whether each layer takes as many values as the one before gives."""
+    given = [*norm.normalized_shape] if norm is not None else [affine[0].in_features]
+    given += [layer.out_features for layer in affine[:-1]]
+    return given == [layer.in_features for layer in affine]
 
 
 @torch.no_grad()

@@ -275,6 +275,7 @@ class MMBalanceTrainer(Trainer):
                 for name, there in zip(modalities, present.T, strict=True)
             },
             references={"fused": outputs["logits"].astype(np.float64)},
+            known=np.array(self.model.config.known_classes),
             **{name: getattr(clips, name) for name in ("clips", "draws") if hasattr(clips, name)},
         )
 

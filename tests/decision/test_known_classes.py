@@ -29,11 +29,15 @@ PRIOR = (0.5, 0.3, 0.2)
 
 def hand_state(**changes: Any) -> HeadState:
     """Prior .5 .3 .2; the first modality knows classes 0 and 1 and has temperature 2; weights .5 and 1.5."""
-    return HeadState.plain_sum(2, 3, KNOWN).replace(
-        log_prior=np.log(PRIOR),
-        log_temperature=np.array([math.log(2), 0.0]),
-        weights=np.array([[0.5] * 3, [1.5] * 3]),
-        **changes,
+    return (
+        HeadState.plain_sum(2, 3)
+        .with_known(KNOWN)
+        .replace(
+            log_prior=np.log(PRIOR),
+            log_temperature=np.array([math.log(2), 0.0]),
+            weights=np.array([[0.5] * 3, [1.5] * 3]),
+            **changes,
+        )
     )
 
 
@@ -76,7 +80,7 @@ def test_the_head_of_the_model_gives_the_same_and_finite_gradients() -> None:
 
 
 def test_all_classes_known_is_the_head_without_a_mask() -> None:
-    assert "class_mask" not in HeadState.plain_sum(2, 3, np.ones((2, 3))).arrays
+    assert "class_mask" not in HeadState.plain_sum(2, 3).with_known(np.ones((2, 3))).arrays
     logits = np.random.default_rng(0).normal(size=(20, 2, 3))
     state = hand_state()
     full = state.replace(class_mask=np.ones((2, 3)))
@@ -88,7 +92,7 @@ def test_a_temperature_is_that_of_the_clips_whose_class_is_known() -> None:
     """The other clips say nothing about it: the fit is the one on two classes."""
     table = make_table(n=300, classes=3)
     data = FitData(table.logits[:, :1], table.labels, known=KNOWN[:1])
-    found = fit_temperatures(data, HeadState.plain_sum(1, 3, KNOWN[:1]))["log_temperature"]
+    found = fit_temperatures(data, HeadState.plain_sum(1, 3).with_known(KNOWN[:1]))["log_temperature"]
     rows = table.labels < 2
     few = FitData(table.logits[rows, :1, :2], table.labels[rows])
     np.testing.assert_allclose(found, fit_temperatures(few, HeadState.plain_sum(1, 2))["log_temperature"], atol=1e-4)
