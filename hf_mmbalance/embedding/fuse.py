@@ -246,19 +246,22 @@ def choose_pooling(
     Nothing but one temperature is fitted, so no fold is needed to compare the two.
 
     Returns:
-        `mean` (of features) or `log_probs` (of frames), and the NLL of each in nats per clip.
+        `mean` (of features) or `log_probs` (of frames), and the NLL of each in nats per clip (none where no labelled
+        clip is of a class that the classifier knows: then `mean`).
     """
     from hf_mmbalance.decision.fits import FitData, fit_temperatures
 
     losses: dict[str, float] = {}
     for pooling in POOLINGS:
         rows = rows_of_split(embeddings, model, labelled, pooling)
-        logits = rows.own["vision"]
-        there = ~np.isnan(logits[:, 0]) & (rows.draws == 0)
-        pair = np.stack([logits[there], logits[there]], axis=1)
-        state = fit_temperatures(FitData(pair, rows.labels[there], None))
-        scaled = log_softmax(logits[there] / np.exp(state["log_temperature"][0]))
-        losses[pooling] = float(-scaled[np.arange(len(scaled)), rows.labels[there]].mean())
+        logits, known = rows.own["vision"], rows.known[list(rows.features).index("vision")]
+        there = ~np.isnan(logits[:, 0]) & (rows.draws == 0) & known[rows.labels]
+        if not there.any():
+            return "mean", {}
+        own, labels = logits[there][:, known], np.cumsum(known)[rows.labels[there]] - 1
+        data = FitData(np.stack([own, own], axis=1), labels, None)
+        temperature = np.exp(fit_temperatures(data, data.plain_sum())["log_temperature"][0])
+        losses[pooling] = float(-log_softmax(own / temperature)[np.arange(len(labels)), labels].mean())
     return min(losses, key=lambda name: losses[name]), losses
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import PartialState
 from transformers.utils import logging
 
@@ -28,7 +27,7 @@ from hf_mmbalance.embedding.fuse import (
     rows_of_split,
     write_heads,
 )
-from hf_mmbalance.embedding.labels import common_labels, map_labels
+from hf_mmbalance.embedding.labels import map_labels, read_label_map
 from hf_mmbalance.embedding.outcome import Results, judge, plain_results, write_answers, write_outputs
 from hf_mmbalance.embedding.stored import Embeddings
 from hf_mmbalance.hub.errors import explained
@@ -63,11 +62,12 @@ def fuse_models(
     with explained("reading the models' labels"):
         labels = {name: tower.labels(arguments.trust_remote_code) for name, tower in towers.items()}
     clips, source = _load(arguments, labels)
-    given = read_label_map(arguments.label_map)
+    given = {} if arguments.label_map is None else read_label_map(arguments.label_map, list(towers))
     maps = {
         name: map_labels(own, list(clips.classes), given.get(name)) for name, own in labels.items() if own is not None
     }
-    notes = [*clips.notes, *(f"{name}: {line}" for name, found in maps.items() for line in found.describe())]
+    mapped = [f"{name}: {line}" for name, found in maps.items() for line in found.describe().splitlines()]
+    notes = [*clips.notes, *mapped]
     for note in notes:
         logger.warning("%s", note)
     pooling = "log_probs" if "vision" in maps else "mean"
@@ -101,30 +101,10 @@ def _load(arguments: argparse.Namespace, labels: dict[str, list[str] | None]) ->
         try:
             return load_dataset(arguments, **more)
         except NoLabels:
-            known = [names for names in labels.values() if names is not None]
-            shared = common_labels(known) if len(known) == len(labels) else []
-            if len(shared) < 2:
+            if labels["audio"] is None or labels["vision"] is None:
                 raise
-            return load_dataset(arguments, **{**more, "classes": shared})
-
-
-def read_label_map(path: Path | None) -> dict[str, dict[str, Any]]:
-    """The file of `--label_map`: modality -> label of its classifier -> class (or list of classes).
-
-    Raises:
-        FuseError: it cannot be read, or is something else.
-    """
-    if path is None:
-        return {}
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise FuseError(f"--label_map {path} cannot be read: {error}") from None
-    if not isinstance(found, dict) or not set(found) <= {"audio", "vision"}:
-        raise FuseError(f'--label_map {path}: expected {{"audio": {{label: class}}, "vision": {{label: class}}}}')
-    if not all(isinstance(part, dict) for part in found.values()):
-        raise FuseError(f"--label_map {path}: each modality needs a mapping of labels to classes")
-    return found
+            shared = map_labels(labels["vision"], labels["audio"]).classes  # the classes are those that both know
+            return load_dataset(arguments, **{**more, "classes": [name for name, own in shared.items() if own]})
 
 
 def _fit(
@@ -148,8 +128,8 @@ def _fit(
     if model.config.frame_pooling == "log_probs":
         pooling, losses = choose_pooling(stored, model, labelled)
         model.config.frame_pooling = model.frame_pooling.pooling = pooling
-        told = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-        notes.append(f"frames are pooled by {pooling}: the lower NLL of {told}")
+        told = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items()) or "no clip of a class it knows"
+        notes.append(f"frames are pooled by {pooling} (NLL: {told})")
     rows = rows_of_split(stored, model, labelled)
     fitted = fit(rows, options)
     test = rows_of_split(stored, model, {TEST}) if TEST in stored.splits else None

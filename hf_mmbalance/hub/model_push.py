@@ -92,7 +92,7 @@ def push_saved(
     _check_saved(folder)
     repo_id = prepare_repo(repo_id, private=private, revision=revision, token=token)
     if not (folder / CARD).is_file():
-        if (folder / RESULTS).is_file():
+        if (folder / RESULTS).is_file() and (folder / TABLE).is_file():
             write_card(folder, repo_id)
         else:
             (folder / CARD).write_text(plain_card(folder, repo_id), encoding="utf-8")

@@ -190,7 +190,7 @@ def test_it_is_an_ordinary_model_with_an_ordinary_card(fused, table, capsys):
     assert main(["predict", str(table.parent / "3.mp4"), "--model", str(fused), "--json", "-"]) == 0
     answer = json.loads(capsys.readouterr().out)[0]["answer"]
     assert answer[0]["label"] == "high"
-    assert main(["card", str(fused), "user/fused"]) == 0
+    assert main(["card", str(fused), "--repo_id", "user/fused"]) == 0
     text = (fused / "README.md").read_text()
     assert "without its fold" in text and "read after every epoch" not in text
 
@@ -217,3 +217,64 @@ def test_backbones_without_any_label_are_refused(table, towers, tmp_path, capsys
     assert "no clip has a label; name the classes with --classes" in capsys.readouterr().err
     assert fuse(bare, tmp_path / "out", towers, "--classes", "low", "high") == 2
     assert "the audio model is a backbone without a head: label some clips" in capsys.readouterr().err
+
+
+# Classifiers, which bring heads and labels of their own.
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory) -> dict[str, str]:
+    from transformers import AutoModelForAudioClassification, AutoModelForImageClassification
+
+    folder = tmp_path_factory.mktemp("classifiers")
+    torch.manual_seed(1)
+    for name, tower, kind, labels in (
+        ("audio", AUDIO, AutoModelForAudioClassification, ["High", "noise", "LOW"]),
+        ("vision", VISION, AutoModelForImageClassification, ["blue", "red"]),
+    ):
+        config = AutoConfig.for_model(**tower, id2label=dict(enumerate(labels)))
+        model = kind.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        model.save_pretrained(folder / name)
+    (folder / "map.json").write_text(json.dumps({"vision": {"blue": "low", "red": "high"}}))
+    return {name: str(folder / name) for name in ("audio", "vision")}
+
+
+def test_classifiers_keep_their_heads_and_say_what_was_mapped(table, classifiers, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert fuse(table, out, classifiers) == 2
+    assert "have nothing in common: say which label counts for which class by --label_map" in capsys.readouterr().err
+    map_file = str(Path(classifiers["audio"]).parent / "map.json")
+    assert fuse(table, out, classifiers, "--label_map", map_file) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["heads"] == {"audio": "own", "vision": "own"}
+    told = [note for note in results["notes"] if note.startswith(("audio:", "vision:"))]
+    assert "audio: low <- LOW" in told and "vision: low <- blue" in told
+    assert any("left out, as no class has such a name: noise" in note for note in told)
+    assert any(note.startswith("frames are pooled by") for note in results["notes"])
+    model = MMBalanceForAudioVisualClassification.from_pretrained(out).eval()
+    decisions = DecisionTable.read(out / "decisions.parquet")
+    processor = AutoProcessor.from_pretrained(out, trust_remote_code=True)
+    with torch.no_grad():
+        output = model(**processor(video=[str(table.parent / name) for name in decisions.ids[:3]]))
+    assert np.abs(output.modality_logits.numpy() - decisions.logits[:3]).max() < 1e-4
+
+
+def test_without_any_label_two_classifiers_are_added_as_they_are(table, classifiers, tmp_path, capsys):
+    bare = table.parent / "bare2.csv"
+    bare.write_text("path\n" + "\n".join(f"{i}.mp4" for i in range(6)) + "\n")
+    labels = tmp_path / "map.json"
+    labels.write_text(json.dumps({"vision": {"blue": "LOW", "red": "High"}}))
+    out = tmp_path / "out"
+    args = ["--label_map", str(labels), "--classes", "LOW", "High"]
+    assert fuse(bare, out, classifiers, *args) == 0
+    assert "no labels: the two classifiers' log-probabilities are added" in capsys.readouterr().out
+    model = MMBalanceForAudioVisualClassification.from_pretrained(out).eval()
+    processor = AutoProcessor.from_pretrained(out, trust_remote_code=True)
+    with torch.no_grad():
+        output = model(**processor(video=str(table.parent / "0.mp4")))
+    expected = output.modality_logits.log_softmax(-1).sum(1).log_softmax(-1)
+    assert torch.allclose(output.logits.log_softmax(-1), expected, atol=1e-5)
+    assert len(list(csv.DictReader((out / "answers.csv").open()))) == 6
