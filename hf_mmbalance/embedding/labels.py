@@ -101,8 +101,8 @@ def map_labels(
         why = "" if named else "; these are not names, but numbers that the model's author did not replace"
         raise ValueError(
             f"the classifier's labels ({_shown(source)}) and the classes ({_shown(classes)}) have"
-            f" {f'only {known[0]!r}' if known else 'nothing'} in common{why}: say which label counts for which class by"
-            " --label_map"
+            f" {f'only {known[0]!r}' if known else 'nothing'} in common{why}: say which label counts for which class"
+            " by --label_map"
         )
     return found
 

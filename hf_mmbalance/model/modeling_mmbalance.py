@@ -20,7 +20,9 @@ from .towers_mmbalance import (
     FramePooling,
     build_tower,
     check_audio_mask,
+    check_frames,
     check_spectrograms,
+    frames_per_clip,
     freeze_tower,
     tower_features,
     tower_width,
@@ -460,10 +462,15 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         present = modality_mask[:, 1:].expand(batch, time)
         if frame_mask is not None:
             present = present & frame_mask.bool()
-        values = pixel_values.masked_fill(~present[:, :, None, None, None], 0.0).flatten(0, 1)
+        check_frames(present, modality_mask[:, 1:], self.vision_model.config)
+        values = pixel_values.masked_fill(~present[:, :, None, None, None], 0.0)
         values = values.to(self._input_dtype(self.vision_model))
+        if frames_per_clip(self.vision_model.config) is None:
+            values = values.flatten(0, 1)
+        else:
+            present = present[:, :1]  # one feature for all frames of a clip
         features, outputs = tower_features(self.vision_model, values, **kwargs)
-        frames = features.view(batch, time, -1)
+        frames = features.view(batch, present.shape[1], -1)
         return self.frame_pooling(frames, present), self._frame_log_probs(frames, present), outputs
 
     def _frame_log_probs(self, frames: torch.Tensor, present: torch.Tensor) -> torch.Tensor | None:

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from .towers_mmbalance import tower_features
+from .towers_mmbalance import frames_per_clip, tower_features
 
 
 #: Nats by which the logit of a class that the head does not know lies below the lowest one that it knows.
@@ -187,7 +187,7 @@ def _verify(classifier: PreTrainedModel, head: SourceHead) -> None:
 
 
 def random_input(model: PreTrainedModel, clips: int = 2) -> torch.Tensor:
-    """Input of `model` for a few clips of noise: spectrograms, half a second of raw sound, or images."""
+    """Input of `model` for a few clips of noise: spectrograms, half a second of raw sound, images or videos."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(clips, *_input_shape(model.config, model.main_input_name), generator=generator)
 
@@ -196,7 +196,8 @@ def _input_shape(config: PreTrainedConfig, main_input: str) -> tuple[int, ...]:
     if main_input == "pixel_values":
         size = getattr(config, "image_size", None) or 224
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        return (getattr(config, "num_channels", 3), height, width)
+        frames = frames_per_clip(config)
+        return (*([] if frames is None else [frames]), getattr(config, "num_channels", 3), height, width)
     if config.model_type == "audio-spectrogram-transformer":
         return (config.max_length, config.num_mel_bins)
     return (8000,)
