@@ -138,8 +138,13 @@ def _source_labels(modality: str, part: _Loaded, label_map: LabelMap, classes: l
             name, part.labels, f"label_maps: {modality} names the source label", "the classifier has the labels"
         )
     indices = [[part.labels.index(label) for label in label_map.get(name, [])] for name in classes]
-    eps = getattr(part.head.norm, "eps", None)
-    return {"labels": part.labels, "classes": indices, "layer_norm_eps": eps}
+    shares = part.head.layer_shares
+    return {
+        "labels": part.labels,
+        "classes": indices,
+        "layer_norm_eps": getattr(part.head.norm, "eps", None),
+        "layers": None if shares is None else len(shares),
+    }
 
 
 def _check_name(name: str, names: list[str], problem: str, remedy: str) -> None:

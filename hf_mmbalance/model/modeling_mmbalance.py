@@ -441,7 +441,9 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             # A clip without sound attends to all positions: its result is not used, but an empty softmax would be NaN.
             audio_mask = audio_mask.bool() | ~audio_mask.any(1, keepdim=True)
             audio_mask = audio_mask.long()
-        return tower_features(self.audio_model, values, audio_mask, **kwargs)
+        head = None if self.fusion.owns_unimodal_logits else self.unimodal_heads[0]
+        shares = head.layer_shares if isinstance(head, SourceHead) else None
+        return tower_features(self.audio_model, values, audio_mask, shares, **kwargs)
 
     def _vision_features(
         self,
@@ -585,7 +587,8 @@ def _build_unimodal_head(
     if form == "cosine" and (source or config.frame_pooling == "log_probs"):
         raise ValueError("cosine heads can neither be taken from classifiers nor used with frame_pooling='log_probs'")
     if source:
-        return SourceHead(width, len(source["labels"]), source["classes"], source["layer_norm_eps"])
+        options = {name: source[name] for name in ("classes", "layer_norm_eps", "layers")}
+        return SourceHead(width, len(source["labels"]), **options)
     if form == "cosine":
         return CosineClassifier(width, config.num_labels or 0, config.cosine_scale)
     return nn.Linear(width, config.num_labels or 0)

@@ -134,7 +134,11 @@ def pool_tokens(outputs: ModelOutput, without_pooler: bool, token_mask: torch.Te
 
 
 def tower_features(
-    tower: PreTrainedModel, values: torch.Tensor, audio_mask: torch.Tensor | None = None, **kwargs: Any
+    tower: PreTrainedModel,
+    values: torch.Tensor,
+    audio_mask: torch.Tensor | None = None,
+    layer_shares: torch.Tensor | None = None,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, ModelOutput]:
     """Feature of every input `(B, D)`, and the tower's outputs.
 
@@ -142,14 +146,22 @@ def tower_features(
         tower: Backbone.
         values (`torch.FloatTensor` of shape `(B, ...)`): Its main input.
         audio_mask (`torch.LongTensor` of shape `(B, S)`, *optional*): 1 for raw sound, 0 for padding.
+        layer_shares (`torch.FloatTensor` of shape `(L,)`, *optional*): Weights of the tower's L hidden states, whose
+            sum is pooled in place of the last one.
         **kwargs: Further arguments of the tower.
     """
+    if layer_shares is not None:
+        kwargs["output_hidden_states"] = True
     if audio_mask is not None:
         kwargs["attention_mask"] = audio_mask
     outputs = tower(values, **kwargs)
     token_mask = None if audio_mask is None else token_mask_of(audio_mask, outputs, tower)
+    pooled = outputs
+    if layer_shares is not None:
+        hidden = torch.stack(outputs["hidden_states"], dim=-1)
+        pooled = ModelOutput(last_hidden_state=hidden @ layer_shares.to(hidden.dtype))
     takes_cls = tower.config.model_type in CLS_BACKBONES + POOLERLESS_BACKBONES
-    return pool_tokens(outputs, takes_cls, token_mask), outputs
+    return pool_tokens(pooled, takes_cls, token_mask), outputs
 
 
 class FramePooling(nn.Module):
