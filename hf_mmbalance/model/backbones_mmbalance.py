@@ -12,6 +12,7 @@ from transformers import (
     AutoModel,
     AutoModelForAudioClassification,
     AutoModelForImageClassification,
+    AutoModelForVideoClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -19,7 +20,7 @@ from transformers import (
 from .configuration_mmbalance import MMBalanceConfig
 from .fusion_files_mmbalance import fusion_class, load_fusion_head
 from .source_heads_mmbalance import SourceHead, label_names, source_head_of
-from .towers_mmbalance import fit_ast_positions, tower_options, tower_width
+from .towers_mmbalance import fit_ast_positions, frames_per_clip, tower_options, tower_width
 
 
 DEFAULT_AUDIO = "MIT/ast-finetuned-audioset-10-10-0.4593"
@@ -28,7 +29,6 @@ DEFAULT_VISION = "google/vit-base-patch16-224-in21k"
 Backbone = str | os.PathLike | PreTrainedConfig | PreTrainedModel | None
 #: Names of a classifier's labels by the name of the class that they are mapped to.
 LabelMap = dict[str, list[str]]
-CLASSIFIERS = {"audio": AutoModelForAudioClassification, "vision": AutoModelForImageClassification}
 
 
 @dataclass
@@ -66,7 +66,7 @@ def compose_from_backbones(
             default AST trained on AudioSet and ViT-base trained on ImageNet-21k.
         id2label: Class names by index.
         fusion: Fusion head (see [`MMBalanceConfig`]), or `"path/to/my_head.py:MyHead"`.
-        label_maps: Modalities whose unimodal head is taken over from a classifier (audio or image classification):
+        label_maps: Modalities whose unimodal head is taken over from a classifier (of audio, images or video):
             for each, the names of its labels that count for every class, e.g. `{"audio": {"angry": ["ang", "fury"]}}`.
             The modality gives no evidence for a class that is not named; labels not named are left out. Other
             modalities get a new head.
@@ -97,8 +97,8 @@ def compose_from_backbones(
     hub = {"trust_remote_code": trust_remote_code, "token": token, "cache_dir": cache_dir}
     id2label = {int(index): label for index, label in sorted(id2label.items())}
     maps = label_maps or {}
-    if not set(maps) <= set(CLASSIFIERS):
-        raise ValueError(f"label_maps names {sorted(maps)}: the modalities are {list(CLASSIFIERS)}")
+    if not set(maps) <= {"audio", "vision"}:
+        raise ValueError(f"label_maps names {sorted(maps)}: the modalities are ['audio', 'vision']")
     parts = {
         "audio": _load(audio, "audio", "input_values", dtype, audio_revision, hub, "audio" in maps),
         "vision": _load(vision, "vision", "pixel_values", dtype, vision_revision, hub, "vision" in maps),
@@ -138,8 +138,13 @@ def _source_labels(modality: str, part: _Loaded, label_map: LabelMap, classes: l
             name, part.labels, f"label_maps: {modality} names the source label", "the classifier has the labels"
         )
     indices = [[part.labels.index(label) for label in label_map.get(name, [])] for name in classes]
-    eps = getattr(part.head.norm, "eps", None)
-    return {"labels": part.labels, "classes": indices, "layer_norm_eps": eps}
+    shares = part.head.layer_shares
+    return {
+        "labels": part.labels,
+        "classes": indices,
+        "layer_norm_eps": getattr(part.head.norm, "eps", None),
+        "layers": None if shares is None else len(shares),
+    }
 
 
 def _check_name(name: str, names: list[str], problem: str, remedy: str) -> None:
@@ -196,8 +201,13 @@ def _pretrained_tower(name: str, dtype: torch.dtype, hub: dict) -> PreTrainedMod
 
 def _pretrained_classifier(name: str, modality: str, hub: dict) -> PreTrainedModel:
     """A classifier in float32, in which its head is compared with its logits."""
+    config = AutoConfig.from_pretrained(name, **hub)
+    auto_class: Any = AutoModelForAudioClassification
+    if modality == "vision":
+        videos = frames_per_clip(config) is not None
+        auto_class = AutoModelForVideoClassification if videos else AutoModelForImageClassification
     options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-    model, info = CLASSIFIERS[modality].from_pretrained(name, **options, **hub)
+    model, info = auto_class.from_pretrained(name, config=config, **options, **hub)
     new = sorted(key for key in info["missing_keys"] if not key.startswith(f"{model.base_model_prefix}."))
     if new:
         raise ValueError(

@@ -37,7 +37,8 @@ class MMBalanceConfig(PreTrainedConfig):
         source_labels (`dict[str, dict]`, *optional*):
             Modalities whose head was taken over from a classifier, by name: `labels` (names of the source labels),
             `classes` (for every class, in order, the indices of the labels that count for it; none where the modality
-            does not know the class) and `layer_norm_eps` (of the norm before the linear layer, or `None`).
+            does not know the class), `layer_norm_eps` (of the norm before the linear layer, or `None`) and `layers`
+            (number of the tower's hidden states whose weighted sum is the feature, or `None`).
         cosine_scale (`float`, *optional*, defaults to 10.0):
             Scale of cosine heads.
         classifier_dropout (`float`, *optional*, defaults to 0.0):
@@ -178,8 +179,8 @@ class MMBalanceConfig(PreTrainedConfig):
             where = f"source_labels[{modality!r}]"
             if modality not in self.modalities:
                 raise ValueError(f"{where}: the modalities are {self.modalities}")
-            if not isinstance(entry, dict) or set(entry) != {"labels", "classes", "layer_norm_eps"}:
-                raise ValueError(f"{where}: give 'labels', 'classes' and 'layer_norm_eps'")
+            if not isinstance(entry, dict) or set(entry) != {"labels", "classes", "layer_norm_eps", "layers"}:
+                raise ValueError(f"{where}: give 'labels', 'classes', 'layer_norm_eps' and 'layers'")
             labels, classes = entry["labels"], entry["classes"]
             if len(classes) != self.num_labels:
                 raise ValueError(f"{where}: 'classes' has {len(classes)} entries for {self.num_labels} classes")

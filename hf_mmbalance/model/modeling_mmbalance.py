@@ -20,7 +20,9 @@ from .towers_mmbalance import (
     FramePooling,
     build_tower,
     check_audio_mask,
+    check_frames,
     check_spectrograms,
+    frames_per_clip,
     freeze_tower,
     tower_features,
     tower_width,
@@ -439,7 +441,9 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             # A clip without sound attends to all positions: its result is not used, but an empty softmax would be NaN.
             audio_mask = audio_mask.bool() | ~audio_mask.any(1, keepdim=True)
             audio_mask = audio_mask.long()
-        return tower_features(self.audio_model, values, audio_mask, **kwargs)
+        head = None if self.fusion.owns_unimodal_logits else self.unimodal_heads[0]
+        shares = head.layer_shares if isinstance(head, SourceHead) else None
+        return tower_features(self.audio_model, values, audio_mask, shares, **kwargs)
 
     def _vision_features(
         self,
@@ -460,10 +464,15 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         present = modality_mask[:, 1:].expand(batch, time)
         if frame_mask is not None:
             present = present & frame_mask.bool()
-        values = pixel_values.masked_fill(~present[:, :, None, None, None], 0.0).flatten(0, 1)
+        check_frames(present, modality_mask[:, 1:], self.vision_model.config)
+        values = pixel_values.masked_fill(~present[:, :, None, None, None], 0.0)
         values = values.to(self._input_dtype(self.vision_model))
+        if frames_per_clip(self.vision_model.config) is None:
+            values = values.flatten(0, 1)
+        else:
+            present = present[:, :1]  # one feature for all frames of a clip
         features, outputs = tower_features(self.vision_model, values, **kwargs)
-        frames = features.view(batch, time, -1)
+        frames = features.view(batch, present.shape[1], -1)
         return self.frame_pooling(frames, present), self._frame_log_probs(frames, present), outputs
 
     def _frame_log_probs(self, frames: torch.Tensor, present: torch.Tensor) -> torch.Tensor | None:
@@ -578,7 +587,8 @@ def _build_unimodal_head(
     if form == "cosine" and (source or config.frame_pooling == "log_probs"):
         raise ValueError("cosine heads can neither be taken from classifiers nor used with frame_pooling='log_probs'")
     if source:
-        return SourceHead(width, len(source["labels"]), source["classes"], source["layer_norm_eps"])
+        options = {name: source[name] for name in ("classes", "layer_norm_eps", "layers")}
+        return SourceHead(width, len(source["labels"]), **options)
     if form == "cosine":
         return CosineClassifier(width, config.num_labels or 0, config.cosine_scale)
     return nn.Linear(width, config.num_labels or 0)

@@ -17,6 +17,7 @@ from transformers.utils import cached_file, logging
 from .inputs_mmbalance import is_batch_of_audio, is_batch_of_frames
 from .media_streams_mmbalance import LIMITS, Limits, MediaError, resample
 from .reading_mmbalance import Clip, ReadingSpec, read
+from .towers_mmbalance import frames_per_clip
 
 
 logger = logging.get_logger(__name__)
@@ -83,17 +84,28 @@ class MMBalanceProcessor(ProcessorMixin):
             audio, vision: Hub name, folder or config of the backbones. Where an AST or ViT backbone has no processor
                 file (or is a config), one is made from its config: AST's AudioSet statistics, mean and std 0.5.
             audio_max_length: Spectrogram frames (10 ms each) of AST, as given to the model.
-            reading: How clips are read, see the class.
+            reading: How clips are read, see the class. A video backbone sets the number of frames.
             audio_revision, vision_revision, trust_remote_code, token, cache_dir: As in `from_pretrained`.
 
         Raises:
-            ValueError: if a backbone has no processor and none can be made.
+            ValueError: if a backbone has no processor and none can be made, or `reading` takes another number of
+                frames than a video backbone.
         """
         hub = {"trust_remote_code": trust_remote_code, "token": token, "cache_dir": cache_dir}
         extractor = _load_part(AutoFeatureExtractor, audio, audio_revision, _new_feature_extractor, hub)
         image_processor = _load_part(AutoImageProcessor, vision, vision_revision, _new_image_processor, hub)
         if audio_max_length is not None:
             extractor.max_length = audio_max_length
+        number = _number_of_frames(vision, {**hub, "revision": vision_revision or "main"})
+        if number is not None:
+            spec = ReadingSpec.from_dict(reading) if isinstance(reading, dict) else reading
+            spec = spec or ReadingSpec(sampling_rate=getattr(extractor, "sampling_rate", 16_000))
+            if spec.frames not in (None, number):
+                raise ValueError(
+                    f"reading.frames={spec.frames}, but the vision backbone takes clips of {number} frames: read"
+                    f" {number} frames per clip"
+                )
+            reading = replace(spec, frames=number)
         return cls(extractor, image_processor, reading=reading)
 
     def __call__(
@@ -261,7 +273,8 @@ class MMBalanceProcessor(ProcessorMixin):
             pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
             mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
             return (pixels * processor.rescale_factor - mean) / std
-        return processor(frames, return_tensors="pt", **options).pixel_values
+        pixels = processor(frames, return_tensors="pt", **options).pixel_values
+        return pixels.flatten(0, 1) if pixels.dim() == 5 else pixels  # some take the frames for one video
 
 
 def _at_rows(values: torch.Tensor, rows: list[int], batch: int) -> torch.Tensor:
@@ -337,6 +350,16 @@ def _read_clip(source: dict[str, Any], index: int, spec: ReadingSpec, limits: Li
         raise MediaError(error.reason, f"clip {index}: {error}") from None
     except ValueError as error:
         raise ValueError(f"clip {index}: {error}") from None
+
+
+def _number_of_frames(vision: Any, hub: dict) -> int | None:
+    """Frames per clip of a video backbone; None for others, and for a folder of processor files only."""
+    if isinstance(vision, PreTrainedConfig):
+        return frames_per_clip(vision)
+    try:
+        return frames_per_clip(AutoConfig.from_pretrained(vision, **hub))
+    except (OSError, ValueError):
+        return None
 
 
 def _load_part(auto_class: Any, backbone: Any, revision: str | None, make_new: Any, hub: dict) -> Any:

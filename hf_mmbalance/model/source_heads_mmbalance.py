@@ -8,11 +8,13 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from .towers_mmbalance import tower_features
+from .towers_mmbalance import frames_per_clip, tower_features
 
 
 #: Nats by which the logit of a class that the head does not know lies below the lowest one that it knows.
 UNKNOWN_MARGIN = 20.0
+#: Name in transformers of the parameter that weights the hidden states of an audio tower.
+LAYER_WEIGHTS = "layer_weights"
 #: Largest difference between a classifier's logits and those of the head taken from it, relative to the largest logit.
 TOLERANCE = 1e-4
 
@@ -30,6 +32,8 @@ class SourceHead(nn.Module):
         num_source_labels (`int`): Number K of source labels.
         classes (`Sequence[Sequence[int]]`): Indices of the source labels of every class; empty where it is unknown.
         layer_norm_eps (`float`, *optional*): Of a layer norm before the linear layer; `None` where there is none.
+        layers (`int`, *optional*): Number of hidden states of the tower whose weighted sum is the feature, with the
+            weights in the buffer `layer_shares`; `None` where the feature is taken from the last one.
     """
 
     def __init__(
@@ -38,12 +42,14 @@ class SourceHead(nn.Module):
         num_source_labels: int,
         classes: Sequence[Sequence[int]],
         layer_norm_eps: float | None = None,
+        layers: int | None = None,
     ):
         super().__init__()
         self.norm = nn.Identity() if layer_norm_eps is None else nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         self.linear = nn.Linear(hidden_size, num_source_labels)
         self.classes = [list(labels) for labels in classes]
         self.register_buffer("class_labels", self._class_labels())
+        self.register_buffer("layer_shares", None if layers is None else torch.full((layers,), 1 / layers))
 
     def _class_labels(self) -> torch.Tensor:
         """`(C, K)` bool: which labels count for which class."""
@@ -51,13 +57,14 @@ class SourceHead(nn.Module):
         return torch.stack([torch.isin(numbers, torch.tensor(labels, dtype=torch.long)) for labels in self.classes])
 
     def init_weights(self) -> None:
-        """Set the buffer again; the linear layer and the norm are set by transformers."""
+        """Set the buffers again; the linear layer and the norm are set by transformers."""
         init.copy_(self.get_buffer("class_labels"), self._class_labels())
+        if self.layer_shares is not None:
+            init.constant_(self.layer_shares, 1 / len(self.layer_shares))
 
     def take_weights(self, other: "SourceHead") -> None:
-        """Copy norm and linear layer of a head with the same labels; the classes stay."""
-        self.norm.load_state_dict(other.norm.state_dict())
-        self.linear.load_state_dict(other.linear.state_dict())
+        """Copy all but the classes from a head with the same labels."""
+        self.load_state_dict(other.state_dict() | {"class_labels": self.class_labels})
 
     def label_log_probs(self, features: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of the source labels: `(..., D)` -> `(..., K)`, in at least float32."""
@@ -96,8 +103,9 @@ def source_head_of(classifier: PreTrainedModel) -> SourceHead:
     """The head of a classifier as a [`SourceHead`] on the tower's feature, each label a class of its own.
 
     The layers outside the backbone must be affine, after at most one layer norm; several linear layers are merged,
-    which is exact where the classifier averages over time between them. That the result is the classifier's
-    own is checked on random input.
+    which is exact where the classifier averages over time between them. Before them the classifier may take a weighted
+    sum of all hidden states (`use_weighted_layer_sum`). That the result is the classifier's own is checked on
+    random input.
 
     Raises:
         ValueError: if the model has no head, its head has another form, its logits are not those of the head found, or
@@ -105,9 +113,17 @@ def source_head_of(classifier: PreTrainedModel) -> SourceHead:
     """
     labels = label_names(classifier)
     norm, weight, bias = _affine_head(classifier)
-    width = weight.shape[1]
-    head = SourceHead(width, len(labels), [[k] for k in range(len(labels))], None if norm is None else norm.eps)
+    layers = getattr(classifier, LAYER_WEIGHTS, None)
+    head = SourceHead(
+        weight.shape[1],
+        len(labels),
+        classes=[[k] for k in range(len(labels))],
+        layer_norm_eps=None if norm is None else norm.eps,
+        layers=None if layers is None else len(layers),
+    )
     with torch.no_grad():
+        if layers is not None:
+            head.layer_shares.copy_(layers.float().softmax(-1))
         if norm is not None:
             head.norm.load_state_dict({name: value.float() for name, value in norm.state_dict().items()})
         head.linear.weight.copy_(weight)
@@ -138,6 +154,8 @@ def _affine_head(classifier: PreTrainedModel) -> tuple[nn.LayerNorm | None, torc
     if backbone is classifier:
         raise ValueError(f"{name} has no classification head: leave its modality out of label_maps")
     inside = set(backbone.modules())
+    if {name for name, _ in classifier.named_parameters(recurse=False)} <= {LAYER_WEIGHTS}:
+        inside.add(classifier)
     layers = [
         module
         for module in classifier.modules()
@@ -174,7 +192,7 @@ def _verify(classifier: PreTrainedModel, head: SourceHead) -> None:
     probe = copy.deepcopy(classifier).float().cpu().eval()
     inputs = random_input(probe)
     expected = probe(inputs).logits
-    features = tower_features(probe.base_model, inputs)[0]
+    features = tower_features(probe.base_model, inputs, layer_shares=head.layer_shares)[0]
     same = features.shape[1] == head.linear.in_features
     if same:
         found = head.linear(head.norm(features))
@@ -187,7 +205,7 @@ def _verify(classifier: PreTrainedModel, head: SourceHead) -> None:
 
 
 def random_input(model: PreTrainedModel, clips: int = 2) -> torch.Tensor:
-    """Input of `model` for a few clips of noise: spectrograms, half a second of raw sound, or images."""
+    """Input of `model` for a few clips of noise: spectrograms, half a second of raw sound, images or videos."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(clips, *_input_shape(model.config, model.main_input_name), generator=generator)
 
@@ -196,7 +214,8 @@ def _input_shape(config: PreTrainedConfig, main_input: str) -> tuple[int, ...]:
     if main_input == "pixel_values":
         size = getattr(config, "image_size", None) or 224
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        return (getattr(config, "num_channels", 3), height, width)
+        frames = frames_per_clip(config)
+        return (*([] if frames is None else [frames]), getattr(config, "num_channels", 3), height, width)
     if config.model_type == "audio-spectrogram-transformer":
         return (config.max_length, config.num_mel_bins)
     return (8000,)

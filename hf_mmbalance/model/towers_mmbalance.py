@@ -10,7 +10,11 @@ from transformers.utils import ModelOutput
 
 
 # The pooler of these is a dense layer that most checkpoints lack; other poolers have no weights, or there is no CLS.
-CLS_BACKBONES = ("vit", "deit", "dpt")
+CLS_BACKBONES = ("vit", "deit", "dpt", "vivit")
+# These have no pooler, and their classifiers take the CLS token.
+POOLERLESS_BACKBONES = ("timesformer",)
+# These take the frames of a clip together, `(B, T, 3, H, W)`.
+VIDEO_BACKBONES = ("videomae", "timesformer", "vivit")
 # Name in transformers of the method that shortens a mask of raw sound as the model's convolutions do.
 TOKEN_MASK = "_get_feature_vector_attention_mask"
 
@@ -18,6 +22,11 @@ TOKEN_MASK = "_get_feature_vector_attention_mask"
 def tower_options(config: PreTrainedConfig) -> dict[str, bool]:
     """Constructor options of a backbone: no pooling layer where the CLS token is taken instead."""
     return {"add_pooling_layer": False} if config.model_type in CLS_BACKBONES else {}
+
+
+def frames_per_clip(config: PreTrainedConfig) -> int | None:
+    """Number of frames that a video backbone takes; `None` for one that takes single images."""
+    return config.num_frames if config.model_type in VIDEO_BACKBONES else None
 
 
 def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
@@ -51,6 +60,35 @@ def check_spectrograms(values: torch.Tensor, config: PreTrainedConfig) -> None:
             raise ValueError(
                 f"input_values has shape {tuple(values.shape)}, expected (B, {expected[0]}, {expected[1]}): use the"
                 " processor saved with the model"
+            )
+
+
+def check_frames(frame_mask: torch.Tensor, modality_mask: torch.Tensor, config: PreTrainedConfig) -> None:
+    """Check that clips have all frames that a video tower was built for; other towers accept any number.
+
+    Args:
+        frame_mask (`torch.BoolTensor` of shape `(B, T)`): Frames present.
+        modality_mask (`torch.BoolTensor` of shape `(B, 1)`): Clips with frames.
+        config: Of the tower.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    expected = frames_per_clip(config)
+    if expected is None:
+        return
+    if frame_mask.shape[1] != expected:
+        raise ValueError(
+            f"pixel_values has {frame_mask.shape[1]} frames per clip, but vision tower {config.model_type!r} takes"
+            f" {expected}: pass that many, e.g. by the processor saved with the model"
+        )
+    # Only on the CPU, where this needs no synchronisation.
+    if frame_mask.device.type == "cpu" and not torch.compiler.is_compiling():
+        partial = (~frame_mask.all(1) & modality_mask[:, 0]).nonzero().flatten().tolist()
+        if partial:
+            raise ValueError(
+                f"clip(s) {partial} of the batch have less than the {expected} frames that vision tower"
+                f" {config.model_type!r} takes together: repeat frames, or read clips with frames={expected}"
             )
 
 
@@ -96,7 +134,11 @@ def pool_tokens(outputs: ModelOutput, without_pooler: bool, token_mask: torch.Te
 
 
 def tower_features(
-    tower: PreTrainedModel, values: torch.Tensor, audio_mask: torch.Tensor | None = None, **kwargs: Any
+    tower: PreTrainedModel,
+    values: torch.Tensor,
+    audio_mask: torch.Tensor | None = None,
+    layer_shares: torch.Tensor | None = None,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, ModelOutput]:
     """Feature of every input `(B, D)`, and the tower's outputs.
 
@@ -104,13 +146,22 @@ def tower_features(
         tower: Backbone.
         values (`torch.FloatTensor` of shape `(B, ...)`): Its main input.
         audio_mask (`torch.LongTensor` of shape `(B, S)`, *optional*): 1 for raw sound, 0 for padding.
+        layer_shares (`torch.FloatTensor` of shape `(L,)`, *optional*): Weights of the tower's L hidden states, whose
+            sum is pooled in place of the last one.
         **kwargs: Further arguments of the tower.
     """
+    if layer_shares is not None:
+        kwargs["output_hidden_states"] = True
     if audio_mask is not None:
         kwargs["attention_mask"] = audio_mask
     outputs = tower(values, **kwargs)
     token_mask = None if audio_mask is None else token_mask_of(audio_mask, outputs, tower)
-    return pool_tokens(outputs, bool(tower_options(tower.config)), token_mask), outputs
+    pooled = outputs
+    if layer_shares is not None:
+        hidden = torch.stack(outputs["hidden_states"], dim=-1)
+        pooled = ModelOutput(last_hidden_state=hidden @ layer_shares.to(hidden.dtype))
+    takes_cls = tower.config.model_type in CLS_BACKBONES + POOLERLESS_BACKBONES
+    return pool_tokens(pooled, takes_cls, token_mask), outputs
 
 
 class FramePooling(nn.Module):

@@ -47,7 +47,7 @@ def test_round_trip(tmp_path):
 
 def source(classes: list[list[int]]) -> dict:
     """Three source labels under classes by index."""
-    return {"labels": ["a", "b", "c"], "classes": classes, "layer_norm_eps": None}
+    return {"labels": ["a", "b", "c"], "classes": classes, "layer_norm_eps": None, "layers": None}
 
 
 def test_classes_that_a_modality_knows():
@@ -69,7 +69,7 @@ WRONG = [
     ({"modality_dropout": [-0.1, 0.0]}, r"modality_dropout=\[-0.1, 0.0\]: give one rate in \[0, 1\)"),
     ({"unimodal_head": "cosine", "frame_pooling": "log_probs"}, "'log_probs' is for linear heads"),
     ({"source_labels": {"sound": {}}}, r"source_labels\['sound'\]: the modalities are \['audio', 'vision'\]"),
-    ({"source_labels": {"audio": {"labels": ["a"]}}}, "give 'labels', 'classes' and 'layer_norm_eps'"),
+    ({"source_labels": {"audio": {"labels": ["a"]}}}, "give 'labels', 'classes', 'layer_norm_eps' and 'layers'"),
     ({"source_labels": {"audio": source([[0], [1]])}}, "'classes' has 2 entries for 4 classes"),
     ({"source_labels": {"audio": source([[0], [1], [], [3]])}}, "must hold indices of its 3 labels, from 0"),
     ({"source_labels": {"audio": source([[0], [1], [], [0]])}}, r"one class, but \['a'\] occur twice"),

@@ -88,6 +88,7 @@ CLASSIFIERS = [
     (ASTForAudioClassification, ASTConfig(**AST, **labelled(SOUNDS))),
     (Wav2Vec2ForSequenceClassification, Wav2Vec2Config(**RAW, **labelled(SOUNDS))),
     (HubertForSequenceClassification, HubertConfig(**RAW, **labelled(SOUNDS))),
+    (HubertForSequenceClassification, HubertConfig(**RAW, use_weighted_layer_sum=True, **labelled(SOUNDS))),
     (WavLMForSequenceClassification, WavLMConfig(**RAW, **labelled(SOUNDS))),
     (ViTForImageClassification, ViTConfig(**VIT, **labelled(FACES))),
     (DeiTForImageClassification, DeiTConfig(**VIT, **labelled(FACES))),
@@ -110,7 +111,8 @@ def test_log_probabilities_are_those_of_the_classifier(kind, config):
     inputs = random_input(classifier, clips=3)
     with torch.no_grad():
         expected = classifier(inputs).logits.log_softmax(-1)
-        found = head.label_log_probs(tower_features(classifier.base_model, inputs)[0])
+        features = tower_features(classifier.base_model, inputs, layer_shares=head.layer_shares)[0]
+        found = head.label_log_probs(features)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert expected.std() > 0.05
 
@@ -124,6 +126,24 @@ def test_the_mean_over_raw_sound_is_that_of_the_classifier_under_its_mask():
         expected = classifier(values, attention_mask=mask).logits.log_softmax(-1)
         found = model(input_values=values, audio_mask=mask).modality_logits[:, 0]
     torch.testing.assert_close(found[:, 2], expected[:, 1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_weighted_sum_of_the_hidden_states_is_kept(padded, tmp_path):
+    """As the speech models of SUPERB have; the weights are not equal, and survive saving."""
+    config = HubertConfig(**RAW, use_weighted_layer_sum=True, **labelled(SOUNDS))
+    classifier = randomised(HubertForSequenceClassification(config))
+    assert classifier.layer_weights.std() > 0.1
+    model = compose(classifier, ViTConfig(**VIT), id2label=CLASSES, label_maps={"audio": VOICE_MAP}).eval()
+    model.save_pretrained(tmp_path)
+    again = MMBalanceForAudioVisualClassification.from_pretrained(tmp_path)
+    values, mask = torch.randn(2, 900), torch.ones(2, 900, dtype=torch.long)
+    mask[1, 600:] = 0 if padded else 1
+    with torch.no_grad():
+        expected = classifier(values, attention_mask=mask).logits.log_softmax(-1)
+        for own in (model, again):
+            found = own(input_values=values, audio_mask=mask).modality_logits[:, 0]
+            torch.testing.assert_close(found[:, 2], expected[:, 1], atol=1e-5, rtol=1e-5)
 
 
 def by_hand(log_probs: np.ndarray) -> np.ndarray:
@@ -221,10 +241,6 @@ def test_one_classifier_and_one_new_head():
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------
-
-
-def weighted_layers() -> PreTrainedModel:
-    return HubertForSequenceClassification(HubertConfig(**RAW, use_weighted_layer_sum=True, **labelled(SOUNDS)))
 
 
 def two_tokens() -> PreTrainedModel:
