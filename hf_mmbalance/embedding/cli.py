@@ -99,11 +99,23 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of folds and corruptions (default: %(default)s)")
 
 
-def run_embed(arguments: argparse.Namespace) -> int:
-    """Run `embed`; returns the exit status."""
+def _start() -> bool:
+    """Let the launched processes find each other; returns whether this is the main one."""
+    from accelerate import PartialState
+
     from hf_mmbalance._environment import check_torchaudio
+    from hf_mmbalance.processes import check_joined, prefer_cpu_where_there_is_no_accelerator
 
     check_torchaudio()
+    prefer_cpu_where_there_is_no_accelerator()
+    state = PartialState()
+    check_joined(state.num_processes)
+    return bool(state.is_main_process)
+
+
+def run_embed(arguments: argparse.Namespace) -> int:
+    """Run `embed`; returns the exit status."""
+    main = _start()
     from hf_mmbalance.embedding.build import build_towers
     from hf_mmbalance.embedding.embed import merge
 
@@ -117,6 +129,8 @@ def run_embed(arguments: argparse.Namespace) -> int:
     _say_notes(clips)
     model, processor = build_towers(_towers(arguments), clips, {}, trust_remote_code=arguments.trust_remote_code)
     counts = _embed(arguments, clips, model, processor, arguments.out, tuple(arguments.draws_of), arguments.augmented)
+    if not main:
+        return console.DONE
     if console.shows_text(arguments):
         console.say(f"{counts['rows']} rows in {arguments.out}: {counts['computed']} features computed,"
                     f" {counts['reused']} taken from there")  # fmt: skip
@@ -180,16 +194,16 @@ def _say_notes(clips: ClipSplits) -> None:
 
 def run_fuse(arguments: argparse.Namespace) -> int:
     """Run `fuse`; returns the exit status."""
-    from hf_mmbalance._environment import check_torchaudio
-
-    check_torchaudio()
+    main = _start()
     from hf_mmbalance.embedding.outcome import render
     from hf_mmbalance.embedding.run import fuse_models
 
     if arguments.out.exists() and any(path.name != "embeddings" for path in arguments.out.iterdir()):
         raise ValueError(f"{arguments.out} is not empty: give a new folder, or remove what is in it")
-    repo_id = _prepare_push(arguments)
+    repo_id = _prepare_push(arguments) if main else None
     results = fuse_models(arguments, _towers(arguments), _embed)
+    if not main:
+        return console.DONE
     if console.shows_text(arguments):
         console.say(render(results))
         console.say(f"\nthe model is in {arguments.out}: mmbalance predict CLIP --model {arguments.out}")

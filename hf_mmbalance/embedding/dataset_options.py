@@ -21,18 +21,17 @@ def add_dataset_options(parser: argparse.ArgumentParser, hidden: tuple[str, ...]
     """Add the options of every kind of data set, less those in `hidden`; `load_dataset` refuses foreign ones."""
     group = parser.add_argument_group("data set", "all options of train.py for the data set are taken, e.g.")
     known: dict[str, dataclasses.Field] = {}
-    hints: dict[str, Any] = {}
     for source in SOURCES:
-        kind = _class_of(source)
-        known |= {entry.name: entry for entry in dataclasses.fields(kind) if entry.name not in known}
-        hints |= typing.get_type_hints(kind)
+        known |= {entry.name: entry for entry in dataclasses.fields(_class_of(source)) if entry.name not in known}
     for name, entry in known.items():
         if name in hidden:
             continue
         text = str(entry.metadata.get("help", "")).replace("%", "%%")
         shown = text if name in SHOWN else argparse.SUPPRESS
-        flag = "--clip_seed" if name == "seed" else f"--{name}"
-        group.add_argument(flag, dest=f"data.{name}", default=argparse.SUPPRESS, help=shown, **_reader(hints[name]))
+        # How many values, and of which type, depends on the data set: `load_dataset` reads them.
+        group.add_argument(
+            _flag(name), dest=f"data.{name}", nargs="+", metavar="X", default=argparse.SUPPRESS, help=shown
+        )
 
 
 def load_dataset(arguments: argparse.Namespace, **more: Any) -> tuple[ClipSplits, Any]:
@@ -50,8 +49,12 @@ def load_dataset(arguments: argparse.Namespace, **more: Any) -> tuple[ClipSplits
     known = {entry.name for entry in dataclasses.fields(kind)}
     foreign = sorted(set(given) - known)
     if foreign:
-        raise DataError(f"--{foreign[0]} is not an option of {arguments.dataset}: it has {', '.join(sorted(known))}")
-    options = {**{name: value for name, value in more.items() if name in known}, **given}
+        raise DataError(
+            f"{_flag(foreign[0])} is not an option of {arguments.dataset}: it has {', '.join(sorted(known))}"
+        )
+    hints = typing.get_type_hints(kind)
+    read = {name: _read(_flag(name), hints[name], words) for name, words in given.items()}
+    options = {**{name: value for name, value in more.items() if name in known}, **read}
     return load_clips(arguments.dataset, **options), kind(**options)
 
 
@@ -62,18 +65,28 @@ def _class_of(source: str) -> type:
     return getattr(importlib.import_module(f"hf_mmbalance.data.{module}"), name)
 
 
-def _reader(hint: Any) -> dict[str, Any]:
-    """How argparse reads a field of this type."""
+def _flag(name: str) -> str:
+    return "--clip_seed" if name == "seed" else f"--{name}"
+
+
+def _read(flag: str, hint: Any, words: list[str]) -> Any:
+    """The value of a field of this type from the words that were given.
+
+    Raises:
+        DataError: they are no such value; names the option.
+    """
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
-    if typing.get_origin(hint) is list:
-        return {"nargs": "+", "type": typing.get_args(hint)[0], "metavar": "X"}
-    if hint is bool:
-        return {"type": _truth, "metavar": "BOOL"}
-    return {"type": hint if hint in (int, float) else str, "metavar": "X"}
+    several = typing.get_origin(hint) is list
+    kind = typing.get_args(hint)[0] if several else hint
+    if not several and len(words) > 1:
+        raise DataError(f"{flag} takes one value, got {' '.join(words)}: put the data set before the options")
+    try:
+        values = [_truth(word) if kind is bool else kind(word) for word in words]
+    except (ValueError, KeyError):
+        raise DataError(f"{flag} {' '.join(words)}: expected {kind.__name__}") from None
+    return values if several else values[0]
 
 
-def _truth(text: str) -> bool:
-    if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text.lower() in ("true", "1", "yes")
+def _truth(word: str) -> bool:
+    return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[word.lower()]

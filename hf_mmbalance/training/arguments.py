@@ -18,8 +18,8 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import logging
 
 from hf_mmbalance.data import options_class
+from hf_mmbalance.processes import check_joined, prefer_cpu_where_there_is_no_accelerator
 from hf_mmbalance.training.decision_layer import DecisionArguments
-from hf_mmbalance.training.processes import check_joined, prefer_cpu_where_there_is_no_accelerator
 
 
 logger = logging.get_logger(__name__)

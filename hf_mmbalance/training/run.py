@@ -29,6 +29,7 @@ from hf_mmbalance.hub.model_push import prepare_repo
 from hf_mmbalance.json_files import write_json
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.backbones_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
+from hf_mmbalance.processes import LOCK, answered_by_main, only_run_in
 from hf_mmbalance.provenance import base_model, command, provenance, versions
 from hf_mmbalance.scrubbing import scrub_all
 from hf_mmbalance.training.arguments import (
@@ -41,7 +42,6 @@ from hf_mmbalance.training.build import build_model_and_processor, spec_augment
 from hf_mmbalance.training.decision_layer import apply_head, corruption_plan
 from hf_mmbalance.training.frozen import frozen_clips, stored_clips
 from hf_mmbalance.training.interruption import Interrupted, StopOnSignal
-from hf_mmbalance.training.processes import LOCK, answered_by_main, only_run_in
 from hf_mmbalance.training.trainer import MMBalanceTrainer, check_classes
 
 

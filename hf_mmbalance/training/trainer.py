@@ -27,9 +27,9 @@ from hf_mmbalance.hub.model_push import prepare_repo, push_saved
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
+from hf_mmbalance.processes import answered_by_main
 from hf_mmbalance.training.batches import ClipCollator, KeyedClips, SpecAugment, missing_modalities
 from hf_mmbalance.training.decision_layer import DecisionArguments, apply_head, calibration_draws, fit
-from hf_mmbalance.training.processes import answered_by_main
 
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from hf_mmbalance import processes
 from hf_mmbalance.hub.errors import HubError
-from hf_mmbalance.training import processes
 
 
 @pytest.mark.parametrize(
