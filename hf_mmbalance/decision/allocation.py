@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from hf_mmbalance.decision.fits import FitData, fit_prior
-from hf_mmbalance.decision.ladder import STRENGTHS, Clips, Ladder, Options, fit_ladder, rebalanced
+from hf_mmbalance.decision.ladder import STRENGTHS, Clips, Ladder, Options, choose, fit_ladder, rebalanced
 from hf_mmbalance.decision.optimise import one_thread
 from hf_mmbalance.decision.shift import LogitProfile, checked_prior, estimate_prior, shift_prior
 from hf_mmbalance.decision.state import SLOPE, Fused, HeadState
@@ -195,6 +195,13 @@ class Allocation(ClassifierMixin, BaseEstimator):
             folds=self.folds, seed=self.seed,
         )  # fmt: skip
         return arrays, typicality if arrays else None, notes
+
+    def choose_among(self, rungs: Sequence[str]) -> None:
+        """Choose again, by the same rule, among some of the rungs that were fitted (and the fallbacks)."""
+        check_is_fitted(self, "state_")
+        allowed = [rung for rung in self.ladder_.states if rung in rungs]
+        self.chosen_, self.reason_ = choose(self.ladder_.scores, self._clips, allowed)
+        self.state_ = self.complete(self.ladder_.states[self.chosen_])
 
     def complete(self, state: HeadState) -> HeadState:
         """A state of the ladder with the statistics of the towers' features, where it uses them."""

@@ -15,6 +15,7 @@ import torch
 from hf_mmbalance.console import UserError
 from hf_mmbalance.decision.allocation import Allocation
 from hf_mmbalance.decision.folds import draw_folds
+from hf_mmbalance.decision.ladder import FALLBACKS, STIFF
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.embedding.heads import LinearHead, fit_head
 from hf_mmbalance.embedding.stored import Embeddings
@@ -26,6 +27,7 @@ from hf_mmbalance.model.source_heads_mmbalance import SourceHead
 FOLDS = 5
 FITTED, TEST = "calibration", "test"
 POOLINGS = ("log_probs", "mean")
+CLIPS_PER_CLASS = 10  # fewer do not show how a rung with parameters per class fares
 
 
 class FuseError(UserError):
@@ -213,7 +215,15 @@ def fit_allocation(rows: Rows, logits: np.ndarray, rung: str, options: FuseOptio
     allocation = Allocation(rung=rung, known_groups=options.known_groups, seed=options.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are in `notes_`
-        return allocation.fit_table(table)
+        allocation.fit_table(table)
+    few = len(np.unique(rows.clips)) < CLIPS_PER_CLASS * len(rows.classes)
+    if rung == "auto" and few and allocation.chosen_ not in (*STIFF, *FALLBACKS):
+        allocation.choose_among(STIFF)
+        allocation.notes_.append(
+            f"fewer than {CLIPS_PER_CLASS} labelled clips per class: only {', '.join(STIFF)} and the best single"
+            " modality can be chosen"
+        )
+    return allocation
 
 
 def stratified_folds(labels: np.ndarray, units: np.ndarray, clips: np.ndarray, folds: int, seed: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.optimize import minimize_scalar
 from sklearn.linear_model import LogisticRegression
 
 from hf_mmbalance.metrics.measures import log_softmax
@@ -12,6 +13,7 @@ from hf_mmbalance.metrics.measures import log_softmax
 
 #: Weights of the L2 penalty per clip, for features of mean squared norm 1, strongest first.
 PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
+LOG_TEMPERATURES = (-3.0, 6.0)  # bounds of the search
 
 
 @dataclass
@@ -22,12 +24,14 @@ class LinearHead:
         weight: `(C, D)`.
         bias: `(C,)`.
         penalty: the weight of the L2 penalty that was chosen.
-        nll: penalty -> held-out NLL in nats per clip.
+        temperature: by which the fitted logits were divided; `weight` and `bias` are those after it.
+        nll: penalty -> held-out NLL in nats per clip, each at its own temperature.
     """
 
     weight: np.ndarray
     bias: np.ndarray
     penalty: float
+    temperature: float = 1.0
     nll: dict[float, float] = field(default_factory=dict)
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
@@ -38,10 +42,12 @@ class LinearHead:
 def fit_head(
     features: np.ndarray, labels: np.ndarray, classes: int, folds: np.ndarray, weights: np.ndarray | None = None
 ) -> tuple[LinearHead, np.ndarray]:
-    """Multinomial logistic regression whose penalty is chosen by held-out NLL over folds.
+    """Multinomial logistic regression whose penalty and temperature are chosen by held-out NLL over folds.
 
     It minimises sum_i w_i CE_i / sum_i w_i + penalty / 2 |W|^2, the bias left free. Where there are fewer clips than
-    dimensions, the same minimum is found in the span of the clips.
+    dimensions, the same minimum is found in the span of the clips. Each penalty is judged at the temperature that its
+    held-out logits need, by which the head is divided: with few clips the penalty of the best decisions gives
+    over-confident logits, and a tower that knows nothing about the classes must say so.
 
     Args:
         features: `(N, D)`.
@@ -70,10 +76,13 @@ def fit_head(
             weight, bias = _fit(points[learn], labels[learn], weights[learn], classes, penalty)
             logits[judge] = points[judge] @ weight.T + bias
         held_out[penalty] = logits
-    losses = {penalty: _nll(logits, labels, weights) for penalty, logits in held_out.items()}
+    scaled = {penalty: _temperature(logits, labels, weights) for penalty, logits in held_out.items()}
+    losses = {penalty: loss for penalty, (_, loss) in scaled.items()}
     best = min(losses, key=lambda penalty: losses[penalty])  # the strongest of equal ones
+    temperature = scaled[best][0]
     weight, bias = basis.raw(*_fit(points, labels, weights, classes, best))
-    return LinearHead(weight, bias, best, losses), held_out[best]
+    head = LinearHead(weight / temperature, bias / temperature, best, temperature, losses)
+    return head, held_out[best] / temperature
 
 
 @dataclass
@@ -125,6 +134,14 @@ def _fit(
         intercepts = np.concatenate([-intercepts, intercepts]) / 2
     weight[known], bias[known] = coefficients - coefficients.mean(0), intercepts - intercepts.mean()
     return weight, bias
+
+
+def _temperature(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """The temperature of the lowest NLL (Guo et al., 2017), and that NLL."""
+    found = minimize_scalar(
+        lambda log_t: _nll(logits * np.exp(-log_t), labels, weights), bounds=LOG_TEMPERATURES, method="bounded"
+    )
+    return float(np.exp(found.x)), float(found.fun)
 
 
 def _nll(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:

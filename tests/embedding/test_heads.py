@@ -36,7 +36,7 @@ def test_fewer_clips_than_dimensions_give_the_same_head_as_the_full_space():
     mean = features.mean(0)
     scale = np.sqrt(((features - mean) ** 2).sum(1).mean())
     weight, bias = _fit((features - mean) / scale, labels, np.ones(24), 3, head.penalty)
-    expected = (features - mean) / scale @ weight.T + bias
+    expected = ((features - mean) / scale @ weight.T + bias) / head.temperature
     assert np.abs(head(features) - expected).max() < 1e-2
     assert head.weight.shape == (3, 60)
 
@@ -49,8 +49,7 @@ def test_held_out_logits_are_those_of_a_head_without_the_fold():
     points = centred / np.sqrt((centred**2).sum(1).mean())
     learn = folds != 2
     weight, bias = _fit(points[learn], labels[learn], np.ones(learn.sum()), 3, head.penalty)
-    assert np.allclose(held_out[~learn], points[~learn] @ weight.T + bias)
-    # Other labels in a fold leave that fold's own logits as they are, given the same penalty.
+    assert np.allclose(held_out[~learn], (points[~learn] @ weight.T + bias) / head.temperature)
     assert set(head.nll) == set(PENALTIES)
     assert head.nll[head.penalty] == min(head.nll.values())
 
@@ -60,8 +59,20 @@ def test_noise_is_fitted_with_the_strongest_penalty_and_clear_classes_with_a_wea
     labels = np.arange(100) % 4
     noise, _ = fit_head(rng.normal(size=(100, 50)), labels, 4, np.arange(100) // 4 % 5)
     clear, _ = fit_head(np.eye(4)[labels] + 0.01 * rng.normal(size=(100, 4)), labels, 4, np.arange(100) // 4 % 5)
-    assert noise.penalty >= 0.1 > clear.penalty
+    assert clear.penalty < 0.1 and clear.nll[clear.penalty] < 0.05
     assert noise.nll[noise.penalty] < np.log(4) + 0.02
+    assert np.abs(noise(rng.normal(size=(100, 50)))).max() < 0.3  # it knows nothing, and says so
+
+
+def test_the_temperature_is_that_of_the_lowest_held_out_nll():
+    features, labels = clips(spread=0.4, n=60, width=40)
+    head, held_out = fit_head(features, labels, 3, np.arange(60) // 3 % 5)
+
+    def nll(factor):
+        return -log_softmax(held_out * factor)[np.arange(60), labels].mean()
+
+    assert head.nll[head.penalty] == pytest.approx(nll(1.0))
+    assert nll(1.0) <= min(nll(0.9), nll(1.1))
 
 
 def test_a_class_without_clips_is_never_the_answer():
@@ -69,7 +80,8 @@ def test_a_class_without_clips_is_never_the_answer():
     head, held_out = fit_head(features, labels, 5, np.arange(len(labels)) // 3 % 5)
     assert (held_out.argmax(1) < 3).all()
     assert np.allclose(head(features)[:, 3], head(features)[:, 4])
-    assert np.allclose(head(features)[:, 3], head(features)[:, :3].mean(1) - np.log(2 * len(labels)))
+    gap = head(features)[:, :3].mean(1) - head(features)[:, 3]
+    assert np.allclose(gap, np.log(2 * len(labels)) / head.temperature)
 
 
 def test_one_class_or_one_fold_is_refused():
