@@ -283,6 +283,10 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         frame_log_probs: torch.Tensor | None,
     ) -> EmbedOutput:
         """Features computed before, checked, with the modalities that are used."""
+        if len(features) != len(self._widths):
+            raise ValueError(
+                f"modality_features has {len(features)} entries: give one of {self.config.modalities} each"
+            )
         audio, vision = self._trained_inputs(*features)
         for name, feature, width in zip(self.config.modalities, (audio, vision), self._widths, strict=True):
             if feature is not None and (feature.dim() != 2 or feature.shape[1] != width):
@@ -300,7 +304,10 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             else feature.to(self.dtype).masked_fill(~present[:, m : m + 1], 0.0)
             for m, feature in enumerate((audio, vision))
         )
-        if frame_log_probs is not None:
+        if frame_log_probs is not None and not self.fusion.owns_unimodal_logits:
+            expected = (len(present), getattr(self.unimodal_heads[1], "linear", self.unimodal_heads[1]).out_features)
+            if frame_log_probs.shape != expected:
+                raise ValueError(f"frame_log_probs has shape {tuple(frame_log_probs.shape)}, expected {expected}")
             frame_log_probs = frame_log_probs.masked_fill(~present[:, 1:], 0.0)
         return EmbedOutput(used, present, frame_log_probs)
 
