@@ -116,6 +116,10 @@ def source_head_of(classifier: PreTrainedModel) -> SourceHead:
     """
     labels = label_names(classifier)
     norm, weight, bias = _affine_head(classifier)
+    if len(bias) != len(labels):
+        raise ValueError(
+            f"{type(classifier).__name__} has {len(bias)} outputs, but its config names {len(labels)} labels"
+        )
     layers = getattr(classifier, LAYER_WEIGHTS, None)
     head = SourceHead(
         weight.shape[1],

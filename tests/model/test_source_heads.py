@@ -253,6 +253,12 @@ def two_tokens() -> PreTrainedModel:
     return Dinov2ForImageClassification(config)
 
 
+def renamed() -> PreTrainedModel:
+    model = voice()
+    model.config.id2label = dict(enumerate(SOUNDS[:-1]))
+    return model
+
+
 def nonlinear() -> PreTrainedModel:
     model = voice()
     model.classifier = torch.nn.Sequential(model.classifier.layernorm, torch.nn.Tanh(), model.classifier.dense)
@@ -266,6 +272,7 @@ def nonlinear() -> PreTrainedModel:
             nonlinear,
             "head of ASTForAudioClassification does not give its logits from the feature of its tower: use its",
         ),
+        (renamed, "ASTForAudioClassification has 5 outputs, but its config names 4 labels"),
         (two_tokens, "head of Dinov2ForImageClassification does not give its logits from the feature of its tower"),
         (lambda: ViTModel(ViTConfig(**VIT)), "ViTModel has no classification head: leave its modality out"),
         (
