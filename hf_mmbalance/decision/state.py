@@ -159,9 +159,9 @@ class HeadState:
         """`(M, C)`: how far a modality's log-probability of a class moves that class's score, at average typicality.
 
         The weight over the temperature, times the diagonal of the modality's own map less the mean of the rest of its
-        column (a constant per column moves all classes alike).
+        column (a constant per column moves all classes alike). 0 for a class that the modality does not know.
         """
-        factor = self["weights"] / np.exp(self["log_temperature"])[:, None]
+        factor = self.known * self["weights"] / np.exp(self["log_temperature"])[:, None]
         if "calibration_scale" in self.arrays:
             factor = factor * self["calibration_scale"]
         if "calibration_map" in self.arrays:

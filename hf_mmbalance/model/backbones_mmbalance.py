@@ -206,6 +206,12 @@ def _pretrained_classifier(name: str, modality: str, hub: dict) -> PreTrainedMod
     if modality == "vision":
         videos = frames_per_clip(config) is not None
         auto_class = AutoModelForVideoClassification if videos else AutoModelForImageClassification
+    own_code = getattr(config, "auto_map", None) is not None
+    if not own_code and type(config) not in auto_class._model_mapping:
+        raise ValueError(
+            f"transformers has no {modality} classifier of type {config.model_type!r}: use its backbone only (leave"
+            f" {modality} out of label_maps)"
+        )
     options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     model, info = auto_class.from_pretrained(name, config=config, **options, **hub)
     new = sorted(key for key in info["missing_keys"] if not key.startswith(f"{model.base_model_prefix}."))

@@ -1,7 +1,6 @@
 """Audio-visual classifier: two pretrained towers, one unimodal head each, and a fusion head at the decision layer."""
 
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from .backbones_mmbalance import Backbone, compose_from_backbones
 from .configuration_mmbalance import MMBalanceConfig
 from .fusion_files_mmbalance import copy_fusion_file, fusion_class, portable_name, prepare_fusion_class
 from .fusion_mmbalance import FusionHead, FusionOutput
+from .outputs_mmbalance import EmbedOutput, MMBalanceOutput
 from .source_heads_mmbalance import SourceHead, class_logits, label_log_probs
 from .towers_mmbalance import (
     CosineClassifier,
@@ -59,67 +59,6 @@ def tower_losses(
     unimodal = clip_cross_entropy(modality_logits, every, class_weights, label_smoothing)
     unimodal = torch.where(modality_mask, unimodal, torch.zeros_like(unimodal)).sum(1)
     return clip_cross_entropy(fused_logits, labels, class_weights, label_smoothing).mean(), unimodal.mean()
-
-
-@dataclass
-class MMBalanceOutput(ModelOutput):
-    """
-    Output of [`MMBalanceForAudioVisualClassification`] for `B` clips, `M` modalities and `C` classes.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, *optional*): Total loss, when `labels` are given.
-        logits (`torch.FloatTensor` of shape `(B, C)`): Fused logits.
-        modality_logits (`torch.FloatTensor` of shape `(B, M, C)`): Unimodal logits; 0 where a modality is missing.
-        modality_weights (`torch.FloatTensor` of shape `(B, M, C)`, *optional*):
-            Weight that the decision layer gave each modality for each class; `None` where the head has no weights.
-        modality_contributions (`torch.FloatTensor` of shape `(B, M, C)`):
-            Exact terms that sum over modalities to `logits` minus the head's bias.
-        modality_mask (`torch.LongTensor` of shape `(B, M)`): 1 for the modalities that the decision was made from.
-        modality_features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`): Feature of every tower.
-        modality_trust (`torch.FloatTensor` of shape `(B, M)`, *optional*):
-            Calibrated probability that each modality's own answer is right, 0 where it is missing; `None` where the
-            head does not compute it.
-        fused_loss, unimodal_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
-            Parts of the loss before weighting.
-        audio_model_output, vision_model_output (`ModelOutput`, *optional*): Outputs of the towers.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    modality_logits: torch.Tensor | None = None
-    modality_weights: torch.Tensor | None = None
-    modality_contributions: torch.Tensor | None = None
-    modality_mask: torch.Tensor | None = None
-    modality_features: tuple[torch.Tensor, ...] | None = None
-    modality_trust: torch.Tensor | None = None
-    fused_loss: torch.Tensor | None = None
-    unimodal_loss: torch.Tensor | None = None
-    audio_model_output: ModelOutput | None = None
-    vision_model_output: ModelOutput | None = None
-
-    def to_tuple(self) -> tuple:
-        return tuple(self[key].to_tuple() if key.endswith("model_output") else self[key] for key in self.keys())
-
-
-@dataclass
-class EmbedOutput(ModelOutput):
-    """
-    What the towers give for `B` clips, before the unimodal heads.
-
-    Args:
-        features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`): Feature of every tower; any value where missing.
-        modality_mask (`torch.BoolTensor` of shape `(B, M)`): Modalities present.
-        frame_log_probs (`torch.FloatTensor` of shape `(B, K)`, *optional*):
-            Mean over the frames of log-probabilities of each frame: of the K source labels if the vision head was
-            taken over from a classifier, else of the classes, and then only with `frame_pooling="log_probs"`.
-        audio_model_output, vision_model_output (`ModelOutput`, *optional*): Outputs of the towers.
-    """
-
-    features: tuple[torch.Tensor, ...] = None  # type: ignore[assignment]  # ModelOutput wants defaults; always given
-    modality_mask: torch.Tensor = None  # type: ignore[assignment]
-    frame_log_probs: torch.Tensor | None = None
-    audio_model_output: ModelOutput | None = None
-    vision_model_output: ModelOutput | None = None
 
 
 AUTO_CLASSES = ("AutoModel", "AutoModelForAudioClassification", "AutoModelForVideoClassification")
@@ -344,6 +283,10 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         frame_log_probs: torch.Tensor | None,
     ) -> EmbedOutput:
         """Features computed before, checked, with the modalities that are used."""
+        if len(features) != len(self._widths):
+            raise ValueError(
+                f"modality_features has {len(features)} entries: give one of {self.config.modalities} each"
+            )
         audio, vision = self._trained_inputs(*features)
         for name, feature, width in zip(self.config.modalities, (audio, vision), self._widths, strict=True):
             if feature is not None and (feature.dim() != 2 or feature.shape[1] != width):
@@ -361,7 +304,10 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             else feature.to(self.dtype).masked_fill(~present[:, m : m + 1], 0.0)
             for m, feature in enumerate((audio, vision))
         )
-        if frame_log_probs is not None:
+        if frame_log_probs is not None and not self.fusion.owns_unimodal_logits:
+            expected = (len(present), getattr(self.unimodal_heads[1], "linear", self.unimodal_heads[1]).out_features)
+            if frame_log_probs.shape != expected:
+                raise ValueError(f"frame_log_probs has shape {tuple(frame_log_probs.shape)}, expected {expected}")
             frame_log_probs = frame_log_probs.masked_fill(~present[:, 1:], 0.0)
         return EmbedOutput(used, present, frame_log_probs)
 

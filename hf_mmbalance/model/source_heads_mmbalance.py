@@ -36,6 +36,9 @@ class SourceHead(nn.Module):
             weights in the buffer `layer_shares`; `None` where the feature is taken from the last one.
     """
 
+    class_labels: torch.Tensor  # (C, K) bool
+    layer_shares: torch.Tensor | None  # (layers,), not trained
+
     def __init__(
         self,
         hidden_size: int,
@@ -58,7 +61,7 @@ class SourceHead(nn.Module):
 
     def init_weights(self) -> None:
         """Set the buffers again; the linear layer and the norm are set by transformers."""
-        init.copy_(self.get_buffer("class_labels"), self._class_labels())
+        init.copy_(self.class_labels, self._class_labels())
         if self.layer_shares is not None:
             init.constant_(self.layer_shares, 1 / len(self.layer_shares))
 
@@ -73,7 +76,7 @@ class SourceHead(nn.Module):
 
     def class_logits(self, label_log_probs: torch.Tensor) -> torch.Tensor:
         """Logits of the classes: `(B, K)` -> `(B, C)`, finite everywhere."""
-        counts = self.get_buffer("class_labels")
+        counts = self.class_labels
         known = counts.any(1)
         # An unknown class adds up all labels here, as an empty sum has no gradient; its value is replaced below.
         parts = label_log_probs.unsqueeze(1).masked_fill(~(counts | ~known.unsqueeze(1)), -torch.inf)
@@ -113,6 +116,10 @@ def source_head_of(classifier: PreTrainedModel) -> SourceHead:
     """
     labels = label_names(classifier)
     norm, weight, bias = _affine_head(classifier)
+    if len(bias) != len(labels):
+        raise ValueError(
+            f"{type(classifier).__name__} has {len(bias)} outputs, but its config names {len(labels)} labels"
+        )
     layers = getattr(classifier, LAYER_WEIGHTS, None)
     head = SourceHead(
         weight.shape[1],
@@ -122,7 +129,7 @@ def source_head_of(classifier: PreTrainedModel) -> SourceHead:
         layers=None if layers is None else len(layers),
     )
     with torch.no_grad():
-        if layers is not None:
+        if layers is not None and head.layer_shares is not None:
             head.layer_shares.copy_(layers.float().softmax(-1))
         if norm is not None:
             head.norm.load_state_dict({name: value.float() for name, value in norm.state_dict().items()})

@@ -72,7 +72,9 @@ class ModelArguments:
     fusion: str = _help("Fusion head: a registered name, or 'path/to/my_head.py:MyHead'.", "adaptive")
     fusion_options: dict | str | None = _help("Options (JSON) of the fusion head, e.g. '{\"hidden_size\": 128}'.")
     unimodal_head: str = _help("Unimodal heads: 'linear' or 'cosine'.", "linear")
-    frame_pooling: str = _help("Pooling over frames: 'mean' or 'temporal' (a small transformer layer first).", "mean")
+    frame_pooling: str = _help(
+        "Pooling over frames: 'mean', 'temporal' (a small transformer layer first) or 'log_probs'.", "mean"
+    )
     classifier_dropout: float = _help("Dropout on tower features and in the temporal layer.", 0.0)
     modality_dropout: list[float] = _help("Rate, for each modality, at which training clips lose it.", [0.0, 0.0])
     fused_loss_weight: float | None = _help("Weight of the fused loss for the towers. Default: the fusion head's own.")

@@ -58,3 +58,40 @@ def test_decisions_are_the_tables_and_survive_saving(model: Any, rung: str, tmp_
         np.testing.assert_allclose(
             out.logits.softmax(-1).numpy(), allocation.predict_proba(logits, features=own_features), atol=1e-5
         )
+
+
+def test_a_modality_that_does_not_know_a_class(tmp_path: Path) -> None:
+    """Typicality and a mask of classes: the table's decisions, after saving too; a model without it is refused."""
+    from hf_mmbalance import MMBalanceConfig, MMBalanceForAudioVisualClassification
+
+    source = {"labels": ["a", "b", "c"], "classes": [[0], [1], [2], []], "layer_norm_eps": None, "layers": None}
+    audio = {"model_type": "audio-spectrogram-transformer", **SMALL, "max_length": 16, "num_mel_bins": 16,
+             "patch_size": 4, "frequency_stride": 4, "time_stride": 4}  # fmt: skip
+    vision = {"model_type": "vit", **SMALL, "image_size": 16, "patch_size": 8}
+    torch.manual_seed(0)
+    options = {"audio_config": audio, "vision_config": vision, "id2label": CLASSES}
+    config = MMBalanceConfig(**options, source_labels={"audio": source})
+    model = MMBalanceForAudioVisualClassification(config).eval()
+    data = draw_with_features(n=200)
+    features = [np.pad(value, ((0, 0), (0, 16 - 6))) for value in data["features"]]
+    with pytest.warns(UserWarning, match="does not know 1 of 4 classes"):
+        allocation = Allocation(rung="typicality", folds=2).fit(
+            data["logits"], data["labels"], data["groups"], features, known=config.known_classes
+        )
+    allocation.write_to(model)
+    model.save_pretrained(tmp_path)
+    read = state_of_run(tmp_path)
+    assert read is not None and read.known.tolist() == config.known_classes
+    loaded = MMBalanceForAudioVisualClassification.from_pretrained(tmp_path).eval()
+    inputs = {"input_values": torch.randn(6, 16, 16), "pixel_values": torch.randn(6, 2, 3, 16, 16)}
+    for own in (model, loaded):
+        with torch.no_grad():
+            out = own(**inputs)
+        own_features = [value.double().numpy() for value in out.modality_features]
+        want = allocation.predict_proba(out.modality_logits.double().numpy(), features=own_features)
+        np.testing.assert_allclose(out.logits.softmax(-1).numpy(), want, atol=1e-5)
+        assert (out.modality_contributions[:, 0, 3] == 0).all()
+    with pytest.raises(
+        ValueError, match=r"the model's modalities know \[4, 4\] of 4 classes, those of the fit others"
+    ):
+        allocation.write_to(MMBalanceForAudioVisualClassification(MMBalanceConfig(**options)))

@@ -13,6 +13,8 @@ from transformers import (
     ASTForAudioClassification,
     BeitConfig,
     BeitForImageClassification,
+    BertConfig,
+    BertModel,
     ConvNextConfig,
     ConvNextForImageClassification,
     DeiTConfig,
@@ -210,6 +212,9 @@ def test_saved_and_loaded_again(tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert again.config.source_labels == model.config.source_labels
     assert torch.equal(again(**tiny_inputs()).logits, model(**tiny_inputs()).logits)
+    half = MMBalanceForAudioVisualClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.unimodal_heads[0].class_labels.dtype == torch.bool
+    torch.testing.assert_close(half(**tiny_inputs()).logits, model(**tiny_inputs()).logits, atol=0.1, rtol=0.1)
 
 
 def test_loads_without_the_package(tmp_path):
@@ -248,6 +253,12 @@ def two_tokens() -> PreTrainedModel:
     return Dinov2ForImageClassification(config)
 
 
+def renamed() -> PreTrainedModel:
+    model = voice()
+    model.config.id2label = dict(enumerate(SOUNDS[:-1]))
+    return model
+
+
 def nonlinear() -> PreTrainedModel:
     model = voice()
     model.classifier = torch.nn.Sequential(model.classifier.layernorm, torch.nn.Tanh(), model.classifier.dense)
@@ -261,6 +272,7 @@ def nonlinear() -> PreTrainedModel:
             nonlinear,
             "head of ASTForAudioClassification does not give its logits from the feature of its tower: use its",
         ),
+        (renamed, "ASTForAudioClassification has 5 outputs, but its config names 4 labels"),
         (two_tokens, "head of Dinov2ForImageClassification does not give its logits from the feature of its tower"),
         (lambda: ViTModel(ViTConfig(**VIT)), "ViTModel has no classification head: leave its modality out"),
         (
@@ -307,6 +319,11 @@ def test_a_config_or_a_backbone_has_no_head_to_take(tmp_path: Path):
     ViTModel(ViTConfig(**VIT, **labelled(FACES)), add_pooling_layer=False).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"no weights \['classifier.bias', 'classifier.weight'\] of the head"):
         compose(voice(), tmp_path, id2label=CLASSES, label_maps={"vision": FACE_MAP})
+    BertModel(BertConfig(**SMALL, vocab_size=20)).save_pretrained(tmp_path / "text")
+    with pytest.raises(
+        ValueError, match="transformers has no vision classifier of type 'bert': use its backbone only"
+    ):
+        compose(voice(), tmp_path / "text", id2label=CLASSES, label_maps={"vision": FACE_MAP})
     with pytest.raises(ValueError, match="vision classifier '/no/such/folder' cannot be loaded"):
         compose(voice(), "/no/such/folder", id2label=CLASSES, label_maps={"vision": FACE_MAP})
 
@@ -366,6 +383,11 @@ def test_log_probabilities_are_averaged_over_the_frames_present():
         ({"modality_features": (torch.zeros(2, 9), None)}, r"audio features have shape \(2, 9\), expected \(B, 16\)"),
         ({"modality_features": (None, torch.zeros(2, 16))}, "needs frame_log_probs with modality_features"),
         ({"modality_features": (None, None)}, "no modality at all"),
+        ({"modality_features": (torch.zeros(2, 16),)}, "modality_features has 1 entries: give one of"),
+        (
+            {"modality_features": (None, torch.zeros(2, 16)), "frame_log_probs": torch.zeros(2, 3)},
+            r"frame_log_probs has shape \(2, 3\), expected \(2, 4\)",
+        ),
         (
             {"modality_features": (torch.zeros(4, 16), None), **tiny_inputs()},
             "in place of input_values and pixel_values: pass one of both",

@@ -1,0 +1,72 @@
+"""What the model and its towers return."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class MMBalanceOutput(ModelOutput):
+    """
+    Output of [`MMBalanceForAudioVisualClassification`] for `B` clips, `M` modalities and `C` classes.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*): Total loss, when `labels` are given.
+        logits (`torch.FloatTensor` of shape `(B, C)`): Fused logits.
+        modality_logits (`torch.FloatTensor` of shape `(B, M, C)`):
+            Unimodal logits; 0 where a modality is missing, and 20 below its lowest other one for a class that it does
+            not know.
+        modality_weights (`torch.FloatTensor` of shape `(B, M, C)`, *optional*):
+            Weight that the decision layer gave each modality for each class; `None` where the head has no weights.
+        modality_contributions (`torch.FloatTensor` of shape `(B, M, C)`):
+            Exact terms that sum over modalities to `logits` minus the head's bias.
+        modality_mask (`torch.LongTensor` of shape `(B, M)`): 1 for the modalities that the decision was made from.
+        modality_features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`): Feature of every tower.
+        modality_trust (`torch.FloatTensor` of shape `(B, M)`, *optional*):
+            Calibrated probability that each modality's own answer is right, 0 where it is missing; `None` where the
+            head does not compute it.
+        fused_loss, unimodal_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            Parts of the loss before weighting.
+        audio_model_output, vision_model_output (`ModelOutput`, *optional*): Outputs of the towers.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    modality_logits: torch.Tensor | None = None
+    modality_weights: torch.Tensor | None = None
+    modality_contributions: torch.Tensor | None = None
+    modality_mask: torch.Tensor | None = None
+    modality_features: tuple[torch.Tensor, ...] | None = None
+    modality_trust: torch.Tensor | None = None
+    fused_loss: torch.Tensor | None = None
+    unimodal_loss: torch.Tensor | None = None
+    audio_model_output: ModelOutput | None = None
+    vision_model_output: ModelOutput | None = None
+
+    def to_tuple(self) -> tuple:
+        return tuple(self[key].to_tuple() if key.endswith("model_output") else self[key] for key in self.keys())
+
+
+@dataclass
+class EmbedOutput(ModelOutput):
+    """
+    What the towers give for `B` clips, before the unimodal heads.
+
+    Args:
+        features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`): Feature of every tower; any value where missing.
+        modality_mask (`torch.BoolTensor` of shape `(B, M)`): Modalities present.
+        frame_log_probs (`torch.FloatTensor` of shape `(B, K)`, *optional*):
+            Mean over the frames of log-probabilities of each frame: of the K source labels if the vision head was
+            taken over from a classifier, else of the classes, and then only with `frame_pooling="log_probs"`.
+        audio_model_output, vision_model_output (`ModelOutput`, *optional*): Outputs of the towers.
+    """
+
+    features: tuple[torch.Tensor, ...] = None  # type: ignore[assignment]  # ModelOutput wants defaults; always given
+    modality_mask: torch.Tensor = None  # type: ignore[assignment]
+    frame_log_probs: torch.Tensor | None = None
+    audio_model_output: ModelOutput | None = None
+    vision_model_output: ModelOutput | None = None
+
+
+__all__ = ["EmbedOutput", "MMBalanceOutput"]
