@@ -3,9 +3,9 @@
     MMBALANCE_DATA=DATA python benchmarks/robustness_grid.py [--out FOLDER] [--quick]
 
 Five folds by clip. In each, towers are trained by `train.py` with `configs/grid_digits.yaml` on the other folds less a
-calibration part, and run over: the train clips (clean, for the statistics of features), the calibration clips (clean,
-and draws corrupted by the `seen` half of the kinds), and the held-out clips: clean, in babble at -3 dB, in draws
-corrupted by the seen and by the unseen half, and under every kind at every severity. Decision layers are fitted on the
+calibration part, and run over: the train clips (as in training, for the statistics of features), the calibration clips
+(clean, and draws corrupted by the `seen` half of the kinds), and the held-out clips: clean, in babble at -3 dB, in
+draws corrupted by the seen and by the unseen half, and under every kind at every severity. Decision layers are fitted on the
 calibration draws of a fold and judged on its held-out clips; predictions of all folds are pooled.
 
 The oracle knows the corruption: a temperature per modality, kind and severity, fitted on the test draws themselves by
@@ -34,7 +34,7 @@ import torch
 from scipy.optimize import minimize
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
-from hf_mmbalance.data.clips import ClipDataset
+from hf_mmbalance.data.clips import ClipDataset, ClipsOfEpoch
 from hf_mmbalance.data.corruptions import CORRUPTIONS, SEVERITIES, ClipsOfOneCorruption, CorruptedClips, CorruptionPlan
 from hf_mmbalance.metrics import measures
 
@@ -131,7 +131,8 @@ def tables_of(run_folder: Path, quick: bool) -> Arrays:
     torch.set_num_threads(1)
     run = load_run(run_folder)
     clean = clips_of_run({**run.results["arguments"], "noise": "none"}).splits
-    sets: dict[str, ClipDataset] = {"train": clean["train"], "clean": clean["test"], "m3": run.clips}
+    train = ClipsOfEpoch(clips_of_run(run.results["arguments"]).splits["train"], 0)
+    sets: dict[str, ClipDataset] = {"train": train, "clean": clean["test"], "m3": run.clips}
     plans = {half: CorruptionPlan.of(half, draws=DRAWS) for half in ("seen", "unseen")}
     sets["calibration"] = CorruptedClips(clean["calibration"], plans["seen"])
     sets |= {half: CorruptedClips(clean["test"], plan) for half, plan in plans.items()}

@@ -144,7 +144,7 @@ class HeadState:
         return np.asarray(found)
 
     def class_weights(self) -> np.ndarray:
-        """`(M, C)`: how far a modality's log-probability of a class moves that class's score, at average typicality.
+        """`(M, C)`: how far a modality's log-probability of a class moves that class's score, for typical clips (t = 0).
 
         The weight over the temperature, times the diagonal of the modality's own map less the mean of the rest of its
         column (a constant per column moves all classes alike).

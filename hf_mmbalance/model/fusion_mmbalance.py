@@ -56,6 +56,8 @@ class FusionHead(nn.Module):
     default_unimodal_loss_weight: float = 1.0
     #: Weight of the fused loss; 0 for ensembles of towers trained separately.
     default_fused_loss_weight: float = 1.0
+    #: `forward` gets the pooled features that the unimodal logits come from, not the means of the towers' tokens.
+    reads_pooled: bool = False
     #: The head has no parameters: it is fitted on clips that the towers do not learn from.
     fitted: bool = False
 
@@ -77,7 +79,8 @@ class FusionHead(nn.Module):
             modality_logits (`torch.FloatTensor` of shape `(B, M, C)`):
                 Unimodal logits, any finite value where missing.
             modality_mask (`torch.BoolTensor` of shape `(B, M)`): True where a modality is present.
-            features (`tuple` of `torch.FloatTensor` of shape `(B, D_m)`): Features of every tower.
+            features (`tuple` of `torch.FloatTensor` of shape `(B, D_m)`):
+                Mean of every tower's tokens (last hidden states), or its pooled feature if `reads_pooled`.
         """
         raise NotImplementedError
 
@@ -279,6 +282,7 @@ class _ConditionedFusion(FusionHead):
     """
 
     unimodal_for_diagnosis = True
+    reads_pooled = True
 
     def __init__(
         self, num_modalities: int, num_labels: int, feature_sizes: tuple[int, ...] = (), hidden_size: int = 256

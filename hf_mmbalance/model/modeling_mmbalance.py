@@ -22,6 +22,8 @@ from .towers_mmbalance import (
     check_spectrograms,
     compose_from_backbones,
     freeze_tower,
+    masked_mean,
+    mean_token,
     pool_tokens,
     token_mask_of,
     tower_options,
@@ -75,7 +77,9 @@ class MMBalanceOutput(ModelOutput):
         modality_contributions (`torch.FloatTensor` of shape `(B, M, C)`):
             Exact terms that sum over modalities to `logits` minus the head's bias.
         modality_mask (`torch.LongTensor` of shape `(B, M)`): 1 for the modalities that the decision was made from.
-        modality_features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`): Feature of every tower.
+        modality_features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`):
+            Features that the fusion head read: the mean of every tower's tokens, or the pooled features that the
+            unimodal logits come from (see `FusionHead.reads_pooled`).
         modality_trust (`torch.FloatTensor` of shape `(B, M)`, *optional*):
             Calibrated probability that each modality's own answer is right, 0 where it is missing; `None` where the
             head does not compute it.
@@ -100,6 +104,8 @@ class MMBalanceOutput(ModelOutput):
     def to_tuple(self) -> tuple:
         return tuple(self[key].to_tuple() if key.endswith("model_output") else self[key] for key in self.keys())
 
+
+TowerFeatures = tuple[torch.Tensor, torch.Tensor]  # pooled and mean token, `(B, D_m)` each
 
 AUTO_CLASSES = ("AutoModel", "AutoModelForAudioClassification", "AutoModelForVideoClassification")
 
@@ -263,9 +269,10 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             present = self._drop_modalities(present)
         audio, audio_output = self._audio_features(input_values, audio_mask, present, dict(kwargs))
         vision, vision_output = self._vision_features(pixel_values, frame_mask, present, dict(kwargs))
-        features = (audio, vision)
+        pooled, tokens = zip(audio, vision, strict=True)
         # Decisions are computed in float32: bf16 is too coarse for a log-softmax over many classes.
-        modality_logits = self._unimodal_logits(features).float()
+        modality_logits = self._unimodal_logits(pooled).float()
+        features = pooled if self.fusion.reads_pooled else tokens
         fused: FusionOutput = self.fusion(modality_logits, present, features)
         loss = fused_loss = unimodal_loss = None
         if labels is not None:
@@ -349,7 +356,8 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         audio_mask: torch.Tensor | None,
         modality_mask: torch.Tensor,
         kwargs: dict[str, Any],
-    ) -> tuple[torch.Tensor, ModelOutput | None]:
+    ) -> tuple[TowerFeatures, ModelOutput | None]:
+        """Pooled feature and mean token of the audio tower, and its outputs."""
         if input_values is None:
             return self._no_features(0, modality_mask), None
         check_spectrograms(input_values, self.audio_model.config)
@@ -363,7 +371,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             kwargs["attention_mask"] = audio_mask.long()
         outputs = self.audio_model(values, **kwargs)
         token_mask = None if audio_mask is None else token_mask_of(audio_mask, outputs, self.audio_model)
-        return pool_tokens(outputs, self._takes_cls[0], token_mask), outputs
+        return (pool_tokens(outputs, self._takes_cls[0], token_mask), mean_token(outputs, token_mask)), outputs
 
     def _vision_features(
         self,
@@ -371,7 +379,8 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         frame_mask: torch.Tensor | None,
         modality_mask: torch.Tensor,
         kwargs: dict[str, Any],
-    ) -> tuple[torch.Tensor, ModelOutput | None]:
+    ) -> tuple[TowerFeatures, ModelOutput | None]:
+        """Pooled feature and mean token (over the frames present) of the vision tower, and its outputs."""
         if pixel_values is None:
             return self._no_features(1, modality_mask), None
         if pixel_values.dim() == 4:
@@ -384,11 +393,14 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             present = present & frame_mask.bool()
         values = pixel_values.masked_fill(~present[:, :, None, None, None], 0.0).flatten(0, 1)
         outputs = self.vision_model(values.to(self._input_dtype(self.vision_model)), **kwargs)
-        frames = pool_tokens(outputs, self._takes_cls[1])
-        return self.frame_pooling(frames.view(batch, time, -1), present), outputs
+        frames, tokens = (
+            values.view(batch, time, -1) for values in (pool_tokens(outputs, self._takes_cls[1]), mean_token(outputs))
+        )
+        return (self.frame_pooling(frames, present), masked_mean(tokens, present)), outputs
 
-    def _no_features(self, modality: int, modality_mask: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(modality_mask), self._widths[modality], device=modality_mask.device, dtype=self.dtype)
+    def _no_features(self, modality: int, modality_mask: torch.Tensor) -> TowerFeatures:
+        zeros = torch.zeros(len(modality_mask), self._widths[modality], device=modality_mask.device, dtype=self.dtype)
+        return zeros, zeros
 
     @staticmethod
     def _input_dtype(tower: nn.Module) -> torch.dtype:

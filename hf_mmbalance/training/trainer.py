@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 from hf_mmbalance.console import UserError
-from hf_mmbalance.data.clips import ClipDataset, ClipSplits
+from hf_mmbalance.data.clips import ClipDataset, ClipsOfEpoch, ClipSplits
 from hf_mmbalance.data.sources.hub import HubOptions, clips_of
 from hf_mmbalance.data.streaming import EpochOrder
 from hf_mmbalance.decision.table import DecisionTable
@@ -246,6 +246,8 @@ class MMBalanceTrainer(Trainer):
     def predict_table(self, clips: ClipDataset, split: str) -> DecisionTable:
         """Run the model over clips, in every process, and gather.
 
+        Train clips are read as training reads them, augmented (in epoch 0): they say what is typical for the towers.
+
         Returns:
             Unimodal logits and features of every clip, in the order of `clips`; `reference.fused` are the model's own
             fused logits. Rows of clips with `clips` and `draws` (corrupted versions) say whose version they are.
@@ -253,7 +255,7 @@ class MMBalanceTrainer(Trainer):
         Raises:
             ValueError: if logits are not finite, which is what training that diverged leaves.
         """
-        outputs = self._run(clips)
+        outputs = self._run(ClipsOfEpoch(clips, 0) if split == "train" else clips)
         broken = ~np.isfinite(outputs["logits"]).all(axis=1)
         if broken.any():
             raise ValueError(
