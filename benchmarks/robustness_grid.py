@@ -5,8 +5,8 @@
 Five folds by clip. In each, towers are trained by `train.py` with `configs/grid_digits.yaml` on the other folds less a
 calibration part, and run over: the train clips (as in training, for the statistics of features), the calibration clips
 (clean, and draws corrupted by the `seen` half of the kinds), and the held-out clips: clean, in babble at -3 dB, in
-draws corrupted by the seen and by the unseen half, and under every kind at every severity. Decision layers are fitted on the
-calibration draws of a fold and judged on its held-out clips; predictions of all folds are pooled.
+draws corrupted by the seen and by the unseen half, and under every kind at every severity. Decision layers are fitted
+on the calibration draws of a fold and judged on its held-out clips; predictions of all folds are pooled.
 
 The oracle knows the corruption: a temperature per modality, kind and severity, fitted on the test draws themselves by
 the NLL of the fusion, on other clips than those it is judged on (5 folds). `closed` is the share of the accuracy
