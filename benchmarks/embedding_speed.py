@@ -108,7 +108,18 @@ def _rows(count: int, classes: int, widths: tuple[int, ...]) -> Rows:
     }
     names = np.array([str(i) for i in range(count)])
     known = np.ones((len(widths), classes), dtype=bool)
-    return Rows(names, names, names, labels, np.zeros(count, int), features, {}, list(map(str, range(classes))), known)
+    return Rows(
+        names,
+        names,
+        names,
+        labels,
+        np.zeros(count, int),
+        features,
+        features,
+        {},
+        list(map(str, range(classes))),
+        known,
+    )
 
 
 if __name__ == "__main__":

@@ -31,10 +31,15 @@ def all_rows(folder: Path) -> Rows:
     stored = Embeddings.read(folder)
     index = np.flatnonzero(stored.draws == 0)
     names = np.asarray(stored.ids)[index]
-    features = {name: values[index].astype(np.float64) for name, values in stored.features.items()}
+    features, tokens = (
+        {name: values[index].astype(np.float64) for name, values in parts.items()}
+        for parts in (stored.features, stored.tokens)
+    )
     known = np.ones((len(features), len(stored.classes)), dtype=bool)
     # Clips of one speaker: each clip is its own group, as for a user who knows no better.
-    return Rows(names, names, names, stored.labels[index], stored.draws[index], features, {}, stored.classes, known)
+    return Rows(
+        names, names, names, stored.labels[index], stored.draws[index], features, tokens, {}, stored.classes, known
+    )
 
 
 def probe_rows(cache: Path) -> dict[str, Rows]:
@@ -52,7 +57,9 @@ def probe_rows(cache: Path) -> dict[str, Rows]:
         classes = [str(c) for c in range(grid.words[label].max() + 1)]
         known = np.ones((2, len(classes)), dtype=bool)
         draws = np.zeros(len(names), dtype=np.int64)
-        found[f"probes-{label}"] = Rows(names, names, names, grid.words[label], draws, features, {}, classes, known)
+        found[f"probes-{label}"] = Rows(
+            names, names, names, grid.words[label], draws, features, features, {}, classes, known
+        )
     return found
 
 

@@ -3,16 +3,16 @@
     MMBALANCE_DATA=DATA python benchmarks/robustness_grid.py [--out FOLDER] [--quick]
 
 Five folds by clip. In each, towers are trained by `train.py` with `configs/grid_digits.yaml` on the other folds less a
-calibration part, and run over: the train clips (clean, for the statistics of features), the calibration clips (clean,
-and draws corrupted by the `seen` half of the kinds), and the held-out clips: clean, in babble at -3 dB, in draws
-corrupted by the seen and by the unseen half, and under every kind at every severity. Decision layers are fitted on the
-calibration draws of a fold and judged on its held-out clips; predictions of all folds are pooled.
+calibration part, and run over: the train clips (as in training, for the statistics of features), the calibration clips
+(clean, and draws corrupted by the `seen` half of the kinds), and the held-out clips: clean, in babble at -3 dB, in
+draws corrupted by the seen and by the unseen half, and under every kind at every severity. Decision layers are fitted
+on the calibration draws of a fold and judged on its held-out clips; predictions of all folds are pooled.
 
 The oracle knows the corruption: a temperature per modality, kind and severity, fitted on the test draws themselves by
 the NLL of the fusion, on other clips than those it is judged on (5 folds). `closed` is the share of the accuracy
 between `sum` and the oracle that a method gains. Intervals: bootstrap over clips (one speaker).
 
-Folds that have tables are not made again. Two folds at a time, one thread each.
+What is there is not made again. Two folds at a time, one thread each.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ import torch
 from scipy.optimize import minimize
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
-from hf_mmbalance.data.clips import ClipDataset
+from hf_mmbalance.data.clips import ClipDataset, ClipsOfEpoch
 from hf_mmbalance.data.corruptions import CORRUPTIONS, SEVERITIES, ClipsOfOneCorruption, CorruptedClips, CorruptionPlan
+from hf_mmbalance.decision.allocation import Allocation
 from hf_mmbalance.metrics import measures
 
 
@@ -69,7 +70,7 @@ def main() -> int:
     folds = range(2 if arguments.quick else FOLDS)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(lambda fold: run_child(fold, arguments.quick, arguments.out), folds))
-    report = judge([dict(np.load(out / f"fold{fold}" / "tables.npz")) for fold in folds])
+    report = judge([read_tables(out / f"fold{fold}" / "tables") for fold in folds])
     print(render(report))
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     return 0
@@ -84,9 +85,7 @@ def run_child(fold: int, quick: bool, out: Path) -> None:
 
 
 def make_fold(fold: int, folder: Path, grid: Path, quick: bool) -> None:
-    """Train the towers of a fold and write their logits of its clips to `tables.npz`."""
-    if (folder / "tables.npz").exists():
-        return
+    """Train the towers of a fold and write their logits and features of its clips, one file per set of clips."""
     write_splits(fold, folder / "clips", grid)
     run = folder / "run"
     if not (run / "results.json").exists():
@@ -98,9 +97,7 @@ def make_fold(fold: int, folder: Path, grid: Path, quick: bool) -> None:
         short = ["--num_train_epochs", "2"] if quick else []
         options = ["--fusion", "sum", "--disable_tqdm", "true", "--output_dir", str(run), *resume, *short]
         train(["--config", str(CONFIG), "--data_dir", str(folder / "clips"), *options])
-    arrays = tables_of(run, quick)
-    np.savez(folder / "tables.part.npz", **arrays)
-    os.replace(folder / "tables.part.npz", folder / "tables.npz")
+    write_tables(run, folder / "tables", quick)
 
 
 def write_splits(fold: int, folder: Path, grid: Path) -> None:
@@ -124,14 +121,15 @@ def write_splits(fold: int, folder: Path, grid: Path) -> None:
         writer.writerows([["id", "split"], *([row["id"], split] for row, split in zip(rows, splits, strict=True))])
 
 
-def tables_of(run_folder: Path, quick: bool) -> Arrays:
-    """Logits and features of the towers for every set of clips of a fold."""
+def write_tables(run_folder: Path, folder: Path, quick: bool) -> None:
+    """Logits and features of the towers for every set of clips of a fold; sets that have a file are passed over."""
     from hf_mmbalance.robustness.run import clips_of_run, load_run, predict
 
     torch.set_num_threads(1)
     run = load_run(run_folder)
     clean = clips_of_run({**run.results["arguments"], "noise": "none"}).splits
-    sets: dict[str, ClipDataset] = {"train": clean["train"], "clean": clean["test"], "m3": run.clips}
+    train = ClipsOfEpoch(clips_of_run(run.results["arguments"]).splits["train"], 0)
+    sets: dict[str, ClipDataset] = {"train": train, "clean": clean["test"], "m3": run.clips}
     plans = {half: CorruptionPlan.of(half, draws=DRAWS) for half in ("seen", "unseen")}
     sets["calibration"] = CorruptedClips(clean["calibration"], plans["seen"])
     sets |= {half: CorruptedClips(clean["test"], plan) for half, plan in plans.items()}
@@ -139,17 +137,28 @@ def tables_of(run_folder: Path, quick: bool) -> Arrays:
     for kind in ("babble", "occlusion") if quick else kinds:
         for severity in (1, 5) if quick else SEVERITIES:
             sets[f"{kind}-{severity}"] = ClipsOfOneCorruption(clean["test"], kind, severity)
-    arrays: Arrays = {}
+    folder.mkdir(exist_ok=True)
     for name, clips in sets.items():
-        outputs = predict(run, clips, batch_size=50)
-        arrays |= {f"{name}/{key}": values for key, values in outputs.items() if key != "logits"}
-        arrays[f"{name}/labels"] = np.array(clips.labels)
-        arrays[f"{name}/clips"] = np.array(getattr(clips, "clips", clips.ids))
-        arrays[f"{name}/draws"] = np.array(getattr(clips, "draws", [0] * len(clips)))
-    for half, plan in plans.items():  # input of the oracle
-        rows = zip(arrays[f"{half}/clips"], arrays[f"{half}/draws"], strict=True)
-        chosen = [dict.fromkeys(MODALITIES, "clean") | named(plan, clip, draw) for clip, draw in rows]
-        arrays[f"{half}/corruption"] = np.array([[choice[name] for name in MODALITIES] for choice in chosen])
+        path = folder / f"{name}.npz"
+        if path.exists():
+            continue
+        arrays = predict(run, clips, batch_size=50)
+        arrays |= {"labels": np.array(clips.labels), "clips": np.array(getattr(clips, "clips", clips.ids))}
+        arrays["draws"] = np.array(getattr(clips, "draws", [0] * len(clips)))
+        if name in plans:  # input of the oracle
+            rows = zip(arrays["clips"], arrays["draws"], strict=True)
+            chosen = [dict.fromkeys(MODALITIES, "clean") | named(plans[name], clip, draw) for clip, draw in rows]
+            arrays["corruption"] = np.array([[choice[m] for m in MODALITIES] for choice in chosen])
+        np.savez(folder / f"{name}.part", **arrays)
+        os.replace(folder / f"{name}.part.npz", path)
+
+
+def read_tables(folder: Path) -> Arrays:
+    """Arrays `SET/NAME` of a fold."""
+    arrays: Arrays = {}
+    for path in folder.glob("*.npz"):
+        with np.load(path) as file:
+            arrays |= {f"{path.stem}/{name}": file[name] for name in file.files}
     return arrays
 
 
@@ -164,16 +173,18 @@ def named(plan: CorruptionPlan, clip: str, draw: int) -> dict[str, str]:
 def judge(folds: list[Arrays]) -> dict[str, Any]:
     """Log-probabilities of every method on all held-out clips, pooled over folds, and their results."""
     names = sorted({key.split("/")[0] for key in folds[0]} - {"train", "calibration"})
-    pooled: dict[str, Arrays] = {name: {} for name in names}
+    pooled: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in names}
+    chosen = []
     for arrays in folds:
         layers = fit_layers(arrays)
+        chosen.append(f"{layers['adaptive'].chosen_} / {layers['adaptive_known'].chosen_}")
         for name in names:
             rows = arrays[f"{name}/draws"] > 0 if name in ("seen", "unseen") else slice(None)
             part = methods_of(arrays, name, layers)
             part |= {key: arrays[f"{name}/{key}"] for key in ("labels", "clips", "corruption", "modality_logits")
                      if f"{name}/{key}" in arrays}  # fmt: skip
             for key, values in part.items():
-                pooled[name].setdefault(key, []).append(values[rows])  # type: ignore[attr-defined]
+                pooled[name].setdefault(key, []).append(values[rows])
     tables = {name: {key: np.concatenate(part) for key, part in parts.items()} for name, parts in pooled.items()}
     for name, table in tables.items():
         if "corruption" not in table:
@@ -181,15 +192,14 @@ def judge(folds: list[Arrays]) -> dict[str, Any]:
         table["oracle"] = oracle(table)
     return {
         "n_clips": len(np.unique(tables["clean"]["clips"])),
-        "chosen": [layers_name(arrays) for arrays in folds],
+        "chosen": chosen,
         "sets": {name: row_of(tables[name]) for name in SETS},
         "cells": {name: row_of(table, closed=False) for name, table in tables.items() if name not in SETS},
     }
 
 
-def fit_layers(arrays: Arrays) -> dict[str, Any]:
+def fit_layers(arrays: Arrays) -> dict[str, Allocation]:
     """Decision layers fitted on a fold's calibration draws."""
-    from hf_mmbalance.decision.allocation import Allocation
 
     def columns(name: str) -> dict[str, np.ndarray]:
         return {modality: arrays[f"{name}/features.{modality}"] for modality in MODALITIES}
@@ -209,15 +219,10 @@ def fit_layers(arrays: Arrays) -> dict[str, Any]:
                 clips=clips,
                 draws=arrays["calibration/draws"],
             )
-    arrays["chosen"] = np.array([layers["adaptive"].chosen_, layers["adaptive_known"].chosen_])
     return layers
 
 
-def layers_name(arrays: Arrays) -> str:
-    return " / ".join(arrays["chosen"])
-
-
-def methods_of(arrays: Arrays, name: str, layers: dict[str, Any]) -> Arrays:
+def methods_of(arrays: Arrays, name: str, layers: dict[str, Allocation]) -> Arrays:
     """Log-probabilities `(N, C)` of each method for one set of clips."""
     logits = arrays[f"{name}/modality_logits"].astype(np.float64)
     each = measures.log_softmax(logits)
@@ -288,13 +293,13 @@ def interval(values: np.ndarray, clips: np.ndarray) -> tuple[float, float]:
 def closed_share(right: Arrays, method: str, clips: np.ndarray, draws: int = 2000) -> list[float] | None:
     """Share of the accuracy between `sum` and `oracle` that a method gains, with its 95 % interval over clips.
 
-    None where the oracle is not above `sum` by its interval: then there is nothing to close.
+    None where the oracle is not above `sum` in every bootstrap draw: then there is hardly anything to close.
     """
-    if interval(right["oracle"] - right["sum"], clips)[0] <= 0:
-        return None
     unit = np.unique(clips, return_inverse=True)[1]
     gain, gap = (np.bincount(unit, right[name] - right["sum"]) for name in (method, "oracle"))
     drawn = np.random.default_rng(0).multinomial(len(gain), np.full(len(gain), 1 / len(gain)), size=draws)
+    if (drawn @ gap).min() <= 0:
+        return None
     low, high = np.quantile((drawn @ gain) / (drawn @ gap), [0.025, 0.975])
     return [float(gain.sum() / gap.sum()), float(low), float(high)]
 

@@ -106,6 +106,20 @@ class ClipDataset(ABC):
         return {name: counts[i] for i, name in enumerate(self.classes)}
 
 
+class ClipsOfEpoch(ClipDataset):
+    """The clips of a data set as training reads them in one epoch: augmented, with that epoch's noise."""
+
+    def __init__(self, dataset: ClipDataset, epoch: int):
+        self.dataset, self.epoch = dataset, epoch
+        super().__init__(
+            dataset.ids, dataset.groups, dataset.labels, dataset.classes, sampling_rate=dataset.sampling_rate
+        )
+
+    def media(self, place: int, epoch: int | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+        clip = self.dataset[place, self.epoch]
+        return clip["audio"], clip["frames"]
+
+
 @dataclass
 class ClipSplits:
     """A data set in splits, as training uses it.

@@ -81,7 +81,7 @@ class DecisionReport:
                 f"the head {name!r} has {state.shape} modalities and classes, the table {self.table.logits.shape[1:]}."
             )
         if state.options.get("typicality") and not self.table.features:
-            self.notes.append(f"{name!r} uses typicality but the table has no features: every clip counts as average")
+            self.notes.append(f"{name!r} uses typicality but the table has no features: every clip counts as typical")
         part = FittedPart.of(np.arange(len(self.table)), state, self.table)
         self.states[name] = [part]
         self.fusions[name] = part.fuse(self.table.logits).logits

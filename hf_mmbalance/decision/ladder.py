@@ -47,8 +47,6 @@ MIN_GROUPS = 3
 MAX_CLASSES = 64
 #: Rungs with parameters per class, whose meaning depends on the modality knowing the class.
 BY_CLASS = ("vector", "class", "dirichlet")
-#: Standard errors that a rung may lose on the clean draws.
-CLEAN_ERRORS = 2.0
 
 
 @dataclass
@@ -321,9 +319,8 @@ def rebalanced(ladder: Ladder, clips: Clips, options: Options, balance: float) -
 def choose(scores: dict[str, RungScore], clips: Clips, candidates: Sequence[str]) -> tuple[str, str]:
     """The rule of choice: the simplest rung within one paired standard error of the best in held-out NLL.
 
-    A rung is out where it loses more than one paired standard error of held-out accuracy to the best fallback on all
-    draws, or more than two on the clean ones; and nothing is taken that does not beat the fallbacks in mean held-out
-    NLL.
+    A rung is out where it loses more than one paired standard error of held-out accuracy to the best fallback, on all
+    draws or on the clean ones; and nothing is taken that does not beat the fallbacks in mean held-out NLL.
 
     Returns:
         Name (a rung or `best_single`) and the reason.
@@ -344,18 +341,13 @@ def choose(scores: dict[str, RungScore], clips: Clips, candidates: Sequence[str]
 
 
 def _loses_accuracy(scores: dict[str, RungScore], clips: Clips, name: str) -> bool:
-    """Whether a rung's held-out accuracy is below the best fallback's, on all draws or on the clean ones.
-
-    The clean draws are a small part of the rows and chance alone puts a rung one standard error below on one in
-    six, so that there two are asked for.
-    """
-    every, clean = np.ones(len(clips.draws), dtype=bool), clips.draws == 0
-    for rows, errors in ((every, 1.0), (clean, 1.0 if clean.all() else CLEAN_ERRORS)):
+    """Whether a rung's held-out accuracy is below the best fallback's, on all draws or on the clean ones."""
+    for rows in (np.ones(len(clips.draws), dtype=bool), clips.draws == 0):
         if not rows.any():
             continue
         rival = max((f for f in FALLBACKS if f in scores), key=lambda f: scores[f].hit[rows].mean())
         loss = scores[rival].hit - scores[name].hit
-        if loss[rows].mean() > errors * clips.standard_error(loss, rows):
+        if loss[rows].mean() > clips.standard_error(loss, rows):
             return True
     return False
 

@@ -117,7 +117,7 @@ class HeadState:
         return head.eval()
 
     def fuse(self, logits: np.ndarray, typicality: np.ndarray | None = None) -> Fused:
-        """Decide on logits `(N, M, C)` (NaN rows where missing) with typicality `(N, M)` (None: average, 0)."""
+        """Decide on logits `(N, M, C)` (NaN rows where missing) with typicality `(N, M)` (None: 0)."""
         import torch
 
         from hf_mmbalance.model.fusion_adaptive_mmbalance import calibrate, combine
@@ -156,7 +156,7 @@ class HeadState:
         return np.asarray(found)
 
     def class_weights(self) -> np.ndarray:
-        """`(M, C)`: how far a modality's log-probability of a class moves that class's score, at average typicality.
+        """`(M, C)`: how far a modality's log-probability of a class moves that class's score where t = 0.
 
         The weight over the temperature, times the diagonal of the modality's own map less the mean of the rest of its
         column (a constant per column moves all classes alike). 0 for a class that the modality does not know.

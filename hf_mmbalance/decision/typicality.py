@@ -1,8 +1,8 @@
 """Typicality: how unlike its training clips a clip looks to a tower, from the tower's features.
 
 Class means and one shared covariance of the training clips' features give the Mahalanobis distance of a clip to the
-nearest class mean; its log, standardised on the clips of the fit, is the clip's typicality (cf. Lee et al., 2018, for
-the distance, and Yuksekgonul et al., 2023, for recalibration by atypicality).
+nearest class mean; how far its log lies above that of the clean clips of the fit, in their standard deviations, is the
+clip's t (cf. Lee et al., 2018, for the distance, and Yuksekgonul et al., 2023, for recalibration by atypicality).
 """
 
 from __future__ import annotations
@@ -169,13 +169,14 @@ def fit_typicality(
         unknown = int((mask[:, m] & ~known).sum())
         if unknown:
             notes.append(
-                f"typicality: {unknown} clip(s) have modality {m} but not its features; they count as average"
+                f"typicality: {unknown} clip(s) have modality {m} but not its features; they count as typical"
             )
-        if known.any():
-            arrays["typicality_location"][m] = distances[known, m].mean()
-            arrays["typicality_scale"][m] = distances[known, m].std() or 1.0
+        typical = known & (draws == 0) if (known & (draws == 0)).any() else known
+        if typical.any():
+            arrays["typicality_location"][m] = distances[typical, m].mean()
+            arrays["typicality_scale"][m] = distances[typical, m].std() or 1.0
     standard = (distances - arrays["typicality_location"]) / arrays["typicality_scale"]
-    return arrays, np.nan_to_num(np.clip(standard, -TYPICALITY_BOUND, TYPICALITY_BOUND)), notes
+    return arrays, np.nan_to_num(np.clip(standard, 0.0, TYPICALITY_BOUND)), notes
 
 
 def _rows(features: Features, rows: np.ndarray) -> Features:

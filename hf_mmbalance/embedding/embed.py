@@ -378,7 +378,7 @@ class _Towers:
         where = self.model.device
         index = list(self.model.config.modalities).index(modality)
         output = self.model.embed(**{name: value.to(where) for name, value in tensors.items()})
-        vectors = output.features[index].float().cpu().numpy()
+        vectors, tokens = (part[index].float().cpu().numpy() for part in (output.features, output.tokens))
         log_probs = output.frame_log_probs if modality == "vision" else None
         labels = [None] * len(vectors) if log_probs is None else log_probs.float().cpu().numpy()
-        return [Feature(vector, row) for vector, row in zip(vectors, labels, strict=True)]
+        return [Feature(*parts) for parts in zip(vectors, tokens, labels, strict=True)]

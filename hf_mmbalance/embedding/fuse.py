@@ -51,7 +51,8 @@ class Rows:
     Attributes:
         ids, clips, groups: N names.
         labels, draws: `(N,)`.
-        features: modality -> `(N, D_m)`, NaN rows where missing.
+        features, tokens: modality -> `(N, D_m)`, NaN rows where missing: what heads read, and what tells how typical
+            a clip is.
         own: modality -> `(N, C)` logits of a classifier's own head; modalities that have none are fitted.
         classes: C names.
         known: `(M, C)` bool, the classes that each modality knows.
@@ -63,6 +64,7 @@ class Rows:
     labels: np.ndarray
     draws: np.ndarray
     features: dict[str, np.ndarray]
+    tokens: dict[str, np.ndarray]
     own: dict[str, np.ndarray]
     classes: list[str]
     known: np.ndarray
@@ -76,6 +78,7 @@ class Rows:
             self.labels[index],
             self.draws[index],
             {name: values[index] for name, values in self.features.items()},
+            {name: values[index] for name, values in self.tokens.items()},
             {name: values[index] for name, values in self.own.items()},
             self.classes,
             self.known,
@@ -91,7 +94,7 @@ class Rows:
             logits=logits,
             classes=self.classes,
             modalities=list(self.features),
-            features=self.features,
+            features=self.tokens,
             references=references,
             clips=list(self.clips),
             draws=self.draws,
@@ -127,7 +130,7 @@ class Fit:
 
     def fused(self, rows: Rows) -> np.ndarray:
         """Fused logits `(N, C)` of other rows."""
-        return self.allocation.decision_function(self.unimodal(rows), list(rows.features.values()))
+        return self.allocation.decision_function(self.unimodal(rows), list(rows.tokens.values()))
 
 
 def rows_of_split(
@@ -154,6 +157,7 @@ def rows_of_split(
         embeddings.labels[index],
         embeddings.draws[index],
         {name: values[index].astype(np.float64) for name, values in embeddings.features.items()},
+        {name: values[index].astype(np.float64) for name, values in embeddings.tokens.items()},
         own,
         embeddings.classes,
         np.array(model.config.known_classes),
@@ -235,7 +239,7 @@ def stratified_folds(labels: np.ndarray, units: np.ndarray, clips: np.ndarray, f
 def held_out_decisions(rows: Rows, fitted: Fit, options: FuseOptions) -> np.ndarray:
     """Fused logits `(N, C)` of each row from a decision layer of the chosen rung fitted on the rows of other folds."""
     logits = np.empty((len(rows.ids), len(rows.classes)))
-    features = list(rows.features.values())
+    tokens = list(rows.tokens.values())
     chosen = fitted.allocation.chosen_
     for fold in np.unique(fitted.folds):
         learn, judge = fitted.folds != fold, fitted.folds == fold
@@ -244,7 +248,7 @@ def held_out_decisions(rows: Rows, fitted: Fit, options: FuseOptions) -> np.ndar
         allocation = fit_allocation(rows.take(np.flatnonzero(learn)), fitted.logits[learn], rung, options)
         if chosen in allocation.ladder_.states:
             allocation.state_ = allocation.complete(allocation.ladder_.states[chosen])
-        logits[judge] = allocation.decision_function(fitted.logits[judge], [values[judge] for values in features])
+        logits[judge] = allocation.decision_function(fitted.logits[judge], [values[judge] for values in tokens])
     return logits
 
 

@@ -54,7 +54,7 @@ def _mean_weights(fitted: Fit, rows: Rows) -> dict[str, list[float]] | None:
     if not complete.any():
         return None
     part = rows.take(np.flatnonzero(complete))
-    weights = fitted.allocation.fuse(fitted.unimodal(part), list(part.features.values())).weights
+    weights = fitted.allocation.fuse(fitted.unimodal(part), list(part.tokens.values())).weights
     return dict(zip(part.features, weights.mean(axis=0).tolist(), strict=True))
 
 

@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
         ("seconds", pa.float64()),
         ("key", pa.string()),
         ("feature", pa.list_(pa.float32())),
+        ("token", pa.list_(pa.float32())),
         ("log_probs", pa.list_(pa.float32())),
     ]
 )
@@ -49,11 +50,13 @@ class Feature:
     """What a tower makes of one content.
 
     Attributes:
-        vector: `(D,)` float32.
+        vector: `(D,)` float32, pooled: what heads read.
+        token: `(D,)` float32, mean of the tower's tokens: what tells typical clips.
         log_probs: `(K,)` float32 log-probabilities of a classifier's own labels, mean over frames; None for others.
     """
 
     vector: np.ndarray
+    token: np.ndarray
     log_probs: np.ndarray | None = None
 
 
@@ -68,6 +71,7 @@ def write_part(path: Path, rows: Sequence[dict[str, Any]], features: Sequence[Fe
         {
             **row,
             "feature": None if feature is None else feature.vector,
+            "token": None if feature is None else feature.token,
             "log_probs": None if feature is None else feature.log_probs,
         }
         for row, feature in zip(rows, features, strict=True)
@@ -98,10 +102,10 @@ def features_in(paths: Iterable[Path], keys: set[str]) -> dict[str, Feature]:
     for path in paths:
         have = [key for key in read_part(path, ["key"])["key"].to_pylist() if key in keys and key not in found]
         if have:
-            table = read_part(path, ["key", "feature", "log_probs"])
-            for key, vector, log_probs in zip(*(matrix(table[name]) for name in table.column_names), strict=True):
-                if key in keys and vector is not None:
-                    found[key] = Feature(vector, log_probs)
+            table = read_part(path, ["key", "feature", "token", "log_probs"])
+            for key, *values in zip(*(matrix(table[name]) for name in table.column_names), strict=True):
+                if key in keys and values[0] is not None:
+                    found[key] = Feature(*values)
     return found
 
 

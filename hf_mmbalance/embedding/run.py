@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from transformers.utils import logging
@@ -191,9 +192,8 @@ def _answer(model: MMBalanceForAudioVisualClassification, stored: Embeddings, ou
     frames = stored.log_probs.get("vision")
     with torch.no_grad():
         output = model.eval()(
-            modality_features=tuple(
-                torch.from_numpy(values).float().nan_to_num() for values in rows.features.values()
-            ),
+            modality_features=_tensors(rows.features),
+            modality_tokens=_tensors(rows.tokens),
             modality_mask=torch.stack(list(present.values()), dim=1),
             frame_log_probs=None
             if frames is None or model.config.frame_pooling != "log_probs"
@@ -203,3 +203,7 @@ def _answer(model: MMBalanceForAudioVisualClassification, stored: Embeddings, ou
     path = out / "answers.csv"
     write_answers(path, list(rows.ids), output.logits.numpy(), unimodal, stored.classes, stored.modalities)
     logger.warning("%d clips without a label are answered in %s", len(rows.ids), path)
+
+
+def _tensors(values: dict[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.from_numpy(part).float().nan_to_num() for part in values.values())

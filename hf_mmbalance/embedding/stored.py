@@ -32,7 +32,8 @@ class Embeddings:
         ids, clips, groups, splits: N names.
         labels, draws: `(N,)` int64.
         seconds: `(N,)` of the sound.
-        features: modality -> `(N, D_m)` float32, NaN rows where it is missing.
+        features, tokens: modality -> `(N, D_m)` float32, NaN rows where it is missing: pooled features, which heads
+            read, and means of the tower's tokens, by which the decision layer tells typical clips.
         log_probs: modality -> `(N, K)` float32 log-probabilities of its classifier's own labels, mean over frames,
             where they were kept.
     """
@@ -47,6 +48,7 @@ class Embeddings:
     draws: np.ndarray
     seconds: np.ndarray
     features: dict[str, np.ndarray]
+    tokens: dict[str, np.ndarray]
     log_probs: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
@@ -61,18 +63,21 @@ class Embeddings:
         if not plan["complete"]:
             raise EmbeddingError(f"{folder} is not complete: run `mmbalance embed` again, it resumes")
         columns: dict[str, list[Any]] = {name: [] for name in (*_TEXT, *_NUMBERS)}
-        features, log_probs = {}, {}
+        features, tokens, log_probs = {}, {}, {}
         for place, modality in enumerate(plan["modalities"]):
             vectors: list[Any] = []
+            means: list[Any] = []
             rows: list[Any] = []
             for index in range(plan["parts"]):
                 table = read_part(tower_folder(folder, plan, modality) / part_name(index, plan["parts"]))
                 vectors += matrix(table["feature"])
+                means += matrix(table["token"])
                 rows += matrix(table["log_probs"])
                 if place == 0:
                     for name, values in columns.items():
                         values += table[name].to_pylist()
             features[modality] = _stacked(vectors, plan["towers"][modality]["width"])
+            tokens[modality] = _stacked(means, plan["towers"][modality]["width"])
             width = next((len(row) for row in rows if row is not None), 0)
             if width:
                 log_probs[modality] = _stacked(rows, width)
@@ -83,7 +88,7 @@ class Embeddings:
             "draws": np.array(columns["draw"], dtype=np.int64),
             "seconds": np.array(columns["seconds"], dtype=np.float64),
         }
-        return cls(plan, folder, **text, **numbers, features=features, log_probs=log_probs)
+        return cls(plan, folder, **text, **numbers, features=features, tokens=tokens, log_probs=log_probs)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -138,7 +143,8 @@ class Embeddings:
 
 
 class EmbeddedClips(ClipDataset):
-    """Clips whose features are known: an example has `features`, by modality (NaN where missing), and no media.
+    """Clips whose features are known: an example has `features` and `tokens`, by modality (NaN where
+    missing), and no media.
 
     In epoch e a clip with several draws is draw e modulo their number; without an epoch it is the row itself.
 
@@ -195,6 +201,7 @@ class EmbeddedClips(ClipDataset):
             "group": self.groups[place],
             "label": self.labels[place],
             "features": {name: values[row] for name, values in stored.features.items()},
+            "tokens": {name: values[row] for name, values in stored.tokens.items()},
             "seconds": float(stored.seconds[row]),
         }
 

@@ -87,6 +87,7 @@ class MMBalanceConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = [
         "modality_contributions",
         "modality_features",
+        "modality_tokens",
         "fused_loss",
         "unimodal_loss",
         "audio_model_output",

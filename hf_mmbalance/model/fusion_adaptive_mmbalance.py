@@ -10,7 +10,7 @@ from .fusion_mmbalance import FusionHead, FusionOutput, masked_log_softmax, regi
 
 
 CALIBRATIONS = ("temperature", "vector", "dirichlet")
-#: Standardised typicality is clipped to [-bound, bound].
+#: Atypicality beyond this counts as this.
 TYPICALITY_BOUND = 8.0
 
 
@@ -37,9 +37,10 @@ class AdaptiveFusion(FusionHead):
     With one modality present r = 0: the result is its calibrated posterior. \\(\delta\\) (`prior_shift`) is
     \\(\log \pi' - \log \pi\\) where the prior \\(\pi'\\) in use is known (Bayes' rule), else 0.
 
-    Typicality: \\(t_m(x)\\) is the log of the Mahalanobis distance of tower m's feature to the nearest class mean
-    of the training clips (one shared covariance), standardised on the clips of the fit and clipped at
-    +-8. With a slope below 0 a tower counts less the less typical its feature is. The covariance is kept as
+    Typicality: \\(t_m(x)\\) is the log of the Mahalanobis distance of tower m's mean token to the nearest class mean
+    of the training clips (one shared covariance), less its mean over the clean clips of the fit, in units of their
+    standard deviation, clipped to [0, 8]. With a slope below 0 a tower counts less the less typical a clip is; one
+    that is more typical than the mean counts no more than its temperature says. The covariance is kept as
     \\(V \mathrm{diag}(1/p) V^T + (1/q) (I - V V^T)\\) with orthonormal rows V, and class means within V.
 
     All state is in buffers: the head is fitted on held-out clips (`hf_mmbalance.decision`), never trained by
@@ -142,7 +143,7 @@ class AdaptiveFusion(FusionHead):
         modality_mask: torch.Tensor,
         features: tuple[torch.Tensor, ...] | None = None,
     ) -> FusionOutput:
-        """See [`FusionHead.forward`]; without `features` every clip has average typicality (t = 0)."""
+        """See [`FusionHead.forward`]; without `features` every clip counts as typical (t = 0)."""
         # Decisions are computed in at least float32, even if buffers are in half precision or autocast is on.
         dtype = torch.promote_types(modality_logits.dtype, torch.float32)
         own = {name: value.to(dtype) for name, value in self.named_buffers()}
@@ -153,7 +154,7 @@ class AdaptiveFusion(FusionHead):
             return combine(posteriors, modality_mask, own)
 
     def typicality(self, features: Sequence[torch.Tensor | None], modality_mask: torch.Tensor) -> torch.Tensor | None:
-        """Typicality `(B, M)`, 0 where a modality is missing or its features are not known; `None` if unused.
+        """Typicality t `(B, M)`, 0 where a modality is missing or its features are not known; `None` if unused.
 
         No gradient reaches the towers through it: a tower must not learn to make its features typical.
         """
@@ -168,8 +169,7 @@ class AdaptiveFusion(FusionHead):
             distance = self.log_distance(known.detach(), m)
             location = self.get_buffer("typicality_location")[m]
             scale = self.get_buffer("typicality_scale")[m]
-            standardised = ((distance - location) / scale).clamp(-TYPICALITY_BOUND, TYPICALITY_BOUND)
-            columns.append(torch.nan_to_num(standardised))
+            columns.append(torch.nan_to_num(((distance - location) / scale).clamp(0.0, TYPICALITY_BOUND)))
         return torch.stack(columns, dim=1).masked_fill(~modality_mask, 0.0)
 
     def log_distance(self, features: torch.Tensor, m: int) -> torch.Tensor:
@@ -212,7 +212,7 @@ def calibrate(
         log_probs (`torch.Tensor` of shape `(B, M, C)`): Log-softmaxed unimodal logits, finite everywhere.
         modality_mask (`torch.BoolTensor` of shape `(B, M)`): Modalities present.
         own (`dict`): Buffers of [`AdaptiveFusion`] by name.
-        typicality (`torch.Tensor` of shape `(B, M)`, *optional*): Standardised typicality.
+        typicality (`torch.Tensor` of shape `(B, M)`, *optional*): t.
     """
     scores = log_probs
     if "calibration_map" in own:

@@ -56,6 +56,8 @@ class FusionHead(nn.Module):
     default_unimodal_loss_weight: float = 1.0
     #: Weight of the fused loss; 0 for ensembles of towers trained separately.
     default_fused_loss_weight: float = 1.0
+    #: `forward` gets the pooled features that the unimodal logits come from, not the means of the towers' tokens.
+    reads_pooled: bool = False
     #: The head has no parameters: it is fitted on clips that the towers do not learn from.
     fitted: bool = False
     #: The head takes `known`, the classes that each modality knows, where some modality does not know all of them.
@@ -79,9 +81,14 @@ class FusionHead(nn.Module):
             modality_logits (`torch.FloatTensor` of shape `(B, M, C)`):
                 Unimodal logits, any finite value where missing.
             modality_mask (`torch.BoolTensor` of shape `(B, M)`): True where a modality is present.
-            features (`tuple` of `torch.FloatTensor` of shape `(B, D_m)`): Features of every tower.
+            features (`tuple` of `torch.FloatTensor` of shape `(B, D_m)`):
+                Mean of every tower's tokens (last hidden states), or its pooled feature if `reads_pooled`.
         """
         raise NotImplementedError
+
+    def features_read(self, outputs: dict) -> tuple[torch.Tensor, ...]:
+        """Of a model's outputs, the features that this head's `forward` takes."""
+        return outputs["modality_features" if self.reads_pooled else "modality_tokens"]
 
     def unimodal_logits(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Unimodal logits `(B, M, C)` of a head that `owns_unimodal_logits`."""
@@ -281,6 +288,7 @@ class _ConditionedFusion(FusionHead):
     """
 
     unimodal_for_diagnosis = True
+    reads_pooled = True
 
     def __init__(
         self, num_modalities: int, num_labels: int, feature_sizes: tuple[int, ...] = (), hidden_size: int = 256

@@ -18,12 +18,14 @@ from .source_heads_mmbalance import SourceHead, class_logits, label_log_probs
 from .towers_mmbalance import (
     CosineClassifier,
     FramePooling,
+    TowerFeatures,
     build_tower,
     check_audio_mask,
     check_frames,
     check_spectrograms,
     frames_per_clip,
     freeze_tower,
+    masked_mean,
     tower_features,
     tower_width,
 )
@@ -202,6 +204,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         labels: torch.Tensor | None = None,
         audio_mask: torch.Tensor | None = None,
         modality_features: tuple[torch.Tensor | None, ...] | None = None,
+        modality_tokens: tuple[torch.Tensor | None, ...] | None = None,
         frame_log_probs: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | MMBalanceOutput:
@@ -219,7 +222,10 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         audio_mask (`torch.LongTensor` of shape `(B, S)`, *optional*):
             1 for raw sound, 0 for padding; only for audio towers that take an `attention_mask`.
         modality_features (`tuple` of `torch.FloatTensor` of shape `(B, D_m)`, *optional*):
-            What [`embed`] gave for these clips, in place of inputs; `None` for a modality that no clip has.
+            The features that [`embed`] gave for these clips, in place of inputs; `None` for a modality that no clip
+            has.
+        modality_tokens (`tuple` of `torch.FloatTensor` of shape `(B, D_m)`, *optional*):
+            With `modality_features`: the mean tokens that [`embed`] gave; by default the features themselves.
         frame_log_probs (`torch.FloatTensor` of shape `(B, K)`, *optional*):
             With `modality_features`: that output of [`embed`]; used with `frame_pooling="log_probs"`.
 
@@ -232,11 +238,12 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         elif input_values is not None or pixel_values is not None:
             raise ValueError("modality_features are given in place of input_values and pixel_values: pass one of both")
         else:
-            embedded = self._given_features(modality_features, modality_mask, frame_log_probs)
+            embedded = self._given_features(modality_features, modality_tokens, modality_mask, frame_log_probs)
         present, features = embedded.modality_mask, embedded.features
         # Decisions are computed in float32: bf16 is too coarse for a log-softmax over many classes.
         modality_logits = self._unimodal_logits(features, embedded.frame_log_probs).float()
-        fused: FusionOutput = self.fusion(modality_logits, present, features)
+        read = features if self.fusion.reads_pooled else embedded.tokens
+        fused: FusionOutput = self.fusion(modality_logits, present, read)
         loss = fused_loss = unimodal_loss = None
         if labels is not None:
             loss, fused_loss, unimodal_loss = self._losses(fused.logits, modality_logits, present, labels)
@@ -248,6 +255,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             modality_contributions=fused.modality_contributions,
             modality_mask=present.long(),
             modality_features=features,
+            modality_tokens=embedded.tokens,
             modality_trust=fused.modality_trust,
             fused_loss=fused_loss,
             unimodal_loss=unimodal_loss,
@@ -274,23 +282,27 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             present = self._drop_modalities(present)
         audio, audio_output = self._audio_features(input_values, audio_mask, present, dict(kwargs))
         vision, log_probs, vision_output = self._vision_features(pixel_values, frame_mask, present, dict(kwargs))
-        return EmbedOutput((audio, vision), present, log_probs, audio_output, vision_output)
+        features, tokens = zip(audio, vision, strict=True)
+        return EmbedOutput(features, tokens, present, log_probs, audio_output, vision_output)
 
     def _given_features(
         self,
         features: tuple[torch.Tensor | None, ...],
+        tokens: tuple[torch.Tensor | None, ...] | None,
         modality_mask: torch.Tensor | None,
         frame_log_probs: torch.Tensor | None,
     ) -> EmbedOutput:
         """Features computed before, checked, with the modalities that are used."""
-        if len(features) != len(self._widths):
-            raise ValueError(
-                f"modality_features has {len(features)} entries: give one of {self.config.modalities} each"
-            )
+        tokens = features if tokens is None else tokens
+        for given, what in ((features, "modality_features"), (tokens, "modality_tokens")):
+            if len(given) != len(self._widths):
+                raise ValueError(f"{what} has {len(given)} entries: give one of {self.config.modalities} each")
+            for name, feature, width in zip(self.config.modalities, given, self._widths, strict=True):
+                if feature is not None and (feature.dim() != 2 or feature.shape[1] != width):
+                    raise ValueError(
+                        f"{what}: {name} features have shape {tuple(feature.shape)}, expected (B, {width})"
+                    )
         audio, vision = self._trained_inputs(*features)
-        for name, feature, width in zip(self.config.modalities, (audio, vision), self._widths, strict=True):
-            if feature is not None and (feature.dim() != 2 or feature.shape[1] != width):
-                raise ValueError(f"{name} features have shape {tuple(feature.shape)}, expected (B, {width})")
         present = self._modality_mask(audio, vision, None, modality_mask)
         if self.training:
             present = self._drop_modalities(present)
@@ -298,18 +310,21 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             raise ValueError(
                 "frame_pooling='log_probs' needs frame_log_probs with modality_features: pass those of embed()"
             )
-        used = tuple(
-            self._no_features(m, present)
-            if feature is None
-            else feature.to(self.dtype).masked_fill(~present[:, m : m + 1], 0.0)
-            for m, feature in enumerate((audio, vision))
+        used, used_tokens = (
+            tuple(
+                self._no_features(m, present)[0]
+                if feature is None
+                else feature.to(self.dtype).masked_fill(~present[:, m : m + 1], 0.0)
+                for m, feature in enumerate(given)
+            )
+            for given in ((audio, vision), self._trained_inputs(*tokens))
         )
         if frame_log_probs is not None and not self.fusion.owns_unimodal_logits:
             expected = (len(present), getattr(self.unimodal_heads[1], "linear", self.unimodal_heads[1]).out_features)
             if frame_log_probs.shape != expected:
                 raise ValueError(f"frame_log_probs has shape {tuple(frame_log_probs.shape)}, expected {expected}")
             frame_log_probs = frame_log_probs.masked_fill(~present[:, 1:], 0.0)
-        return EmbedOutput(used, present, frame_log_probs)
+        return EmbedOutput(used, used_tokens, present, frame_log_probs)
 
     def _trained_inputs(
         self, input_values: torch.Tensor | None, pixel_values: torch.Tensor | None
@@ -375,7 +390,8 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         audio_mask: torch.Tensor | None,
         modality_mask: torch.Tensor,
         kwargs: dict[str, Any],
-    ) -> tuple[torch.Tensor, ModelOutput | None]:
+    ) -> tuple[TowerFeatures, ModelOutput | None]:
+        """Pooled feature and mean token of the audio tower, and its outputs."""
         if input_values is None:
             return self._no_features(0, modality_mask), None
         check_spectrograms(input_values, self.audio_model.config)
@@ -397,11 +413,11 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         frame_mask: torch.Tensor | None,
         modality_mask: torch.Tensor,
         kwargs: dict[str, Any],
-    ) -> tuple[torch.Tensor, torch.Tensor | None, ModelOutput | None]:
+    ) -> tuple[TowerFeatures, torch.Tensor | None, ModelOutput | None]:
         """Features `(B, D)`, mean log-probabilities `(B, K)` of the frames where they are of use, and outputs."""
         if pixel_values is None:
             features = self._no_features(1, modality_mask)
-            return features, self._frame_log_probs(features.unsqueeze(1), modality_mask[:, 1:]), None
+            return features, self._frame_log_probs(features[0].unsqueeze(1), modality_mask[:, 1:]), None
         if pixel_values.dim() == 4:
             pixel_values = pixel_values.unsqueeze(1)
         if pixel_values.dim() != 5:
@@ -418,8 +434,9 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         else:
             present = present[:, :1]  # one feature for all frames of a clip
         features, outputs = tower_features(self.vision_model, values, **kwargs)
-        frames = features.view(batch, present.shape[1], -1)
-        return self.frame_pooling(frames, present), self._frame_log_probs(frames, present), outputs
+        frames, tokens = (part.view(batch, present.shape[1], -1) for part in features)
+        pooled = self.frame_pooling(frames, present)
+        return (pooled, masked_mean(tokens, present)), self._frame_log_probs(frames, present), outputs
 
     def _frame_log_probs(self, frames: torch.Tensor, present: torch.Tensor) -> torch.Tensor | None:
         """Mean `(B, K)` over the frames present of the vision head's log-probabilities of `(B, T, D)` features."""
@@ -434,8 +451,9 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         log_probs = label_log_probs(head, self.dropout(frames)) * keep
         return log_probs.sum(1) / keep.sum(1).clamp(min=1)
 
-    def _no_features(self, modality: int, modality_mask: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(modality_mask), self._widths[modality], device=modality_mask.device, dtype=self.dtype)
+    def _no_features(self, modality: int, modality_mask: torch.Tensor) -> TowerFeatures:
+        zeros = torch.zeros(len(modality_mask), self._widths[modality], device=modality_mask.device, dtype=self.dtype)
+        return zeros, zeros
 
     @staticmethod
     def _input_dtype(tower: nn.Module) -> torch.dtype:

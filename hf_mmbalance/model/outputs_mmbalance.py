@@ -22,7 +22,10 @@ class MMBalanceOutput(ModelOutput):
         modality_contributions (`torch.FloatTensor` of shape `(B, M, C)`):
             Exact terms that sum over modalities to `logits` minus the head's bias.
         modality_mask (`torch.LongTensor` of shape `(B, M)`): 1 for the modalities that the decision was made from.
-        modality_features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`): Feature of every tower.
+        modality_features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`):
+            Pooled feature of every tower, which its unimodal head reads.
+        modality_tokens (`tuple(torch.FloatTensor)` of shape `(B, D_m)`):
+            Mean of every tower's tokens (last hidden states), by which the adaptive head tells typical clips.
         modality_trust (`torch.FloatTensor` of shape `(B, M)`, *optional*):
             Calibrated probability that each modality's own answer is right, 0 where it is missing; `None` where the
             head does not compute it.
@@ -38,6 +41,7 @@ class MMBalanceOutput(ModelOutput):
     modality_contributions: torch.Tensor | None = None
     modality_mask: torch.Tensor | None = None
     modality_features: tuple[torch.Tensor, ...] | None = None
+    modality_tokens: tuple[torch.Tensor, ...] | None = None
     modality_trust: torch.Tensor | None = None
     fused_loss: torch.Tensor | None = None
     unimodal_loss: torch.Tensor | None = None
@@ -54,7 +58,10 @@ class EmbedOutput(ModelOutput):
     What the towers give for `B` clips, before the unimodal heads.
 
     Args:
-        features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`): Feature of every tower; any value where missing.
+        features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`):
+            Pooled feature of every tower, which its head reads; any value where missing.
+        tokens (`tuple(torch.FloatTensor)` of shape `(B, D_m)`):
+            Mean of every tower's tokens (last hidden states), by which the adaptive head tells typical clips.
         modality_mask (`torch.BoolTensor` of shape `(B, M)`): Modalities present.
         frame_log_probs (`torch.FloatTensor` of shape `(B, K)`, *optional*):
             Mean over the frames of log-probabilities of each frame: of the K source labels if the vision head was
@@ -63,6 +70,7 @@ class EmbedOutput(ModelOutput):
     """
 
     features: tuple[torch.Tensor, ...] = None  # type: ignore[assignment]  # ModelOutput wants defaults; always given
+    tokens: tuple[torch.Tensor, ...] = None  # type: ignore[assignment]
     modality_mask: torch.Tensor = None  # type: ignore[assignment]
     frame_log_probs: torch.Tensor | None = None
     audio_model_output: ModelOutput | None = None

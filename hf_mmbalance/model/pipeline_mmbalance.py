@@ -188,7 +188,7 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         only = torch.zeros_like(present)
         only[:, modality] = True
         only = torch.where(present[:, modality : modality + 1], only, present)
-        fused = self.model.fusion(outputs.modality_logits, only, outputs.modality_features)
+        fused = self.model.fusion(outputs.modality_logits, only, self.model.fusion.features_read(outputs))
         return fused.logits.float().softmax(-1)
 
     def postprocess(  # type: ignore[override]

@@ -121,16 +121,27 @@ def pool_tokens(outputs: ModelOutput, without_pooler: bool, token_mask: torch.Te
         without_pooler: Whether the CLS token is used as the feature.
         token_mask (`torch.BoolTensor` of shape `(B, T)`, *optional*): Tokens that the mean is taken over.
     """
-    hidden = outputs["last_hidden_state"]
     if without_pooler:
-        return hidden[:, 0]
+        return outputs["last_hidden_state"][:, 0]
     pooled = getattr(outputs, "pooler_output", None)
-    if pooled is not None:
-        return pooled.flatten(1)
+    return mean_token(outputs, token_mask) if pooled is None else pooled.flatten(1)
+
+
+def mean_token(outputs: ModelOutput, token_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean `(B, D)` of a tower's last hidden states over tokens (those of `token_mask`) or positions."""
+    hidden = outputs["last_hidden_state"]
     if token_mask is not None:
-        keep = token_mask.unsqueeze(-1).to(hidden.dtype)
-        return (hidden * keep).sum(1) / keep.sum(1).clamp(min=1.0)
+        return masked_mean(hidden, token_mask)
     return hidden.mean(dim=1) if hidden.dim() == 3 else hidden.flatten(2).mean(dim=2)
+
+
+def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of `(B, T, D)` over the T that a boolean mask `(B, T)` keeps: `(B, D)`, zeros where it keeps none."""
+    keep = mask.unsqueeze(-1).to(values.dtype)
+    return (values * keep).sum(1) / keep.sum(1).clamp(min=1.0)
+
+
+TowerFeatures = tuple[torch.Tensor, torch.Tensor]  # pooled feature and mean token
 
 
 def tower_features(
@@ -139,8 +150,8 @@ def tower_features(
     audio_mask: torch.Tensor | None = None,
     layer_shares: torch.Tensor | None = None,
     **kwargs: Any,
-) -> tuple[torch.Tensor, ModelOutput]:
-    """Feature of every input `(B, D)`, and the tower's outputs.
+) -> tuple[TowerFeatures, ModelOutput]:
+    """Pooled feature and mean token of every input, `(B, D)` each, and the tower's outputs.
 
     Args:
         tower: Backbone.
@@ -161,7 +172,7 @@ def tower_features(
         hidden = torch.stack(outputs["hidden_states"], dim=-1)
         pooled = ModelOutput(last_hidden_state=hidden @ layer_shares.to(hidden.dtype))
     takes_cls = tower.config.model_type in CLS_BACKBONES + POOLERLESS_BACKBONES
-    return pool_tokens(pooled, takes_cls, token_mask), outputs
+    return (pool_tokens(pooled, takes_cls, token_mask), mean_token(pooled, token_mask)), outputs
 
 
 class FramePooling(nn.Module):
@@ -203,8 +214,7 @@ class FramePooling(nn.Module):
         """
         if self.pooling == "temporal":
             frames = self._mix(frames, frame_mask)
-        keep = frame_mask.unsqueeze(-1).to(frames.dtype)
-        return (frames * keep).sum(1) / keep.sum(1).clamp(min=1.0)
+        return masked_mean(frames, frame_mask)
 
     def _mix(self, frames: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
         batch, time, width = frames.shape

@@ -191,7 +191,7 @@ def predict(run: Run, clips: ClipDataset, batch_size: int, device: str | None = 
         with torch.no_grad():
             outputs = model(**{name: value.to(where) for name, value in batch.items()})
         given = {name: outputs[name] for name in OUTPUTS if outputs.get(name) is not None}
-        for name, features in zip(model.config.modalities, outputs["modality_features"], strict=True):
+        for name, features in zip(model.config.modalities, model.fusion.features_read(outputs), strict=True):
             given[f"features.{name}"] = features
         for name, values in given.items():
             parts.setdefault(name, []).append(values.float().cpu().numpy())

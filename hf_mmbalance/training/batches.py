@@ -106,10 +106,12 @@ class ClipCollator:
 
 def _features(examples: list[dict[str, Any]]) -> dict[str, Any]:
     """Batch of clips whose features are known: they stand for the media."""
-    columns = {name: np.stack([example["features"][name] for example in examples]) for name in examples[0]["features"]}
-    present = np.stack([~np.isnan(values[:, 0]) for values in columns.values()], axis=1)
-    vectors = tuple(torch.from_numpy(np.nan_to_num(values)) for values in columns.values())
-    return {"modality_features": vectors, "modality_mask": torch.from_numpy(present)}
+    batch: dict[str, Any] = {}
+    for part in ("features", "tokens"):
+        columns = [np.stack([example[part][name] for example in examples]) for name in examples[0][part]]
+        present = np.stack([~np.isnan(values[:, 0]) for values in columns], axis=1)
+        batch[f"modality_{part}"] = tuple(torch.from_numpy(np.nan_to_num(values)) for values in columns)
+    return {**batch, "modality_mask": torch.from_numpy(present)}
 
 
 def missing_modalities(example: dict[str, Any]) -> set[str]:

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 from hf_mmbalance.console import UserError
-from hf_mmbalance.data.clips import ClipDataset, ClipSplits
+from hf_mmbalance.data.clips import ClipDataset, ClipsOfEpoch, ClipSplits
 from hf_mmbalance.data.sources.hub import HubOptions, clips_of
 from hf_mmbalance.data.streaming import EpochOrder
 from hf_mmbalance.decision.results import plain_sum
@@ -246,6 +246,8 @@ class MMBalanceTrainer(Trainer):
     def predict_table(self, clips: ClipDataset, split: str) -> DecisionTable:
         """Run the model over clips, in every process, and gather.
 
+        Train clips are read as training reads them, augmented (in epoch 0): they say what is typical for the towers.
+
         Returns:
             Unimodal logits and features of every clip, in the order of `clips`; `reference.fused` are the model's own
             fused logits. Rows of clips with `clips` and `draws` (corrupted versions) say whose version they are.
@@ -253,7 +255,7 @@ class MMBalanceTrainer(Trainer):
         Raises:
             ValueError: if logits are not finite, which is what training that diverged leaves.
         """
-        outputs = self._run(clips)
+        outputs = self._run(ClipsOfEpoch(clips, 0) if split == "train" else clips)
         broken = ~np.isfinite(outputs["logits"]).all(axis=1)
         if broken.any():
             raise ValueError(
@@ -283,6 +285,7 @@ class MMBalanceTrainer(Trainer):
         model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
         model.eval()
         names = [f"features.{modality}" for modality in self.model.config.modalities]
+        head = self.accelerator.unwrap_model(self.model).fusion
         parts: dict[str, list[torch.Tensor]] = {}
         for batch in self.get_eval_dataloader(clips):
             batch = self._prepare_inputs(batch)
@@ -291,7 +294,7 @@ class MMBalanceTrainer(Trainer):
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = model(**batch)
             kept |= {name: outputs[name] for name in ("logits", "modality_logits", "modality_mask")}
-            kept |= dict(zip(names, outputs["modality_features"], strict=True))
+            kept |= dict(zip(names, head.features_read(outputs), strict=True))
             for name, values in self.accelerator.gather(kept).items():
                 values = values.detach().cpu()
                 parts.setdefault(name, []).append(values.float() if values.is_floating_point() else values)

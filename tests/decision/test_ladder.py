@@ -132,7 +132,9 @@ def test_what_loses_accuracy_on_clean_draws_is_out_though_it_gains_on_all() -> N
     found["temperature"].hit[:] = np.arange(1000) >= 10  # clean: 190 of 200; corrupted: all
     assert choose(found, ROWS, ["sum", "temperature"])[0] == "temperature"
     assert choose(found, draws, ["sum", "temperature"])[0] == "sum"
-    found["temperature"].hit[:] = np.arange(1000) >= 2  # within two standard errors of the clean draws
+    found["sum"].hit[5] = 0.0
+    found["temperature"].hit[:] = np.arange(1000) >= 2  # clean: two lost, one won, within one standard error
+    found["temperature"].hit[5] = 1.0
     assert choose(found, draws, ["sum", "temperature"])[0] == "temperature"
 
 

@@ -99,17 +99,31 @@ def test_without_training_clips_every_clip_is_measured_out_of_fold() -> None:
     mask = np.ones((200, 2), dtype=bool)
     _, before, notes = fit_typicality(data["features"], data["labels"], mask, 4, **arguments)
     assert any("out of fold" in note for note in notes)
-    # a group's own features do not move its distances to others: moving them changes the others alone by the means
+    assert before.min() == 0 and before[data["draws"] == 0].mean() < before[data["draws"] > 0].mean()
+    # a group's own features do not move the statistics that measure them: far away they are as untypical as can be
     moved = [value.copy() for value in data["features"]]
     own = groups == groups[0]
     moved[0][own] += 100
     arrays, after, _ = fit_typicality(moved, data["labels"], mask, 4, **arguments)
-    assert (after[own, 0] > after[~own, 0].max()).all()
-    np.testing.assert_allclose(before[:, 0].mean(), 0, atol=1e-9)
+    assert (after[own, 0] > 3).all() and after[own, 0].min() >= after[~own, 0].max()
     assert arrays["typicality_scale"].shape == (2,)
 
 
-def test_unknown_features_are_average_and_said() -> None:
+def test_t_counts_from_the_mean_of_the_clean_clips_in_their_deviations() -> None:
+    data = draw_with_features(n=200)
+    features, labels = [data["features"][0]], data["labels"]
+    logs = mahalanobis(data["features"][0], data["clean"][0][0], data["clean"][1])
+    clean = data["draws"] == 0
+    _, found, _ = fit_typicality(
+        features, labels, np.ones((200, 1), dtype=bool), 4, reference=([data["clean"][0][0]], data["clean"][1]),
+        groups=np.array(data["groups"]), clips=np.arange(200).astype(str), draws=data["draws"],
+    )  # fmt: skip
+    expected = np.clip((logs - logs[clean].mean()) / logs[clean].std(), 0, 8)
+    np.testing.assert_allclose(found[:, 0], expected)
+    assert (found[clean, 0] == 0).any() and 0 < clean.sum() < 200
+
+
+def test_unknown_features_count_as_typical_and_this_is_said() -> None:
     data = draw_with_features(n=100)
     data["features"][1][:7] = np.nan
     mask = np.ones((100, 2), dtype=bool)

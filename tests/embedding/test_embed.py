@@ -52,6 +52,8 @@ def test_features_are_those_of_the_towers_on_the_same_clips(tmp_path):
             assert (np.isnan(stored.features[name][rows]).any(axis=1) == ~there).all()
             found = stored.features[name][rows][there]
             assert np.abs(found - output.modality_features[m].numpy()[there]).max() < 1e-5
+            means = stored.tokens[name][rows][there]
+            assert np.abs(means - output.modality_tokens[m].numpy()[there]).max() < 1e-5
 
 
 def test_what_is_there_is_not_computed_again_and_not_a_byte_changes(tmp_path):

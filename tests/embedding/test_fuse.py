@@ -35,7 +35,7 @@ def rows(n=80, classes=4, width=12, spread=(1.2, 0.8), seed=0, clips_per_group=1
     ids = np.array([f"clip {i}" for i in range(n)])
     groups = np.array([f"group {i // clips_per_group}" for i in range(n)])
     names = [f"class {c}" for c in range(classes)]
-    return Rows(ids, ids, groups, labels, np.zeros(n, int), features, {}, names, np.ones((2, classes), bool))
+    return Rows(ids, ids, groups, labels, np.zeros(n, int), features, features, {}, names, np.ones((2, classes), bool))
 
 
 def test_fusing_beats_the_better_tower_on_clips_that_nothing_saw():

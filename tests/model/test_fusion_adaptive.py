@@ -43,7 +43,7 @@ def typicality_by_hand(head: AdaptiveFusion, own: dict, x: np.ndarray, m: int) -
     rest = own["typicality_rest"][m] * ((centred - basis.T @ along) ** 2).sum()
     squares = [(precision * (along - centre) ** 2).sum() + rest for centre in own[f"typicality_centres_{m}"]]
     t = (0.5 * np.log(min(squares)) - own["typicality_location"][m]) / own["typicality_scale"][m]
-    return float(np.clip(t, -8, 8))
+    return float(np.clip(t, 0, 8))
 
 
 def by_hand(head: AdaptiveFusion, logits: np.ndarray, mask: np.ndarray, features: tuple[torch.Tensor, ...]):
