@@ -199,7 +199,7 @@ def _verify(classifier: PreTrainedModel, head: SourceHead) -> None:
     probe = copy.deepcopy(classifier).float().cpu().eval()
     inputs = random_input(probe)
     expected = probe(inputs).logits
-    features = tower_features(probe.base_model, inputs, layer_shares=head.layer_shares)[0]
+    features = tower_features(probe.base_model, inputs, layer_shares=head.layer_shares)[0][0]
     same = features.shape[1] == head.linear.in_features
     if same:
         found = head.linear(head.norm(features))

@@ -113,7 +113,7 @@ def test_log_probabilities_are_those_of_the_classifier(kind, config):
     inputs = random_input(classifier, clips=3)
     with torch.no_grad():
         expected = classifier(inputs).logits.log_softmax(-1)
-        features = tower_features(classifier.base_model, inputs, layer_shares=head.layer_shares)[0]
+        features = tower_features(classifier.base_model, inputs, layer_shares=head.layer_shares)[0][0]
         found = head.label_log_probs(features)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert expected.std() > 0.05
