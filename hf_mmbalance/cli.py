@@ -21,8 +21,7 @@ EPILOG = """examples:
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; returns the exit status (`console` lists them)."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["train"]:
-        # Its options depend on the dataset, and are read by the parser that train.py has.
+    if argv[:1] == ["train"]:  # its options depend on the dataset
         from hf_mmbalance.training.cli import train
 
         return train(argv[1:])
@@ -31,18 +30,20 @@ def main(argv: list[str] | None = None) -> int:
     if not hasattr(arguments, "func"):
         parser.print_help()
         return console.REFUSED
-    return console.run_command(lambda: int(arguments.func(arguments)))
+    options = set(vars(arguments)) - {"func"}
+    return console.run_command(lambda: int(arguments.func(arguments)), options=options)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> console.Parser:
     """The parser of every verb."""
     import hf_mmbalance
+    from hf_mmbalance.completion import add_completion
     from hf_mmbalance.decision.cli import add_decide, add_diagnose
     from hf_mmbalance.hub.cli import add_card, add_push, add_space
     from hf_mmbalance.hub.predict import add_predict
     from hf_mmbalance.robustness.cli import add_robustness
 
-    parser = argparse.ArgumentParser(
+    parser = console.Parser(
         prog="mmbalance",
         description="Audio-visual classification with calibrated weights of the modalities.",
         epilog=EPILOG,
@@ -50,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=hf_mmbalance.__version__)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
-    verbs.add_parser("train", help="train a model (as train.py; mmbalance train --help shows its options)")
+    verbs.add_parser("train", help="train a model (as train.py; mmbalance train --help shows its main options)")
     add_predict(verbs)
     add_decide(verbs)
     add_diagnose(verbs)
@@ -58,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_card(verbs)
     add_push(verbs)
     add_space(verbs)
+    add_completion(verbs)
     return parser
 
 

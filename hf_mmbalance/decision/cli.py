@@ -17,7 +17,7 @@ DECIDE = """Fit the whole ladder of allocations on a decision table and judge it
 
 example:
   mmbalance decide decisions.parquet                                   (split calibration -> split test)
-  mmbalance decide votes.parquet --group-folds 5 --seed 0 --json -     (pooled out-of-fold predictions)
+  mmbalance decide votes.parquet --group_folds 5 --seed 0 --json -     (pooled out-of-fold predictions)
 """
 DIAGNOSE = """Show where the decision layer of a table leans, why, and what it loses.
 
@@ -148,13 +148,13 @@ def _number(value: float | None, form: str, width: int) -> str:
 
 
 def _fit_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--fit-split", metavar="SPLIT", help="split to fit on (default: calibration)")
-    parser.add_argument("--eval-split", metavar="SPLIT", help="split to judge on (default: test)")
-    parser.add_argument("--group-folds", type=int, metavar="K", help="cross-fit over K folds of groups instead; the"
+    parser.add_argument("--fit_split", metavar="SPLIT", help="split to fit on (default: calibration)")
+    parser.add_argument("--eval_split", metavar="SPLIT", help="split to judge on (default: test)")
+    parser.add_argument("--group_folds", type=int, metavar="K", help="cross-fit over K folds of groups instead; the"
                         " default (5) where the table has no calibration and test split")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the folds (default: %(default)s)")
     parser.add_argument("--rung", default="auto", help="auto (default) or a rung of the ladder by name")
-    parser.add_argument("--known-groups", action="store_true", help="the place of use has the same groups (one"
+    parser.add_argument("--known_groups", action="store_true", help="the place of use has the same groups (one"
                         " speaker, one camera): folds over clips, and all rungs")  # fmt: skip
     parser.add_argument("--balance", type=float, default=0.0, metavar="WEIGHT", help="pull weights towards capability"
                         " shares; takes the rung class (default: %(default)s)")  # fmt: skip

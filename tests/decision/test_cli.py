@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import subprocess
@@ -21,7 +20,7 @@ from .drawn_tables import make_table
 
 
 def run(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
+    parser = console.Parser()
     verbs = parser.add_subparsers()
     add_decide(verbs)
     add_diagnose(verbs)
@@ -51,7 +50,7 @@ def test_decide_prints_a_table_writes_json_and_saves(
 
 
 def test_decide_json_to_stdout_is_json_alone(table_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("decide", table_file.parent, "--group-folds", "3", "--rung", "bias", "--json", "-")
+    arguments = ("decide", table_file.parent, "--group_folds", "3", "--rung", "bias", "--json", "-")
     assert run(*arguments) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["n"] == 300 and report["chosen"] == "bias"
@@ -72,8 +71,8 @@ def test_classes_file(table_file: Path, tmp_path: Path, capsys: pytest.CaptureFi
     [
         (("gone.parquet",), "gone.parquet: no such file"),
         ((".",), "the folder holds no decisions.parquet"),
-        (("TABLE", "--fit-split", "train"), "no clip has split 'train'"),
-        (("TABLE", "--fit-split", "test", "--group-folds", "3"), "not both"),
+        (("TABLE", "--fit_split", "train"), "no clip has split 'train'"),
+        (("TABLE", "--fit_split", "test", "--group_folds", "3"), "not both"),
         (("TABLE", "--rung", "klass"), "'klass' is unknown"),
     ],
 )
@@ -199,5 +198,5 @@ def test_a_prior_at_the_place_of_use(table_file: Path, capsys: pytest.CaptureFix
 
 
 def test_known_groups_and_balance(table_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("decide", table_file, "--known-groups", "--balance", "0.3", "--json", "-") == 0
+    assert run("decide", table_file, "--known_groups", "--balance", "0.3", "--json", "-") == 0
     assert json.loads(capsys.readouterr().out)["chosen"] == "class"
