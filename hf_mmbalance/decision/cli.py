@@ -31,7 +31,7 @@ RUN_TABLE = "decisions.parquet"
 def add_decide(verbs: Any) -> None:
     """Add the verb `decide`."""
     parser = console.add_verb(verbs, "decide", DECIDE, run_decide)
-    parser.add_argument("table", type=Path, help="decision table (.parquet or .npz), or a run folder that holds one")
+    parser.add_argument("table", type=Path, help="decision table (.parquet, .npz, .csv), or a run folder")
     _fit_options(parser)
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep the fitted allocation (allocation.npz)")
 
@@ -219,6 +219,9 @@ def read_classes(path: Path | None) -> list[str] | None:
     """Class names from a file: a JSON list, or one per line."""
     if path is None:
         return None
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TableError(f"--classes {path}: not UTF-8 (byte {error.start}); save the file as UTF-8.") from None
     names = json.loads(text) if text.lstrip().startswith("[") else [line for line in text.splitlines() if line.strip()]
     return [str(name).strip() for name in names]

@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig, set_seed
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
 from hf_mmbalance.data.clips import ClipSplits
 from hf_mmbalance.hub.errors import explained
+from hf_mmbalance.hub.reach import check_reachable
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 from hf_mmbalance.model.towers_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
 from hf_mmbalance.training.arguments import ModelArguments
@@ -32,11 +33,44 @@ def build_model_and_processor(
     """
     set_seed(seed)
     load = _compose if arguments.model_name_or_path is None else _load_trained
+    _check_reachable(arguments)
     with explained("building the model"):
         model, processor = load(arguments, clips)
     if arguments.attn_implementation is not None:
         model.set_attn_implementation(arguments.attn_implementation)
     return model, processor
+
+
+HEADS_ALONE_RATE = 1e-3
+
+
+def frozen_notes(arguments: ModelArguments, learning_rate: float) -> list[str]:
+    """What a reader must know of frozen towers: random ones never learn, and heads want a larger learning rate."""
+    if arguments.trainable_layers != "0":
+        return []
+    notes = []
+    configured = [name for name in ("audio", "vision") if getattr(arguments, f"{name}_config") is not None]
+    if configured:
+        notes.append(
+            f"tower(s) with random weights are frozen and learn nothing: {', '.join(configured)}; leave"
+            " --trainable_layers out, or name pretrained towers"
+        )
+    if learning_rate < HEADS_ALONE_RATE:
+        notes.append(
+            f"the towers are frozen and only the heads learn: --learning_rate {learning_rate:g} is small for heads,"
+            f" {HEADS_ALONE_RATE:g} is usual"
+        )
+    return notes
+
+
+def _check_reachable(arguments: ModelArguments) -> None:
+    if arguments.model_name_or_path is not None:
+        check_reachable(arguments.model_name_or_path)
+        return
+    for modality, default in (("audio", DEFAULT_AUDIO), ("vision", DEFAULT_VISION)):
+        if getattr(arguments, f"{modality}_config") is None:
+            name = getattr(arguments, f"{modality}_model") or default
+            check_reachable(name, getattr(arguments, f"{modality}_revision"))
 
 
 def _compose(

@@ -19,6 +19,7 @@ from transformers import EarlyStoppingCallback, set_seed
 from transformers.utils import logging
 
 import hf_mmbalance
+from hf_mmbalance.console import with_flags
 from hf_mmbalance.data import load_clips
 from hf_mmbalance.data.clips import SPLITS, ClipSplits
 from hf_mmbalance.data.corruptions import ClipsCorruptedByEpoch
@@ -30,13 +31,13 @@ from hf_mmbalance.hub.model_push import prepare_repo
 from hf_mmbalance.json_files import write_json
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.scrubbing import scrub_all
-from hf_mmbalance.training.arguments import MMBalanceTrainingArguments, RunArguments, parse_arguments
-from hf_mmbalance.training.build import build_model_and_processor, spec_augment
+from hf_mmbalance.training.arguments import MMBalanceTrainingArguments, RunArguments, option_names, parse_arguments
+from hf_mmbalance.training.build import build_model_and_processor, frozen_notes, spec_augment
 from hf_mmbalance.training.decision_layer import apply_head, corruption_plan
 from hf_mmbalance.training.interruption import Interrupted, StopOnSignal
 from hf_mmbalance.training.processes import LOCK, answered_by_main, only_run_in
 from hf_mmbalance.training.provenance import command, provenance
-from hf_mmbalance.training.results import mean_weights, render_rows, rows_of
+from hf_mmbalance.training.results import chance_notes, mean_weights, render_rows, rows_of
 from hf_mmbalance.training.trainer import MMBalanceTrainer, check_classes
 
 
@@ -75,7 +76,7 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     settle_threads(model)
     if training.process_index == 0:
         origin = provenance(arguments, clips)
-        _announce(clips, model)
+        _announce(clips, model, frozen_notes(arguments.model, training.learning_rate))
     callbacks = []
     if training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=training.early_stopping_patience))
@@ -219,11 +220,11 @@ def _check_checkpoint(checkpoint: str, clips: ClipSplits) -> None:
     check_classes(MMBalanceConfig.from_pretrained(checkpoint), clips.classes)
 
 
-def _announce(clips: ClipSplits, model: Any) -> None:
+def _announce(clips: ClipSplits, model: Any, notes: list[str]) -> None:
     sizes = ", ".join(f"{split} {len(part)}" for split, part in clips.splits.items())
     logger.warning("%s: %d classes; clips: %s", clips.name, len(clips.classes), sizes)
-    for note in clips.notes:
-        logger.warning("note: %s", note)
+    for note in clips.notes + notes:
+        logger.warning("note: %s", with_flags(note, option_names()))
     logger.warning("model: %.2f M parameters, fusion head %r", model.num_parameters() / 1e6, model.config.fusion)
 
 
@@ -248,7 +249,8 @@ def conclude(
         "modalities": list(last.modalities),
         "bayes_accuracy": None if clips.bayes is None else float(clips.bayes.accuracy),
         "ci_unit": measures.ci_unit(last.groups),
-        "rows": [row for split in reported for row in rows_of(tables[split], split, prior)],
+        "rows": (rows := [row for split in reported for row in rows_of(tables[split], split, prior)]),
+        "notes": chance_notes([row for row in rows if row["split"] == reported[-1]], last),
         "weights": mean_weights(None if weights is None else weights.double().cpu().numpy(), last),
         "n_per_split": {split: len(part) for split, part in clips.splits.items()},
         "fusion": trainer.model.config.fusion,
@@ -285,6 +287,7 @@ def render(results: dict[str, Any], clips: ClipSplits) -> str:
     if clips.bayes is not None:
         fused, bayes = rows[-1]["accuracy"], results["bayes_accuracy"]
         parts.append(f"best possible (Bayes) accuracy {100 * bayes:.1f}: the fusion reaches {fused / bayes:.3f} of it")
+    parts += [f"note: {note}" for note in results["notes"]]
     if results["decision"] is not None:
         parts += [*results["decision"]["lines"], *(f"note: {note}" for note in results["decision"]["notes"])]
     return "\n".join(parts)
