@@ -15,7 +15,7 @@ from hf_mmbalance.data.files import walk_files
 from hf_mmbalance.data.sources.folder import MEDIA_SUFFIXES
 from hf_mmbalance.data.sources.table import TABLE_SUFFIXES, read_table
 from hf_mmbalance.hub.errors import HubError, advice_for, explained
-from hf_mmbalance.hub.limits import check_config, check_loaded, check_processor
+from hf_mmbalance.hub.limits import check_config, check_head, check_loaded, check_processor
 from hf_mmbalance.hub.reach import check_reachable
 
 
@@ -189,7 +189,7 @@ def load_classifier(
         try:
             return _load(name, revision, trust_remote_code, device)
         except Exception as error:
-            if isinstance(error, HubError | ImportError) or advice_for(error) is not None:
+            if isinstance(error, console.UserError | ImportError) or advice_for(error) is not None:
                 raise
             if isinstance(error, ValueError) and name in str(error):
                 raise
@@ -216,6 +216,7 @@ def _load(name: str, revision: str | None, trust_remote_code: bool, device: Any)
     if kind != MMBalanceForAudioVisualClassification.config_class.model_type:
         raise ValueError(f"{name} is a {kind!r} model: name one that was trained with hf_mmbalance")
     check_config(declared, name)
+    check_head(declared, name, trust_remote_code)
     model, loading = MMBalanceForAudioVisualClassification.from_pretrained(
         name,
         revision=revision or "main",

@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig, set_seed
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
 from hf_mmbalance.data.clips import ClipSplits
 from hf_mmbalance.hub.errors import explained
+from hf_mmbalance.hub.limits import check_head
 from hf_mmbalance.hub.reach import check_reachable
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 from hf_mmbalance.model.towers_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
@@ -144,6 +145,8 @@ def _load_trained(
             raise ValueError(
                 f"--{field} has no place beside --model_name_or_path: {name} has its towers, leave it out"
             )
+    declared, _ = PreTrainedConfig.get_config_dict(name)
+    check_head(declared, str(name), arguments.trust_remote_code)
     model = MMBalanceForAudioVisualClassification.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
     check_classes(model.config, clips.classes)
     for field in BUILT_FIELDS:
