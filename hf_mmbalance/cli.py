@@ -13,6 +13,7 @@ EPILOG = """examples:
   mmbalance predict clip.mp4 --model user/name                         classes, by sound and by picture
   mmbalance decide outputs/grid-.../decisions.parquet                  every allocation, evaluated
   mmbalance diagnose outputs/grid-... --report lean.html               which modality a model relies on, and why
+  mmbalance compare outputs/*                                          runs side by side, with intervals
   mmbalance robustness outputs/grid-...                                its model under corrupted sound and pictures
   mmbalance push outputs/grid-... user/name                            publish the model with its card
 """
@@ -39,6 +40,7 @@ def build_parser() -> console.Parser:
     import hf_mmbalance
     from hf_mmbalance.completion import add_completion
     from hf_mmbalance.decision.cli import add_decide, add_diagnose
+    from hf_mmbalance.decision.compare_cli import add_compare
     from hf_mmbalance.hub.cli import add_card, add_push, add_space
     from hf_mmbalance.hub.predict import add_predict
     from hf_mmbalance.robustness.cli import add_robustness
@@ -55,6 +57,7 @@ def build_parser() -> console.Parser:
     add_predict(verbs)
     add_decide(verbs)
     add_diagnose(verbs)
+    add_compare(verbs)
     add_robustness(verbs)
     add_card(verbs)
     add_push(verbs)

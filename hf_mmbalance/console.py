@@ -8,7 +8,8 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -132,6 +133,15 @@ def say(text: str, *, aside: bool = False) -> None:
     stream.flush()
 
 
+@contextmanager
+def progress(total: int, action: str, unit: str) -> Iterator[Callable[[], Any]]:
+    """A progress bar with the time left, on the standard error of a terminal; what it yields advances it by one."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=action, unit=unit, disable=True if total < 2 else None, leave=False) as bar:
+        yield bar.update
+
+
 def write_result(place: str | None, result: Any) -> None:
     """Write a result where `--json` says: a file, `-` for the standard output, None for nowhere.
 
@@ -205,14 +215,14 @@ def message_of(error: Exception) -> str:
     return str(error).strip() or type(error).__name__
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") -> str:
-    """Rows of text as a table: the first column to the left, the others to the right."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "", left: int = 1) -> str:
+    """Rows of text as a table: the first `left` columns to the left, the others to the right."""
     widths = [max(len(line[column]) for line in [head, *rows]) for column in range(len(head))]
     lines = []
     for line in [head, *rows]:
         cells = [
-            line[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         lines.append((indent + "  ".join(cells)).rstrip())
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ DECIDE = """Fit the whole ladder of allocations on a decision table and judge it
 
 example:
   mmbalance decide decisions.parquet                                   (split calibration -> split test)
+  mmbalance decide outputs/run_a outputs/run_b                         (one after the other; see also: compare)
   mmbalance decide votes.parquet --group_folds 5 --seed 0 --json -     (pooled out-of-fold predictions)
 """
 DIAGNOSE = """Show where the decision layer of a table leans, why, and what it loses.
@@ -31,9 +33,11 @@ RUN_TABLE = "decisions.parquet"
 def add_decide(verbs: Any) -> None:
     """Add the verb `decide`."""
     parser = console.add_verb(verbs, "decide", DECIDE, run_decide)
-    parser.add_argument("table", type=Path, help="decision table (.parquet, .npz, .csv), or a run folder")
+    parser.add_argument("tables", type=Path, nargs="+", metavar="TABLE|RUN", help="decision table (.parquet, .npz,"
+                        " .csv) or run folder, one or more")  # fmt: skip
     _fit_options(parser)
-    parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep the fitted allocation (allocation.npz)")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep the fitted allocation (allocation.npz);"
+                        " of several tables each in a folder of its name below")  # fmt: skip
 
 
 def add_diagnose(verbs: Any) -> None:
@@ -50,13 +54,21 @@ def add_diagnose(verbs: Any) -> None:
 
 def run_decide(arguments: argparse.Namespace) -> int:
     """Run `decide`; returns the exit status."""
-    judged = _decide(arguments.table, arguments)
-    report = plain_report(judged.as_dict())
-    if console.shows_text(arguments):
-        print_ladder(report)
-    if arguments.save:
-        console.say(f"saved {judged.allocation.save(arguments.save)}", aside=True)
-    console.write_result(arguments.json, report)
+    names, several = _names(arguments.tables), len(arguments.tables) > 1
+    reports: dict[str, Any] = {}
+    with console.progress(len(names), "fitting", "table") as step:
+        for name, path in zip(names, arguments.tables, strict=True):
+            judged = _decide(path, arguments)
+            reports[name] = plain_report(judged.as_dict())
+            if console.shows_text(arguments):
+                if several:
+                    console.say(f"== {name}")
+                print_ladder(reports[name])
+            if arguments.save:
+                folder = arguments.save / name if several else arguments.save
+                console.say(f"saved {judged.allocation.save(folder)}", aside=True)
+            step()
+    console.write_result(arguments.json, reports if several else reports[names[0]])
     return console.DONE
 
 
@@ -64,11 +76,12 @@ def run_diagnose(arguments: argparse.Namespace) -> int:
     """Run `diagnose`; returns the exit status."""
     from hf_mmbalance.decision.diagnosis import diagnose
 
-    reports = []
-    for path in arguments.tables:
-        judged = _decide(path, arguments)
-        reports.append(diagnose(judged, draws=arguments.draws, seed=arguments.seed))
-    names = [path.stem if path.is_file() else path.name for path in arguments.tables]
+    reports, names = [], _names(arguments.tables)
+    with console.progress(len(names), "diagnosing", "table") as step:
+        for path in arguments.tables:
+            judged = _decide(path, arguments)
+            reports.append(diagnose(judged, draws=arguments.draws, seed=arguments.seed))
+            step()
     if console.shows_text(arguments):
         for name, report in zip(names, reports, strict=True):
             print_diagnosis(name, report)
@@ -80,6 +93,12 @@ def run_diagnose(arguments: argparse.Namespace) -> int:
     found: Any = reports[0] if len(reports) == 1 else dict(zip(names, reports, strict=True))
     console.write_result(arguments.json, found)
     return console.DONE
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """A name per table or run folder: its own, or its path where two have the same."""
+    short = [path.stem if path.is_file() else path.name for path in paths]
+    return [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
 
 
 def print_ladder(report: dict[str, Any]) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +27,8 @@ THEME = {INK: "--ink", GRID: "--line", POSITIVE: "--good", NEGATIVE: "--bad"} | 
 }
 STYLE: Any = {
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,
     "font.family": "sans-serif",
-    "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
     "font.size": 9,
     "axes.edgecolor": GRID,
     "axes.labelcolor": INK,
@@ -45,7 +48,40 @@ STYLE: Any = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
+#: Families by preference; those behind the first serve scripts that it lacks.
+FAMILIES = (
+    *("Helvetica", "Arial", "DejaVu Sans", "Noto Sans", "Arial Unicode MS"),
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Hiragino Sans", "PingFang SC", "Microsoft YaHei", "Malgun Gothic"),
+    *("WenQuanYi Micro Hei", "Droid Sans Fallback", "Noto Sans Arabic", "Noto Sans Devanagari", "Noto Sans Thai"),
+)
 Report = dict[str, Any]
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The project's style, without touching the caller's matplotlib settings.
+
+    A script that no font of this machine has is shown as boxes in PNG, and as text in SVG: no warning per glyph.
+    """
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    families = [name for name in FAMILIES if name in installed]
+    with matplotlib.rc_context(STYLE | {"font.sans-serif": families}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as PNG (200 dpi), SVG and PDF with real text, in place of the path's suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stem = path.with_suffix("") if path.suffix in (".png", ".svg", ".pdf") else path
+    files = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "svg", "pdf")]
+    with styled():
+        for file in files:
+            figure.savefig(file, dpi=200, facecolor="white")
+    return files
 
 
 def shown_classes(report: Report) -> list[int]:
@@ -208,6 +244,25 @@ def balance_curve(report: Report) -> Figure:
     return figure
 
 
+def comparison(found: Report) -> Figure:
+    """Accuracy and NLL with intervals of every line of a comparison (`mmbalance compare`)."""
+    rows = [row for row in found["rows"] if row["n"]]
+    names = list(dict.fromkeys(row["configuration"] for row in rows))
+    figure, axes = _panels(1, 2, (9.2, 0.9 + 0.26 * len(rows)), sharey=True)
+    for ax, (measure, title, factor) in zip(axes, (("accuracy", "accuracy, %", 100), ("nll", "NLL", 1)), strict=True):
+        for y, row in enumerate(rows):
+            colour = COLOURS[names.index(row["configuration"]) % len(COLOURS)]
+            layer = row["kind"] not in ("modality", "no parameters")  # shown by another marker
+            ax.plot([factor * end for end in row[f"{measure}_ci"]], [y, y], color=colour, linewidth=1.8, alpha=0.6)
+            ax.scatter([factor * row[measure]], [y], s=30, color=colour, marker="D" if layer else "o", zorder=3)
+        ax.set_xlabel(title)
+        ax.grid(axis="x")
+    shown = [_short(f"{row['configuration']}: {row['method']}", 40) for row in rows]
+    axes[0].set_yticks(range(len(rows)), shown)
+    axes[0].set_ylim(len(rows) - 0.4, -0.6)
+    return figure
+
+
 #: File name -> drawing of one report; only `index_by_method` takes several.
 FIGURES: dict[str, Callable[[Report], Figure]] = {
     "weights_by_class": weights_by_class,
@@ -220,10 +275,8 @@ FIGURES: dict[str, Callable[[Report], Figure]] = {
 
 
 def draw(function: Callable[..., Figure], *arguments: Any) -> Figure:
-    """Draw a figure in the project's style, without touching the caller's matplotlib settings."""
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
+    """Draw a figure in the project's style."""
+    with styled():
         figure = function(*arguments)
         figure.draw_without_rendering()
     # The layout is settled now; saving in three formats must not settle it thrice.
@@ -236,7 +289,7 @@ def themed_svg(figure: Figure, salt: str) -> str:
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": salt}):
+    with styled(), matplotlib.rc_context({"svg.hashsalt": salt}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

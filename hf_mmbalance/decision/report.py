@@ -54,7 +54,7 @@ def write_report(
         reports: what `diagnose` returned, one a model; the first is shown in full, all in the balance index.
         path: of the HTML page.
         names: of the models, for the side-by-side figure.
-        figure_folder: where PNG (200 dpi) and SVG files go; None for `<page>_figures`.
+        figure_folder: where PNG, SVG and PDF files go; None for `<page>_figures`.
 
     Returns:
         The files written, the page first.
@@ -67,10 +67,7 @@ def write_report(
     drawn["index"] = figures.draw(figures.index_by_method, reports, names)
     files, blocks = [path], {}
     for name, figure in drawn.items():
-        for suffix in ("png", "svg"):
-            file = folder / f"{name}.{suffix}"
-            figure.savefig(file, dpi=200, facecolor="white")
-            files.append(file)
+        files += figures.save(figure, folder / name)
         svg = figures.themed_svg(figure, name)
         blocks[name] = (
             f'<figure><h2>{TITLES[name]}</h2><div class="scroll">{svg}</div>'

@@ -139,14 +139,14 @@ def spec_augment(arguments: ModelArguments, seed: int) -> SpecAugment | None:
 def _load_trained(
     arguments: ModelArguments, clips: ClipSplits
 ) -> tuple[MMBalanceForAudioVisualClassification, MMBalanceProcessor]:
-    name = arguments.model_name_or_path
+    name = str(arguments.model_name_or_path)
     for field in TOWER_FIELDS:
         if getattr(arguments, field) is not None:
             raise ValueError(
                 f"--{field} has no place beside --model_name_or_path: {name} has its towers, leave it out"
             )
     declared, _ = PreTrainedConfig.get_config_dict(name)
-    check_head(declared, str(name), arguments.trust_remote_code)
+    check_head(declared, name, arguments.trust_remote_code)
     model = MMBalanceForAudioVisualClassification.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
     check_classes(model.config, clips.classes)
     for field in BUILT_FIELDS:

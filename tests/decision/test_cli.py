@@ -104,7 +104,7 @@ def test_diagnose_writes_a_page_without_network(
     assert not links, f"the page must load nothing: {links[:3]}"
     assert "$" not in re.sub(r"<svg.*?</svg>", "", text, flags=re.S), "a placeholder was left"
     figures = sorted(path.name for path in (tmp_path / "report_figures").iterdir())
-    assert len(figures) == 14 and "weights_by_class.png" in figures and "index.svg" in figures
+    assert len(figures) == 21 and "weights_by_class.png" in figures and "index.svg" in figures
     assert set(json.loads(target.read_text())) == {"run", "other"}
 
 
