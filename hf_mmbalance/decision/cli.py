@@ -11,6 +11,7 @@ from typing import Any
 
 from hf_mmbalance import console
 from hf_mmbalance.decision.plain import plain_report
+from hf_mmbalance.decision.report_text import summary
 from hf_mmbalance.decision.table import DecisionTable, TableError
 
 
@@ -133,6 +134,7 @@ def print_ladder(report: dict[str, Any]) -> None:
 def print_diagnosis(name: str, report: dict[str, Any]) -> None:
     """The short form of `diagnose` for a person; the page and the JSON hold the rest."""
     print(f"== {name}: {report['n']} clips, {report['groups']} groups; rung {report['chosen']}")
+    print("\n".join(summary(report)))
     modalities = report["modalities"]
     heads = "".join(f" {'lean ' + m:>16s}" for m in modalities)
     print(f"{'method':14s} {'balance index':>13s} {'95 % interval':>16s}{heads}  lost")
@@ -157,7 +159,7 @@ def print_diagnosis(name: str, report: dict[str, Any]) -> None:
               f" {_number(point['index'], '8.3f', 8)}")  # fmt: skip
     lost = report["lost"]
     by_modality = ", ".join(f"{m} {sum(counts)}" for m, counts in lost["by_class"].items())
-    print(f"lost by adaptive: {lost['n']} clips (pulled off the label by: {by_modality})")
+    print(f"lost by {report['in_use']['method']}: {lost['n']} clips (pulled off the label by: {by_modality})")
     for note in report["notes"]:
         print(f"note: {note}")
 
@@ -206,6 +208,11 @@ def _decide(path: Path, arguments: argparse.Namespace) -> Any:
     trained = state_of_run(path) if path.is_dir() else None
     if trained is not None:
         evaluated.add_head("model", trained)
+    elif path.is_dir() and "reference.fused" in evaluated.fusions:
+        evaluated.notes.append(
+            "the run's own head has no weights to show: its decisions are the row reference.fused, and weights, trust"
+            " and lean are those of the decision layer fitted here"
+        )
     return evaluated
 
 

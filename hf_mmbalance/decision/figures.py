@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Colour-blind safe (Okabe & Ito), one per modality; the page overrides them by CSS variables in its dark theme.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#997700", "#56b4e9")
-INK, GRID, POSITIVE, NEGATIVE = "#1b1e23", "#d4d7dc", "#2f7d5b", "#b3423a"
+INK, GRID, POSITIVE, NEGATIVE = "#1b1e23", "#d4d7dc", "#0173b2", "#de8f05"
 MAX_CLASSES = 20
 #: Colour in the drawing -> CSS variable of the page.
 THEME = {INK: "--ink", GRID: "--line", POSITIVE: "--good", NEGATIVE: "--bad"} | {
@@ -89,7 +89,7 @@ def shown_classes(report: Report) -> list[int]:
     classes = len(report["classes"])
     if classes <= MAX_CLASSES:
         return list(range(classes))
-    lean = report["balance"]["adaptive"]["lean"].values()
+    lean = report["balance"][report["in_use"]["method"]]["lean"].values()
     size = np.max([[0.0 if v is None else abs(v) for v in row] for row in lean], axis=0)
     return sorted(np.argsort(-size)[:MAX_CLASSES].tolist())
 
@@ -97,7 +97,7 @@ def shown_classes(report: Report) -> list[int]:
 def weights_by_class(report: Report) -> Figure:
     """Capability, weight and lean of every modality, class by class."""
     classes, names = shown_classes(report), report["modalities"]
-    found = report["balance"]["adaptive"]
+    found = report["balance"][report["in_use"]["method"]]
     figure, axes = _panels(1, 3, (9.2, 1.3 + 0.13 * (len(names) + 1) * len(classes)), sharey=True)
     panels: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
         ("Capability (recall above chance)", found["capability"], found["capability_ci"]),
@@ -115,6 +115,30 @@ def weights_by_class(report: Report) -> Figure:
     axes[0].set_yticks(np.arange(len(classes)), [_short(report["classes"][c]) for c in classes])
     axes[0].set_ylim(len(classes) - 0.4, -0.6)
     _legend(figure, names)
+    return figure
+
+
+def trust_by_clip(report: Report) -> Figure:
+    """How much the decision layer trusts each modality, clip by clip: where it is right and where it is wrong."""
+    trust = report["in_use"]["trust"]
+    figure, axes = _panels(1, len(trust), (4.4 * len(trust), 2.5), sharey=True)
+    for m, (ax, (name, found)) in enumerate(zip(axes, trust.items(), strict=True)):
+        colour = COLOURS[m % len(COLOURS)]
+        for what, filled in (("right", True), ("wrong", False)):
+            data = found[what]
+            part = np.array(data["count"]) / max(1, found["right"]["n"] + found["wrong"]["n"])
+            label = f"{what} ({data['n']} clips)"
+            if filled:
+                ax.stairs(part, data["edges"], fill=True, color=colour, alpha=0.35, label=label)
+            else:
+                ax.stairs(part, data["edges"], color=INK, linewidth=1.4, linestyle="--", label=label)
+        slope = (report["in_use"]["typicality_slope"] or {}).get(name)
+        more = "" if slope is None else f", typicality slope {slope:.2f}"
+        ax.set_title(f"{name}: temperature {report['in_use']['temperature'][name]:.2f}{more}")
+        ax.set(xlim=(0, 1), xlabel="trust")
+        ax.legend(loc="best", fontsize=8)
+        ax.grid(axis="y")
+    axes[0].set_ylabel("part of the clips")
     return figure
 
 
@@ -266,6 +290,7 @@ def comparison(found: Report) -> Figure:
 #: File name -> drawing of one report; only `index_by_method` takes several.
 FIGURES: dict[str, Callable[[Report], Figure]] = {
     "weights_by_class": weights_by_class,
+    "trust": trust_by_clip,
     "participation": participation,
     "reliability": reliability_diagrams,
     "waterfalls": waterfalls,
