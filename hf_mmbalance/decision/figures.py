@@ -98,8 +98,8 @@ def weights_by_class(report: Report) -> Figure:
     """Capability, weight and lean of every modality, class by class."""
     classes, names = shown_classes(report), report["modalities"]
     found = report["balance"][report["in_use"]["method"]]
-    figure, axes = _panels(1, 3, (9.2, 1.3 + 0.13 * (len(names) + 1) * len(classes)), sharey=True)
-    panels: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
+    figure, axes = panels(1, 3, (9.2, 1.3 + 0.13 * (len(names) + 1) * len(classes)), sharey=True)
+    shown: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
         ("Capability (recall above chance)", found["capability"], found["capability_ci"]),
         (
             f"Weight in the decision ({'model in use' if report['weights_of'] == 'model' else 'refitted'})",
@@ -108,7 +108,7 @@ def weights_by_class(report: Report) -> Figure:
         ),
         ("Lean (participation − capability share)", found["lean"], found["lean_ci"]),
     ]
-    for ax, (title, values, intervals) in zip(axes, panels, strict=True):
+    for ax, (title, values, intervals) in zip(axes, shown, strict=True):
         _grouped_bars(ax, values, intervals, names, classes)
         ax.set_title(title)
         ax.grid(axis="x")
@@ -121,7 +121,7 @@ def weights_by_class(report: Report) -> Figure:
 def trust_by_clip(report: Report) -> Figure:
     """How much the decision layer trusts each modality, clip by clip: where it is right and where it is wrong."""
     trust = report["in_use"]["trust"]
-    figure, axes = _panels(1, len(trust), (4.4 * len(trust), 2.5), sharey=True)
+    figure, axes = panels(1, len(trust), (4.4 * len(trust), 2.5), sharey=True)
     for m, (ax, (name, found)) in enumerate(zip(axes, trust.items(), strict=True)):
         colour = COLOURS[m % len(COLOURS)]
         for what, filled in (("right", True), ("wrong", False)):
@@ -145,7 +145,7 @@ def trust_by_clip(report: Report) -> Figure:
 def participation(report: Report) -> Figure:
     """Participation against capability share, one point per class, one panel per fusion."""
     methods = [name for name in ("sum", "class", "model", "adaptive") if name in report["balance"]]
-    figure, axes = _panels(1, len(methods), (3.1 * len(methods), 3.4), sharey=True)
+    figure, axes = panels(1, len(methods), (3.1 * len(methods), 3.4), sharey=True)
     classes = shown_classes(report)
     for ax, method in zip(axes, methods, strict=True):
         found = report["balance"][method]
@@ -170,7 +170,7 @@ def participation(report: Report) -> Figure:
 def reliability_diagrams(report: Report) -> Figure:
     """Accuracy against confidence of every modality, the sum and `adaptive`."""
     methods = [name for name in [*report["modalities"], "sum", "model", "adaptive"] if name in report["calibration"]]
-    figure, axes = _panels(1, len(methods), (2.5 * len(methods), 2.9), sharey=True)
+    figure, axes = panels(1, len(methods), (2.5 * len(methods), 2.9), sharey=True)
     for ax, method in zip(axes, methods, strict=True):
         found = report["calibration"][method]
         data = found["reliability"]
@@ -190,7 +190,7 @@ def reliability_diagrams(report: Report) -> Figure:
 def waterfalls(report: Report) -> Figure:
     """How the margin of the label over its rival adds up in single clips."""
     clips = report["clips"]
-    figure, axes = _panels(1, max(1, len(clips)), (2.7 * max(1, len(clips)), 3.2), sharey=False)
+    figure, axes = panels(1, max(1, len(clips)), (2.7 * max(1, len(clips)), 3.2), sharey=False)
     for ax, clip in zip(axes, clips, strict=False):
         steps = [("bias", clip["bias"]), *clip["terms"].items()]
         base = 0.0
@@ -216,7 +216,7 @@ def index_by_method(reports: Sequence[Report], names: Sequence[str]) -> Figure:
     """Relative balance index with intervals, fusions of several tables side by side."""
     methods = list(dict.fromkeys(method for report in reports for method in report["balance"]))
     height = 1.0 + 0.24 * len(methods) * max(1, len(reports)) ** 0.7
-    figure, axes = _panels(1, 1, (6.4, height), sharey=False)
+    figure, axes = panels(1, 1, (6.4, height), sharey=False)
     ax, step = axes[0], 0.7 / len(reports)
     for r, report in enumerate(reports):
         for i, method in enumerate(methods):
@@ -240,7 +240,7 @@ def index_by_method(reports: Sequence[Report], names: Sequence[str]) -> Figure:
 def margins(report: Report) -> Figure:
     """Histogram of every modality's logit margin (largest minus second), the scale behind a lean."""
     names = [name for name in report["modalities"] if report["modality_detail"][name]["n"]]
-    figure, axes = _panels(1, 1, (6.4, 2.4), sharey=False)
+    figure, axes = panels(1, 1, (6.4, 2.4), sharey=False)
     for name in names:
         data = report["modality_detail"][name]["margin_histogram"]
         count = np.array(data["count"]) / max(1, sum(data["count"]))
@@ -255,7 +255,7 @@ def margins(report: Report) -> Figure:
 
 def balance_curve(report: Report) -> Figure:
     """Accuracy against balance index of class weights under growing penalties towards capability shares."""
-    figure, axes = _panels(1, 1, (6.4, 2.9), sharey=False)
+    figure, axes = panels(1, 1, (6.4, 2.9), sharey=False)
     ax, points = axes[0], [point for point in report["balance_curve"] if point["index"] is not None]
     x, y = [point["index"] for point in points], [100 * point["accuracy"] for point in points]
     ax.plot(x, y, color=GRID, linewidth=1.2)
@@ -272,7 +272,7 @@ def comparison(found: Report) -> Figure:
     """Accuracy and NLL with intervals of every line of a comparison (`mmbalance compare`)."""
     rows = [row for row in found["rows"] if row["n"]]
     names = list(dict.fromkeys(row["configuration"] for row in rows))
-    figure, axes = _panels(1, 2, (9.2, 0.9 + 0.26 * len(rows)), sharey=True)
+    figure, axes = panels(1, 2, (9.2, 0.9 + 0.26 * len(rows)), sharey=True)
     for ax, (measure, title, factor) in zip(axes, (("accuracy", "accuracy, %", 100), ("nll", "NLL", 1)), strict=True):
         for y, row in enumerate(rows):
             colour = COLOURS[names.index(row["configuration"]) % len(COLOURS)]
@@ -332,7 +332,8 @@ def _svg_tag(match: re.Match[str]) -> str:
     return f'<svg {namespaces} viewBox="{match.group(1)}" style="width:{width * 4 / 3:.0f}px" role="img">'
 
 
-def _panels(rows: int, columns: int, size: tuple[float, float], *, sharey: bool) -> tuple[Figure, list[Axes]]:
+def panels(rows: int, columns: int, size: tuple[float, float], *, sharey: bool) -> tuple[Figure, list[Axes]]:
+    """An empty figure of `size` inches and its axes, row by row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -33,11 +33,13 @@ from hf_mmbalance.metrics import measures
 from hf_mmbalance.scrubbing import scrub_all
 from hf_mmbalance.training.arguments import MMBalanceTrainingArguments, RunArguments, option_names, parse_arguments
 from hf_mmbalance.training.build import build_model_and_processor, frozen_notes, spec_augment
+from hf_mmbalance.training.curves import write_curves
 from hf_mmbalance.training.decision_layer import apply_head, corruption_plan
 from hf_mmbalance.training.interruption import Interrupted, StopOnSignal
 from hf_mmbalance.training.processes import LOCK, answered_by_main, only_run_in
 from hf_mmbalance.training.provenance import command, provenance
 from hf_mmbalance.training.results import chance_notes, mean_weights, render_rows, rows_of
+from hf_mmbalance.training.run_log import check_trackers, final_values
 from hf_mmbalance.training.trainer import MMBalanceTrainer, check_classes
 
 
@@ -63,6 +65,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def run(arguments: RunArguments) -> dict[str, Any]:
     """Load clips, build, train, read validation and test once, write everything into the output folder."""
     training = arguments.training
+    check_trackers(list(training.report_to or []))
     checkpoint = settle_output_dir(arguments)
     if training.push_to_hub:
         training.hub_model_id = answered_by_main(lambda: _open_repo(training))  # before hours of training, not after
@@ -94,12 +97,14 @@ def run(arguments: RunArguments) -> dict[str, Any]:
             raise
         trainer.save_model(_internal_call=True)  # which does not push: there is no card yet
     results, table = conclude(trainer, clips, arguments)
+    trainer.log(final_values(results["rows"]))
     if trainer.is_world_process_zero():
         # Clips up to this long are served whole, as they were here.
         processor.reading["longest_seconds"] = math.ceil(1000 * trainer.longest_seconds) / 1000
         processor.save_pretrained(str(training.output_dir))
         results["provenance"] = origin
         write_outputs(Path(str(training.output_dir)), results, table)
+        write_curves(trainer.state.log_history, Path(str(training.output_dir)) / "curves.png")
         logger.warning("%s", render(results, clips))
         logger.warning("everything is in %s", training.output_dir)
         if training.push_to_hub:

@@ -195,7 +195,7 @@ def test_a_report_of_a_run_is_about_its_own_head(tmp_path: Path, capsys: pytest.
     assert trust["right"]["n"] == sum(trust["right"]["count"]) == pytest.approx(right)
     shown = capsys.readouterr().out
     assert f"The model's decision layer gets {100 * rows['model']['accuracy']:.1f} % of" in shown
-    assert "the decision leans to" in shown and "lost by model" in shown
+    assert "he decision leans to" in shown and "lost by model" in shown
     page = (tmp_path / "r.html").read_text()
     assert "Weight in the decision (model in use)" in page and "temperature 2.00" in page
     assert page.index("leans to") < page.index("<table") < page.index("<h2>Words</h2>")

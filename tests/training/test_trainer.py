@@ -67,7 +67,7 @@ def test_results_have_the_promised_form(run):
     promised = ["dataset", "n", "classes", "modalities", "bayes_accuracy", "ci_unit", "rows", "weights"]
     assert list(results)[:8] == promised
     assert set(results) - set(promised) == {
-        *("n_per_split", "fusion", "decision", "selected_by", "best_checkpoint", "arguments", "versions"),
+        *("n_per_split", "fusion", "decision", "notes", "selected_by", "best_checkpoint", "arguments", "versions"),
         "provenance",
     }
     assert (results["dataset"], results["n"], results["ci_unit"]) == ("synthetic", 15, "group")
