@@ -246,6 +246,7 @@ def conclude(
     allocation = trainer.allocation
     prior = fit_prior(tables["train"].labels, len(clips.classes)) if allocation is None else np.log(allocation.prior_)
     weights = apply_head(trainer.accelerator.unwrap_model(trainer.model).fusion, last).modality_weights
+    rows = [row for split in reported for row in rows_of(tables[split], split, prior)]
     chosen = trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint
     results = {
         "dataset": clips.name,
@@ -254,9 +255,9 @@ def conclude(
         "modalities": list(last.modalities),
         "bayes_accuracy": None if clips.bayes is None else float(clips.bayes.accuracy),
         "ci_unit": measures.ci_unit(last.groups),
-        "rows": (rows := [row for split in reported for row in rows_of(tables[split], split, prior)]),
-        "notes": chance_notes([row for row in rows if row["split"] == reported[-1]], last),
+        "rows": rows,
         "weights": mean_weights(None if weights is None else weights.double().cpu().numpy(), last),
+        "notes": chance_notes([row for row in rows if row["split"] == reported[-1]], last),
         "n_per_split": {split: len(part) for split, part in clips.splits.items()},
         "fusion": trainer.model.config.fusion,
         "decision": None if allocation is None else allocation.describe(),
