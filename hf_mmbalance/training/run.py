@@ -171,6 +171,8 @@ def settle_output_dir(arguments: RunArguments) -> str | None:
     """
     training = arguments.training
     training.output_dir, checkpoint = answered_by_main(lambda: _settle(arguments))
+    # Trackers that close their run with training find it again by its name, for the final table.
+    training.run_name = training.run_name or Path(training.output_dir).name
     return checkpoint
 
 
