@@ -3,7 +3,8 @@
 accelerate launch train.py                                               # synthetic clips, tiny towers, on any machine
 accelerate launch train.py --config configs/grid_digits.yaml --data_dir GRID
 accelerate launch train.py --dataset my_clips/                           # a folder of class folders
-python train.py --dataset grid --help                                    # every option that holds for a dataset
+python train.py --help                                                   # the main options
+python train.py --dataset grid --help_all                                # every option that holds for a dataset
 """
 
 import sys

@@ -1,6 +1,6 @@
 """CREMA-D: from the official repository to validated Parquet.
 
-python dataset_scripts/crema_d.py build --source CREMA-D --out built/crema_d --num-proc 8
+python dataset_scripts/crema_d.py build --source CREMA-D --out built/crema_d --num_proc 8
 python dataset_scripts/crema_d.py votes --source CREMA-D --out crema_d_votes.parquet
 python dataset_scripts/crema_d.py validate built/crema_d
 """
@@ -47,7 +47,7 @@ def script() -> DatasetScript:
     tool = DatasetScript("crema_d", __doc__ or "", plan, CARD, max_lost=1.0)
     add = tool.build_flags.add_argument
     add("--checksums", type=Path, help="path,sha256,bytes of the media (default: media_sha256.csv in the source)")
-    add("--ogm-split", type=Path, help="folder with the OGM-GE train.csv and test.csv (default: splits/ogm there)")
+    add("--ogm_split", type=Path, help="folder with the OGM-GE train.csv and test.csv (default: splits/ogm there)")
     flags = tool.verb("votes", "write the human votes as a decision table", votes)
     flags.add_argument("--source", type=Path, required=True, help="the repository, or tabulatedVotes.csv")
     flags.add_argument("--out", type=Path, required=True, help="decision table to write (.parquet or .npz)")

@@ -1,6 +1,6 @@
 """GRID: from the official layout (s1/*.mpg or .mp4, align/*.align) to validated Parquet.
 
-python dataset_scripts/grid.py build --source grid --out built/grid --num-proc 8
+python dataset_scripts/grid.py build --source grid --out built/grid --num_proc 8
 """
 
 from __future__ import annotations

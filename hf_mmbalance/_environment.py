@@ -1,8 +1,10 @@
-"""Meet a torch/torchaudio pair that cannot work together with one sentence instead of a stack of import errors."""
+"""What a machine lacks is told in one sentence: a torchaudio that fits torch, a device."""
 
 from __future__ import annotations
 
 from functools import cache
+
+from hf_mmbalance.console import UserError
 
 
 _REMEDY = 'pip install "torch>=2.11,<2.15" "torchaudio==2.11.*"'
@@ -25,6 +27,32 @@ def check_torchaudio() -> None:
             f"torchaudio {_installed('torchaudio')} does not work with torch {torch.__version__}: install a pair that"
             f" does with `{_REMEDY}`."
         ) from (error if isinstance(error, ModuleNotFoundError) else None)
+
+
+def check_device(name: str | None) -> None:
+    """Refuse a device that is not there before anything is loaded; None (the default device) always is.
+
+    Raises:
+        UserError: names the device and what can be given instead.
+    """
+    if name is None:
+        return
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: not the name of a device; give cpu, cuda, cuda:1, ...") from None
+    if device.type == "cpu":
+        return
+    found = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    kind = torch.accelerator.current_accelerator()
+    if not found or kind is None or kind.type != device.type or (device.index or 0) >= found:
+        there = f"it has {found} {kind.type} device(s)" if found and kind is not None else "no driver, or no such GPU"
+        raise UserError(
+            f"--device {name}: torch cannot use it on this machine ({there}); leave the option out, or give"
+            " --device cpu"
+        )
 
 
 def _installed(package: str) -> str:

@@ -14,6 +14,7 @@ EPILOG = """examples:
   mmbalance predict clip.mp4 --model user/name                         classes, by sound and by picture
   mmbalance decide outputs/grid-.../decisions.parquet                  every allocation, evaluated
   mmbalance diagnose outputs/grid-... --report lean.html               which modality a model relies on, and why
+  mmbalance compare outputs/*                                          runs side by side, with intervals
   mmbalance robustness outputs/grid-...                                its model under corrupted sound and pictures
   mmbalance push outputs/grid-... user/name                            publish the model with its card
 """
@@ -22,8 +23,7 @@ EPILOG = """examples:
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; returns the exit status (`console` lists them)."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["train"]:
-        # Its options depend on the dataset, and are read by the parser that train.py has.
+    if argv[:1] == ["train"]:  # its options depend on the dataset
         from hf_mmbalance.training.cli import train
 
         return train(argv[1:])
@@ -32,19 +32,22 @@ def main(argv: list[str] | None = None) -> int:
     if not hasattr(arguments, "func"):
         parser.print_help()
         return console.REFUSED
-    return console.run_command(lambda: int(arguments.func(arguments)))
+    options = set(vars(arguments)) - {"func"}
+    return console.run_command(lambda: int(arguments.func(arguments)), options=options)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> console.Parser:
     """The parser of every verb."""
     import hf_mmbalance
+    from hf_mmbalance.completion import add_completion
     from hf_mmbalance.decision.cli import add_decide, add_diagnose
+    from hf_mmbalance.decision.compare_cli import add_compare
     from hf_mmbalance.embedding.cli import add_embed, add_fuse
     from hf_mmbalance.hub.cli import add_card, add_push, add_space
     from hf_mmbalance.hub.predict import add_predict
     from hf_mmbalance.robustness.cli import add_robustness
 
-    parser = argparse.ArgumentParser(
+    parser = console.Parser(
         prog="mmbalance",
         description="Audio-visual classification with calibrated weights of the modalities.",
         epilog=EPILOG,
@@ -52,16 +55,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=hf_mmbalance.__version__)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
-    verbs.add_parser("train", help="train a model (as train.py; mmbalance train --help shows its options)")
+    verbs.add_parser("train", help="train a model (as train.py; mmbalance train --help shows its main options)")
     add_fuse(verbs)
     add_embed(verbs)
     add_predict(verbs)
     add_decide(verbs)
     add_diagnose(verbs)
+    add_compare(verbs)
     add_robustness(verbs)
     add_card(verbs)
     add_push(verbs)
     add_space(verbs)
+    add_completion(verbs)
     return parser
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hf_mmbalance.json_files import json_text, write_json
 from hf_mmbalance.scrubbing import scrub
@@ -25,6 +28,73 @@ Command = Callable[[argparse.Namespace], int]
 
 class UserError(RuntimeError):
     """An error that the person at the command line can remedy: its message is all that is shown."""
+
+
+def underscored(argv: Sequence[str]) -> list[str]:
+    """Arguments with every option's name in one style: `--top-k=3` is `--top_k=3`; values stay as they are."""
+    return [
+        re.sub(r"^--[A-Za-z][\w-]*", lambda name: "--" + name[0][2:].replace("-", "_"), word)
+        for word in map(str, argv)
+    ]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'known'?` for a word that is close to a known one, else nothing."""
+    close = difflib.get_close_matches(word, sorted(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def with_flags(text: str, options: Iterable[str]) -> str:
+    """A message in which arguments of a function are named as they are typed: `top_k=3` becomes `--top_k 3`.
+
+    Args:
+        text: The message.
+        options: Names of the options of the command; one without `_` or `=` may be a word like any other.
+    """
+    names = "|".join(sorted(options, key=len, reverse=True))
+    if not names:
+        return text
+    # Neither part of a path, a word or an option, nor quoted, nor a key of a YAML file.
+    start = r"(?<![\w./'\"`-])(?<!\.yaml: )(?<!\.yml: )"
+    text = re.sub(rf"^({names}) (?=needs|must|is )", r"--\1 ", text)
+    text = re.sub(rf"{start}({names})=True\b", r"--\1", text)
+    text = re.sub(rf"{start}({names})=(?=\S)", r"--\1 ", text)
+    text = re.sub(rf"{start}({names})=", r"--\1", text)
+    return re.sub(rf"{start}({names})(?![\w./='\"`:-])", lambda m: f"--{m[1]}" if "_" in m[1] else m[1], text)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that takes `--top-k` for `--top_k`, and suggests a name for one that it does not know."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        return super().parse_known_args(underscored(sys.argv[1:] if args is None else args), namespace)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        argv = underscored(sys.argv[1:] if args is None else args)
+        found, unknown = self.parse_known_args(argv, namespace)
+        if unknown:
+            parser = self.parser_of(argv)
+            options = [name for action in parser._actions for name in action.option_strings]
+            name = unknown[0].split("=")[0]
+            hint = did_you_mean(name, options) if name.startswith("-") else ""
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found
+
+    def parser_of(self, argv: Sequence[str]) -> argparse.ArgumentParser:
+        """The parser of the verb that the arguments name, or this one."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                return next((action.choices[word] for word in argv if word in action.choices), self)
+        return self
+
+    def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if wrong:
+            message += did_you_mean(wrong[1], re.findall(r"[^\s',]+", wrong[2]))
+        super().error(message)
 
 
 def add_verb(verbs: Any, name: str, text: str, run: Command) -> argparse.ArgumentParser:
@@ -63,6 +133,15 @@ def say(text: str, *, aside: bool = False) -> None:
     stream.flush()
 
 
+@contextmanager
+def progress(total: int, action: str, unit: str) -> Iterator[Callable[[], Any]]:
+    """A progress bar with the time left, on the standard error of a terminal; what it yields advances it by one."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=action, unit=unit, disable=True if total < 2 else None, leave=False) as bar:
+        yield bar.update
+
+
 def write_result(place: str | None, result: Any) -> None:
     """Write a result where `--json` says: a file, `-` for the standard output, None for nowhere.
 
@@ -76,13 +155,14 @@ def write_result(place: str | None, result: Any) -> None:
         write_json(Path(place), result)
 
 
-def run_command(command: Callable[[], int], name: str = "", resume: str = "") -> int:
+def run_command(command: Callable[[], int], name: str = "", resume: str = "", options: Iterable[str] = ()) -> int:
     """Run a command; an error that can be remedied is one line on the standard error, not a traceback.
 
     Args:
         command: Returns the exit status.
         name: Put before error messages, e.g. `grid build`.
         resume: How to go on after Ctrl-C.
+        options: Names of its options; messages show them as they are typed.
 
     Returns:
         The exit status of the command, `REFUSED` or `INTERRUPTED`.
@@ -98,7 +178,7 @@ def run_command(command: Callable[[], int], name: str = "", resume: str = "") ->
     except Exception as error:
         if not is_expected(error):
             raise
-        print_error(error, name)
+        print_error(with_flags(message_of(error), options), name)
         return REFUSED
 
 
@@ -135,14 +215,14 @@ def message_of(error: Exception) -> str:
     return str(error).strip() or type(error).__name__
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") -> str:
-    """Rows of text as a table: the first column to the left, the others to the right."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "", left: int = 1) -> str:
+    """Rows of text as a table: the first `left` columns to the left, the others to the right."""
     widths = [max(len(line[column]) for line in [head, *rows]) for column in range(len(head))]
     lines = []
     for line in [head, *rows]:
         cells = [
-            line[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         lines.append((indent + "  ".join(cells)).rstrip())
     return "\n".join(lines)

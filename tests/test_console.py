@@ -106,3 +106,19 @@ def test_a_verb_is_added_with_help_and_an_exit_status(capsys):
 def test_tables_align_the_first_column_to_the_left():
     shown = console.table(["class", "n"], [["cat", "10"], ["hedgehog", "5"]], indent="  ")
     assert shown == "  class      n\n  cat       10\n  hedgehog   5"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("give top_k=3 or trust_remote_code=True", "give --top_k 3 or --trust_remote_code"),
+        ("top_k must be 1", "--top_k must be 1"),
+        ("crop needs 4 numbers", "--crop needs 4 numbers"),
+        ("the crop needs 4 numbers", "the crop needs 4 numbers"),
+        ("set top_k= to more", "set --top_k to more"),
+        ("a.yaml: top_k: 'x' must be int", "a.yaml: top_k: 'x' must be int"),
+        ("--top_k 3: 'top_k' in a/top_k.json", "--top_k 3: 'top_k' in a/top_k.json"),
+    ],
+)
+def test_options_are_named_as_they_are_typed(text: str, shown: str) -> None:
+    assert console.with_flags(text, {"top_k", "trust_remote_code", "crop"}) == shown

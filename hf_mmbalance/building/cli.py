@@ -31,12 +31,12 @@ class DatasetScript:
         doc: the script's docstring, shown by `--help`.
         planner: makes the plan from the flags of `build`.
         card: Markdown template of the README; `{{ name }}` marks are filled from the report.
-        max_lost: default of `--max-lost`.
+        max_lost: default of `--max_lost`.
     """
 
     def __init__(self, name: str, doc: str, planner: Planner, card: Path, max_lost: float):
         self.name, self.planner, self.card = name, planner, card
-        self.parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.parser = console.Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
         self.verbs = self.parser.add_subparsers(dest="verb", required=True, metavar="VERB")
         self.build_flags = self.verb("build", "turn raw media into validated Parquet", self._build)
         _add_build_flags(self.build_flags, max_lost)
@@ -107,19 +107,19 @@ def _add_build_flags(parser: argparse.ArgumentParser, max_lost: float) -> None:
     add = parser.add_argument
     add("--source", type=Path, required=True, help="folder of the raw media")
     add("--out", type=Path, required=True, help="folder to build into; the same command resumes a killed build")
-    add("--num-proc", type=int, default=max(os.cpu_count() or 1, 1), help="processes (default: all processors)")
+    add("--num_proc", type=int, default=max(os.cpu_count() or 1, 1), help="processes (default: all processors)")
     add("--shard", type=_part, default=(0, 1), metavar="I/N", help="build part I of N, for N machines; then merge")
     add("--frames", type=int, default=8, help="frames per clip (default 8)")
     add("--fps", type=float, help="frames per second, in place of --frames")
-    add("--frame-size", type=int, nargs="+", help="shorter side in pixels, or height and width (default: as it is)")
+    add("--frame_size", type=int, nargs="+", help="shorter side in pixels, or height and width (default: as it is)")
     add("--crop", type=float, nargs=4, metavar=("L", "T", "R", "B"), help="box to keep, as fractions of the frame")
-    add("--image-format", choices=("jpeg", "png"), default="jpeg", help="png is lossless")
+    add("--image_format", choices=("jpeg", "png"), default="jpeg", help="png is lossless")
     add("--quality", type=int, default=90, help="of the JPEG (default 90)")
-    add("--sampling-rate", type=int, default=16_000, help="of the sound in Hz (default 16000)")
-    add("--max-seconds", type=float, default=600.0, help="longer clips are left out as too_long")
-    add("--min-seconds", type=float, default=0.1, help="shorter clips are left out as too_short")
-    add("--max-lost", type=float, default=max_lost, help=f"stop if a larger share is lost (default {max_lost:g})")
-    add("--clips-per-shard", type=int, default=128, help="clips per file (default 128)")
+    add("--sampling_rate", type=int, default=16_000, help="of the sound in Hz (default 16000)")
+    add("--max_seconds", type=float, default=600.0, help="longer clips are left out as too_long")
+    add("--min_seconds", type=float, default=0.1, help="shorter clips are left out as too_short")
+    add("--max_lost", type=float, default=max_lost, help=f"stop if a larger share is lost (default {max_lost:g})")
+    add("--clips_per_shard", type=int, default=128, help="clips per file (default 128)")
     add("--overwrite", action="store_true", help="remove another build in --out first")
 
 
@@ -138,7 +138,7 @@ def encode_options(args: argparse.Namespace) -> EncodeOptions:
     size: Any = args.frame_size
     if size is not None:
         if len(size) > 2:
-            raise DataError(f"--frame-size takes one or two numbers, got {len(size)}")
+            raise DataError(f"--frame_size takes one or two numbers, got {len(size)}")
         size = size[0] if len(size) == 1 else (size[0], size[1])
     return EncodeOptions(
         sampling_rate=args.sampling_rate,

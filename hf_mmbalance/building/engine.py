@@ -144,7 +144,7 @@ def _run(plan: BuildPlan, out: Path, todo: list[Shard], num_proc: int, bar: tqdm
                     draft_path(out, shard, worker.process.pid).unlink(missing_ok=True)
                     if careful:
                         text = f"the process that wrote shard {shard.name} died twice ({death})"
-                        raise BuildError(f"{text}; {RESUME}, with a smaller --num-proc") from None
+                        raise BuildError(f"{text}; {RESUME}, with a smaller --num_proc") from None
                     queue.appendleft((shard, True))
                     in_shard[shard.name] = 0
                     continue

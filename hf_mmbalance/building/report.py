@@ -47,8 +47,8 @@ def finish(plan: BuildPlan, out: Path, run: dict[str, Any], card: str) -> dict[s
     write_json(out / REPORT, report)
     lost = 1 - report["clips"]["built"] / report["clips"]["planned"]
     if lost > plan.max_lost:
-        text = f"{lost:.1%} of the clips could not be built, more than --max-lost {plan.max_lost:g}"
-        raise BuildError(f"{text}: {report['status']}; see {out / MANIFEST}; raise --max-lost to accept that")
+        text = f"{lost:.1%} of the clips could not be built, more than --max_lost {plan.max_lost:g}"
+        raise BuildError(f"{text}: {report['status']}; see {out / MANIFEST}; raise --max_lost to accept that")
     if not report["clips"]["built"]:
         raise BuildError(f"none of the clips could be built: {report['status']}; see {out / MANIFEST}")
     (out / "README.md").write_text(fill_card(card, plan, report, configs_of(plan, report)))

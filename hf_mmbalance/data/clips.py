@@ -115,9 +115,11 @@ class ClipsOfEpoch(ClipDataset):
             dataset.ids, dataset.groups, dataset.labels, dataset.classes, sampling_rate=dataset.sampling_rate
         )
 
+    def __getitem__(self, index: int | tuple[int, int]) -> Clip:
+        return self.dataset[index[0] if isinstance(index, tuple) else index, self.epoch]
+
     def media(self, place: int, epoch: int | None) -> tuple[np.ndarray | None, np.ndarray | None]:
-        clip = self.dataset[place, self.epoch]
-        return clip["audio"], clip["frames"]
+        return self.dataset.media(place, self.epoch)
 
 
 @dataclass

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hf_mmbalance.data.clips import DataError
+from hf_mmbalance.data.clips import ClipSplits, DataError
 from hf_mmbalance.data.seeding import rng_for
 
 
 MIN_GROUPS = 5  # with fewer, holding one out would change the task
+FEW_PER_CLASS = 3  # calibration clips; with fewer, what is fitted by class is mostly noise
 
 
 def carve(
@@ -125,3 +126,24 @@ def fill_splits(
         out[np.array(train)[mask]] = name
         notes.append(f"the source has no {name} split: {mask.sum()} of {len(train)} train clips were taken, {how}")
     return list(out), notes
+
+
+def coverage_notes(clips: ClipSplits) -> list[str]:
+    """What a reader must know of classes that some split lacks, and of a calibration split that is very small."""
+    notes = []
+    for split, part in clips.splits.items():
+        missing = [name for name, count in part.class_counts().items() if not count]
+        if missing:
+            named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            what = {"train": "cannot be learned", "test": "are not tested"}.get(
+                split, "do not count in what it decides"
+            )
+            notes.append(f"{len(missing)} of {len(clips.classes)} classes have no {split} clip and {what}: {named}")
+    calibration = clips.splits.get("calibration")
+    per_class = 0.0 if calibration is None else len(calibration) / len(clips.classes)
+    if 0 < per_class < FEW_PER_CLASS:
+        notes.append(
+            f"about {per_class:.1f} calibration clip(s) per class: too few to fit the decision layer by class; give"
+            " more clips, or a larger calibration_fraction"
+        )
+    return notes

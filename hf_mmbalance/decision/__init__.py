@@ -12,6 +12,7 @@ _NAMES = {
     "HeadState": "state",
     "TableError": "table",
     "balance": "contributions",
+    "compare_sources": "compare",
     "cross_fit_logits": "crossfit",
     "decide_folds": "evaluation",
     "decide_splits": "evaluation",
@@ -19,6 +20,7 @@ _NAMES = {
     "diagnose": "diagnosis",
     "fit_decision_layer": "allocation",
     "group_folds": "folds",
+    "read_source": "compare",
     "state_of_run": "state",
     "write_report": "report",
 }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_mmbalance import console
 from hf_mmbalance.decision.plain import plain_report
+from hf_mmbalance.decision.report_text import summary
 from hf_mmbalance.decision.table import DecisionTable, TableError
 
 
@@ -17,7 +19,8 @@ DECIDE = """Fit the whole ladder of allocations on a decision table and judge it
 
 example:
   mmbalance decide decisions.parquet                                   (split calibration -> split test)
-  mmbalance decide votes.parquet --group-folds 5 --seed 0 --json -     (pooled out-of-fold predictions)
+  mmbalance decide outputs/run_a outputs/run_b                         (one after the other; see also: compare)
+  mmbalance decide votes.parquet --group_folds 5 --seed 0 --json -     (pooled out-of-fold predictions)
 """
 DIAGNOSE = """Show where the decision layer of a table leans, why, and what it loses.
 
@@ -31,9 +34,11 @@ RUN_TABLE = "decisions.parquet"
 def add_decide(verbs: Any) -> None:
     """Add the verb `decide`."""
     parser = console.add_verb(verbs, "decide", DECIDE, run_decide)
-    parser.add_argument("table", type=Path, help="decision table (.parquet or .npz), or a run folder that holds one")
+    parser.add_argument("tables", type=Path, nargs="+", metavar="TABLE|RUN", help="decision table (.parquet, .npz,"
+                        " .csv) or run folder, one or more")  # fmt: skip
     _fit_options(parser)
-    parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep the fitted allocation (allocation.npz)")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep the fitted allocation (allocation.npz);"
+                        " of several tables each in a folder of its name below")  # fmt: skip
 
 
 def add_diagnose(verbs: Any) -> None:
@@ -50,13 +55,21 @@ def add_diagnose(verbs: Any) -> None:
 
 def run_decide(arguments: argparse.Namespace) -> int:
     """Run `decide`; returns the exit status."""
-    judged = _decide(arguments.table, arguments)
-    report = plain_report(judged.as_dict())
-    if console.shows_text(arguments):
-        print_ladder(report)
-    if arguments.save:
-        console.say(f"saved {judged.allocation.save(arguments.save)}", aside=True)
-    console.write_result(arguments.json, report)
+    names, several = _names(arguments.tables), len(arguments.tables) > 1
+    reports: dict[str, Any] = {}
+    with console.progress(len(names), "fitting", "table") as step:
+        for name, path in zip(names, arguments.tables, strict=True):
+            judged = _decide(path, arguments)
+            reports[name] = plain_report(judged.as_dict())
+            if console.shows_text(arguments):
+                if several:
+                    console.say(f"== {name}")
+                print_ladder(reports[name])
+            if arguments.save:
+                folder = arguments.save / name if several else arguments.save
+                console.say(f"saved {judged.allocation.save(folder)}", aside=True)
+            step()
+    console.write_result(arguments.json, reports if several else reports[names[0]])
     return console.DONE
 
 
@@ -64,11 +77,12 @@ def run_diagnose(arguments: argparse.Namespace) -> int:
     """Run `diagnose`; returns the exit status."""
     from hf_mmbalance.decision.diagnosis import diagnose
 
-    reports = []
-    for path in arguments.tables:
-        judged = _decide(path, arguments)
-        reports.append(diagnose(judged, draws=arguments.draws, seed=arguments.seed))
-    names = [path.stem if path.is_file() else path.name for path in arguments.tables]
+    reports, names = [], _names(arguments.tables)
+    with console.progress(len(names), "diagnosing", "table") as step:
+        for path in arguments.tables:
+            judged = _decide(path, arguments)
+            reports.append(diagnose(judged, draws=arguments.draws, seed=arguments.seed))
+            step()
     if console.shows_text(arguments):
         for name, report in zip(names, reports, strict=True):
             print_diagnosis(name, report)
@@ -80,6 +94,12 @@ def run_diagnose(arguments: argparse.Namespace) -> int:
     found: Any = reports[0] if len(reports) == 1 else dict(zip(names, reports, strict=True))
     console.write_result(arguments.json, found)
     return console.DONE
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """A name per table or run folder: its own, or its path where two have the same."""
+    short = [path.stem if path.is_file() else path.name for path in paths]
+    return [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
 
 
 def print_ladder(report: dict[str, Any]) -> None:
@@ -114,6 +134,7 @@ def print_ladder(report: dict[str, Any]) -> None:
 def print_diagnosis(name: str, report: dict[str, Any]) -> None:
     """The short form of `diagnose` for a person; the page and the JSON hold the rest."""
     print(f"== {name}: {report['n']} clips, {report['groups']} groups; rung {report['chosen']}")
+    print("\n".join(summary(report)))
     modalities = report["modalities"]
     heads = "".join(f" {'lean ' + m:>16s}" for m in modalities)
     print(f"{'method':14s} {'balance index':>13s} {'95 % interval':>16s}{heads}  lost")
@@ -138,7 +159,7 @@ def print_diagnosis(name: str, report: dict[str, Any]) -> None:
               f" {_number(point['index'], '8.3f', 8)}")  # fmt: skip
     lost = report["lost"]
     by_modality = ", ".join(f"{m} {sum(counts)}" for m, counts in lost["by_class"].items())
-    print(f"lost by adaptive: {lost['n']} clips (pulled off the label by: {by_modality})")
+    print(f"lost by {report['in_use']['method']}: {lost['n']} clips (pulled off the label by: {by_modality})")
     for note in report["notes"]:
         print(f"note: {note}")
 
@@ -148,13 +169,13 @@ def _number(value: float | None, form: str, width: int) -> str:
 
 
 def _fit_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--fit-split", metavar="SPLIT", help="split to fit on (default: calibration)")
-    parser.add_argument("--eval-split", metavar="SPLIT", help="split to judge on (default: test)")
-    parser.add_argument("--group-folds", type=int, metavar="K", help="cross-fit over K folds of groups instead; the"
+    parser.add_argument("--fit_split", metavar="SPLIT", help="split to fit on (default: calibration)")
+    parser.add_argument("--eval_split", metavar="SPLIT", help="split to judge on (default: test)")
+    parser.add_argument("--group_folds", type=int, metavar="K", help="cross-fit over K folds of groups instead; the"
                         " default (5) where the table has no calibration and test split")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the folds (default: %(default)s)")
     parser.add_argument("--rung", default="auto", help="auto (default) or a rung of the ladder by name")
-    parser.add_argument("--known-groups", action="store_true", help="the place of use has the same groups (one"
+    parser.add_argument("--known_groups", action="store_true", help="the place of use has the same groups (one"
                         " speaker, one camera): folds over clips, and all rungs")  # fmt: skip
     parser.add_argument("--balance", type=float, default=0.0, metavar="WEIGHT", help="pull weights towards capability"
                         " shares; takes the rung class (default: %(default)s)")  # fmt: skip
@@ -187,6 +208,11 @@ def _decide(path: Path, arguments: argparse.Namespace) -> Any:
     trained = state_of_run(path) if path.is_dir() else None
     if trained is not None:
         evaluated.add_head("model", trained)
+    elif path.is_dir() and "reference.fused" in evaluated.fusions:
+        evaluated.notes.append(
+            "the run's own head has no weights to show: its decisions are the row reference.fused, and weights, trust"
+            " and lean are those of the decision layer fitted here"
+        )
     return evaluated
 
 
@@ -219,6 +245,9 @@ def read_classes(path: Path | None) -> list[str] | None:
     """Class names from a file: a JSON list, or one per line."""
     if path is None:
         return None
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TableError(f"--classes {path}: not UTF-8 (byte {error.start}); save the file as UTF-8.") from None
     names = json.loads(text) if text.lstrip().startswith("[") else [line for line in text.splitlines() if line.strip()]
     return [str(name).strip() for name in names]

@@ -11,6 +11,7 @@ from hf_mmbalance.decision.contributions import Balance, balance, interval
 from hf_mmbalance.decision.evaluation import DecisionReport, FittedPart, fused_logits
 from hf_mmbalance.decision.folds import draw_folds
 from hf_mmbalance.decision.plain import plain_report
+from hf_mmbalance.decision.state import SLOPE
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.metrics import geometry
 from hf_mmbalance.metrics.measures import (
@@ -51,7 +52,7 @@ def diagnose(judged: DecisionReport, *, draws: int = 1000, seed: int = 0) -> dic
         raise ValueError(
             f"{len(table.modalities)} modalities: exact Shapley values are computed up to {MAX_MODALITIES}."
         )
-    prior = judged.allocation.prior_
+    prior, method = judged.allocation.prior_, in_use(judged)
     balances = {name: balance(fitted, table, draws=draws, seed=seed) for name, fitted in judged.states.items()}
     likelihood = balance(judged.states["adaptive"], table, value="log_likelihood", prior=prior, draws=draws, seed=seed)
     return plain_report(
@@ -64,12 +65,47 @@ def diagnose(judged: DecisionReport, *, draws: int = 1000, seed: int = 0) -> dic
             "calibration": {name: calibration_detail(judged, name) for name in _judged(judged)},
             "ablation": ablation(judged),
             "rescued": {name: rescued(judged, name) for name in judged.states},
-            "lost": lost_clips(judged),
-            "clips": [waterfall(judged, row) for row in _telling_clips(judged)],
+            "lost": lost_clips(judged, method),
+            "clips": [waterfall(judged, row, method) for row in _telling_clips(judged, method)],
+            "in_use": layer_in_use(judged, method),
             "geometry": feature_geometry(table),
             "balance_curve": balance_curve(judged, seed=seed),
         }
     )
+
+
+def in_use(judged: DecisionReport) -> str:
+    """The fusion that a diagnosis is about: a run's own head where its weights are known, else the one fitted here."""
+    return "model" if "model" in judged.states else "adaptive"
+
+
+def layer_in_use(judged: DecisionReport, method: str) -> dict[str, Any]:
+    """What the decision layer gives: temperatures, slopes, trust by clip, and its paired difference to the sum."""
+    table = judged.table
+    state = judged.states["model"][0].state if method == "model" else judged.allocation.state_
+    by_name = lambda values: dict(zip(table.modalities, np.asarray(values).tolist(), strict=True))  # noqa: E731
+    trust = np.full(table.mask.shape, np.nan)
+    for part in judged.states[method]:
+        trust[part.rows] = part.fuse(table.logits).trust
+    right = _own_right(table)
+    return {
+        "method": method,
+        "temperature": by_name(np.exp(state["log_temperature"])),
+        "typicality_slope": by_name(state[SLOPE]) if SLOPE in state.arrays else None,
+        "trust": {
+            name: {
+                "right": _trust_histogram(trust[here & right[:, m], m]),
+                "wrong": _trust_histogram(trust[here & ~right[:, m], m]),
+            }
+            for m, (name, here) in enumerate(zip(table.modalities, table.mask.T, strict=True))
+        },
+        "over_sum": judged.difference(method, "sum"),
+    }
+
+
+def _trust_histogram(values: np.ndarray) -> dict[str, Any]:
+    count, edges = np.histogram(values, bins=20, range=(0, 1))
+    return {"n": len(values), "count": count.tolist(), "edges": edges.tolist()}
 
 
 def _judged(judged: DecisionReport) -> list[str]:
@@ -238,16 +274,16 @@ def contributions(judged: DecisionReport, method: str = "adaptive") -> np.ndarra
     return terms
 
 
-def lost_clips(judged: DecisionReport) -> dict[str, Any]:
-    """Clips that some modality gets right and `adaptive` gets wrong, and which modality pulled it off the label.
+def lost_clips(judged: DecisionReport, method: str = "adaptive") -> dict[str, Any]:
+    """Clips that some modality gets right and one fusion gets wrong, and which modality pulled it off the label.
 
     The culprit is the modality whose term speaks most for the predicted class against the label.
     """
     table = judged.table
-    fused = predict(judged.fusions["adaptive"])
+    fused = predict(judged.fusions[method])
     right = _own_right(table)
     lost = np.flatnonzero(right.any(axis=1) & (fused != table.labels))
-    terms = contributions(judged)[lost]
+    terms = contributions(judged, method)[lost]
     rows = np.arange(len(lost))
     pull = terms[rows, :, fused[lost]] - terms[rows, :, table.labels[lost]]
     culprit = pull.argmax(axis=1)
@@ -271,11 +307,11 @@ def lost_clips(judged: DecisionReport) -> dict[str, Any]:
     }
 
 
-def _telling_clips(judged: DecisionReport, number: int = 4) -> list[int]:
+def _telling_clips(judged: DecisionReport, method: str, number: int = 4) -> list[int]:
     """Clips to show: two that fusion rescues from a wrong modality and two that it loses, the clearest of each."""
     table = judged.table
     right = _own_right(table)
-    log_p = log_softmax(judged.fusions["adaptive"])
+    log_p = log_softmax(judged.fusions[method])
     rows = np.arange(len(table))
     others = log_p.copy()
     others[rows, table.labels] = -np.inf
@@ -288,13 +324,13 @@ def _telling_clips(judged: DecisionReport, number: int = 4) -> list[int]:
     return [int(row) for row in (*best, *worst)]
 
 
-def waterfall(judged: DecisionReport, row: int) -> dict[str, Any]:
+def waterfall(judged: DecisionReport, row: int, method: str = "adaptive") -> dict[str, Any]:
     """How the margin of the label over its strongest rival comes about in one clip: bias plus each modality's term."""
     table = judged.table
-    fused = judged.fusions["adaptive"][row]
+    fused = judged.fusions[method][row]
     label = int(table.labels[row])
     rival = int(np.where(np.arange(len(fused)) == label, -np.inf, fused).argmax())
-    part = next(part for part in judged.states["adaptive"] if row in part.rows)
+    part = next(part for part in judged.states[method] if row in part.rows)
     terms = part.fuse(table.logits, part.rows == row).contributions[0]
     steps = {name: float(terms[m, label] - terms[m, rival]) for m, name in enumerate(table.modalities)}
     total = float(fused[label] - fused[rival])

@@ -178,14 +178,14 @@ def decide_table(
         TableError: if folds and splits are both given, or only the towers' training clips could be judged.
     """
     if folds is not None and (fit_split or eval_split):
-        raise TableError("give --group-folds, or --fit-split and --eval-split, not both.")
+        raise TableError("give --group_folds, or --fit_split and --eval_split, not both.")
     fit, judged = fit_split or "calibration", eval_split or "test"
     if folds is None and (fit_split or eval_split or {fit, judged} <= set(table.splits)):
         return decide_splits(table, fit_split=fit, eval_split=judged, seed=seed, **options)
     if folds is None and set(table.splits) == {"train"}:
         raise TableError(
             "every row has split 'train': the towers' own training clips say nothing about new ones. Export clips that"
-            " the towers did not learn from, or give --group-folds if the logits are out of fold."
+            " the towers did not learn from, or give --group_folds if the logits are out of fold."
         )
     return decide_folds(table, folds=folds or 5, seed=seed, **options)
 
@@ -244,7 +244,7 @@ def decide_folds(table: DecisionTable, *, folds: int = 5, seed: int = 0, **optio
             f" (splits {', '.join(sorted(set(judged.splits)))})"
         )
     if len(set(judged.groups)) < 2:
-        raise TableError("one group only: group folds need at least two; use --fit-split and --eval-split.")
+        raise TableError("one group only: group folds need at least two; use --fit_split and --eval_split.")
     reference = _reference(table, judged)
     fold = draw_folds(judged.labels, np.asarray(judged.groups), np.asarray(judged.clip_names), folds, seed)
     parts = []

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Colour-blind safe (Okabe & Ito), one per modality; the page overrides them by CSS variables in its dark theme.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#997700", "#56b4e9")
-INK, GRID, POSITIVE, NEGATIVE = "#1b1e23", "#d4d7dc", "#2f7d5b", "#b3423a"
+INK, GRID, POSITIVE, NEGATIVE = "#1b1e23", "#d4d7dc", "#0173b2", "#de8f05"
 MAX_CLASSES = 20
 #: Colour in the drawing -> CSS variable of the page.
 THEME = {INK: "--ink", GRID: "--line", POSITIVE: "--good", NEGATIVE: "--bad"} | {
@@ -24,8 +27,8 @@ THEME = {INK: "--ink", GRID: "--line", POSITIVE: "--good", NEGATIVE: "--bad"} | 
 }
 STYLE: Any = {
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,
     "font.family": "sans-serif",
-    "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
     "font.size": 9,
     "axes.edgecolor": GRID,
     "axes.labelcolor": INK,
@@ -45,7 +48,40 @@ STYLE: Any = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
+#: Families by preference; those behind the first serve scripts that it lacks.
+FAMILIES = (
+    *("Helvetica", "Arial", "DejaVu Sans", "Noto Sans", "Arial Unicode MS"),
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Hiragino Sans", "PingFang SC", "Microsoft YaHei", "Malgun Gothic"),
+    *("WenQuanYi Micro Hei", "Droid Sans Fallback", "Noto Sans Arabic", "Noto Sans Devanagari", "Noto Sans Thai"),
+)
 Report = dict[str, Any]
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The project's style, without touching the caller's matplotlib settings.
+
+    A script that no font of this machine has is shown as boxes in PNG, and as text in SVG: no warning per glyph.
+    """
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    families = [name for name in FAMILIES if name in installed]
+    with matplotlib.rc_context(STYLE | {"font.sans-serif": families}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as PNG (200 dpi), SVG and PDF with real text, in place of the path's suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stem = path.with_suffix("") if path.suffix in (".png", ".svg", ".pdf") else path
+    files = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "svg", "pdf")]
+    with styled():
+        for file in files:
+            figure.savefig(file, dpi=200, facecolor="white")
+    return files
 
 
 def shown_classes(report: Report) -> list[int]:
@@ -53,7 +89,7 @@ def shown_classes(report: Report) -> list[int]:
     classes = len(report["classes"])
     if classes <= MAX_CLASSES:
         return list(range(classes))
-    lean = report["balance"]["adaptive"]["lean"].values()
+    lean = report["balance"][report["in_use"]["method"]]["lean"].values()
     size = np.max([[0.0 if v is None else abs(v) for v in row] for row in lean], axis=0)
     return sorted(np.argsort(-size)[:MAX_CLASSES].tolist())
 
@@ -61,9 +97,9 @@ def shown_classes(report: Report) -> list[int]:
 def weights_by_class(report: Report) -> Figure:
     """Capability, weight and lean of every modality, class by class."""
     classes, names = shown_classes(report), report["modalities"]
-    found = report["balance"]["adaptive"]
-    figure, axes = _panels(1, 3, (9.2, 1.3 + 0.13 * (len(names) + 1) * len(classes)), sharey=True)
-    panels: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
+    found = report["balance"][report["in_use"]["method"]]
+    figure, axes = panels(1, 3, (9.2, 1.3 + 0.13 * (len(names) + 1) * len(classes)), sharey=True)
+    shown: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
         ("Capability (recall above chance)", found["capability"], found["capability_ci"]),
         (
             f"Weight in the decision ({'model in use' if report['weights_of'] == 'model' else 'refitted'})",
@@ -72,7 +108,7 @@ def weights_by_class(report: Report) -> Figure:
         ),
         ("Lean (participation − capability share)", found["lean"], found["lean_ci"]),
     ]
-    for ax, (title, values, intervals) in zip(axes, panels, strict=True):
+    for ax, (title, values, intervals) in zip(axes, shown, strict=True):
         _grouped_bars(ax, values, intervals, names, classes)
         ax.set_title(title)
         ax.grid(axis="x")
@@ -82,10 +118,34 @@ def weights_by_class(report: Report) -> Figure:
     return figure
 
 
+def trust_by_clip(report: Report) -> Figure:
+    """How much the decision layer trusts each modality, clip by clip: where it is right and where it is wrong."""
+    trust = report["in_use"]["trust"]
+    figure, axes = panels(1, len(trust), (4.4 * len(trust), 2.5), sharey=True)
+    for m, (ax, (name, found)) in enumerate(zip(axes, trust.items(), strict=True)):
+        colour = COLOURS[m % len(COLOURS)]
+        for what, filled in (("right", True), ("wrong", False)):
+            data = found[what]
+            part = np.array(data["count"]) / max(1, found["right"]["n"] + found["wrong"]["n"])
+            label = f"{what} ({data['n']} clips)"
+            if filled:
+                ax.stairs(part, data["edges"], fill=True, color=colour, alpha=0.35, label=label)
+            else:
+                ax.stairs(part, data["edges"], color=INK, linewidth=1.4, linestyle="--", label=label)
+        slope = (report["in_use"]["typicality_slope"] or {}).get(name)
+        more = "" if slope is None else f", typicality slope {slope:.2f}"
+        ax.set_title(f"{name}: temperature {report['in_use']['temperature'][name]:.2f}{more}")
+        ax.set(xlim=(0, 1), xlabel="trust")
+        ax.legend(loc="best", fontsize=8)
+        ax.grid(axis="y")
+    axes[0].set_ylabel("part of the clips")
+    return figure
+
+
 def participation(report: Report) -> Figure:
     """Participation against capability share, one point per class, one panel per fusion."""
     methods = [name for name in ("sum", "class", "model", "adaptive") if name in report["balance"]]
-    figure, axes = _panels(1, len(methods), (3.1 * len(methods), 3.4), sharey=True)
+    figure, axes = panels(1, len(methods), (3.1 * len(methods), 3.4), sharey=True)
     classes = shown_classes(report)
     for ax, method in zip(axes, methods, strict=True):
         found = report["balance"][method]
@@ -110,7 +170,7 @@ def participation(report: Report) -> Figure:
 def reliability_diagrams(report: Report) -> Figure:
     """Accuracy against confidence of every modality, the sum and `adaptive`."""
     methods = [name for name in [*report["modalities"], "sum", "model", "adaptive"] if name in report["calibration"]]
-    figure, axes = _panels(1, len(methods), (2.5 * len(methods), 2.9), sharey=True)
+    figure, axes = panels(1, len(methods), (2.5 * len(methods), 2.9), sharey=True)
     for ax, method in zip(axes, methods, strict=True):
         found = report["calibration"][method]
         data = found["reliability"]
@@ -130,7 +190,7 @@ def reliability_diagrams(report: Report) -> Figure:
 def waterfalls(report: Report) -> Figure:
     """How the margin of the label over its rival adds up in single clips."""
     clips = report["clips"]
-    figure, axes = _panels(1, max(1, len(clips)), (2.7 * max(1, len(clips)), 3.2), sharey=False)
+    figure, axes = panels(1, max(1, len(clips)), (2.7 * max(1, len(clips)), 3.2), sharey=False)
     for ax, clip in zip(axes, clips, strict=False):
         steps = [("bias", clip["bias"]), *clip["terms"].items()]
         base = 0.0
@@ -156,7 +216,7 @@ def index_by_method(reports: Sequence[Report], names: Sequence[str]) -> Figure:
     """Relative balance index with intervals, fusions of several tables side by side."""
     methods = list(dict.fromkeys(method for report in reports for method in report["balance"]))
     height = 1.0 + 0.24 * len(methods) * max(1, len(reports)) ** 0.7
-    figure, axes = _panels(1, 1, (6.4, height), sharey=False)
+    figure, axes = panels(1, 1, (6.4, height), sharey=False)
     ax, step = axes[0], 0.7 / len(reports)
     for r, report in enumerate(reports):
         for i, method in enumerate(methods):
@@ -180,7 +240,7 @@ def index_by_method(reports: Sequence[Report], names: Sequence[str]) -> Figure:
 def margins(report: Report) -> Figure:
     """Histogram of every modality's logit margin (largest minus second), the scale behind a lean."""
     names = [name for name in report["modalities"] if report["modality_detail"][name]["n"]]
-    figure, axes = _panels(1, 1, (6.4, 2.4), sharey=False)
+    figure, axes = panels(1, 1, (6.4, 2.4), sharey=False)
     for name in names:
         data = report["modality_detail"][name]["margin_histogram"]
         count = np.array(data["count"]) / max(1, sum(data["count"]))
@@ -195,7 +255,7 @@ def margins(report: Report) -> Figure:
 
 def balance_curve(report: Report) -> Figure:
     """Accuracy against balance index of class weights under growing penalties towards capability shares."""
-    figure, axes = _panels(1, 1, (6.4, 2.9), sharey=False)
+    figure, axes = panels(1, 1, (6.4, 2.9), sharey=False)
     ax, points = axes[0], [point for point in report["balance_curve"] if point["index"] is not None]
     x, y = [point["index"] for point in points], [100 * point["accuracy"] for point in points]
     ax.plot(x, y, color=GRID, linewidth=1.2)
@@ -208,9 +268,29 @@ def balance_curve(report: Report) -> Figure:
     return figure
 
 
+def comparison(found: Report) -> Figure:
+    """Accuracy and NLL with intervals of every line of a comparison (`mmbalance compare`)."""
+    rows = [row for row in found["rows"] if row["n"]]
+    names = list(dict.fromkeys(row["configuration"] for row in rows))
+    figure, axes = panels(1, 2, (9.2, 0.9 + 0.26 * len(rows)), sharey=True)
+    for ax, (measure, title, factor) in zip(axes, (("accuracy", "accuracy, %", 100), ("nll", "NLL", 1)), strict=True):
+        for y, row in enumerate(rows):
+            colour = COLOURS[names.index(row["configuration"]) % len(COLOURS)]
+            layer = row["kind"] not in ("modality", "no parameters")  # shown by another marker
+            ax.plot([factor * end for end in row[f"{measure}_ci"]], [y, y], color=colour, linewidth=1.8, alpha=0.6)
+            ax.scatter([factor * row[measure]], [y], s=30, color=colour, marker="D" if layer else "o", zorder=3)
+        ax.set_xlabel(title)
+        ax.grid(axis="x")
+    shown = [_short(f"{row['configuration']}: {row['method']}", 40) for row in rows]
+    axes[0].set_yticks(range(len(rows)), shown)
+    axes[0].set_ylim(len(rows) - 0.4, -0.6)
+    return figure
+
+
 #: File name -> drawing of one report; only `index_by_method` takes several.
 FIGURES: dict[str, Callable[[Report], Figure]] = {
     "weights_by_class": weights_by_class,
+    "trust": trust_by_clip,
     "participation": participation,
     "reliability": reliability_diagrams,
     "waterfalls": waterfalls,
@@ -220,10 +300,8 @@ FIGURES: dict[str, Callable[[Report], Figure]] = {
 
 
 def draw(function: Callable[..., Figure], *arguments: Any) -> Figure:
-    """Draw a figure in the project's style, without touching the caller's matplotlib settings."""
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
+    """Draw a figure in the project's style."""
+    with styled():
         figure = function(*arguments)
         figure.draw_without_rendering()
     # The layout is settled now; saving in three formats must not settle it thrice.
@@ -236,7 +314,7 @@ def themed_svg(figure: Figure, salt: str) -> str:
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": salt}):
+    with styled(), matplotlib.rc_context({"svg.hashsalt": salt}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
@@ -254,7 +332,8 @@ def _svg_tag(match: re.Match[str]) -> str:
     return f'<svg {namespaces} viewBox="{match.group(1)}" style="width:{width * 4 / 3:.0f}px" role="img">'
 
 
-def _panels(rows: int, columns: int, size: tuple[float, float], *, sharey: bool) -> tuple[Figure, list[Axes]]:
+def panels(rows: int, columns: int, size: tuple[float, float], *, sharey: bool) -> tuple[Figure, list[Axes]]:
+    """An empty figure of `size` inches and its axes, row by row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

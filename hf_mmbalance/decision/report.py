@@ -10,6 +10,7 @@ from string import Template
 from typing import Any
 
 from hf_mmbalance.decision import figures
+from hf_mmbalance.decision.report_text import GLOSSARY, layer_name, summary
 
 
 Report = dict[str, Any]
@@ -17,6 +18,8 @@ PAGE = Path(__file__).with_name("report.html")
 CAPTIONS = {
     "weights_by_class": "What each modality can do alone, what the decision layer gives it, and where the two part."
     " Thin lines are 95 % bootstrap intervals.",
+    "trust": "Calibrated probability that a modality by itself is right, for every clip. Good trust puts the clips it"
+    " gets right (filled) to the right of those it gets wrong (dashed).",
     "participation": "Each point is one modality in one class. On the diagonal a modality takes part for exactly what"
     " it can do; above it the decision leans to it.",
     "reliability": "Confidence against accuracy in 15 bins; larger dots hold more clips. On the diagonal a confidence"
@@ -32,6 +35,7 @@ CAPTIONS = {
 }
 TITLES = {
     "weights_by_class": "Capability, weight and lean by class",
+    "trust": "Temperatures, and trust by clip",
     "participation": "Participation against capability",
     "reliability": "Reliability",
     "waterfalls": "Single clips",
@@ -51,10 +55,11 @@ def write_report(
     """Write the page, and the figures beside it.
 
     Args:
-        reports: what `diagnose` returned, one a model; the first is shown in full, all in the balance index.
+        reports: what `diagnose` returned, one per model; the first is shown in full, all in one table and in the
+            balance index.
         path: of the HTML page.
         names: of the models, for the side-by-side figure.
-        figure_folder: where PNG (200 dpi) and SVG files go; None for `<page>_figures`.
+        figure_folder: where PNG, SVG and PDF files go; None for `<page>_figures`.
 
     Returns:
         The files written, the page first.
@@ -67,10 +72,7 @@ def write_report(
     drawn["index"] = figures.draw(figures.index_by_method, reports, names)
     files, blocks = [path], {}
     for name, figure in drawn.items():
-        for suffix in ("png", "svg"):
-            file = folder / f"{name}.{suffix}"
-            figure.savefig(file, dpi=200, facecolor="white")
-            files.append(file)
+        files += figures.save(figure, folder / name)
         svg = figures.themed_svg(figure, name)
         blocks[name] = (
             f'<figure><h2>{TITLES[name]}</h2><div class="scroll">{svg}</div>'
@@ -78,7 +80,10 @@ def write_report(
         )
     page = Template(PAGE.read_text(encoding="utf-8")).substitute(
         title=escape(f"Decision layer of {names[0]}"),
+        summary="".join(f"<li>{escape(sentence)}</li>" for sentence in summary(first)),
         lead=_lead(first),
+        runs=_runs(reports, names) if len(reports) > 1 else "",
+        glossary="".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in GLOSSARY.items()),
         tiles=_tiles(first),
         ladder=_ladder(first),
         figures="\n".join(blocks.values()),
@@ -103,22 +108,39 @@ def _lead(report: Report) -> str:
     return (
         f"{report['n']:,} clips, {report['groups']} groups, {len(report['classes'])} classes, modalities"
         f" {escape(', '.join(report['modalities']))}. Intervals are 95 % bootstrap over {report['ci_unit']}s."
-        f" The rung in use is <b>{escape(report['chosen'])}</b>: {escape(report['reason'])}.{more}"
+        f" Shown is {layer_name(report)}. The rung fitted here is <b>{escape(report['chosen'])}</b>:"
+        f" {escape(report['reason'])}.{more}"
     )
 
 
+def _runs(reports: Sequence[Report], names: Sequence[str]) -> str:
+    body = []
+    for name, report in zip(names, reports, strict=True):
+        rows, method = {row["method"]: row for row in report["rows"]}, report["in_use"]["method"]
+        own, single = rows[method], rows.get("best_single")
+        body.append(
+            [name, "own" if method == "model" else "fitted here", own["n"], f"{100 * own['accuracy']:.2f}",
+             _interval(own["accuracy_ci"], 100), f"{own['nll']:.4f}", f"{own['ece']:.4f}",
+             f"{100 * rows['sum']['accuracy']:.2f}", "" if single is None else f"{100 * single['accuracy']:.2f}",
+             _plain(report["balance"][method]["index"], 3)]
+        )  # fmt: skip
+    head = ["run", "decision layer", "n", "accuracy %", "95 % interval", "NLL", "ECE", "sum, %", "best single, %",
+            "balance index"]  # fmt: skip
+    return f"<h2>All runs</h2>{_table(head, body)}<p>Below: {escape(names[0])}.</p>"
+
+
 def _tiles(report: Report) -> str:
-    rows = {row["method"]: row for row in report["rows"]}
-    names = {"adaptive": "adaptive", "best_single": "best single modality", "sum": "plain sum"}
-    tiles = [(name, rows[method]) for method, name in names.items() if method in rows]
+    rows, method = {row["method"]: row for row in report["rows"]}, report["in_use"]["method"]
+    names = {method: layer_name(report), "best_single": "best single modality", "sum": "plain sum"}
+    tiles = [(name, rows[which]) for which, name in names.items() if which in rows]
     cells = [
         f'<div class="tile"><span>{escape(name)}</span><b>{100 * row["accuracy"]:.1f} %</b>'
         f"<small>{_interval(row['accuracy_ci'], 100)} accuracy</small></div>"
         for name, row in tiles
     ]
-    found = report["balance"]["adaptive"]
+    found = report["balance"][method]
     cells.append(
-        f'<div class="tile"><span>balance index, adaptive</span><b>{_plain(found["index"], 3)}</b>'
+        f'<div class="tile"><span>balance index</span><b>{_plain(found["index"], 3)}</b>'
         f"<small>{_interval(found['index_ci'], 1, 3)}</small></div>"
     )
     return "".join(cells)
@@ -132,7 +154,7 @@ def _ladder(report: Report) -> str:
                 f"<tr><td>{escape(row['method'])}</td><td class=n>0</td><td colspan=4>answers no clip</td></tr>"
             )
             continue
-        chosen = row["method"] in ("adaptive", report["chosen"])
+        chosen = row["method"] == report["in_use"]["method"]
         body.append(
             f"<tr{' class=chosen' if chosen else ''}><td>{escape(row['method'])}</td><td class=n>{row['n']}</td>"
             f"<td class=n>{100 * row['accuracy']:.2f}</td><td class=n>{_interval(row['accuracy_ci'], 100)}</td>"
@@ -171,7 +193,7 @@ def _lost(report: Report) -> str:
         [method, *(_percent(found["rescued"][name]) for name in names), _percent(found["lost"])]
         for method, found in report["rescued"].items()
     ]
-    weak = report["rescued"]["adaptive"]["weak"]
+    weak = report["rescued"][report["in_use"]["method"]]["weak"]
     shown = figures.shown_classes(report)
     by_class = [[report["classes"][c], *(lost["by_class"][name][c] for name in names)] for c in shown]
     clips = [
@@ -183,7 +205,7 @@ def _lost(report: Report) -> str:
         f" ({escape(weak)} is the weaker modality). Lost: of the clips that any modality gets right, the part that the"
         f" fusion gets wrong.</p>"
         + _table(["method", *(f"rescued, {name} only" for name in names), "lost"], rescue)
-        + f"<h3>Lost by adaptive ({lost['n']} clips), by the modality that pulled it off the label</h3>"
+        + f"<h3>Lost by {layer_name(report)} ({lost['n']} clips), by the modality that pulled it off the label</h3>"
         + _table(["class", *names], by_class)
         + "<h3>The hardest pulls</h3>"
         + _table(["clip", "label", "predicted", "right modalities", "pulled by", "log odds"], clips)

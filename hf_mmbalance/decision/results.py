@@ -59,6 +59,16 @@ def rows_of(table: DecisionTable, split: str, log_prior: np.ndarray) -> list[Row
     return rows
 
 
+def chance_notes(rows: list[Row], table: DecisionTable) -> list[str]:
+    """Methods that cannot be told from always naming the largest class: their interval reaches down to its share."""
+    share = float(np.bincount(table.labels).max() / len(table.labels))
+    named = [row["method"] for row in rows if row["n"] and row["accuracy_ci"][0] <= share]
+    if not named:
+        return []
+    what = f"naming the largest class every time gives {100 * share:.1f}"
+    return [f"at chance on these {len(table.labels)} clips: {', '.join(named)} ({what})"]
+
+
 def mean_weights(weights: np.ndarray | None, table: DecisionTable) -> dict[str, list[float]] | None:
     """Mean weight that the decision layer gave each modality for each class, over clips with every modality.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_mmbalance.decision.text_columns import read_columns
 from hf_mmbalance.metrics.measures import MIN_GROUPS_FOR_CLUSTERS, log_softmax
 from hf_mmbalance.splits import canonical_split
 
@@ -76,7 +77,9 @@ class DecisionTable:
         self.classes, self.modalities = [str(c) for c in self.classes], [str(m) for m in self.modalities]
         labels = np.asarray(self.labels)
         if labels.dtype.kind not in "iu":
-            raise TableError(f"column 'label' is {labels.dtype}; store class indices as integers.")
+            raise TableError(
+                f"column 'label' is {labels.dtype}; store class indices as integers, or names of the classes."
+            )
         self.labels = labels.astype(np.int64)
         self.logits = np.asarray(self.logits, dtype=np.float64)
         given = {name: np.asarray(value, dtype=np.float64) for name, value in self.features.items()}
@@ -190,7 +193,7 @@ class DecisionTable:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], classes: Sequence[str] | None = None) -> DecisionTable:
-        """Read a `.parquet` or `.npz` table.
+        """Read a `.parquet`, `.npz` or `.csv` table (`text_columns` tells how a CSV holds logits).
 
         Args:
             path: the file.
@@ -201,10 +204,10 @@ class DecisionTable:
         """
         path = Path(path)
         if not path.is_file():
-            raise TableError(f"{path}: no such file; give a decision table (.parquet or .npz).")
-        reader = {".parquet": _read_parquet, ".npz": _read_npz}.get(path.suffix)
+            raise TableError(f"{path}: no such file; give a decision table (.parquet, .npz or .csv).")
+        reader = READERS.get(path.suffix.lower())
         if reader is None:
-            raise TableError(f"{path}: unknown suffix {path.suffix!r}; a decision table is .parquet or .npz.")
+            raise TableError(f"{path}: unknown suffix {path.suffix!r}; a decision table is {', '.join(READERS)}.")
         try:
             columns, meta = reader(path)
             return _assemble(columns, meta, classes)
@@ -404,7 +407,7 @@ def _assemble(columns: dict[str, Any], meta: dict[str, Any], classes: Sequence[s
         ids=list(columns["id"]),
         groups=list(columns.get("group", columns.get("clip", columns["id"]))),
         splits=list(columns.get("split", ["test"] * n)),
-        labels=np.asarray(columns["label"]),
+        labels=_indices(columns["label"], names),
         logits=np.stack(blocks, axis=1),
         classes=names,
         modalities=modalities,
@@ -415,6 +418,14 @@ def _assemble(columns: dict[str, Any], meta: dict[str, Any], classes: Sequence[s
         draws=np.asarray(columns["draw"]) if "draw" in columns else None,
         known=meta.get("known"),
     )
+
+
+def _indices(labels: Any, classes: list[str]) -> np.ndarray:
+    """Labels as they are or, where they are class names, their indices."""
+    values = np.asarray(labels)
+    if values.dtype.kind not in "UO" or not set(map(str, values)) <= set(classes):
+        return values
+    return np.array([classes.index(str(label)) for label in values])
 
 
 def _prefixed(columns: dict[str, Any], prefix: str) -> dict[str, np.ndarray]:
@@ -474,6 +485,16 @@ def _read_parquet(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise TableError(f"column {name!r} has {column.null_count} empty entries.")
         columns[name] = np.asarray(column.to_pylist()) if name in ("label", "draw") else column.to_pylist()
     return columns, meta
+
+
+def _read_text(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        return read_columns(path)
+    except ValueError as error:
+        raise TableError(str(error).removeprefix(f"{path}: ")) from None
+
+
+READERS = {".parquet": _read_parquet, ".npz": _read_npz, ".csv": _read_text, ".tsv": _read_text}
 
 
 def _names_of(text: bytes, name: str) -> list[str]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from hf_mmbalance.console import UserError
+
 
 # Far above any published audio or vision tower, far below what makes a machine hang.
 MOST_LAYERS = 1_000
@@ -17,6 +19,25 @@ MOST_MEL_BINS = 4_096  # of a filter bank
 LAYER_WORDS = ("layer", "depth", "block", "stage")
 SHOWN = 3  # names in a message
 REMEDY = "push or save the model again, configs and weights together"
+
+
+def check_head(config: dict[str, Any], name: str, trust_remote_code: bool) -> None:
+    """Refuse a model whose fusion head is a file of its own, unless its code may be run.
+
+    Args:
+        config: The content of its `config.json`.
+        name: Name of the repository or folder, for the message.
+        trust_remote_code: Whether the user allowed it.
+
+    Raises:
+        UserError: names the file and the option.
+    """
+    file = str(config.get("fusion", "")).partition(":")[0]
+    if ":" in str(config.get("fusion", "")) and not trust_remote_code:
+        raise UserError(
+            f"{name} has a fusion head of its own: read its {file.removesuffix('.py')}.py, and if you trust it pass"
+            " trust_remote_code=True"
+        )
 
 
 def check_config(config: dict[str, Any], name: str, file: str = "config.json") -> None:

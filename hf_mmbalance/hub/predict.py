@@ -15,7 +15,8 @@ from hf_mmbalance.data.files import walk_files
 from hf_mmbalance.data.sources.folder import MEDIA_SUFFIXES
 from hf_mmbalance.data.sources.table import TABLE_SUFFIXES, read_table
 from hf_mmbalance.hub.errors import HubError, advice_for, explained
-from hf_mmbalance.hub.limits import check_config, check_loaded, check_processor
+from hf_mmbalance.hub.limits import check_config, check_head, check_loaded, check_processor
+from hf_mmbalance.hub.reach import check_reachable
 
 
 if TYPE_CHECKING:
@@ -59,13 +60,14 @@ def add_predict(verbs: Any) -> None:
 
 def run_predict(arguments: argparse.Namespace) -> int:
     """Run `predict`; returns the exit status (2 if a clip or the model cannot be used)."""
-    from hf_mmbalance._environment import check_torchaudio
+    from hf_mmbalance._environment import check_device, check_torchaudio
 
     modalities = ["vision"] if arguments.no_audio else ["audio"] if arguments.no_vision else None
     names = ("top_k", "window_seconds", "stride_seconds", "max_seconds", "batch_size")
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     inputs = inputs_of(arguments.clips, arguments.start, arguments.end)
     check_torchaudio()
+    check_device(arguments.device)
     classify = load_classifier(arguments.model, arguments.revision, arguments.trust_remote_code, arguments.device)
     answers: list[dict[str, Any]] = []
     for item in tqdm(inputs, desc="predicting", unit="clip", disable=True if len(inputs) < BAR_FROM else None):
@@ -182,11 +184,12 @@ def load_classifier(
         ValueError: for a model of another package, a config that asks for more than `limits` allow, and files that
             do not fit together.
     """
+    check_reachable(name, revision)
     with explained(f"loading model {name}"):
         try:
             return _load(name, revision, trust_remote_code, device)
         except Exception as error:
-            if isinstance(error, HubError | ImportError) or advice_for(error) is not None:
+            if isinstance(error, console.UserError | ImportError) or advice_for(error) is not None:
                 raise
             if isinstance(error, ValueError) and name in str(error):
                 raise
@@ -213,6 +216,7 @@ def _load(name: str, revision: str | None, trust_remote_code: bool, device: Any)
     if kind != MMBalanceForAudioVisualClassification.config_class.model_type:
         raise ValueError(f"{name} is a {kind!r} model: name one that was trained with hf_mmbalance")
     check_config(declared, name)
+    check_head(declared, name, trust_remote_code)
     model, loading = MMBalanceForAudioVisualClassification.from_pretrained(
         name,
         revision=revision or "main",

@@ -42,9 +42,10 @@ def add_robustness(verbs: Any) -> None:
 
 def run_robustness(arguments: argparse.Namespace) -> int:
     """Run `robustness`; returns the exit status."""
-    from hf_mmbalance._environment import check_torchaudio
+    from hf_mmbalance._environment import check_device, check_torchaudio
 
     check_torchaudio()
+    check_device(arguments.device)
     report, out = _judge(arguments)
     if console.shows_text(arguments):
         from hf_mmbalance.robustness.judge import render

@@ -21,6 +21,7 @@ from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError
 from hf_mmbalance.data.corruptions import SEVERITIES, ClipsOfOneCorruption, check_severity, kinds_of
 from hf_mmbalance.decision.fits import fit_prior
 from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.hub.limits import check_head
 from hf_mmbalance.training.batches import ClipCollator
 
 
@@ -136,6 +137,7 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
         raise DataError(f"{file} is damaged or was not written by a training run of this version") from None
     if max_clips is not None and max_clips < 1:
         raise DataError(f"max_clips must be at least 1, got {max_clips}")
+    check_head({"fusion": results["fusion"]}, str(folder), trust_remote_code)
     splits = clips_of_run(arguments)
     if list(splits.classes) != list(results["classes"]):
         raise DataError(f"{arguments['dataset']} has other classes than the run in {folder}: it was changed since")

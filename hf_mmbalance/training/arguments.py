@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import difflib
+import importlib
 import json
 import sys
 import typing
@@ -17,9 +17,12 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import logging
 
+from hf_mmbalance.console import did_you_mean, underscored
 from hf_mmbalance.data import options_class
+from hf_mmbalance.data.sources import SOURCES
 from hf_mmbalance.processes import check_joined, prefer_cpu_where_there_is_no_accelerator
 from hf_mmbalance.training.decision_layer import DecisionArguments
+from hf_mmbalance.training.help import program
 
 
 logger = logging.get_logger(__name__)
@@ -175,10 +178,11 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     Without `--config` and with the synthetic dataset, the built-in recipe of tiny towers holds.
 
     Raises:
-        ValueError: for a config file that is missing or holds an unknown key or an invalid value.
-        SystemExit: for an unknown option or `--help`, by argparse.
+        ValueError: for a config file that is missing or holds an unknown key or an invalid value,
+            or an unknown option.
+        SystemExit: for a value of the wrong kind or `--help_all`, by argparse.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = underscored(sys.argv[1:] if argv is None else argv)
     given = list(argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", metavar="FILE.yaml")
@@ -191,25 +195,81 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     settings = {key: value for key, value in settings.items() if not _overruled(key, argv)}
     source_part = _source_part(dataset)
     parts: Any = (DataArguments, source_part, ModelArguments, DecisionArguments, MMBalanceTrainingArguments)
-    parser = HfArgumentParser(parts, description=f"Train on clips of {dataset!r}.", allow_abbrev=False)
+    parser = _parser(parts, dataset)
     known = {f.name for part in parts for f in dataclasses.fields(part) if f.init}
     settings = _without_foreign(settings, known, dataset)
     for key in settings:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{config_file}: unknown key {key!r}{hint}")
+            raise ValueError(f"{config_file}: unknown key {key!r}{did_you_mean(key, known)}")
     for action in parser._actions:
         if action.dest in settings and not isinstance(action, argparse._StoreFalseAction):
             settings[action.dest] = _typed(action, settings[action.dest], f"{config_file}: {action.dest}")
             action.required = False
     parser.set_defaults(**settings)
     prefer_cpu_where_there_is_no_accelerator()
-    data, source, model, decision, training = parser.parse_args_into_dataclasses(argv)
+    argv = _with_lists(parser, argv)
+    data, source, model, decision, training, *left = parser.parse_args_into_dataclasses(
+        argv, return_remaining_strings=True
+    )
+    if left[-1]:
+        raise ValueError(_unknown_option(left[-1][0], known, dataset))
     check_joined(training.world_size)
     options = dataclasses.asdict(source)
     options["seed"] = options.pop("clip_seed")
     return RunArguments(data, options_class(dataset)(**options), model, decision, training, given)
+
+
+def _parser(parts: Any, dataset: str) -> HfArgumentParser:
+    parser = HfArgumentParser(
+        parts,
+        prog=program(),
+        usage="%(prog)s [--config FILE.yaml] [--option VALUE ...]",
+        description=f"Every option of a training run on clips of {dataset!r}; --help shows the main ones.",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("--help_all", action="help", help="Show this text.")
+    return parser
+
+
+def _with_lists(parser: HfArgumentParser, argv: list[str]) -> list[str]:
+    """The command line with lists that are written as in a YAML file, `--crop [0,0,1,1]`, as `--crop 0 0 1 1`."""
+    several = {name for action in parser._actions if action.nargs in ("+", "*") for name in action.option_strings}
+    words: list[str] = []
+    for word in argv:
+        name, joined, value = word.partition("=")
+        before = next((other for other in reversed(words) if other.startswith("--")), "")
+        if joined and name in several and value.startswith("["):
+            words.append(name)
+            before, word = name, value
+        if before in several and word.startswith("[") and word.endswith("]"):
+            words += [str(item) for item in yaml.safe_load(word)]
+        else:
+            words.append(word)
+    return words
+
+
+def _unknown_option(word: str, known: set[str], dataset: str) -> str:
+    """What to say of a word of the command line that no option takes."""
+    if not word.startswith("-"):
+        return f"{word!r} belongs to no option; write --option VALUE, e.g. --dataset {word}"
+    name = word.split("=")[0].lstrip("-")
+    elsewhere = [source for source in SOURCES if name in {f.name for f in dataclasses.fields(_options_of(source))}]
+    if elsewhere:
+        return f"--{name} is not an option of data set {dataset!r}, but of {', '.join(elsewhere)}"
+    hint = did_you_mean(f"--{name}", [f"--{option}" for option in known]).replace("'", "")
+    return f"unknown option --{name}{hint} (--help_all lists all)"
+
+
+def _options_of(source: str) -> type:
+    module, name, _ = SOURCES[source]
+    return getattr(importlib.import_module(f"hf_mmbalance.data.{module}"), name)
+
+
+def option_names() -> set[str]:
+    """Names of all options of all data sets."""
+    parts = (DataArguments, ModelArguments, DecisionArguments, MMBalanceTrainingArguments)
+    return {f.name for part in (*parts, *map(_options_of, SOURCES)) for f in dataclasses.fields(part)}
 
 
 # A tower is named or configured, or comes with a trained model: what the command line says of it takes the place of

@@ -9,6 +9,8 @@ from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcess
 from hf_mmbalance.data.clips import ClipSplits
 from hf_mmbalance.embedding.build import fitted_frames, reading_of
 from hf_mmbalance.hub.errors import explained
+from hf_mmbalance.hub.limits import check_head
+from hf_mmbalance.hub.reach import check_reachable
 from hf_mmbalance.model.backbones_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
 from hf_mmbalance.training.arguments import ModelArguments
 from hf_mmbalance.training.batches import SpecAugment
@@ -26,11 +28,44 @@ def build_model_and_processor(
     """
     set_seed(seed)
     load = _compose if arguments.model_name_or_path is None else _load_trained
+    _check_reachable(arguments)
     with explained("building the model"):
         model, processor = load(arguments, clips)
     if arguments.attn_implementation is not None:
         model.set_attn_implementation(arguments.attn_implementation)
     return model, processor
+
+
+HEADS_ALONE_RATE = 1e-3
+
+
+def frozen_notes(arguments: ModelArguments, learning_rate: float) -> list[str]:
+    """What a reader must know of frozen towers: random ones never learn, and heads want a larger learning rate."""
+    if arguments.trainable_layers != "0":
+        return []
+    notes = []
+    configured = [name for name in ("audio", "vision") if getattr(arguments, f"{name}_config") is not None]
+    if configured:
+        notes.append(
+            f"tower(s) with random weights are frozen and learn nothing: {', '.join(configured)}; leave"
+            " --trainable_layers out, or name pretrained towers"
+        )
+    if learning_rate < HEADS_ALONE_RATE:
+        notes.append(
+            f"the towers are frozen and only the heads learn: --learning_rate {learning_rate:g} is small for heads,"
+            f" {HEADS_ALONE_RATE:g} is usual"
+        )
+    return notes
+
+
+def _check_reachable(arguments: ModelArguments) -> None:
+    if arguments.model_name_or_path is not None:
+        check_reachable(arguments.model_name_or_path)
+        return
+    for modality, default in (("audio", DEFAULT_AUDIO), ("vision", DEFAULT_VISION)):
+        if getattr(arguments, f"{modality}_config") is None:
+            name = getattr(arguments, f"{modality}_model") or default
+            check_reachable(name, getattr(arguments, f"{modality}_revision"))
 
 
 def _compose(
@@ -98,12 +133,14 @@ def spec_augment(arguments: ModelArguments, seed: int) -> SpecAugment | None:
 def _load_trained(
     arguments: ModelArguments, clips: ClipSplits
 ) -> tuple[MMBalanceForAudioVisualClassification, MMBalanceProcessor]:
-    name = arguments.model_name_or_path
+    name = str(arguments.model_name_or_path)
     for field in TOWER_FIELDS:
         if getattr(arguments, field) is not None:
             raise ValueError(
                 f"--{field} has no place beside --model_name_or_path: {name} has its towers, leave it out"
             )
+    declared, _ = PreTrainedConfig.get_config_dict(name)
+    check_head(declared, name, arguments.trust_remote_code)
     model = MMBalanceForAudioVisualClassification.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
     check_classes(model.config, clips.classes)
     for field in BUILT_FIELDS:

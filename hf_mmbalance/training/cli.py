@@ -6,15 +6,22 @@ import logging
 import sys
 
 from hf_mmbalance import console
-from hf_mmbalance._environment import check_torchaudio
-from hf_mmbalance.training.interruption import Interrupted, follow_launcher
+from hf_mmbalance.training.help import first_screen
 
 
 def train(argv: list[str] | None = None) -> int:
     """Run training; returns the exit status: 2 for arguments or data that cannot be used, 130 or 143 when stopped."""
+    argv = console.underscored(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(argv):  # answered before torch and transformers are imported
+        console.say(first_screen())
+        return console.DONE
+    from hf_mmbalance.training.interruption import Interrupted, follow_launcher
+
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     follow_launcher()
     try:
+        from hf_mmbalance._environment import check_torchaudio
+
         check_torchaudio()
         from hf_mmbalance.training.run import main
 
@@ -27,6 +34,15 @@ def train(argv: list[str] | None = None) -> int:
     except Exception as error:
         if not console.is_expected(error):
             raise
-        console.print_error(str(error))
+        console.print_error(console.with_flags(str(error), _option_names()))
         return console.REFUSED
     return 0
+
+
+def _option_names() -> set[str]:
+    """Names of all options of all data sets; none where even the imports fail."""
+    try:
+        from hf_mmbalance.training.arguments import option_names
+    except ImportError:
+        return set()
+    return option_names()

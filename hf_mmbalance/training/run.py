@@ -17,11 +17,12 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.utils import logging
 
+from hf_mmbalance.console import with_flags
 from hf_mmbalance.data import load_clips
 from hf_mmbalance.data.clips import SPLITS, ClipSplits
 from hf_mmbalance.data.corruptions import ClipsCorruptedByEpoch
 from hf_mmbalance.decision.fits import fit_prior
-from hf_mmbalance.decision.results import mean_weights, render_rows, rows_of
+from hf_mmbalance.decision.results import chance_notes, mean_weights, render_rows, rows_of
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.hub.errors import HubError, explained
 from hf_mmbalance.hub.model_card import pinned_revision, write_card
@@ -36,12 +37,15 @@ from hf_mmbalance.training.arguments import (
     MMBalanceTrainingArguments,
     ModelArguments,
     RunArguments,
+    option_names,
     parse_arguments,
 )
-from hf_mmbalance.training.build import build_model_and_processor, spec_augment
+from hf_mmbalance.training.build import build_model_and_processor, frozen_notes, spec_augment
+from hf_mmbalance.training.curves import write_curves
 from hf_mmbalance.training.decision_layer import apply_head, corruption_plan
 from hf_mmbalance.training.frozen import frozen_clips, stored_clips
 from hf_mmbalance.training.interruption import Interrupted, StopOnSignal
+from hf_mmbalance.training.run_log import check_trackers, final_values
 from hf_mmbalance.training.trainer import MMBalanceTrainer, check_classes
 
 
@@ -67,6 +71,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def run(arguments: RunArguments) -> dict[str, Any]:
     """Load clips, build, train, read validation and test once, write everything into the output folder."""
     training = arguments.training
+    check_trackers(list(training.report_to or []))
     checkpoint = settle_output_dir(arguments)
     if training.push_to_hub:
         training.hub_model_id = answered_by_main(lambda: _open_repo(training))  # before hours of training, not after
@@ -80,7 +85,7 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     clips = frozen_clips(clips, model, processor, arguments)
     if training.process_index == 0:
         origin = origin_of(arguments, clips)
-        _announce(clips, model)
+        _announce(clips, model, frozen_notes(arguments.model, training.learning_rate))
     callbacks = []
     if training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=training.early_stopping_patience))
@@ -98,12 +103,14 @@ def run(arguments: RunArguments) -> dict[str, Any]:
             raise
         trainer.save_model(_internal_call=True)  # which does not push: there is no card yet
     results, table = conclude(trainer, clips, arguments)
+    trainer.log(final_values(results["rows"]))
     if trainer.is_world_process_zero():
         # Clips up to this long are served whole, as they were here.
         processor.reading["longest_seconds"] = math.ceil(1000 * trainer.longest_seconds) / 1000
         processor.save_pretrained(str(training.output_dir))
         results["provenance"] = origin
         write_outputs(Path(str(training.output_dir)), results, table)
+        write_curves(trainer.state.log_history, Path(str(training.output_dir)) / "curves.png")
         logger.warning("%s", render(results, clips))
         logger.warning("everything is in %s", training.output_dir)
         if training.push_to_hub:
@@ -206,6 +213,8 @@ def settle_output_dir(arguments: RunArguments) -> str | None:
     """
     training = arguments.training
     training.output_dir, checkpoint = answered_by_main(lambda: _settle(arguments))
+    # Trackers that close their run with training find it again by its name, for the final table.
+    training.run_name = training.run_name or Path(training.output_dir).name
     return checkpoint
 
 
@@ -260,11 +269,11 @@ def _check_checkpoint(checkpoint: str, clips: ClipSplits) -> None:
     check_classes(MMBalanceConfig.from_pretrained(checkpoint), clips.classes)
 
 
-def _announce(clips: ClipSplits, model: Any) -> None:
+def _announce(clips: ClipSplits, model: Any, notes: list[str]) -> None:
     sizes = ", ".join(f"{split} {len(part)}" for split, part in clips.splits.items())
     logger.warning("%s: %d classes; clips: %s", clips.name, len(clips.classes), sizes)
-    for note in clips.notes:
-        logger.warning("note: %s", note)
+    for note in clips.notes + notes:
+        logger.warning("note: %s", with_flags(note, option_names()))
     logger.warning("model: %.2f M parameters, fusion head %r", model.num_parameters() / 1e6, model.config.fusion)
 
 
@@ -281,6 +290,7 @@ def conclude(
     allocation = trainer.allocation
     prior = fit_prior(tables["train"].labels, len(clips.classes)) if allocation is None else np.log(allocation.prior_)
     weights = apply_head(trainer.accelerator.unwrap_model(trainer.model).fusion, last).modality_weights
+    rows = [row for split in reported for row in rows_of(tables[split], split, prior)]
     chosen = trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint
     results = {
         "dataset": clips.name,
@@ -289,8 +299,9 @@ def conclude(
         "modalities": list(last.modalities),
         "bayes_accuracy": None if clips.bayes is None else float(clips.bayes.accuracy),
         "ci_unit": measures.ci_unit(last.groups),
-        "rows": [row for split in reported for row in rows_of(tables[split], split, prior)],
+        "rows": rows,
         "weights": mean_weights(None if weights is None else weights.double().cpu().numpy(), last),
+        "notes": chance_notes([row for row in rows if row["split"] == reported[-1]], last),
         "n_per_split": {split: len(part) for split, part in clips.splits.items()},
         "fusion": trainer.model.config.fusion,
         "decision": None if allocation is None else allocation.describe(),
@@ -320,6 +331,7 @@ def render(results: dict[str, Any], clips: ClipSplits) -> str:
     if clips.bayes is not None:
         fused, bayes = rows[-1]["accuracy"], results["bayes_accuracy"]
         parts.append(f"best possible (Bayes) accuracy {100 * bayes:.1f}: the fusion reaches {fused / bayes:.3f} of it")
+    parts += [f"note: {note}" for note in results["notes"]]
     if results["decision"] is not None:
         parts += [*results["decision"]["lines"], *(f"note: {note}" for note in results["decision"]["notes"])]
     return "\n".join(parts)

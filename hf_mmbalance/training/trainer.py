@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
@@ -30,6 +31,7 @@ from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.processes import answered_by_main
 from hf_mmbalance.training.batches import ClipCollator, KeyedClips, SpecAugment, missing_modalities
 from hf_mmbalance.training.decision_layer import DecisionArguments, apply_head, calibration_draws, fit
+from hf_mmbalance.training.run_log import LossParts, decision_values, learning_rates, use_readable_lines
 
 
 if TYPE_CHECKING:
@@ -119,6 +121,9 @@ class MMBalanceTrainer(Trainer):
             data_collator=ClipCollator(processor, augment),
             **kwargs,
         )
+        self.loss_parts = LossParts()
+        self.add_callback(self.loss_parts)
+        use_readable_lines(self)
         check_classes(self.model.config, clips.classes)
         check_metric(self.args.metric_for_best_model, self.model.config.modalities)
         if self.fits:
@@ -215,6 +220,17 @@ class MMBalanceTrainer(Trainer):
         chosen = answered_by_main(lambda: fit(table, self.decision, structure))
         chosen.write_to(self.accelerator.unwrap_model(self.model))
         self.allocation = chosen
+        if self.state.epoch is not None:
+            head = self.accelerator.unwrap_model(self.model).fusion
+            due = self.control.should_log  # a line of train loss may be due at this step; logging takes the mark away
+            self.log(decision_values(chosen, table, apply_head(head, table).logits.double().cpu().numpy()))
+            self.control.should_log = due
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As the Trainer's; a line of train loss also gets its parts, and the learning rates where they differ."""
+        if "loss" in logs:
+            logs = logs | self.loss_parts.take() | learning_rates(self.optimizer)
+        super().log(logs, start_time)
 
     def evaluate(  # type: ignore[override]  # clips, not rows
         self,
@@ -255,7 +271,7 @@ class MMBalanceTrainer(Trainer):
         Raises:
             ValueError: if logits are not finite, which is what training that diverged leaves.
         """
-        outputs = self._run(ClipsOfEpoch(clips, 0) if split == "train" else clips)
+        outputs = self._run(ClipsOfEpoch(clips, 0) if split == "train" else clips, split)
         broken = ~np.isfinite(outputs["logits"]).all(axis=1)
         if broken.any():
             raise ValueError(
@@ -281,13 +297,16 @@ class MMBalanceTrainer(Trainer):
             **{name: getattr(clips, name) for name in ("clips", "draws") if hasattr(clips, name)},
         )
 
-    def _run(self, clips: ClipDataset) -> dict[str, np.ndarray]:
+    def _run(self, clips: ClipDataset, split: str) -> dict[str, np.ndarray]:
         model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
         model.eval()
         names = [f"features.{modality}" for modality in self.model.config.modalities]
         head = self.accelerator.unwrap_model(self.model).fusion
         parts: dict[str, list[torch.Tensor]] = {}
-        for batch in self.get_eval_dataloader(clips):
+        shown = self.is_world_process_zero() and not self.args.disable_tqdm
+        for batch in tqdm(
+            self.get_eval_dataloader(clips), desc=split, unit="batch", leave=False, disable=None if shown else True
+        ):
             batch = self._prepare_inputs(batch)
             kept = {name: batch.pop(name) for name in ("clip_index", "clip_seconds")}
             batch.pop("labels")

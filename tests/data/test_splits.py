@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hf_mmbalance.data.clips import DataError, split_name
-from hf_mmbalance.data.splits import carve, fill_splits
+from hf_mmbalance.data.clips import ClipSplits, DataError, split_name
+from hf_mmbalance.data.splits import carve, coverage_notes, fill_splits
+from tests.training.tiny_runs import CLASSES, random_clips
 
 
 def clips(groups: int, a_group: int, classes: int = 4):
@@ -81,3 +82,15 @@ def test_bad_fractions_and_names():
     assert split_name("VAL") == "validation"
     with pytest.raises(DataError, match="unknown split"):
         split_name("holdout")
+
+
+def test_classes_that_a_split_lacks_and_few_calibration_clips_are_noted():
+    sizes = {"train": 9, "calibration": 6, "validation": 2, "test": 1}
+    notes = coverage_notes(ClipSplits("x", CLASSES, {k: random_clips(k, n) for k, n in sizes.items()}, 16_000))
+    assert notes == [
+        "1 of 3 classes have no validation clip and do not count in what it decides: happy",
+        "2 of 3 classes have no test clip and are not tested: angry, happy",
+        "about 2.0 calibration clip(s) per class: too few to fit the decision layer by class; give more clips, or a"
+        " larger calibration_fraction",
+    ]
+    assert not coverage_notes(ClipSplits("x", CLASSES, {k: random_clips(k, 9) for k in sizes}, 16_000))

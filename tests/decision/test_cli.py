@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import subprocess
@@ -21,7 +20,7 @@ from .drawn_tables import make_table
 
 
 def run(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
+    parser = console.Parser()
     verbs = parser.add_subparsers()
     add_decide(verbs)
     add_diagnose(verbs)
@@ -51,7 +50,7 @@ def test_decide_prints_a_table_writes_json_and_saves(
 
 
 def test_decide_json_to_stdout_is_json_alone(table_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("decide", table_file.parent, "--group-folds", "3", "--rung", "bias", "--json", "-")
+    arguments = ("decide", table_file.parent, "--group_folds", "3", "--rung", "bias", "--json", "-")
     assert run(*arguments) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["n"] == 300 and report["chosen"] == "bias"
@@ -72,8 +71,8 @@ def test_classes_file(table_file: Path, tmp_path: Path, capsys: pytest.CaptureFi
     [
         (("gone.parquet",), "gone.parquet: no such file"),
         ((".",), "the folder holds no decisions.parquet"),
-        (("TABLE", "--fit-split", "train"), "no clip has split 'train'"),
-        (("TABLE", "--fit-split", "test", "--group-folds", "3"), "not both"),
+        (("TABLE", "--fit_split", "train"), "no clip has split 'train'"),
+        (("TABLE", "--fit_split", "test", "--group_folds", "3"), "not both"),
         (("TABLE", "--rung", "klass"), "'klass' is unknown"),
     ],
 )
@@ -99,13 +98,13 @@ def test_diagnose_writes_a_page_without_network(
     assert run("diagnose", *arguments) == 0
     assert "balance index" in capsys.readouterr().out
     text = page.read_text()
-    assert text.count("<svg") == 7
+    assert text.count("<svg") == 8 and "<h2>All runs</h2>" in text and "<dt>trust</dt>" in text
     assert "<script" not in text and "a<b" not in text and "a&lt;b" in text
     links = re.findall(r'(?:src|href)="([^"#][^"]*)"|url\((?!#)([^)]*)\)', text)
     assert not links, f"the page must load nothing: {links[:3]}"
     assert "$" not in re.sub(r"<svg.*?</svg>", "", text, flags=re.S), "a placeholder was left"
     figures = sorted(path.name for path in (tmp_path / "report_figures").iterdir())
-    assert len(figures) == 14 and "weights_by_class.png" in figures and "index.svg" in figures
+    assert len(figures) == 24 and "weights_by_class.png" in figures and "index.svg" in figures
     assert set(json.loads(target.read_text())) == {"run", "other"}
 
 
@@ -165,6 +164,43 @@ def test_a_run_folders_own_head_is_judged(tmp_path: Path, capsys: pytest.Capture
     assert "(2, 5) modalities and classes" in capsys.readouterr().err
 
 
+def test_a_report_of_a_run_is_about_its_own_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.numpy import save_file
+
+    table = make_table(n=200, classes=3)
+    table.write(tmp_path / "run" / "decisions.parquet")
+    config = {"fusion": "adaptive", "modalities": table.modalities, "id2label": {"0": "a", "1": "b", "2": "c"}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    state = HeadState.plain_sum(2, 3).replace(  # decides by the sound, at a temperature of 2
+        weights=np.array([[1.0, 1, 1], [1e-9, 1e-9, 1e-9]]), log_temperature=np.log([2.0, 1.0])
+    )
+    arrays = {f"fusion.{name}": value for name, value in state.arrays.items()}
+    save_file(arrays, tmp_path / "run" / "model.safetensors")
+    options = (
+        "--rung",
+        "temperature",
+        "--draws",
+        "20",
+        "--json",
+        tmp_path / "d.json",
+        "--report",
+        tmp_path / "r.html",
+    )
+    assert run("diagnose", tmp_path / "run", *options) == 0
+    report = json.loads((tmp_path / "d.json").read_text())
+    rows = {row["method"]: row for row in report["rows"]}
+    assert report["in_use"]["method"] == "model" and report["in_use"]["temperature"] == {"audio": 2.0, "vision": 1.0}
+    trust = report["in_use"]["trust"]["audio"]
+    right = rows["audio"]["accuracy"] * rows["audio"]["n"]
+    assert trust["right"]["n"] == sum(trust["right"]["count"]) == pytest.approx(right)
+    shown = capsys.readouterr().out
+    assert f"The model's decision layer gets {100 * rows['model']['accuracy']:.1f} % of" in shown
+    assert "he decision leans to" in shown and "lost by model" in shown
+    page = (tmp_path / "r.html").read_text()
+    assert "Weight in the decision (model in use)" in page and "temperature 2.00" in page
+    assert page.index("leans to") < page.index("<table") < page.index("<h2>Words</h2>")
+
+
 def test_a_table_too_small_to_fit_anything_is_judged_by_the_plain_sum(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,5 +235,5 @@ def test_a_prior_at_the_place_of_use(table_file: Path, capsys: pytest.CaptureFix
 
 
 def test_known_groups_and_balance(table_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("decide", table_file, "--known-groups", "--balance", "0.3", "--json", "-") == 0
+    assert run("decide", table_file, "--known_groups", "--balance", "0.3", "--json", "-") == 0
     assert json.loads(capsys.readouterr().out)["chosen"] == "class"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hf_mmbalance.decision.results import (
+    chance_notes,
     mean_weights,
     measure,
     plain_sum,
@@ -134,3 +135,13 @@ def test_the_table_a_person_reads(table):
     low, high = rows[0]["accuracy_ci"]
     assert audio[2] == f"{100 * low:.1f}-{100 * high:.1f}"
     assert lines[5].split()[:2] == ["fused", "75.0"]
+
+
+def test_methods_at_chance_are_named(table):
+    rows = [
+        {"method": method, "n": n, "accuracy_ci": ci}
+        for method, n, ci in (("audio", 4, [0.5, 0.9]), ("vision", 4, [0.51, 0.9]), ("touch", 0, None))
+    ]
+    (note,) = chance_notes(rows, table)  # two labels of four are class 0
+    assert note == "at chance on these 4 clips: audio (naming the largest class every time gives 50.0)"
+    assert chance_notes(rows[1:], table) == []

@@ -145,9 +145,9 @@ def test_no_rows() -> None:
 def test_files_that_are_no_table(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="no such file"):
         DecisionTable.read(tmp_path / "gone.parquet")
-    (tmp_path / "table.csv").write_text("id")
-    with pytest.raises(TableError, match="unknown suffix '.csv'"):
-        DecisionTable.read(tmp_path / "table.csv")
+    (tmp_path / "table.txt").write_text("id")
+    with pytest.raises(TableError, match="unknown suffix '.txt'"):
+        DecisionTable.read(tmp_path / "table.txt")
     for name in ("broken.parquet", "broken.npz"):
         (tmp_path / name).write_bytes(b"not a table")
         with pytest.raises(TableError, match=f"{name}.*readable"):
@@ -284,3 +284,47 @@ def test_metadata_of_other_types_is_refused(tmp_path: Path, key: str, text: str)
     pq.write_table(table, path)
     with pytest.raises(TableError, match=f"metadata '{key}'"):
         DecisionTable.read(path)
+
+
+WIDE = """id;group;split;label;logits.audio.dog;logits.audio.cat;logits.vision.dog;logits.vision.cat
+a;g1;test;cat;0.1;2.5;-1;1
+b;g1;test;dog;1.5;0;;
+c;g2;test;dog;1;0;3;-3
+"""
+
+
+def test_a_table_of_text_with_one_column_per_class(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(WIDE)
+    table = DecisionTable.read(tmp_path / "t.csv")
+    assert (table.classes, table.modalities, table.labels.tolist()) == (["dog", "cat"], ["audio", "vision"], [1, 0, 0])
+    np.testing.assert_array_equal(table.logits[0], [[0.1, 2.5], [-1, 1]])
+    assert table.mask.tolist() == [[True, True], [True, False], [True, True]]
+
+
+@pytest.mark.parametrize("form", ["[{}, {}]", "[{} {}]", "{} {}"])
+def test_a_table_of_text_with_lists(tmp_path: Path, form: str) -> None:
+    lines = ["id,label,logits.audio,logits.vision"]
+    lines += [f'{i},{i % 2},"{form.format(i, -1.5)}",' + (f'"{form.format(0, 1e-3)}"' if i else "") for i in range(3)]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    with pytest.warns(UserWarning, match="no 'group' column"):
+        table = DecisionTable.read(tmp_path / "t.csv", classes=["no", "yes"])
+    np.testing.assert_array_equal(table.logits[:, 0], [[0, -1.5], [1, -1.5], [2, -1.5]])
+    assert table.labels.tolist() == [0, 1, 0] and not table.mask[0, 1] and table.classes == ["no", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("2.5", "2.5x", "row 1, column 'logits.audio.cat': '2.5x' is not a number"),
+        ("logits.vision.dog;logits.vision.cat", "logits.vision.cat;logits.vision.dog", "use one order"),
+        ("b;g1;test;dog", "b;g1;test;cow", "store class indices as integers, or names of the classes"),
+        ("id;group", "name;group", "column.s. missing: id"),
+        ("b;g1;test;dog", "b;g1;test;", "column 'label' has 1 empty"),
+        ("id;group;split;label;", "1;g1;test;dog;", "first line holds data|column.s. missing"),
+        ("dog", "d\xf6g", "not UTF-8"),
+    ],
+)
+def test_bad_tables_of_text(tmp_path: Path, old: str, new: str, words: str) -> None:
+    (tmp_path / "t.csv").write_bytes(WIDE.replace(old, new).encode("latin-1"))
+    with pytest.raises(TableError, match=f"t.csv.*({words})"):
+        DecisionTable.read(tmp_path / "t.csv")

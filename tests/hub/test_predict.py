@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,25 @@ def test_a_model_of_spans_given_a_whole_clip_says_so_once(folder, model, monkeyp
     assert not said
     classify(str(folder / "a.mp4"))
     assert "trained on spans of at most 0.40 s" in said[0] and "start= and end=" in said[0]
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "no_such_device"])
+@pytest.mark.parametrize("verb", ["predict", "robustness"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(verb, device, capsys):
+    words = ["clip.mp4", "--model", "me/model"] if verb == "predict" else ["run"]
+    assert main([verb, *words, "--device", device]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: --device {device}: ") and "cpu" in shown and shown.count("\n") == 1
+
+
+def test_a_name_that_nobody_knows_is_refused_at_once_where_the_hub_does_not_answer(monkeypatch, capsys):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    begun = time.monotonic()
+    assert main(["predict", "clip.mp4", "--model", "nosuch/model"]) == 2
+    shown = capsys.readouterr().err
+    assert (
+        "nosuch/model: there is no such folder, the cache holds no such model" in shown and "Check the name" in shown
+    )
+    assert time.monotonic() - begun < 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from hf_mmbalance.training.arguments import (
 )
 from hf_mmbalance.training.cli import train
 from hf_mmbalance.training.decision_layer import DecisionArguments
+from hf_mmbalance.training.help import SCREEN
 
 
 SYNTHETIC = read_config(Path(__file__).parents[2] / "configs" / "synthetic.yaml")
@@ -114,13 +116,46 @@ def test_a_config_option_without_a_file(capsys):
 
 
 def test_an_option_that_there_is_not(capsys):
-    with pytest.raises(ValueError, match="learning_rat"):
-        parse("--learning_rat", "1")
+    with pytest.raises(ValueError, match="unknown option --learning_rat; did you mean --learning_rate?"):
+        parse("--learning-rat", "1")
+    with pytest.raises(ValueError, match="--data_dir is not an option of data set 'synthetic', but of grid"):
+        parse("--data_dir", "x")
+    with pytest.raises(ValueError, match="write --option VALUE, e.g. --dataset my_clips"):
+        parse("my_clips")
     with pytest.raises(SystemExit):
         parse("--learning_rate", "fast")
     assert "invalid float value: 'fast'" in capsys.readouterr().err
     assert train(["--learning_rat", "1"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_both_spellings_of_an_option_and_both_of_a_list():
+    assert parse("--learning-rate=0.5", "--output-dir", "a-b").training.learning_rate == 0.5
+    for words in (["0.1", "0.2"], ["[0.1, 0.2]"]):
+        assert parse("--modality_dropout", *words).model.modality_dropout == [0.1, 0.2]
+    assert parse("--modality-dropout=[0.1,0.2]").model.modality_dropout == [0.1, 0.2]
+    assert parse("--fusion_options", "{}", "--train_corruptions", "[blur]").data.train_corruptions == ["blur"]
+
+
+def test_messages_name_the_option_as_it_is_typed(capsys):
+    assert train(["--early_stopping_patience", "0", "--use_cpu", "true"]) == 2
+    assert "error: --early_stopping_patience 0 must be at least 1, with --eval_strategy 'epoch'" in (
+        capsys.readouterr().err
+    )
+
+
+def test_the_first_screen_names_options_with_their_defaults():
+    run = parse("--dataset", "user/name")
+    values = run.to_dict() | {"config": None, "resume_from_checkpoint": None, "push_to_hub": False}
+    shown = [entry for group in SCREEN.values() for entry in group]
+    assert 20 <= len(shown) <= 26
+    for name, _, text in shown:
+        assert name in values, name
+        default = re.search(r"default ([^;)]+)", text) or re.search(r"(\S+) \(default\)", text)
+        if default:
+            value = values[name] if name != "dataset" else "synthetic"
+            said = (" ".join(map(str, value)) or "none") if isinstance(value, list) else str(value).removesuffix(".0")
+            assert said == default[1], name
 
 
 def test_options_given_as_json(write):
@@ -201,7 +236,7 @@ def datasets(tmp_path):
 @pytest.mark.parametrize("kind", ["synthetic", "grid", "folder", "table", "hub"])
 def test_help_of_every_dataset_prints(kind, datasets, capsys):
     with pytest.raises(SystemExit) as stop:
-        parse_arguments(["--dataset", datasets.get(kind, kind), "--help"])
+        parse_arguments(["--dataset", datasets.get(kind, kind), "--help_all"])
     assert stop.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     from hf_mmbalance.data import options_class

@@ -16,7 +16,8 @@ from hf_mmbalance import cli
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.hub.model_card import write_card
 from hf_mmbalance.training import run as run_module
-from hf_mmbalance.training.arguments import parse_arguments
+from hf_mmbalance.training.arguments import ModelArguments, parse_arguments
+from hf_mmbalance.training.build import frozen_notes
 from hf_mmbalance.training.cli import train
 from hf_mmbalance.training.run import last_complete_checkpoint, settle_output_dir, write_outputs
 from tests.media_factory import write_clip
@@ -258,3 +259,11 @@ def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch, cap
     assert re.search(f"error: .*{words}", error, re.DOTALL), error
     left = list((tmp_path / "run").rglob("*")) if (tmp_path / "run").exists() else []
     assert left == []
+
+
+def test_frozen_towers_that_learn_nothing_are_noted():
+    random = ModelArguments(trainable_layers="0", audio_config={"model_type": "vit"})
+    one, two = frozen_notes(random, 1e-4)
+    assert "random weights are frozen and learn nothing: audio;" in one and "--learning_rate 0.0001 is small" in two
+    assert frozen_notes(ModelArguments(trainable_layers="0"), 1e-3) == []
+    assert frozen_notes(ModelArguments(audio_config={"model_type": "vit"}), 1e-4) == []

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, TrainingArguments
 
 import hf_mmbalance
-from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
+from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor, cli
 from hf_mmbalance.data import load_clips
 from hf_mmbalance.decision import fit_decision_layer
 from hf_mmbalance.decision.fits import fit_prior
@@ -68,7 +68,7 @@ def test_results_have_the_promised_form(run):
     promised = ["dataset", "n", "classes", "modalities", "bayes_accuracy", "ci_unit", "rows", "weights"]
     assert list(results)[:8] == promised
     assert set(results) - set(promised) == {
-        *("n_per_split", "fusion", "decision", "selected_by", "best_checkpoint", "arguments", "versions"),
+        *("n_per_split", "fusion", "decision", "notes", "selected_by", "best_checkpoint", "arguments", "versions"),
         "provenance",
     }
     assert (results["dataset"], results["n"], results["ci_unit"]) == ("synthetic", 15, "group")
@@ -466,7 +466,7 @@ class MyHead(FusionHead):
 """
 
 
-def test_a_head_of_the_users_own(tmp_path):
+def test_a_head_of_the_users_own(tmp_path, capsys):
     """It learns with the towers."""
     file = tmp_path / "my_head.py"
     file.write_text(MY_HEAD)
@@ -477,6 +477,10 @@ def test_a_head_of_the_users_own(tmp_path):
     assert saved["fusion.scale"] != 1.0
     loaded = MMBalanceForAudioVisualClassification.from_pretrained(tmp_path / "run", trust_remote_code=True)
     assert torch.equal(loaded.fusion.scale, saved["fusion.scale"])
+    for words in (["predict", "a.wav", "--model"], ["robustness"], ["train", *TINY[4:], "--model_name_or_path"]):
+        assert cli.main([*words, str(tmp_path / "run")]) == 2
+        (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert "read its my_head.py, and if you trust it pass --trust_remote_code" in said
 
 
 def test_frozen_towers_stay_as_they_are(tmp_path):

@@ -242,7 +242,7 @@ def ogm_splits(source: Path, folder: Path | None, names: list[str], notes: list[
     if not all(path.exists() for path in paths.values()):
         if folder != source / "splits" / "ogm":
             raise DataError(f"{folder}: train.csv and test.csv of the OGM-GE split are expected there")
-        notes.append("no OGM-GE split given (--ogm-split): the configuration ogm is left out")
+        notes.append("no OGM-GE split given (--ogm_split): the configuration ogm is left out")
         return {}
     out: dict[str, str] = {}
     for split, path in paths.items():

@@ -11,6 +11,7 @@ from typing import Any
 from hf_mmbalance.data.clips import SPLIT_ALIASES, SPLITS, ClipSplits, DataError
 from hf_mmbalance.data.files import walk_files
 from hf_mmbalance.data.sources.table import TABLE_SUFFIXES
+from hf_mmbalance.data.splits import coverage_notes
 
 
 # source -> module, options, loader
@@ -85,4 +86,6 @@ def load_clips(dataset: str, **options: Any) -> ClipSplits:
             raise DataError(f"{dataset} has no option {name!r}{hint} (it has {', '.join(known)})")
     module, _, loader = SOURCES[source]
     load = getattr(importlib.import_module(f"hf_mmbalance.data.{module}"), loader)
-    return load(kind(**options)) if source in NAMED else load(dataset, kind(**options))
+    clips = load(kind(**options)) if source in NAMED else load(dataset, kind(**options))
+    clips.notes += coverage_notes(clips)
+    return clips

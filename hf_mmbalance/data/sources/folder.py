@@ -18,6 +18,8 @@ MEDIA_SUFFIXES = frozenset(
     ".mp4 .m4v .mov .mkv .webm .avi .flv .mpg .mpeg .wmv .3gp .ts .ogv .wav .flac .mp3 .ogg .opus .m4a .aac".split()
 )
 
+PICTURE_SUFFIXES = frozenset(".jpg .jpeg .png .gif .bmp .webp .tif .tiff".split())
+
 
 @dataclass
 class FolderOptions(MediaOptions):
@@ -58,7 +60,7 @@ def folder_clips(path: str, options: FolderOptions) -> ClipSplits:
     for split in sorted(known) or [None]:  # type: ignore[list-item]
         rows += _folder_rows(root / split if split else root, split, pattern, ignored)
     if not rows:
-        raise DataError(f"{path}: no media files (e.g. mp4, flv, wav) in its class folders")
+        raise DataError(_without_media(path, ignored))
     files = Counter(os.path.realpath(row.source) for row in rows)
     repeated = [file for file, count in files.items() if count > 1]
     if repeated:
@@ -70,6 +72,17 @@ def folder_clips(path: str, options: FolderOptions) -> ClipSplits:
     if outside:
         raise DataError(f"{path}: class folder {outside[0]!r} is not among the classes {', '.join(classes)}")
     return clips_from_rows(root.name, rows, classes, options, notes)
+
+
+def _without_media(path: str, ignored: list[str]) -> str:
+    pictures = [name for name in ignored if Path(name).suffix.lower() in PICTURE_SUFFIXES]
+    if not pictures:
+        return f"{path}: no media files (e.g. mp4, flv, wav) in its class folders"
+    return (
+        f"{path}: {len(pictures)} pictures (e.g. {pictures[0]}) but no clips: clips are video or sound files. To"
+        " classify pictures by themselves use an image classifier; frames of clips can be joined with their sound into"
+        " video files, e.g. by ffmpeg, or stored in a data set with columns of sound and frames"
+    )
 
 
 def _loose_files(root: Path, splits: list[str]) -> list[Path]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from hf_mmbalance.data.clips import ClipSplits, DataError, split_name
 from hf_mmbalance.data.options import MediaOptions, option
 from hf_mmbalance.data.sources.rows import Row, clips_from_rows
+from hf_mmbalance.text_tables import read_text_table
 
 
 @dataclass
@@ -28,13 +29,13 @@ class TableOptions(MediaOptions):
 
 
 def table_clips(path: str, options: TableOptions) -> ClipSplits:
-    """Load a CSV (comma or tab) or Parquet table of clips.
+    """Load a CSV, TSV or Parquet table of clips.
 
     Raises:
         DataError: a missing or empty table or column, a label outside `classes`, repeated ids, undecodable clips.
     """
     table = Path(path)
-    entries = read_table(table)
+    entries = read_table(table, (options.path_column, options.label_column))
     names = set(entries[0])
     needed = [options.path_column, *([options.label_column] if options.unlabelled == "refuse" else [])]
     for column in needed:
@@ -58,8 +59,8 @@ def table_clips(path: str, options: TableOptions) -> ClipSplits:
 TABLE_SUFFIXES = {".csv", ".tsv", ".parquet"}
 
 
-def read_table(table: Path) -> list[dict[str, Any]]:
-    """Rows of a CSV (comma), TSV or Parquet file.
+def read_table(table: Path, columns: Sequence[str] = ("path",)) -> list[dict[str, Any]]:
+    """Rows of a CSV, TSV or Parquet file; `columns` are names by which a header is recognised.
 
     Raises:
         DataError: the file is missing, empty, or not such a table; names the file and the remedy.
@@ -75,22 +76,13 @@ def read_table(table: Path) -> list[dict[str, Any]]:
         except pa.ArrowException as error:
             raise DataError(f"{table}: not a Parquet file that can be read ({error})") from error
     else:
-        entries = _read_csv(table)
+        try:
+            entries = list(read_text_table(table, columns))
+        except ValueError as error:
+            raise DataError(str(error)) from None
     if not entries:
         raise DataError(f"{table}: the table has no rows")
     return entries
-
-
-def _read_csv(table: Path) -> list[dict[str, Any]]:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file, delimiter="\t" if table.suffix.lower() == ".tsv" else ","))
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{table}: not UTF-8 ({error.reason} at byte {error.start}); save the table as UTF-8"
-        ) from None
-    except csv.Error as error:
-        raise DataError(f"{table}: not comma-separated values ({error}); save the table as UTF-8") from None
 
 
 def _table_row(table: Path, number: int, entry: dict[str, Any], options: TableOptions) -> Row:
@@ -106,7 +98,8 @@ def _table_row(table: Path, number: int, entry: dict[str, Any], options: TableOp
     try:
         window = None if start is None or end is None else (float(start), float(end))
     except ValueError:
-        raise DataError(f"{table}, row {number}: start {start!r} and end {end!r} must be seconds") from None
+        text = f"{table}, row {number}: start {start!r} and end {end!r} must be seconds"
+        raise DataError(f"{text}, with a decimal point") from None
     if window is not None and not window[0] < window[1]:
         raise DataError(f"{table}, row {number}: start {start} must be before end {end}")
     split = value(options.split_column)

@@ -79,6 +79,9 @@ def test_bad_folders(tmp_path):
     (tmp_path / "a" / "notes.txt").write_text("x")
     with pytest.raises(DataError, match="no media files"):
         load_clips(str(tmp_path))
+    (tmp_path / "a" / "x.JPG").touch()
+    with pytest.raises(DataError, match=r"1 pictures \(e.g. a/x.JPG\) but no clips"):
+        load_clips(str(tmp_path))
     write_clip(tmp_path / "a" / "x.mp4", seconds=0.2)
     with pytest.raises(DataError, match="only one class"):
         load_clips(str(tmp_path))

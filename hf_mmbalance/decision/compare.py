@@ -1,0 +1,290 @@
+"""Runs and tables side by side: the same clips, each decision layer, seeds of one configuration together."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_mmbalance.decision.evaluation import baselines, decide_table
+from hf_mmbalance.decision.table import DecisionTable, TableError
+from hf_mmbalance.metrics.measures import bootstrap_ci, ci_unit, clip_nll, correct, resampled_counts
+from hf_mmbalance.metrics.paired import holm, sign_flip_p
+from hf_mmbalance.metrics.sums import MEASURES, UnitSums
+
+
+#: Fields of a run's arguments that say which run it is, not how it was trained.
+OF_ONE_RUN = frozenset(
+    "seed data_seed output_dir run_name resume_from_checkpoint logging_steps logging_strategy disable_tqdm report_to"
+    " push_to_hub hub_model_id hub_private_repo hub_revision hub_strategy local_rank save_total_limit project"
+    " log_level dataloader_num_workers use_cpu".split()
+)
+#: Below this, values of a clip differ by rounding only.
+EQUAL = 1e-6
+FITTED_HERE = "fitted here"
+#: Head of a run -> how its decision layer came about.
+KINDS = {"adaptive": "fitted", "sum": "no parameters", "mean_prob": "no parameters"}
+
+
+@dataclass
+class Source:
+    """One run or table, read.
+
+    Args:
+        name: of the run's folder or the file.
+        table: the clips to judge.
+        configuration: runs with equal ones are seeds of one another; None for a table, which has none.
+        fusion: head of the run; None for a table.
+        refitted: `(N, C)` fused logits of a decision layer fitted here, on clips it does not judge.
+        notes: of that fit.
+    """
+
+    name: str
+    table: DecisionTable
+    configuration: str | None = None
+    fusion: str | None = None
+    refitted: np.ndarray | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Entry:
+    """One line of a comparison: a method of a configuration, on the same clips in every seed.
+
+    Args:
+        configuration: its name.
+        method: a modality, `sum`, or the decision layer.
+        kind: how the decision layer came about; "modality" for one of those.
+        logits: per seed `(N, C)`, NaN rows where the method does not answer.
+        decides: whether it is a decision layer to compare, not a baseline of one.
+    """
+
+    configuration: str
+    method: str
+    kind: str
+    logits: list[np.ndarray]
+    decides: bool = False
+
+    @property
+    def name(self) -> str:
+        """The configuration for its own head, else `configuration: method`."""
+        own = self.decides and self.kind != FITTED_HERE
+        return self.configuration if own else f"{self.configuration}: {self.method}"
+
+
+def read_source(path: Path, *, split: str = "test", refit: bool = False, **options: Any) -> Source:
+    """Read a run folder or a decision table; fit a decision layer where there is none of its own.
+
+    Args:
+        path: folder of a run, or decision table.
+        split: clips of a run to judge; a table is judged as `mmbalance decide` judges it.
+        refit: fit a decision layer to the logits of a run, beside its own.
+        **options: of `decide_table`.
+
+    Raises:
+        TableError: a table that cannot be used, or without such a split.
+    """
+    folder = path if path.is_dir() else None
+    file = path / "decisions.parquet" if folder else path
+    if folder and not file.is_file():
+        raise TableError(f"{path}: the folder holds no decisions.parquet; give a run folder or a decision table.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table = DecisionTable.read(file)
+    name = path.name if folder else path.stem
+    own = "fused" in table.references
+    source = Source(name, table.select(split) if own else table)
+    if folder and (folder / "results.json").is_file():
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        source.fusion = str(results.get("fusion", "own head"))
+        source.configuration = _configuration(results.get("arguments", {}))
+    if refit or not own:
+        # The rows of a run that are judged, so that both of its decision layers answer the same clips.
+        judged = decide_table(table, eval_split=split if own else None, **options)
+        source.table, source.refitted = judged.table, judged.fusions["adaptive"]
+        source.notes = [f"{name}: {note}" for note in judged.notes]
+    return source
+
+
+def _configuration(arguments: dict[str, Any]) -> str:
+    return json.dumps({k: v for k, v in arguments.items() if k not in OF_ONE_RUN}, sort_keys=True, default=str)
+
+
+def align(sources: Sequence[Source]) -> DecisionTable:
+    """Put rows and classes of every source in the order of the first.
+
+    Returns:
+        The first source's table.
+
+    Raises:
+        TableError: other clips, labels, groups or classes; names the source and what differs.
+    """
+    first = sources[0]
+    for source in sources[1:]:
+        table, base = source.table, first.table
+        if set(table.classes) != set(base.classes):
+            raise TableError(_difference(source, first, "classes", table.classes, base.classes))
+        if set(table.ids) != set(base.ids):
+            raise TableError(_difference(source, first, "clips", table.ids, base.ids))
+        place = {clip: i for i, clip in enumerate(table.ids)}
+        rows = np.array([place[clip] for clip in base.ids])
+        columns = [table.classes.index(name) for name in base.classes]
+        taken = table.take(rows)
+        source.table = DecisionTable(
+            ids=taken.ids, groups=taken.groups, splits=taken.splits, kind=taken.kind, modalities=taken.modalities,
+            labels=np.argsort(columns)[taken.labels], logits=taken.logits[..., columns], classes=base.classes,
+            references={name: value[:, columns] for name, value in taken.references.items()},
+        )  # fmt: skip
+        source.refitted = None if source.refitted is None else source.refitted[rows][:, columns]
+        for what in ("labels", "groups"):
+            ours, theirs = getattr(source.table, what), getattr(base, what)
+            wrong = next((i for i in range(len(base)) if ours[i] != theirs[i]), None)
+            if wrong is not None:
+                raise TableError(
+                    f"{source.name} and {first.name} disagree on the {what[:-1]} of clip {base.ids[wrong]!r}: they"
+                    " hold different data under the same names"
+                )
+    return first.table
+
+
+def _difference(source: Source, first: Source, what: str, ours: list[str], theirs: list[str]) -> str:
+    only, missing = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+    parts = [f"{len(only)} only in {source.name}, e.g. {only[0]!r}"] if only else []
+    parts += [f"{len(missing)} only in {first.name}, e.g. {missing[0]!r}"] if missing else []
+    return f"{source.name} and {first.name} have different {what} ({'; '.join(parts)}): compare runs on the same data"
+
+
+def entries_of(sources: Sequence[Source]) -> list[Entry]:
+    """Lines of the comparison: by configuration its decision layers, then the sum and every modality."""
+    grouped: dict[str, list[Source]] = {}
+    for source in sources:
+        grouped.setdefault(source.configuration or f"table {source.name}", []).append(source)
+    found: list[Entry] = []
+    for name, members in zip(_names(list(grouped.values())), grouped.values(), strict=True):
+        if all("fused" in member.table.references for member in members):
+            fusion = members[0].fusion or "own head"
+            fused = [member.table.references["fused"] for member in members]
+            found.append(Entry(name, fusion, KINDS.get(fusion, "trained"), fused, decides=True))
+        if all(member.refitted is not None for member in members):
+            refitted = [member.refitted for member in members if member.refitted is not None]
+            found.append(Entry(name, "decision layer", FITTED_HERE, refitted, decides=True))
+        each = [baselines(member.table) for member in members]
+        own = {entry.method for entry in found if entry.configuration == name}
+        for method in ("sum", "mean_prob", *members[0].table.modalities):
+            if method not in own and all(method in one for one in each):
+                kind = "modality" if method in members[0].table.modalities else "no parameters"
+                found.append(Entry(name, method, kind, [one[method] for one in each]))
+    return found
+
+
+def _names(groups: list[list[Source]]) -> list[str]:
+    """A name per configuration: of its runs without what numbers the seed, or of all where that is not unique."""
+    short = [re.sub(r"[-_.]?(s|seed)[-_]?\d+$", "", members[0].name) or members[0].name for members in groups]
+    return [name if short.count(name) == 1 else members[0].name for name, members in zip(short, groups, strict=True)]
+
+
+def compare_sources(
+    sources: Sequence[Source], *, baseline: str | None = None, draws: int = 2000, seed: int = 0
+) -> dict[str, Any]:
+    """Judge every decision layer and every modality of some runs or tables on the clips that all of them hold.
+
+    Args:
+        sources: what `read_source` returned.
+        baseline: configuration that the others are compared with; None compares each pair of them.
+        draws: of the bootstrap and of the sign flips.
+        seed: of both.
+
+    Returns:
+        `rows`, one per method of a configuration: for accuracy, macro-F1, NLL and ECE the mean over seeds, its 95 %
+        interval over clips (groups, where there are at least 5) and the standard deviation over seeds;
+        `differences`, paired, with p by sign flips of whole groups and the same after Holm's correction.
+
+    Raises:
+        TableError: sources on different clips or classes, an unknown baseline.
+    """
+    table = align(sources)
+    entries = entries_of(sources)
+    unit, counts = resampled_counts(table.groups, len(table), draws=draws, seed=seed)
+    rows = [_row(entry, table, unit, counts) for entry in entries]
+    pairs = _pairs(entries, baseline)
+    differences = [_paired(a, b, table, draws, seed) for a, b in pairs]
+    for name in ("accuracy", "nll"):
+        for difference, corrected in zip(differences, holm([d[f"{name}_p"] for d in differences]), strict=True):
+            difference[f"{name}_p_holm"] = corrected
+    return {
+        "n": len(table),
+        "groups": len(set(table.groups)),
+        "classes": table.classes,
+        "ci_unit": ci_unit(table.groups),
+        "rows": rows,
+        "differences": differences,
+        "notes": list(dict.fromkeys(note for source in sources for note in source.notes)),
+    }
+
+
+def _row(entry: Entry, table: DecisionTable, unit: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
+    there = ~np.isnan(entry.logits[0]).any(axis=1)
+    row: dict[str, Any] = {"configuration": entry.configuration, "method": entry.method, "kind": entry.kind,
+                           "seeds": len(entry.logits), "n": int(there.sum())}  # fmt: skip
+    if not there.any():
+        empty = {name: None for measure in MEASURES for name in (measure, f"{measure}_ci", f"{measure}_sd")}
+        return row | empty
+    size = counts.shape[1]
+    sums = [UnitSums.of(logits[there], table.labels[there], unit[there], size) for logits in entry.logits]
+    points = [one.measure(np.ones((1, size))) for one in sums]
+    drawn = [one.measure(counts) for one in sums]
+    for measure in MEASURES:
+        values = np.array([point[measure][0] for point in points])
+        means = np.mean([draw[measure] for draw in drawn], axis=0)
+        row[measure] = float(values.mean())
+        row[f"{measure}_ci"] = np.nanquantile(means, [0.025, 0.975]).tolist()
+        row[f"{measure}_sd"] = float(values.std(ddof=1)) if len(values) > 1 else None
+    return row
+
+
+def _pairs(entries: list[Entry], baseline: str | None) -> list[tuple[Entry, Entry]]:
+    """Decision layers against each other and, within a configuration, against the sum of the same towers."""
+    heads = [entry for entry in entries if entry.decides]
+    if baseline is not None:
+        chosen = [entry for entry in heads if baseline in (entry.configuration, entry.name)]
+        if not chosen:
+            names = ", ".join(dict.fromkeys(entry.name for entry in heads))
+            raise TableError(f"--baseline {baseline!r} is not one of {names}.")
+        return [(entry, chosen[0]) for entry in heads if entry is not chosen[0]]
+    sums = {entry.configuration: entry for entry in entries if entry.method == "sum"}
+    within = [(entry, sums[entry.configuration]) for entry in heads if entry is not sums.get(entry.configuration)]
+    return [*combinations(heads, 2), *within]
+
+
+def _paired(first: Entry, second: Entry, table: DecisionTable, draws: int, seed: int) -> dict[str, Any]:
+    units = np.asarray(table.units)
+    found: dict[str, Any] = {"first": first.name, "second": second.name}
+    for name, of_clips in (("accuracy", correct), ("nll", clip_nll)):
+        ours, theirs = (_mean_over_seeds(entry, table, of_clips) for entry in (first, second))
+        delta = ours - theirs
+        delta[np.abs(delta) < EQUAL] = 0.0
+        there = ~np.isnan(delta)
+        found["n"] = int(there.sum())
+        if not there.any():
+            found |= {name: None, f"{name}_ci": None, f"{name}_p": 1.0}
+            continue
+        found[name] = float(delta[there].mean())
+        found[f"{name}_ci"] = list(bootstrap_ci(delta[there], units[there], draws=draws, seed=seed))
+        found[f"{name}_p"] = sign_flip_p(delta[there], units[there], draws=draws * 5, seed=seed)
+    return found
+
+
+def _mean_over_seeds(entry: Entry, table: DecisionTable, of_clips: Any) -> np.ndarray:
+    """Mean over seeds of a value per clip; NaN where the method does not answer."""
+    values = np.full((len(entry.logits), len(table)), np.nan)
+    for seed, logits in enumerate(entry.logits):
+        there = ~np.isnan(logits).any(axis=1)
+        values[seed, there] = of_clips(logits[there], table.labels[there])
+    return values.mean(axis=0)

@@ -1,0 +1,66 @@
+"""`mmbalance compare`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hf_mmbalance import console
+
+
+COMPARE = """Compare runs and decision tables on the same test clips.
+
+Runs that differ in nothing but their seed count as one configuration: mean over seeds, and their spread. Each run's
+own head is judged (fitted after the towers, trained with them, or without parameters), beside the plain sum of its
+towers and each modality; for a table of another program a decision layer is fitted here.
+
+example:
+  mmbalance compare outputs/adaptive-s0 outputs/adaptive-s1 outputs/concat-s0 outputs/concat-s1
+  mmbalance compare outputs/*-s? --baseline concat --latex table.tex --csv table.csv --figure intervals
+  mmbalance compare theirs.parquet outputs/ours --refit --json -
+"""
+
+
+def add_compare(verbs: Any) -> None:
+    """Add the verb `compare`."""
+    parser = console.add_verb(verbs, "compare", COMPARE, run_compare)
+    parser.add_argument("sources", type=Path, nargs="+", metavar="RUN|TABLE", help="run folders and decision tables")
+    parser.add_argument("--eval_split", default="test", metavar="SPLIT", help="clips to judge (default: %(default)s)")
+    parser.add_argument("--baseline", metavar="NAME", help="compare all with this configuration (default: each pair)")
+    parser.add_argument("--refit", action="store_true", help="fit a decision layer to the logits of every run too,"
+                        " whatever head it has")  # fmt: skip
+    parser.add_argument("--draws", type=int, default=2000, help="bootstrap draws (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows as CSV")
+    parser.add_argument("--latex", type=Path, metavar="FILE", help="write the rows as a LaTeX table")
+    parser.add_argument("--figure", type=Path, metavar="NAME", help="draw the intervals: NAME.png, .svg and .pdf")
+    console.add_json_option(parser, "comparison")
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    """Run `compare`; returns the exit status."""
+    from hf_mmbalance.decision.compare import compare_sources, read_source
+    from hf_mmbalance.decision.compare_output import latex_of, text_of, write_csv
+
+    options = {"split": arguments.eval_split, "refit": arguments.refit}
+    with console.progress(len(arguments.sources), "reading", "table") as step:
+        sources = []
+        for path in arguments.sources:
+            sources.append(read_source(path, **options))
+            step()
+    found = compare_sources(sources, baseline=arguments.baseline, draws=arguments.draws, seed=arguments.seed)
+    if console.shows_text(arguments):
+        console.say(text_of(found))
+    if arguments.csv is not None:
+        write_csv(arguments.csv, found)
+    if arguments.latex is not None:
+        arguments.latex.parent.mkdir(parents=True, exist_ok=True)
+        arguments.latex.write_text(latex_of(found), encoding="utf-8")
+    if arguments.figure is not None:
+        from hf_mmbalance.decision import figures
+
+        files = figures.save(figures.draw(figures.comparison, found), arguments.figure)
+        console.say(f"wrote {', '.join(map(str, files))}", aside=True)
+    console.write_result(arguments.json, found)
+    return console.DONE

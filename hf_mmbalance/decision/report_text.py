@@ -1,0 +1,90 @@
+"""What a report says in words: four sentences on top, and the words it uses below."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+Report = dict[str, Any]
+GLOSSARY = {
+    "95 % interval": "where the number would mostly lie if other clips (groups) of the same kind had been drawn",
+    "balance index": "1 if every modality takes part for exactly what it can do by itself, lower otherwise",
+    "capability": "how often a modality by itself recognises a class, above chance",
+    "contribution": "exact Shapley value of a modality: what it adds to the decision, averaged over all orders",
+    "ECE": "expected calibration error: by how much confidence and accuracy differ on average; 0 is best",
+    "lean": "participation minus capability share: what the decision gives a modality beyond what it can do",
+    "NLL": "negative log-likelihood of the labels in nats: small if the decision is right and knows how certain it is",
+    "participation": "the contributions of the modalities, as parts of one whole",
+    "prior": "how frequent the classes are; the sum of two models' log-probabilities counts it twice",
+    "rung": "one form of the decision layer, from nothing fitted (sum) to a full map per modality (dirichlet)",
+    "temperature": "divides a modality's logits: above 1 it was over-confident",
+    "trust": "calibrated probability that a modality by itself is right about a clip",
+    "typicality slope": "how much a clip unlike the training clips raises the temperature of a modality",
+    "weight": "how far a modality's log-probability of a class moves the score of that class",
+}
+
+
+def layer_name(report: Report) -> str:
+    """What the shown decision layer is called in prose."""
+    return "the model's decision layer" if report["in_use"]["method"] == "model" else "the decision layer fitted here"
+
+
+def summary(report: Report) -> list[str]:
+    """Four plain sentences: how good, which modality is the stronger, where the decision leans, what it loses."""
+    return [_accuracy(report), _modalities(report), _lean(report), _lost(report)]
+
+
+def _accuracy(report: Report) -> str:
+    rows = {row["method"]: row for row in report["rows"]}
+    method = report["in_use"]["method"]
+    own, plain = rows[method], rows["sum"]
+    low, high = own["accuracy_ci"]
+    text = (
+        f"{layer_name(report).capitalize()} gets {_percent(own['accuracy'])} of {own['n']:,} clips right (95 %"
+        f" interval {100 * low:.1f} to {100 * high:.1f}); the plain sum of the same models gets"
+        f" {_percent(plain['accuracy'])}"
+    )
+    pair = report["in_use"]["over_sum"]
+    low, high = pair["accuracy_ci"]
+    size = f"{100 * pair['accuracy']:+.1f} points, {100 * low:+.1f} to {100 * high:+.1f}"
+    clear = "no clear difference" if low <= 0 <= high else "a clear gain" if low > 0 else "a clear loss"
+    return f"{text}: {clear} ({size})."
+
+
+def _modalities(report: Report) -> str:
+    known = [(d["accuracy"], name) for name, d in report["modality_detail"].items() if d["n"]]
+    known.sort(reverse=True)
+    each = ", ".join(f"{name} {_percent(value)}" for value, name in known)
+    worst, name = max((d["ece"], name) for name, d in report["modality_detail"].items() if d["n"])
+    return f"Each modality by itself: {each}; the confidence of {name} is furthest off, by {100 * worst:.0f} points."
+
+
+def _lean(report: Report) -> str:
+    found = report["balance"][report["in_use"]["method"]]
+    leans = {name: value["value"] for name, value in found["mean_lean"].items() if value["value"] is not None}
+    if not leans:
+        return "Whether the decision leans to a modality cannot be said from these clips."
+    name, value = max(leans.items(), key=lambda pair: pair[1])
+    low, high = found["mean_lean"][name]["ci"] or (None, None)
+    if low is None or low <= 0:
+        return f"On average over classes the decision leans to no modality clearly ({name} most, by {value:+.2f})."
+    by_class = found["lean"][name]
+    most = max((c for c, lean in enumerate(by_class) if lean is not None), key=lambda c: by_class[c])
+    return (
+        f"The decision leans to {name}: it counts for {100 * value:.0f} points more than its share of what the"
+        f" modalities can do, most for {report['classes'][most]}."
+    )
+
+
+def _lost(report: Report) -> str:
+    part = report["rescued"][report["in_use"]["method"]]["lost"]
+    if part is None:
+        return "No modality gets any of these clips right by itself, so none can be lost."
+    pulls = {name: sum(counts) for name, counts in report["lost"]["by_class"].items()}
+    name = max(pulls, key=lambda key: pulls[key])
+    why = f", most often because {name} speaks for another class" if report["lost"]["n"] else ""
+    return f"Of the clips that at least one modality gets right, the decision loses {100 * part:.1f} %{why}."
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"

@@ -1,0 +1,88 @@
+"""Decision tables as text (CSV): what spreadsheets and `DataFrame.to_csv` write."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_mmbalance.text_tables import read_text_table
+
+
+PREFIXES = ("logits", "features", "reference")
+_LIST = re.compile(r"[\s,;]+")
+
+
+def read_columns(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Columns of a decision table and what its header says of the classes.
+
+    A matrix is either one column of lists (`logits.audio` with cells such as `[0.1, 2.3]`, as pandas writes them) or
+    one column per class (`logits.audio.dog`, `logits.audio.cat`, in the same order for every modality; the part behind
+    the second dot is the class). Empty cells are missing.
+
+    Raises:
+        ValueError: a cell that is not a number, or columns of different classes; names column and row.
+    """
+    rows = read_text_table(path, ("id", "label", "group", "split"))
+    if not rows:
+        raise ValueError("the table has no rows.")
+    columns: dict[str, Any] = {}
+    wide: dict[str, list[str]] = {}
+    for name in rows[0]:
+        cells = [row[name].strip() for row in rows]
+        kind, _, rest = name.partition(".")
+        if kind not in PREFIXES:
+            columns[name] = _plain(name, cells)
+        elif "." in rest:
+            wide.setdefault(".".join(name.split(".", 2)[:2]), []).append(name)
+        else:
+            columns[name] = _matrix(name, cells)
+    for name, parts in wide.items():
+        columns[name] = np.stack([_numbers(part, [row[part] for row in rows]) for part in parts], axis=1)
+    return columns, _classes({name: parts for name, parts in wide.items() if not name.startswith("features.")})
+
+
+def _classes(wide: dict[str, list[str]]) -> dict[str, Any]:
+    """Class names from the columns, unless they are only numbered."""
+    named = {name: [part.split(".", 2)[2] for part in parts] for name, parts in wide.items()}
+    first = next(iter(named.values()), [])
+    for name, classes in named.items():
+        if classes != first:
+            raise ValueError(f"columns {name}.* are for the classes {classes}, others for {first}; use one order.")
+    return {} if all(name.isdigit() for name in first) else {"classes": first}
+
+
+def _plain(name: str, cells: list[str]) -> Any:
+    if name == "group":
+        return [cell or None for cell in cells]
+    if name in ("id", "label", "clip", "draw", "split") and not all(cells):
+        raise ValueError(f"column {name!r} has {cells.count('')} empty entries.")
+    if name == "draw" or (name == "label" and all(re.fullmatch(r"-?\d+", cell) for cell in cells)):
+        return _numbers(name, cells).astype(np.int64)
+    return cells
+
+
+def _numbers(name: str, cells: list[str]) -> np.ndarray:
+    found = np.full(len(cells), np.nan)
+    for row, cell in enumerate(cells):
+        if cell.strip():
+            try:
+                found[row] = float(cell)
+            except ValueError:
+                raise ValueError(f"row {row + 1}, column {name!r}: {cell!r} is not a number.") from None
+    return found
+
+
+def _matrix(name: str, cells: list[str]) -> np.ndarray:
+    rows = [[part for part in _LIST.split(cell.strip("[]() ")) if part] for cell in cells]
+    widths = sorted({len(row) for row in rows if row})
+    if len(widths) > 1:
+        raise ValueError(f"column {name!r} has lists of different lengths: {widths}.")
+    width = widths[0] if widths else 0
+    found = np.full((len(rows), width), np.nan)
+    for index, row in enumerate(rows):
+        if row:
+            found[index] = _numbers(name, row)
+    return found

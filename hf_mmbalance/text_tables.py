@@ -1,0 +1,75 @@
+"""Tables as text (CSV and its relatives): encoding, separator and header are found, or named in the error."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+
+SEPARATORS = (",", ";", "\t", "|")
+_NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?([eE][-+]?\d+)?")
+_FILE = re.compile(r".*(/|\\|\.(mp4|m4v|mov|mkv|webm|avi|flv|mpe?g|wmv|wav|flac|mp3|ogg|opus|m4a)$)", re.I)
+
+
+def read_text_table(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of a table of text by the names in its first line.
+
+    Args:
+        path: A file in UTF-8, or in UTF-16 with its mark, with one of `, ; tab |` between the columns.
+        required: Names of columns by which the header is recognised; not all of them need be there.
+
+    Raises:
+        ValueError: another encoding, no header, a line with more cells than the header; names file and remedy.
+    """
+    text = _decoded(path)
+    lines = text.splitlines()
+    if not lines:
+        return []
+    separator = _separator(lines[0], path, required)
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if any(row)]
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a table of text ({error}); save it as CSV in UTF-8") from None
+    head = [name.strip() for name in rows[0]] if rows else []
+    if not set(head) & set(required) and any(_NUMBER.fullmatch(name) or _FILE.match(name) for name in head):
+        raise ValueError(
+            f"{path}: the first line holds data, not the names of the columns ({lines[0][:60]!r}); put a line such as"
+            f" {separator.join(required)} above it"
+        )
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) > len(head):
+            raise ValueError(
+                f"{path}, line {number}: {len(row)} cells for {len(head)} columns; put cells that hold"
+                f" {separator!r} in double quotes"
+            )
+    return [dict(zip(head, row + [""] * (len(head) - len(row)), strict=True)) for row in rows[1:]]
+
+
+def _decoded(path: Path) -> str:
+    content = path.read_bytes()
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-16", errors="replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        byte = content[error.start]
+        read_as = bytes([byte]).decode("cp1252", errors="replace")
+        raise ValueError(
+            f"{path}, line {line}: not UTF-8 (byte 0x{byte:02x}, which is {read_as!r} in Windows-1252); save the table"
+            f" as UTF-8, e.g. `iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8.csv`"
+        ) from None
+
+
+def _separator(line: str, path: Path, required: Sequence[str]) -> str:
+    """The separator under which the first line names most of the required columns, or else has most cells."""
+    first = "\t" if path.suffix.lower() == ".tsv" else ","
+
+    def merit(separator: str) -> tuple[int, int, bool]:
+        cells = [cell.strip() for cell in next(csv.reader([line], delimiter=separator))]
+        return len(set(cells) & set(required)), len(cells), separator == first
+
+    return max(SEPARATORS, key=merit)

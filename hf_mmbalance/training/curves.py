@@ -1,0 +1,61 @@
+"""`curves.png`: a run's losses, accuracies and decision layer over its epochs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hf_mmbalance.decision import figures
+
+
+LINES = {
+    "loss": [("loss", "train loss"), ("fused_loss", "fused part"), ("unimodal_loss", "unimodal part")],
+    "NLL": [("eval_nll", "validation"), ("calibration_nll", "calibration (fitted on)")],
+    "accuracy, %": [("eval_accuracy", "validation"), ("eval_accuracy_sum", "plain sum"), ("eval_accuracy_*", "*")],
+    "decision layer": [("temperature_*", "temperature *"), ("weight_*", "weight *")],
+}
+STYLES = ("-", "--", ":", "-.")
+
+
+def write_curves(history: list[dict[str, Any]], path: Path) -> Path | None:
+    """Draw the log of a run; None where it holds no curve (a run of a single step).
+
+    Args:
+        history: Trainer's `log_history`.
+        path: of the PNG.
+    """
+    curves = {title: found for title, lines in LINES.items() if (found := _curves(history, lines))}
+    if not curves:
+        return None
+    figure = figures.draw(_draw, curves)
+    figure.savefig(path, dpi=120, facecolor="white")
+    return path
+
+
+def _curves(history: list[dict[str, Any]], lines: list[tuple[str, str]]) -> dict[str, tuple[list[float], list[float]]]:
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for key, label in lines:
+        start = key.removesuffix("*")
+        keys = dict.fromkeys(name for entry in history for name in entry if name == key)
+        if start != key:
+            known = {name for other, _ in lines for name in (other,)}
+            keys = dict.fromkeys(n for entry in history for n in entry if n.startswith(start) and n not in known)
+        for name in keys:
+            points = [(entry["epoch"], entry[name]) for entry in history if name in entry and "epoch" in entry]
+            if points:
+                x, y = zip(*points, strict=True)
+                found[label.replace("*", name.removeprefix(start))] = (list(x), list(y))
+    return found
+
+
+def _draw(shown: dict[str, dict[str, tuple[list[float], list[float]]]]) -> Any:
+    figure, axes = figures.panels(1, len(shown), (3.4 * len(shown), 2.8), sharey=False)
+    for ax, (title, curves) in zip(axes, shown.items(), strict=True):
+        for index, (label, (x, y)) in enumerate(curves.items()):
+            factor = 100 if title.endswith("%") else 1
+            ax.plot(x, [factor * value for value in y], label=label, marker="o", markersize=2.5, linewidth=1.3,
+                    color=figures.COLOURS[index % len(figures.COLOURS)], linestyle=STYLES[index % 4])  # fmt: skip
+        ax.set(title=title, xlabel="epoch")
+        ax.grid()
+        ax.legend(fontsize=7)
+    return figure

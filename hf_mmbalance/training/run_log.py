@@ -1,0 +1,168 @@
+"""What a run says while it trains: parts of the loss, the decision layer, readable lines, trackers that are there."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import ProgressCallback, Trainer, TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_callback import PrinterCallback
+
+from hf_mmbalance.console import did_you_mean, say
+from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.metrics import measures
+
+
+if TYPE_CHECKING:
+    from hf_mmbalance.decision import Allocation
+    from hf_mmbalance.decision.results import Row
+
+#: Tracker -> module and package, where they are not called as the tracker.
+MODULES = {"azure_ml": "azureml", "flyte": "flytekit"}
+PACKAGES = {"azure_ml": "azureml-mlflow", "flyte": "flytekit", "comet_ml": "comet-ml"}
+
+
+def check_trackers(names: list[str]) -> None:
+    """Refuse a tracker that transformers does not know, or that is not installed, before anything is loaded.
+
+    Raises:
+        ValueError: names the tracker and what to install.
+    """
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            hint = did_you_mean(name, INTEGRATION_TO_CALLBACK)
+            raise ValueError(f"--report_to {name} is not a tracker{hint} ({', '.join(INTEGRATION_TO_CALLBACK)}, none)")
+        modules = ["tensorboard", "tensorboardX"] if name == "tensorboard" else [MODULES.get(name, name)]
+        if not any(importlib.util.find_spec(module) for module in modules):
+            package = PACKAGES.get(name, name)
+            raise ValueError(f"--report_to {name}: {name} is not installed; `pip install {package}`, or leave it out")
+
+
+class LossParts(TrainerCallback):
+    """Keeps the parts of the loss of the train batches since the last line of the log.
+
+    They are read from the model's output, where they are before weighting, by a hook: Trainer keeps the sum only.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._batches = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self._hook = model.register_forward_hook(self._keep)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._hook.remove()
+
+    def _keep(self, model: Any, inputs: Any, output: Any) -> None:
+        if not model.training:
+            return
+        self._batches += 1
+        for name in ("fused_loss", "unimodal_loss"):
+            part = output.get(name) if hasattr(output, "get") else None
+            if part is not None:
+                before = self._sums.get(name, 0.0)
+                self._sums[name] = before + part.detach().float()
+
+    def take(self) -> dict[str, float]:
+        """Means of this process's batches since the last call; empty where no head gives parts."""
+        found = {name: float(total) / self._batches for name, total in self._sums.items()}
+        self._sums, self._batches = {}, 0
+        return found
+
+
+def learning_rates(optimizer: Any) -> dict[str, float]:
+    """Learning rate of every group of parameters, where they differ."""
+    groups = [] if optimizer is None else optimizer.param_groups
+    rates = [float(group["lr"]) for group in groups]
+    return {f"learning_rate_{index}": rate for index, rate in enumerate(rates)} if len(set(rates)) > 1 else {}
+
+
+def decision_values(allocation: Allocation, table: DecisionTable, fused: np.ndarray) -> dict[str, float]:
+    """What was fitted, as numbers: accuracy and NLL on the calibration clips as they are, temperatures, weights.
+
+    Args:
+        allocation: The fitted decision layer.
+        table: Calibration rows, and others that do not count here.
+        fused: `(N, C)` its logits of these rows.
+    """
+    rows = (np.asarray(table.splits) == "calibration") & (table.draw_numbers == 0)
+    state = allocation.state_
+    found = {
+        "calibration_accuracy": measures.accuracy(fused[rows], table.labels[rows]),
+        "calibration_nll": measures.nll(fused[rows], table.labels[rows]),
+    }
+    for m, name in enumerate(table.modalities):
+        found[f"temperature_{name}"] = float(np.exp(state["log_temperature"][m]))
+        found[f"weight_{name}"] = float(state["weights"][m].mean())
+    return found
+
+
+def final_values(rows: list[Row]) -> dict[str, float]:
+    """The final table as numbers for trackers: `test_<method>_<measure>`."""
+    return {
+        f"test_{row['method']}_{measure}": row[measure]
+        for row in rows
+        if row["split"] == "test" and row["n"]
+        for measure in ("accuracy", "macro_f1", "nll", "ece")
+    }
+
+
+def line_of(logs: dict[str, Any]) -> str | None:
+    """One readable line for an entry of the log; None for one that needs no line."""
+    where = f"epoch {logs['epoch']:.4g}" if "epoch" in logs else "run"
+    if "train_runtime" in logs:
+        return f"{where}: trained in {logs['train_runtime']:.1f} s, mean train loss {logs['train_loss']:.4g}"
+    if "loss" in logs:
+        parts = [f"{part} {logs[f'{part}_loss']:.4g}" for part in ("fused", "unimodal") if f"{part}_loss" in logs]
+        text = f"{where}: train loss {logs['loss']:.4g}" + (f" ({', '.join(parts)})" if parts else "")
+        return f"{text}, learning rate {logs['learning_rate']:.3g}" if "learning_rate" in logs else text
+    if "eval_nll" in logs:
+        start = "eval_accuracy_"
+        each = [f"{key.removeprefix(start)} {100 * logs[key]:.1f}" for key in logs if key.startswith(start)]
+        return (
+            f"{where}: validation NLL (eval_loss) {logs['eval_nll']:.4g}, accuracy {100 * logs['eval_accuracy']:.1f}"
+            f" ({', '.join(each)})"
+        )
+    if "calibration_nll" in logs:
+        parts = []
+        for kind in ("temperature", "weight"):
+            named = [f"{key.removeprefix(f'{kind}_')} {logs[key]:.3g}" for key in logs if key.startswith(f"{kind}_")]
+            parts.append(f"{kind} {', '.join(named)}")
+        return (
+            f"{where}: decision layer fitted: calibration NLL {logs['calibration_nll']:.4g}, accuracy"
+            f" {100 * logs['calibration_accuracy']:.1f}; {'; '.join(parts)}"
+        )
+    return None if any(key.startswith("test_") for key in logs) else f"{where}: {logs}"
+
+
+class LineProgress(ProgressCallback):
+    """Trainer's progress bar, with readable lines above it."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        line = line_of(logs)
+        if not state.is_world_process_zero or line is None:
+            return
+        if self.training_bar is not None:
+            self.training_bar.write(line)
+        else:  # the last fit comes after training
+            say(line)
+
+
+class LinePrinter(PrinterCallback):
+    """The same lines where there is no bar."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        line = line_of(logs)
+        if state.is_local_process_zero and line is not None:
+            say(line)
+
+
+def use_readable_lines(trainer: Trainer) -> None:
+    """Put readable lines in the place of Trainer's dictionaries."""
+    for theirs, ours in ((ProgressCallback, LineProgress), (PrinterCallback, LinePrinter)):
+        if trainer.pop_callback(theirs) is not None:
+            trainer.add_callback(ours)

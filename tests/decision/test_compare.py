@@ -1,0 +1,160 @@
+"""`mmbalance compare`: seeds together, clips aligned, differences paired."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hf_mmbalance import cli
+from hf_mmbalance.decision import figures
+from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.metrics import measures
+
+from .drawn_tables import make_table
+
+
+CLASSES = ["dog", "cat_1", "鳥"]
+
+
+def write_run(folder: Path, fusion: str, seed: int, sharpness: float, **changes: object) -> DecisionTable:
+    """A run folder without a model: a table with the run's own head, and the arguments it was made with."""
+    table = make_table(n=300, classes=3)
+    rng = np.random.default_rng([seed, *fusion.encode()])
+    table.classes = list(CLASSES)
+    table.references = {"fused": sharpness * np.eye(3)[table.labels] + rng.normal(size=(300, 3))}
+    table.logits = table.logits + rng.normal(size=table.logits.shape)
+    table.write(folder / "decisions.parquet")
+    arguments = {"fusion": fusion, "seed": seed, "output_dir": str(folder), "learning_rate": 0.1} | changes
+    (folder / "results.json").write_text(json.dumps({"fusion": fusion, "arguments": arguments}))
+    return table.select("test")
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    write_run(tmp_path / "ours-s0", "adaptive", 0, 3.0)
+    write_run(tmp_path / "ours-s1", "adaptive", 1, 3.0)
+    write_run(tmp_path / "theirs-s0", "concat", 0, 1.0)
+    return tmp_path
+
+
+def compared(capsys: pytest.CaptureFixture[str], *words: object) -> dict:
+    assert cli.main(["compare", *map(str, words), "--json", "-"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_seeds_of_one_configuration_are_one_row(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = compared(capsys, *(runs / name for name in ("ours-s0", "ours-s1", "theirs-s0")))
+    rows = {(row["configuration"], row["method"]): row for row in found["rows"]}
+    assert list(rows)[:3] == [("ours", "adaptive"), ("ours", "sum"), ("ours", "mean_prob")]
+    assert [rows["ours", "adaptive"][key] for key in ("kind", "seeds")] == ["fitted", 2]
+    assert [rows["theirs", "concat"][key] for key in ("kind", "seeds")] == ["trained", 1]
+    tables = [DecisionTable.read(runs / f"ours-s{seed}" / "decisions.parquet").select("test") for seed in (0, 1)]
+    for measure in ("accuracy", "macro_f1", "nll", "ece"):
+        each = [getattr(measures, measure)(table.references["fused"], table.labels) for table in tables]
+        assert rows["ours", "adaptive"][measure] == pytest.approx(np.mean(each), abs=1e-6)
+        assert rows["ours", "adaptive"][f"{measure}_sd"] == pytest.approx(np.std(each, ddof=1), abs=1e-6)
+        assert rows["theirs", "concat"][f"{measure}_sd"] is None
+    low, high = rows["ours", "adaptive"]["accuracy_ci"]
+    assert low < rows["ours", "adaptive"]["accuracy"] < high
+
+
+def test_differences_are_paired_and_corrected(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = compared(capsys, runs / "theirs-s0", runs / "ours-s0")
+    pairs = {(pair["first"], pair["second"]): pair for pair in found["differences"]}
+    assert set(pairs) == {("theirs", "ours"), ("theirs", "theirs: sum"), ("ours", "ours: sum")}
+    ours, theirs = (
+        DecisionTable.read(runs / name / "decisions.parquet").select("test") for name in ("ours-s0", "theirs-s0")
+    )
+    delta = measures.correct(theirs.references["fused"], ours.labels) - measures.correct(
+        ours.references["fused"], ours.labels
+    )
+    pair = pairs["theirs", "ours"]
+    assert pair["accuracy"] == pytest.approx(delta.mean())
+    assert pair["accuracy_ci"] == pytest.approx(measures.bootstrap_ci(delta, ours.units))
+    assert pair["accuracy_p"] < 0.05 and pair["accuracy_p"] <= pair["accuracy_p_holm"] <= 3 * pair["accuracy_p"]
+    found = compared(capsys, runs / "theirs-s0", runs / "ours-s0", runs / "ours-s1", "--baseline", "theirs")
+    assert [(pair["first"], pair["second"]) for pair in found["differences"]] == [("ours", "theirs")]
+
+
+def test_rows_and_classes_may_come_in_another_order(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = compared(capsys, runs / "ours-s0", runs / "theirs-s0")
+    file = runs / "theirs-s0" / "decisions.parquet"
+    table, turn = DecisionTable.read(file), [2, 0, 1]
+    table = table.take(np.random.default_rng(0).permutation(len(table)))
+    table.classes = [CLASSES[i] for i in turn]
+    table.labels = np.argsort(turn)[table.labels]
+    table.logits, table.references["fused"] = table.logits[..., turn], table.references["fused"][:, turn]
+    table.write(file)
+    after = compared(capsys, runs / "ours-s0", runs / "theirs-s0")
+    for old, new in zip(before["rows"], after["rows"], strict=True):
+        assert old["nll"] == pytest.approx(new["nll"]) and old["accuracy"] == pytest.approx(new["accuracy"])
+
+
+def test_a_table_gets_a_decision_layer_fitted_here(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = DecisionTable.read(runs / "ours-s0" / "decisions.parquet")
+    table.references = {}
+    table.write(runs / "other.npz")
+    found = compared(capsys, runs / "other.npz", runs / "theirs-s0", "--refit")
+    kinds = [(row["configuration"], row["method"], row["kind"]) for row in found["rows"] if row["kind"] != "modality"]
+    layer = ("decision layer", "fitted here")
+    assert ("other", *layer) in kinds and ("theirs", *layer) in kinds and ("theirs", "concat", "trained") in kinds
+
+
+def test_other_settings_are_another_configuration(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(runs / "ours-s2", "adaptive", 2, 3.0, learning_rate=0.2)
+    found = compared(capsys, *(runs / f"ours-s{seed}" for seed in range(3)))
+    assert list(dict.fromkeys(row["configuration"] for row in found["rows"])) == ["ours-s0", "ours-s2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.take(range(1, len(t))), r"bad and ours-s0 have different clips \(1 only in ours-s0, e.g. 'clip"),
+        (lambda t: setattr(t, "classes", ["dog", "cow", "鳥"]), "different classes.*'cow'"),
+        (lambda t: t.labels.__setitem__(0, (t.labels[0] + 1) % 3), "bad and ours-s0 disagree on the label of clip"),
+        (lambda t: setattr(t, "splits", ["calibration"] * len(t)), "no clip has split 'test'"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_by_name(runs: Path, capsys, change, message: str) -> None:
+    file = runs / "theirs-s0" / "decisions.parquet"
+    table = DecisionTable.read(file).select("test")
+    table = change(table) or table
+    (runs / "bad").mkdir()
+    table.write(runs / "bad" / "decisions.parquet")
+    assert cli.main(["compare", str(runs / "ours-s0"), str(runs / "bad")]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_text_csv_latex_and_figure(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = {"--csv": runs / "a" / "t.csv", "--latex": runs / "b" / "t.tex", "--figure": runs / "c" / "iv"}
+    sources = [str(runs / name) for name in ("ours-s0", "ours-s1", "theirs-s0")]
+    words = [word for pair in outputs.items() for word in map(str, pair)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cli.main(["compare", *sources, *words]) == 0
+    shown = capsys.readouterr().out
+    assert "adaptive (fitted)" in shown and "concat (trained)" in shown and "Holm over 3" in shown and "±" in shown
+    with outputs["--csv"].open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["configuration"] == "ours" and float(rows[0]["accuracy_low"]) < float(rows[0]["accuracy"])
+    latex = outputs["--latex"].read_text()
+    assert latex.count(r"\midrule") == 2 and r"mean\_prob" in latex and latex.count(r"\mathbf") == 2
+    assert "ours: adaptive" in (runs / "c" / "iv.svg").read_text()  # text, not outlines
+    assert (runs / "c" / "iv.png").stat().st_size > 5000 and (runs / "c" / "iv.pdf").read_bytes()[:4] == b"%PDF"
+    assert cli.main(["compare", *sources, "--baseline", "nobody"]) == 2
+    assert "--baseline 'nobody' is not one of ours, theirs" in capsys.readouterr().err
+
+
+def test_labels_that_no_font_has_give_no_warning(tmp_path: Path) -> None:
+    row = {"configuration": "鳥と犬", "method": "கிளி", "kind": "trained", "n": 3, "accuracy": 0.5, "nll": 1.0}
+    row |= {"accuracy_ci": [0.4, 0.6], "nll_ci": [0.9, 1.1]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        files = figures.save(figures.draw(figures.comparison, {"rows": [row]}), tmp_path / "f")
+    assert "鳥と犬: கிளி" in files[1].read_text(encoding="utf-8")
