@@ -230,7 +230,7 @@ class ClipStream(IterableDataset):
         entry = table.slice(place, 1).to_pylist()[0]
         file, _, _, before = self.groups[group]
         row = read_row(entry, f"{self.split}-{file}", before + place, self.columns, self.classes, self.options)
-        label = self.classes.index(row.label)
+        label = self.classes.index(str(row.label))
         record = ClipRecord(row.id, row.group, label, row.source, row.window)
         clip = decode_record(record, media_of_row(entry, self.columns), self.reading, self.options, self.around)
         epoch = int(self._epoch) if self.shuffle and self.split == "train" else None

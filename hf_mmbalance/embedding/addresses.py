@@ -40,13 +40,13 @@ def tower_fingerprint(
     """
     audio = modality == "audio"
     prepared = processor.feature_extractor if audio else processor.image_processor
-    modules = {"tower": model.audio_model if audio else model.vision_model}
+    tower = model.audio_model if audio else model.vision_model
+    modules: dict[str, torch.nn.Module] = {"tower": tower}
     head = getattr(model, "unimodal_heads", [None, None])[list(model.config.modalities).index(modality)]
     if isinstance(head, SourceHead):  # its answers for each frame are stored, whatever its labels are mapped to
         modules["linear"], modules["norm"] = head.linear, head.norm
     digest = hashlib.blake2b(digest_size=16)
-    tower = modules["tower"].config
-    about = [_settings(tower.to_dict()), _settings(prepared.to_dict()), str(dtype)]
+    about = [_settings(tower.config.to_dict()), _settings(prepared.to_dict()), str(dtype)]
     digest.update(json.dumps(about, sort_keys=True, default=str).encode())
     for name, module in modules.items():
         for key, value in sorted(module.state_dict().items()):

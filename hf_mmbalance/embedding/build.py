@@ -55,7 +55,8 @@ class TowerName:
         is_classifier = any(name.endswith(CLASSIFIERS) for name in config.architectures or [])
         if self.backbone_only or not is_classifier:
             return None
-        return [str(config.id2label[index]) for index in range(config.num_labels)]
+        labels: dict[Any, str] = config.id2label or {}
+        return [str(labels[index]) for index in sorted(labels)]
 
 
 def build_towers(
@@ -82,7 +83,7 @@ def build_towers(
     config = audio.config(trust_remote_code)
     # A classifier's own head answers as it was trained: on spectrograms of its own length.
     length = fitted_frames(clips) if config.model_type == AST and "audio" not in label_maps else None
-    hub = {
+    hub: dict[str, Any] = {
         "audio_revision": audio.revision,
         "vision_revision": vision.revision,
         "trust_remote_code": trust_remote_code,

@@ -377,7 +377,8 @@ class _Towers:
     def _forward(self, modality: str, tensors: dict[str, torch.Tensor]) -> list[Feature]:
         where = self.model.device
         index = list(self.model.config.modalities).index(modality)
-        output = self.model.embed(**{name: value.to(where) for name, value in tensors.items()})
+        inputs: dict[str, Any] = {name: value.to(where) for name, value in tensors.items()}
+        output = self.model.embed(**inputs)
         vectors, tokens = (part[index].float().cpu().numpy() for part in (output.features, output.tokens))
         log_probs = output.frame_log_probs if modality == "vision" else None
         labels = [None] * len(vectors) if log_probs is None else log_probs.float().cpu().numpy()

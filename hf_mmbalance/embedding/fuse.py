@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -283,7 +284,7 @@ def write_heads(model: MMBalanceForAudioVisualClassification, heads: dict[str, L
     """Put fitted heads into a model."""
     for place, modality in enumerate(model.config.modalities):
         if modality in heads:
-            head = model.unimodal_heads[place]
+            head: Any = model.unimodal_heads[place]
             with torch.no_grad():
                 head.weight.copy_(torch.from_numpy(heads[modality].weight))
                 head.bias.copy_(torch.from_numpy(heads[modality].bias))

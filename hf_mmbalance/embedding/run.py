@@ -89,7 +89,7 @@ def fuse_models(
     results |= _description(arguments, clips, source, towers, labels, stored, notes)
     if PartialState().is_main_process:
         processor.reading["longest_seconds"] = math.ceil(1000 * float(stored.seconds.max(initial=0.0))) / 1000
-        model.to("cpu", torch.float32).save_pretrained(arguments.out)
+        model.float().cpu().save_pretrained(arguments.out)  # type: ignore[call-arg]
         processor.save_pretrained(str(arguments.out))
         write_outputs(arguments.out, results, table)
         _answer(model, stored, arguments.out)

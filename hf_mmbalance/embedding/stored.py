@@ -18,8 +18,7 @@ from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 
-_TEXT = ("id", "clip", "group", "split")
-_NUMBERS = ("label", "draw", "seconds")
+_COLUMNS = ("id", "clip", "group", "split", "label", "draw", "seconds")
 
 
 @dataclass
@@ -62,7 +61,7 @@ class Embeddings:
         plan = read_plan(folder)
         if not plan["complete"]:
             raise EmbeddingError(f"{folder} is not complete: run `mmbalance embed` again, it resumes")
-        columns: dict[str, list[Any]] = {name: [] for name in (*_TEXT, *_NUMBERS)}
+        columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         features, tokens, log_probs = {}, {}, {}
         for place, modality in enumerate(plan["modalities"]):
             vectors: list[Any] = []
@@ -81,14 +80,20 @@ class Embeddings:
             width = next((len(row) for row in rows if row is not None), 0)
             if width:
                 log_probs[modality] = _stacked(rows, width)
-        names = {"id": "ids", "clip": "clips", "group": "groups", "split": "splits"}
-        text = {names[name]: columns[name] for name in _TEXT}
-        numbers = {
-            "labels": np.array(columns["label"], dtype=np.int64),
-            "draws": np.array(columns["draw"], dtype=np.int64),
-            "seconds": np.array(columns["seconds"], dtype=np.float64),
-        }
-        return cls(plan, folder, **text, **numbers, features=features, tokens=tokens, log_probs=log_probs)
+        return cls(
+            plan,
+            folder,
+            ids=columns["id"],
+            clips=columns["clip"],
+            groups=columns["group"],
+            splits=columns["split"],
+            labels=np.array(columns["label"], dtype=np.int64),
+            draws=np.array(columns["draw"], dtype=np.int64),
+            seconds=np.array(columns["seconds"], dtype=np.float64),
+            features=features,
+            tokens=tokens,
+            log_probs=log_probs,
+        )
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -103,7 +103,7 @@ def clips_of(
     rows: list[Row] = []
     for split, part in parts.items():
         rows += _rows_of_split(split, part, columns, labels, options)
-    classes = list(labels) if labels else sorted({row.label for row in rows})
+    classes: list[str] = list(labels) if labels else sorted({str(row.label) for row in rows})
     return clips_from_rows(name, rows, classes, options, [], RowReader(parts, columns), stored)
 
 
