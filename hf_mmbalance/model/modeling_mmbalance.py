@@ -1,6 +1,7 @@
 """Audio-visual classifier: two pretrained towers, one unimodal head each, and a fusion head at the decision layer."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +102,31 @@ class MMBalanceOutput(ModelOutput):
         return tuple(self[key].to_tuple() if key.endswith("model_output") else self[key] for key in self.keys())
 
 
+@dataclass
+class TrainingBatch:
+    """
+    What a balancing method is given for `B` training clips, `M` modalities and `C` classes.
+
+    Args:
+        features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`): Feature of every tower, before dropout.
+        modality_logits (`torch.FloatTensor` of shape `(B, M, C)`): Unimodal logits, any finite value where missing.
+        modality_mask (`torch.BoolTensor` of shape `(B, M)`): True where a clip has a modality.
+        labels (`torch.LongTensor` of shape `(B,)`): Classes.
+        fused (`FusionOutput`): What the fusion head returned.
+        loss (`torch.FloatTensor` of shape `(1,)`): Loss by the config's weights.
+        fused_loss, unimodal_loss (`torch.FloatTensor` of shape `(1,)`): Its parts before weighting.
+    """
+
+    features: tuple[torch.Tensor, ...]
+    modality_logits: torch.Tensor
+    modality_mask: torch.Tensor
+    labels: torch.Tensor
+    fused: FusionOutput
+    loss: torch.Tensor
+    fused_loss: torch.Tensor
+    unimodal_loss: torch.Tensor
+
+
 AUTO_CLASSES = ("AutoModel", "AutoModelForAudioClassification", "AutoModelForVideoClassification")
 
 
@@ -144,6 +170,8 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
 
     # Saved models include their code: the files of this folder are copied next to the weights.
     _auto_class = "AutoModel"
+    #: Called in training with each batch, returns the loss to train by; set by training code, not saved.
+    balancing: Callable[[TrainingBatch], torch.Tensor] | None = None
 
     def __init__(self, config: MMBalanceConfig):
         super().__init__(config)
@@ -270,6 +298,10 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         loss = fused_loss = unimodal_loss = None
         if labels is not None:
             loss, fused_loss, unimodal_loss = self._losses(fused.logits, modality_logits, present, labels)
+            if self.balancing is not None and self.training:
+                loss = self.balancing(
+                    TrainingBatch(features, modality_logits, present, labels, fused, loss, fused_loss, unimodal_loss)
+                )
         return MMBalanceOutput(
             loss=loss,
             logits=fused.logits,
@@ -412,11 +444,13 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         """Total, fused and unimodal loss, scalars."""
         self._check_labels(labels, modality_mask.shape[0])
         config, head = self.config, self.fusion
-        class_weights = None
-        if config.class_weights is not None:
-            class_weights = torch.tensor(config.class_weights, device=labels.device, dtype=modality_logits.dtype)
         fused, unimodal = tower_losses(
-            fused_logits, modality_logits, modality_mask, labels, class_weights, config.label_smoothing
+            fused_logits,
+            modality_logits,
+            modality_mask,
+            labels,
+            self._class_weights(modality_logits),
+            config.label_smoothing,
         )
         fused_weight, unimodal_weight = (
             default if chosen is None else chosen
@@ -426,6 +460,14 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             )
         )
         return fused_weight * fused + unimodal_weight * unimodal, fused, unimodal
+
+    def _class_weights(self, logits: torch.Tensor) -> torch.Tensor | None:
+        weights = self.config.class_weights
+        return None if weights is None else torch.tensor(weights, device=logits.device, dtype=logits.dtype)
+
+    def clip_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of every clip with the config's class weights and label smoothing: `(..., C)` -> `(...)`."""
+        return clip_cross_entropy(logits, labels, self._class_weights(logits), self.config.label_smoothing)
 
     def _check_labels(self, labels: torch.Tensor, batch: int) -> None:
         if labels.shape != (batch,):
@@ -464,4 +506,4 @@ def _build_unimodal_head(config: MMBalanceConfig, head_class: type[FusionHead], 
     return nn.Linear(width, config.num_labels or 0)
 
 
-__all__ = ["MMBalanceForAudioVisualClassification", "MMBalanceOutput", "MMBalancePreTrainedModel"]
+__all__ = ["MMBalanceForAudioVisualClassification", "MMBalanceOutput", "MMBalancePreTrainedModel", "TrainingBatch"]

@@ -19,6 +19,7 @@ from transformers import EarlyStoppingCallback, set_seed
 from transformers.utils import logging
 
 import hf_mmbalance
+from hf_mmbalance.balancing import BalancingMethod, build_method
 from hf_mmbalance.data import load_clips
 from hf_mmbalance.data.clips import SPLITS, ClipSplits
 from hf_mmbalance.data.corruptions import ClipsCorruptedByEpoch
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def run(arguments: RunArguments) -> dict[str, Any]:
     """Load clips, build, train, read validation and test once, write everything into the output folder."""
     training = arguments.training
+    balancing = _balancing(arguments)
     checkpoint = settle_output_dir(arguments)
     if training.push_to_hub:
         training.hub_model_id = answered_by_main(lambda: _open_repo(training))  # before hours of training, not after
@@ -81,7 +83,14 @@ def run(arguments: RunArguments) -> dict[str, Any]:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=training.early_stopping_patience))
     augment = spec_augment(arguments.model, training.seed)
     trainer = MMBalanceTrainer(
-        model, training, clips, processor, augment=augment, decision=arguments.decision, callbacks=callbacks
+        model,
+        training,
+        clips,
+        processor,
+        augment=augment,
+        decision=arguments.decision,
+        balancing=balancing,
+        callbacks=callbacks,
     )
     with only_run_in(Path(str(training.output_dir))):
         try:
@@ -104,6 +113,13 @@ def run(arguments: RunArguments) -> dict[str, Any]:
         if training.push_to_hub:
             _push(trainer, Path(str(training.output_dir)), str(training.hub_model_id))
     return results
+
+
+def _balancing(arguments: RunArguments) -> BalancingMethod | None:
+    name, options = arguments.model.balancing, arguments.model.balancing_options
+    if name is None and options is not None:
+        raise ValueError("--balancing_options without --balancing: name the method")
+    return None if name is None else build_method(name, options)
 
 
 def _corrupt_train(clips: ClipSplits, arguments: RunArguments) -> None:
