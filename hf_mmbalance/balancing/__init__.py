@@ -4,12 +4,17 @@ Importing the package registers all methods.
 """
 
 from hf_mmbalance.balancing import (  # noqa: F401  # each registers its methods
+    agm,
     dgl,
+    frozen,
     joint,
+    mla,
     mmpareto,
     modality_dropout,
     ogm,
     olm,
+    pdf,
+    qmf,
 )
 from hf_mmbalance.balancing.method import BalancingMethod
 from hf_mmbalance.balancing.registry import BALANCING_METHODS, build_method, options_of, register_balancing_method

@@ -34,9 +34,9 @@ class BalancingMethod:
     `loss`, `modulate` or both.
     """
 
-    #: Weights of the losses, where the model's config sets none. `None` leaves the fusion head's own.
-    fused_loss_weight: float | None = 1.0
-    unimodal_loss_weight: float | None = 0.0
+    #: Weights of the losses, where the model's config sets none.
+    fused_loss_weight: float = 1.0
+    unimodal_loss_weight: float = 0.0
     #: Fusion head that the method is defined for; `None` for any.
     fusion: str | None = None
     #: The method needs unimodal logits that are parts of the decision and whose losses reach the towers.
@@ -47,6 +47,9 @@ class BalancingMethod:
     needs_whole_gradients = False
 
     model: MMBalanceForAudioVisualClassification
+    #: Weights of the losses in use: the config's.
+    fused_weight: float
+    unimodal_weight: float
     #: Part of the training that is over, in [0, 1); set by the training loop, for methods that follow a schedule.
     progress: float = 0.0
     #: Place of each clip of the next batch in the train split, `(B,)`; set by the loop, for methods with a history.
@@ -66,13 +69,15 @@ class BalancingMethod:
         config = model.config
         if config.fused_loss_weight is None:
             config.fused_loss_weight = self.fused_loss_weight
-        # Losses of heads for diagnosis do not reach the towers: these heads must learn by them under any method.
-        if config.unimodal_loss_weight is None and not model.fusion.unimodal_for_diagnosis:
-            config.unimodal_loss_weight = self.unimodal_loss_weight
+        if config.unimodal_loss_weight is None:
+            # Losses of heads for diagnosis do not reach the towers: these heads must learn by them under any method.
+            diagnosis = model.fusion.unimodal_for_diagnosis
+            config.unimodal_loss_weight = 1.0 if diagnosis else self.unimodal_loss_weight
+        self.fused_weight, self.unimodal_weight = config.fused_loss_weight, config.unimodal_loss_weight
         self.model = model
         #: Optimiser steps done.
         self.step = 0
-        #: What a resumed run needs beside it, tensors by name; the same in every process, on the device of the batches.
+        #: What a resumed run needs beside it, by name; the same in every process, on the device of the batches.
         self.state: dict[str, torch.Tensor] = {}
         self._totals: dict[str, torch.Tensor] = {}
         self._rows: dict[str, list[torch.Tensor]] = {}
@@ -201,6 +206,13 @@ class BalancingMethod:
             for modules in towers
         ]
 
+    def connected(self, loss: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
+        """A loss that leaves out some of the model, in a form that distributed training accepts.
+
+        There every parameter that the outputs depend on must get a gradient, if only of zeros.
+        """
+        return loss if world_size() == 1 else loss + 0.0 * batch.loss
+
     def scale_towers(self, factors: Sequence[float]) -> None:
         """Multiply the gradients of each tower by its factor."""
         for factor, parameters in zip(factors, self.tower_parameters(), strict=True):
@@ -225,8 +237,8 @@ class BalancingMethod:
         )
         if shapes != found:
             raise ValueError(
-                f"the checkpoint's balancing state {found} does not fit {type(self).__name__}, {shapes}: resume with the"
-                " balancing method, its options and the clips that the run was started with"
+                f"the checkpoint's balancing state {found} does not fit {type(self).__name__}, {shapes}: resume with"
+                " the balancing method, its options and the clips that the run was started with"
             )
         self.step = int(state["step"])
         self.state = {name: value for name, value in state.items() if name != "step"}

@@ -46,7 +46,7 @@ class MMPareto(BalancingMethod):
         self.gamma = gamma
 
     def loss(self, batch: TrainingBatch) -> torch.Tensor:
-        part = self.model.config.unimodal_loss_weight * batch.unimodal_loss
+        part = self.unimodal_weight * batch.unimodal_loss
         self.separate_gradients(batch.loss, part, [p for tower in self.tower_parameters() for p in tower])
         return batch.loss
 

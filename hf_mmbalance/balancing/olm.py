@@ -15,7 +15,8 @@ class OLM(BalancingMethod):
 
     Task loss: sum_k CE(w_k z_k, y). Coefficients, by an Adam of their own, also minimise (as GradNorm, on logits)
 
-        L_w = sum_i sum_k | n_ik - mean_l(n_il) r_k |,   n_ik = w_k |z_ik|,   r_k = (CE_k / CE_k,0) / mean_l(CE_l / CE_l,0)
+        L_w = sum_i sum_k | n_ik - mean_l(n_il) r_k |
+        n_ik = w_k |z_ik|,   r_k = (CE_k / CE_k,0) / mean_l(CE_l / CE_l,0)
 
     with norms, means and r_k constant in the gradient. Both losses reach the coefficients, as in the published code.
     CE_k,0 is the loss of the first step (the published code takes it from the last batch of the first epoch).
@@ -53,12 +54,12 @@ class OLM(BalancingMethod):
 
     def task_losses(self, batch: TrainingBatch, weights: torch.Tensor) -> torch.Tensor:
         """The losses CE(w_k z_k, y) `(M + 1,)`, means over clips, times the weights of the config."""
-        mask, config = batch.modality_mask, self.model.config
+        mask = batch.modality_mask
         every = batch.labels.unsqueeze(1).expand(mask.shape)
         unimodal = self.model.clip_losses(weights[:-1].view(1, -1, 1) * batch.modality_logits, every)
         unimodal = torch.where(mask, unimodal, torch.zeros_like(unimodal)).mean(0)
         fused = self.model.clip_losses(weights[-1] * batch.fused.logits, batch.labels).mean()
-        return torch.cat([config.unimodal_loss_weight * unimodal, config.fused_loss_weight * fused.view(1)])
+        return torch.cat([self.unimodal_weight * unimodal, self.fused_weight * fused.view(1)])
 
     def modulate(self, totals: dict[str, torch.Tensor]) -> None:
         if not self.learning_rate:

@@ -292,9 +292,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         audio, audio_output = self._audio_features(input_values, audio_mask, present, dict(kwargs))
         vision, vision_output = self._vision_features(pixel_values, frame_mask, present, dict(kwargs))
         features = (audio, vision)
-        # Decisions are computed in float32: bf16 is too coarse for a log-softmax over many classes.
-        modality_logits = self._unimodal_logits(features).float()
-        fused: FusionOutput = self.fusion(modality_logits, present, features)
+        modality_logits, fused = self.decide(features, present)
         loss = fused_loss = unimodal_loss = None
         if labels is not None:
             loss, fused_loss, unimodal_loss = self._losses(fused.logits, modality_logits, present, labels)
@@ -425,6 +423,14 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     @staticmethod
     def _input_dtype(tower: nn.Module) -> torch.dtype:
         return next(tower.parameters()).dtype
+
+    def decide(
+        self, features: tuple[torch.Tensor, ...], modality_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, FusionOutput]:
+        """Unimodal logits `(B, M, C)` and the fusion head's output, from the towers' features `(B, D_m)`."""
+        # Decisions are computed in float32: bf16 is too coarse for a log-softmax over many classes.
+        modality_logits = self._unimodal_logits(features).float()
+        return modality_logits, self.fusion(modality_logits, modality_mask, features)
 
     def _unimodal_logits(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
         features = tuple(self.dropout(feature) for feature in features)

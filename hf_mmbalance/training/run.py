@@ -117,6 +117,7 @@ def run(arguments: RunArguments) -> dict[str, Any]:
 
 def _balancing(arguments: RunArguments) -> BalancingMethod | None:
     name, options = arguments.model.balancing, arguments.model.balancing_options
+    assert not isinstance(options, str)  # read as JSON when the arguments were
     if name is None and options is not None:
         raise ValueError("--balancing_options without --balancing: name the method")
     return None if name is None else build_method(name, options)

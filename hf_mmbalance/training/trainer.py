@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
-from hf_mmbalance.balancing import BalancingMethod
+from hf_mmbalance.balancing import BALANCING_METHODS, BalancingMethod
 from hf_mmbalance.console import UserError
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits
 from hf_mmbalance.data.sources.hub import HubOptions, clips_of
@@ -144,6 +144,11 @@ class MMBalanceTrainer(Trainer):
 
     def _prepare_model(self, model: Any) -> None:
         self._note_untrained(model)
+        needed = model.fusion.required_balancing
+        if needed is not None and not isinstance(self.balancing, BALANCING_METHODS[needed]):
+            raise ValueError(
+                f"the fusion head {model.config.fusion!r} learns by a loss of its own: --balancing {needed}"
+            )
         if self.balancing is not None:
             self.balancing.seed, self.balancing.num_clips = self.args.seed, len(self.clips.splits["train"])
             self.balancing.attach(model)
