@@ -62,7 +62,7 @@ def test_heads_learn_by_both_losses():
 
 
 def test_the_two_gradients_are_kept_apart():
-    """Read after the backward of all losses, as elsewhere, they would be one vector: cosine 1, and never a conflict."""
+    """Read after the backward of all losses, they would be one vector: cosine 1, and never a conflict."""
     model = attached("mmpareto", model=weighted(-1.0, 1.0))
     seen = []
     method = model.balancing
