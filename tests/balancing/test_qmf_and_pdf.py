@@ -19,7 +19,7 @@ from .steps import LABELS, attached, backward, clips, gradients, plain_gradients
     [
         # The harder clip (h = .8) must be less confident by the difference .5: it is, by .6.
         ((0.3, 0.9), (0.8, 0.3), 0.0),
-        # Less confident, but by .2 only: .3 are lacking. With the published code's sign, either order would do up to .5.
+        # Less confident, but by .2 only: .3 are lacking. With the published sign, either order would do up to .5.
         ((0.7, 0.9), (0.8, 0.3), 0.3),
         ((0.9, 0.7), (0.8, 0.3), 0.7),
         ((0.9, 0.2), (0.4, 0.4), 0.0),

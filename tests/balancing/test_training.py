@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import GradientState
 from safetensors.torch import load_file
 
 from hf_mmbalance.balancing import BALANCING_METHODS, build_method
@@ -180,6 +181,7 @@ def test_the_loop_in_the_docs_trains_as_the_trainer_does(tmp_path):
     model = tiny_model("sum")
     loader = [{k: v for k, v in batch.items() if k != "clip_index"} for batch in other.get_train_dataloader()]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    GradientState._reset_state()  # the Trainer's is shared by all of a process
     exec(snippet[1], {"model": model, "loader": loader, "optimizer": optimizer})  # noqa: S102
     for key, value in trainer.model.state_dict().items():
         torch.testing.assert_close(model.state_dict()[key], value, atol=1e-5, rtol=1e-3, msg=key)

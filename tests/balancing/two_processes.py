@@ -7,7 +7,6 @@ One process has the whole batches. `qmf` pairs neighbours of a batch: there it h
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch

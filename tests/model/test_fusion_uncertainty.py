@@ -54,7 +54,10 @@ def test_pdf_by_hand(training):
     features = (torch.randn(9, 6), torch.randn(9, 5))
     out = head(logits, mask, features)
     confidence = np.stack(
-        [1 / (1 + np.exp(-net(f).detach().double().numpy()[:, 0])) for net, f in zip(head.confidence_nets, features)],
+        [
+            1 / (1 + np.exp(-net(f).detach().double().numpy()[:, 0]))
+            for net, f in zip(head.confidence_nets, features, strict=True)
+        ],
         1,
     )
     for i in range(9):
