@@ -3,7 +3,7 @@
     python benchmarks/balancing_speed.py [--shapes grid small] [--methods ogm ...] [--rounds 30] [--threads 1]
 
 Whole steps on random clips: forward, backward, the method, clipping, AdamW. Methods take turns, two steps in each
-round; the ratio is that of the fastest rounds in CPU time, which other work on the machine disturbs least. Held: what a
+round; the ratio is that of the fastest rounds in CPU time, which other work disturbs least. Held: what a
 method keeps within a step (gradients kept apart, rows) and between steps (state), in copies of the model's gradients.
 """
 

@@ -52,6 +52,8 @@ class BalancingMethod:
     unimodal_weight: float
     #: Part of the training that is over, in [0, 1); set by the training loop, for methods that follow a schedule.
     progress: float = 0.0
+    #: Epochs that are over; set by the loop, for methods that compare epochs.
+    epoch: int = 0
     #: Place of each clip of the next batch in the train split, `(B,)`; set by the loop, for methods with a history.
     clip_index: torch.Tensor | None = None
     #: Clips of the train split; set by the loop, for methods with a history.

@@ -1,4 +1,4 @@
-"""OLM: on-the-fly logit modulation by learned coefficients (Yao et al., AAAI 2024)."""
+"""OLM: online logit modulation by learned coefficients (Zong et al., IJCAI 2024)."""
 
 from __future__ import annotations
 

@@ -265,6 +265,7 @@ class MMBalanceTrainer(Trainer):
         if balancing is not None:
             balancing.clip_index = inputs.pop("clip_index").to(self.args.device)
             balancing.progress = self.state.global_step / self.state.max_steps
+            balancing.epoch = self.state.global_step // self.steps_per_epoch
         loss = super().training_step(model, inputs, num_items_in_batch)
         if balancing is not None and self.accelerator.sync_gradients:
             balancing.before_step()

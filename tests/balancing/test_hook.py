@@ -49,6 +49,8 @@ STRENGTH_0 = [
     ("agm", {"alpha": 0.0}, "joint"),
     ("dgl", {"strength": 0.0}, "joint"),
     ("modality_dropout", {"rates": 0.0}, "joint"),
+    ("mlb", {"alpha": 0.0}, "joint_unimodal"),
+    ("inforeg", {"beta": 0.0}, "joint_unimodal"),
     ("olm", {"learning_rate": 0.0}, "joint_unimodal"),
     ("qmf", {"weight": 0.0}, "joint_unimodal"),
 ]
@@ -182,7 +184,7 @@ def test_heads_that_a_method_is_not_defined_for(name, fusion, message):
         attached(name, fusion=fusion)
 
 
-@pytest.mark.parametrize("name", ["ogm", "ogm_ge", "agm"])
+@pytest.mark.parametrize("name", ["ogm", "ogm_ge", "agm", "mlb", "inforeg"])
 def test_more_than_two_modalities_are_refused(name):
     model = tiny_model(fusion="sum")
     model.config.modalities = ["audio", "vision", "touch"]
@@ -190,7 +192,7 @@ def test_more_than_two_modalities_are_refused(name):
         build_method(name).attach(model)
 
 
-@pytest.mark.parametrize("name", ["ogm_ge", "mmpareto", "mla"])
+@pytest.mark.parametrize("name", ["ogm_ge", "mmpareto", "mla", "inforeg"])
 def test_sharded_gradients_are_refused_where_whole_ones_are_needed(name):
     model = attached(name)
     model.balancing._loss_scale = torch.ones(())  # a backward whose gradients another engine keeps to itself

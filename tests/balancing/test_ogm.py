@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from hf_mmbalance.balancing.ogm import deviations
+
 from ..model.tiny import tiny_model
 from .steps import LABELS, attached, by_tower, clips, gradients, plain_gradients, some_missing
 
@@ -88,6 +90,12 @@ def test_noise_has_the_gradients_own_deviation_in_both_towers():
     torch.testing.assert_close(half[name] - plain[name], (noisy[name] - plain[name]) / 2)
     heads = [key for key in plain if not key.startswith(("audio_model", "vision_model"))]
     assert heads and all(torch.equal(plain[key], noisy[key]) for key in heads)
+
+
+def test_deviations():
+    tensors = [torch.randn(7, 5) + 3, torch.tensor([1.0, 1.0]), torch.randn(100) * 1e-4]
+    for found, tensor in zip(deviations(tensors), tensors, strict=True):
+        torch.testing.assert_close(found, tensor.std(), rtol=1e-5, atol=1e-7)
 
 
 def test_noise_is_drawn_by_seed_and_step_and_leaves_the_random_state_alone():

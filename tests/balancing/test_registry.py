@@ -64,6 +64,8 @@ def test_a_name_is_given_once():
     [
         ("ogm", {"alpha": -1.0}),
         ("agm", {"alpha": -1.0}),
+        ("mlb", {"alpha": -1.0}),
+        ("inforeg", {"beta": -1.0}),
         ("dgl", {"strength": 2.0}),
         ("mmpareto", {"gamma": 0.0}),
         ("olm", {"learning_rate": -1.0}),
