@@ -56,7 +56,7 @@ class MLA(BalancingMethod):
         for place, parameters in enumerate(self.tower_parameters()):
             for parameter in parameters if place != m else ():
                 parameter.grad = None  # not 0: an optimiser with momentum or weight decay would move it all the same
-        gradient = self.model.fusion.classifier.weight.grad  # type: ignore[union-attr]
+        gradient = self.model.fusion.get_parameter("classifier.weight").grad
         projection = self.state["projection"]
         if self.project and self.step and gradient is not None:
             gradient.copy_(gradient @ projection.to(gradient.dtype).T)

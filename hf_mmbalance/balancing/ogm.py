@@ -81,18 +81,18 @@ class OGM(BalancingMethod):
         generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + self.step)
         # Drawn at once: hundreds of small draws would cost more than the arithmetic.
         drawn = torch.randn(sum(sizes), generator=generator, device=device).split(sizes)
-        noise = [part.view_as(g).to(g.dtype) for part, g in zip(drawn, gradients, strict=True)]
-        torch._foreach_mul_(noise, [self.noise * value for value in deviations(gradients)])
+        noise = [part.view_as(gradient) for part, gradient in zip(drawn, gradients, strict=True)]
+        torch._foreach_mul_(noise, deviations(gradients, self.noise))
         torch._foreach_add_(gradients, noise)
 
 
-def deviations(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Standard deviation of every tensor: sqrt((|g|^2 - (sum g)^2 / n) / (n - 1))."""
-    squares = torch.stack([norm.double() for norm in torch._foreach_norm(tensors)]).square()
-    sums = torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors]).double()
+def deviations(tensors: list[torch.Tensor], factor: float = 1.0) -> list[torch.Tensor]:
+    """Standard deviation of every tensor times a factor: sqrt((|g|^2 - (sum g)^2 / n) / (n - 1))."""
+    squares = torch.stack(torch._foreach_norm(tensors)).double().square()
+    sums = torch.stack([tensor.sum() for tensor in tensors]).double()
     count = torch.tensor([tensor.numel() for tensor in tensors], device=sums.device)
     found = ((squares - sums.square() / count) / (count - 1)).clamp(min=0).sqrt()
-    return [value.to(tensor.dtype) for value, tensor in zip(found.unbind(), tensors, strict=True)]
+    return list((factor * found).to(tensors[0].dtype).unbind())
 
 
 @register_balancing_method("ogm_ge")

@@ -200,6 +200,14 @@ def test_sharded_gradients_are_refused_where_whole_ones_are_needed(name):
         model.balancing.before_step()
 
 
+@pytest.mark.parametrize("name", ["mmpareto", "dgl", "olm", "ogm_ge"])
+def test_gradient_checkpointing_changes_nothing(name):
+    expected = gradients(attached(name))
+    model = attached(name)
+    model.gradient_checkpointing_enable()
+    assert_close(gradients(model), expected)
+
+
 class Doubled(BalancingMethod):
     """A user's method: the smallest possible."""
 
