@@ -21,6 +21,7 @@ class Frozen(BalancingMethod):
     """
 
     unimodal_loss_weight = 1.0
+    needs_whole_gradients = True
 
     def __init__(self, pretraining: float = 0.7):
         if not 0 < pretraining < 1:

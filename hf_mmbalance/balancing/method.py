@@ -22,9 +22,15 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from hf_mmbalance.balancing.processes import gather_rows, sum_over_processes, world_size
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification, TrainingBatch
+
+
+logger = logging.get_logger(__name__)
+
+PLAIN = "train in plain processes (accelerate_configs/multi_gpu.yaml)"
 
 
 class BalancingMethod:
@@ -76,6 +82,7 @@ class BalancingMethod:
             diagnosis = model.fusion.unimodal_for_diagnosis
             config.unimodal_loss_weight = 1.0 if diagnosis else self.unimodal_loss_weight
         self.fused_weight, self.unimodal_weight = config.fused_loss_weight, config.unimodal_loss_weight
+        self._check_weights()
         self.model = model
         #: Optimiser steps done.
         self.step = 0
@@ -103,11 +110,23 @@ class BalancingMethod:
                 " use one that does, such as sum, concat, qmf or adaptive"
             )
 
+    def _check_weights(self) -> None:
+        name, used = type(self).__name__, (self.fused_weight, self.unimodal_weight)
+        if not any(used):
+            raise ValueError(
+                f"{name} has no loss to learn by: fused_loss_weight and unimodal_loss_weight are both 0; leave them out"
+                f" of the config, or set them to {self.fused_loss_weight:g} and {self.unimodal_loss_weight:g}"
+            )
+        if self.fused_loss_weight and not self.fused_weight:
+            logger.warning("%s is defined with the fused loss, whose weight the config sets to 0", name)
+
     def start(self) -> None:
         """Set the initial `state`; `self.model` is known."""
 
     def __call__(self, batch: TrainingBatch) -> torch.Tensor:
         """The loss of a training batch; called by the model."""
+        if not torch.is_grad_enabled():
+            return batch.loss
         device = batch.labels.device
         if any(value.device != device for value in self.state.values()):
             self.state = {name: value.to(device) for name, value in self.state.items()}
@@ -129,7 +148,7 @@ class BalancingMethod:
         if self._loss_scale is None:
             raise RuntimeError("before_step() without a backward: call it after the backward of a step's last batch")
         if self.needs_whole_gradients:
-            _check_whole(self.model)
+            _check_gradients(self.model, whole=True)
         totals = sum_over_processes(self._totals)
         rows = {name: gather_rows(torch.cat(parts)) for name, parts in self._rows.items()}
         self.modulate({**totals, **rows})
@@ -217,6 +236,7 @@ class BalancingMethod:
 
     def scale_towers(self, factors: Sequence[float]) -> None:
         """Multiply the gradients of each tower by its factor."""
+        _check_gradients(self.model)
         for factor, parameters in zip(factors, self.tower_parameters(), strict=True):
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             if factor != 1.0 and gradients:
@@ -250,10 +270,10 @@ class BalancingMethod:
         self._loss_scale = upstream.detach() if self._loss_scale is None else self._loss_scale + upstream.detach()
 
 
-def _check_whole(model: nn.Module) -> None:
+def _check_gradients(model: nn.Module, whole: bool = False) -> None:
+    """Raise where another engine keeps the gradients to itself, or only a part of them is in this process."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
-    if all(gradient is None for gradient in gradients) or any(hasattr(g, "placements") for g in gradients):
-        raise ValueError(
-            "this balancing method reads whole gradients, which FSDP and DeepSpeed shard: train in plain processes"
-            " (accelerate_configs/multi_gpu.yaml)"
-        )
+    if all(gradient is None for gradient in gradients):
+        raise ValueError(f"this balancing method changes gradients, which DeepSpeed does not show: {PLAIN}")
+    if whole and any(hasattr(gradient, "placements") for gradient in gradients):
+        raise ValueError(f"this balancing method reads whole gradients, of which FSDP keeps parts: {PLAIN}")

@@ -192,12 +192,42 @@ def test_more_than_two_modalities_are_refused(name):
         build_method(name).attach(model)
 
 
+@pytest.mark.parametrize("name", ["ogm", "agm", "mlb", "ogm_ge", "mmpareto", "mla", "inforeg", "frozen"])
+def test_gradients_that_another_engine_keeps_are_not_passed_over(name):
+    model = attached(name)
+    backward_only(model)
+    model.zero_grad()
+    with pytest.raises(ValueError, match="which DeepSpeed does not show: train in plain processes"):
+        model.balancing.before_step()
+
+
 @pytest.mark.parametrize("name", ["ogm_ge", "mmpareto", "mla", "inforeg"])
 def test_sharded_gradients_are_refused_where_whole_ones_are_needed(name):
     model = attached(name)
-    model.balancing._loss_scale = torch.ones(())  # a backward whose gradients another engine keeps to itself
-    with pytest.raises(ValueError, match="FSDP and DeepSpeed shard"):
+    backward_only(model)
+    next(p for p in model.parameters() if p.grad is not None).grad.placements = ("a part",)
+    with pytest.raises(ValueError, match="of which FSDP keeps parts"):
         model.balancing.before_step()
+
+
+def backward_only(model) -> None:
+    inputs = clips()
+    model.balancing.clip_index = inputs.pop("clip_index")
+    model(**inputs).loss.backward()
+
+
+def test_a_pass_without_gradients_counts_for_nothing():
+    expected = gradients(attached("ogm"))
+    model = attached("ogm")
+    with torch.no_grad():
+        model(**{key: value for key, value in clips(5).items() if key != "clip_index"})
+    assert all(torch.equal(value, expected[name]) for name, value in gradients(model).items())
+
+
+def test_weights_without_any_loss_are_refused():
+    with pytest.raises(ValueError, match="OGM has no loss to learn by: .* or set them to 1 and 0"):
+        attached("ogm", model=tiny_model(fusion="sum", fused_loss_weight=0.0))
+    attached("mmpareto", model=tiny_model(fusion="sum", fused_loss_weight=0.0))  # says so, and goes on
 
 
 @pytest.mark.parametrize("name", ["mmpareto", "dgl", "olm", "ogm_ge"])
