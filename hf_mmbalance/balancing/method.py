@@ -92,7 +92,9 @@ class BalancingMethod:
         self._rows: dict[str, list[torch.Tensor]] = {}
         self._loss_scale: torch.Tensor | None = None
         self._separate: dict[nn.Parameter, torch.Tensor] = {}
+        self._towers: list[list[nn.Parameter]] = []
         self.start()
+        self._towers = []
         model.balancing = self
 
     def _check(self, model: MMBalanceForAudioVisualClassification) -> None:
@@ -114,8 +116,8 @@ class BalancingMethod:
         name, used = type(self).__name__, (self.fused_weight, self.unimodal_weight)
         if not any(used):
             raise ValueError(
-                f"{name} has no loss to learn by: fused_loss_weight and unimodal_loss_weight are both 0; leave them out"
-                f" of the config, or set them to {self.fused_loss_weight:g} and {self.unimodal_loss_weight:g}"
+                f"{name} has no loss to learn by: fused_loss_weight and unimodal_loss_weight are both 0; leave them"
+                f" out of the config, or set them to {self.fused_loss_weight:g} and {self.unimodal_loss_weight:g}"
             )
         if self.fused_loss_weight and not self.fused_weight:
             logger.warning("%s is defined with the fused loss, whose weight the config sets to 0", name)
@@ -153,7 +155,7 @@ class BalancingMethod:
         rows = {name: gather_rows(torch.cat(parts)) for name, parts in self._rows.items()}
         self.modulate({**totals, **rows})
         self.step += 1
-        self._totals, self._rows, self._separate, self._loss_scale = {}, {}, {}, None
+        self._totals, self._rows, self._separate, self._loss_scale, self._towers = {}, {}, {}, None, []
 
     def modulate(self, totals: dict[str, torch.Tensor]) -> None:
         """Change the gradients of the parameters, and the state, once per optimiser step.
@@ -220,12 +222,17 @@ class BalancingMethod:
 
     def tower_parameters(self) -> list[list[nn.Parameter]]:
         """The trained parameters of each modality's tower: its backbone and, for vision, the pooling over frames."""
-        model = self.model
-        towers: tuple[tuple[nn.Module, ...], ...] = ((model.audio_model,), (model.vision_model, model.frame_pooling))
-        return [
-            [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
-            for modules in towers
-        ]
+        if not self._towers:  # looked up once per step: wrapping a model may exchange its parameters
+            model = self.model
+            modules: tuple[tuple[nn.Module, ...], ...] = (
+                (model.audio_model,),
+                (model.vision_model, model.frame_pooling),
+            )
+            self._towers = [
+                [parameter for module in tower for parameter in module.parameters() if parameter.requires_grad]
+                for tower in modules
+            ]
+        return self._towers
 
     def connected(self, loss: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
         """A loss that leaves out some of the model, in a form that distributed training accepts.
@@ -272,8 +279,8 @@ class BalancingMethod:
 
 def _check_gradients(model: nn.Module, whole: bool = False) -> None:
     """Raise where another engine keeps the gradients to itself, or only a part of them is in this process."""
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
-    if all(gradient is None for gradient in gradients):
+    gradient = next((parameter.grad for parameter in model.parameters() if parameter.grad is not None), None)
+    if gradient is None:
         raise ValueError(f"this balancing method changes gradients, which DeepSpeed does not show: {PLAIN}")
-    if whole and any(hasattr(gradient, "placements") for gradient in gradients):
+    if whole and hasattr(gradient, "placements"):
         raise ValueError(f"this balancing method reads whole gradients, of which FSDP keeps parts: {PLAIN}")
