@@ -28,8 +28,9 @@ class MMBalanceConfig(PreTrainedConfig):
         modalities (`list[str]`, *optional*, defaults to `["audio", "vision"]`):
             Names of the modalities, in the order of every `(B, M, C)` tensor.
         fusion (`str`, *optional*, defaults to `"adaptive"`):
-            Fusion head: `"sum"`, `"mean_prob"`, `"concat"`, `"gated"`, `"film"`, `"mmcosine"`, `"qmf"`, `"adaptive"`,
-            a registered name, or `"file:ClassName"` of a head whose file is saved with the model.
+            Fusion head: `"sum"`, `"mean_prob"`, `"concat"`, `"gated"`, `"film"`, `"mmcosine"`, `"qmf"`, `"mla"`,
+            `"pdf"`, `"adaptive"`, a registered name, or `"file:ClassName"` of a head whose file is saved with the
+            model.
         fusion_options (`dict`, *optional*):
             Options of the fusion head, e.g. `{"hidden_size": 128}` for `"gated"`.
         unimodal_head (`str`, *optional*, defaults to `"linear"`):

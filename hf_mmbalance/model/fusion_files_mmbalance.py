@@ -31,6 +31,7 @@ from transformers.utils import logging
 
 from .fusion_adaptive_mmbalance import AdaptiveFusion  # noqa: F401  # registers the head
 from .fusion_mmbalance import FUSION_HEADS
+from .fusion_uncertainty_mmbalance import MLAFusion, PDFFusion  # noqa: F401  # registers the heads
 
 
 logger = logging.get_logger(__name__)

@@ -58,6 +58,8 @@ class FusionHead(nn.Module):
     default_fused_loss_weight: float = 1.0
     #: `forward` gets the pooled features that the unimodal logits come from, not the means of the towers' tokens.
     reads_pooled: bool = False
+    #: Balancing method that a head cannot be trained without, because a loss of its own is needed.
+    required_balancing: str | None = None
     #: The head has no parameters: it is fitted on clips that the towers do not learn from.
     fitted: bool = False
     #: The head takes `known`, the classes that each modality knows, where some modality does not know all of them.
@@ -246,7 +248,7 @@ class QMFFusion(_LogitSum):
     """Energy weights: z = sum_m c_m z_m with c_m = logsumexp(z_m) / 10, detached (QMF, Zhang et al., 2023).
 
     Raw logits are required: log-softmax removes the energy. The published ranking loss over each clip's loss history
-    is not part of the head.
+    is the balancing method `qmf`.
     """
 
     temperature = 10.0

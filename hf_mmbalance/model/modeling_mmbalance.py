@@ -1,6 +1,7 @@
 """Audio-visual classifier: two pretrained towers, one unimodal head each, and a fusion head at the decision layer."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from .backbones_mmbalance import Backbone, compose_from_backbones
 from .configuration_mmbalance import MMBalanceConfig
 from .fusion_files_mmbalance import copy_fusion_file, fusion_class, portable_name, prepare_fusion_class
 from .fusion_mmbalance import FusionHead, FusionOutput
-from .outputs_mmbalance import EmbedOutput, MMBalanceOutput
+from .outputs_mmbalance import EmbedOutput, MMBalanceOutput, TrainingBatch
 from .source_heads_mmbalance import SourceHead, class_logits, label_log_probs
 from .towers_mmbalance import (
     CosineClassifier,
@@ -108,6 +109,8 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
 
     # Saved models include their code: the files of this folder are copied next to the weights.
     _auto_class = "AutoModel"
+    #: Called in training with each batch, returns the loss to train by; set by training code, not saved.
+    balancing: Callable[[TrainingBatch], torch.Tensor] | None = None
 
     def __init__(self, config: MMBalanceConfig):
         super().__init__(config)
@@ -240,13 +243,14 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         else:
             embedded = self._given_features(modality_features, modality_tokens, modality_mask, frame_log_probs)
         present, features = embedded.modality_mask, embedded.features
-        # Decisions are computed in float32: bf16 is too coarse for a log-softmax over many classes.
-        modality_logits = self._unimodal_logits(features, embedded.frame_log_probs).float()
-        read = features if self.fusion.reads_pooled else embedded.tokens
-        fused: FusionOutput = self.fusion(modality_logits, present, read)
+        modality_logits, fused = self.decide(features, present, embedded.tokens, embedded.frame_log_probs)
         loss = fused_loss = unimodal_loss = None
         if labels is not None:
             loss, fused_loss, unimodal_loss = self._losses(fused.logits, modality_logits, present, labels)
+            if self.balancing is not None and self.training:
+                loss = self.balancing(
+                    TrainingBatch(features, modality_logits, present, labels, fused, loss, fused_loss, unimodal_loss)
+                )
         return MMBalanceOutput(
             loss=loss,
             logits=fused.logits,
@@ -459,6 +463,22 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     def _input_dtype(tower: nn.Module) -> torch.dtype:
         return next(tower.parameters()).dtype
 
+    def decide(
+        self,
+        features: tuple[torch.Tensor, ...],
+        modality_mask: torch.Tensor,
+        tokens: tuple[torch.Tensor, ...] | None = None,
+        frame_log_probs: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, FusionOutput]:
+        """Unimodal logits `(B, M, C)` and the fusion head's output, from what [`embed`] gave.
+
+        Without `tokens` every clip counts as typical.
+        """
+        # Decisions are computed in float32: bf16 is too coarse for a log-softmax over many classes.
+        modality_logits = self._unimodal_logits(features, frame_log_probs).float()
+        read = features if self.fusion.reads_pooled else tokens
+        return modality_logits, self.fusion(modality_logits, modality_mask, read)
+
     def _unimodal_logits(
         self, features: tuple[torch.Tensor, ...], frame_log_probs: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -483,13 +503,15 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         """Total, fused and unimodal loss, scalars."""
         self._check_labels(labels, modality_mask.shape[0])
         config, head = self.config, self.fusion
-        class_weights = None
-        if config.class_weights is not None:
-            class_weights = torch.tensor(config.class_weights, device=labels.device, dtype=modality_logits.dtype)
         # A modality has nothing to learn from a clip whose class it does not know.
         taught = modality_mask & torch.tensor(config.known_classes, device=labels.device)[:, labels].T
         fused, unimodal = tower_losses(
-            fused_logits, modality_logits, taught, labels, class_weights, config.label_smoothing
+            fused_logits,
+            modality_logits,
+            taught,
+            labels,
+            self._class_weights(modality_logits),
+            config.label_smoothing,
         )
         fused_weight, unimodal_weight = (
             default if chosen is None else chosen
@@ -499,6 +521,14 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             )
         )
         return fused_weight * fused + unimodal_weight * unimodal, fused, unimodal
+
+    def _class_weights(self, logits: torch.Tensor) -> torch.Tensor | None:
+        weights = self.config.class_weights
+        return None if weights is None else torch.tensor(weights, device=logits.device, dtype=logits.dtype)
+
+    def clip_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of every clip with the config's class weights and label smoothing: `(..., C)` -> `(...)`."""
+        return clip_cross_entropy(logits, labels, self._class_weights(logits), self.config.label_smoothing)
 
     def _check_labels(self, labels: torch.Tensor, batch: int) -> None:
         if labels.shape != (batch,):

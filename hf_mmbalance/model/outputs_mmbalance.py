@@ -1,9 +1,11 @@
-"""What the model and its towers return."""
+"""What the model and its towers return, and what a balancing method is given of them."""
 
 from dataclasses import dataclass
 
 import torch
 from transformers.utils import ModelOutput
+
+from .fusion_mmbalance import FusionOutput
 
 
 @dataclass
@@ -77,4 +79,29 @@ class EmbedOutput(ModelOutput):
     vision_model_output: ModelOutput | None = None
 
 
-__all__ = ["EmbedOutput", "MMBalanceOutput"]
+@dataclass
+class TrainingBatch:
+    """
+    What a balancing method is given for `B` training clips, `M` modalities and `C` classes.
+
+    Args:
+        features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`): Feature of every tower, before dropout.
+        modality_logits (`torch.FloatTensor` of shape `(B, M, C)`): Unimodal logits, any finite value where missing.
+        modality_mask (`torch.BoolTensor` of shape `(B, M)`): True where a clip has a modality.
+        labels (`torch.LongTensor` of shape `(B,)`): Classes.
+        fused (`FusionOutput`): What the fusion head returned.
+        loss (`torch.FloatTensor` of shape `(1,)`): Loss by the config's weights.
+        fused_loss, unimodal_loss (`torch.FloatTensor` of shape `(1,)`): Its parts before weighting.
+    """
+
+    features: tuple[torch.Tensor, ...]
+    modality_logits: torch.Tensor
+    modality_mask: torch.Tensor
+    labels: torch.Tensor
+    fused: FusionOutput
+    loss: torch.Tensor
+    fused_loss: torch.Tensor
+    unimodal_loss: torch.Tensor
+
+
+__all__ = ["EmbedOutput", "MMBalanceOutput", "TrainingBatch"]

@@ -82,6 +82,10 @@ class ModelArguments:
     modality_dropout: list[float] = _help("Rate, for each modality, at which training clips lose it.", [0.0, 0.0])
     fused_loss_weight: float | None = _help("Weight of the fused loss for the towers. Default: the fusion head's own.")
     unimodal_loss_weight: float | None = _help("Weight of the unimodal losses. Default: the fusion head's own.")
+    balancing: str | None = _help(
+        "Balancing method: a registered name (docs/balancing.md), or 'path/to/my_method.py:MyMethod'. Default: none."
+    )
+    balancing_options: dict | str | None = _help("Options (JSON) of the balancing method, e.g. '{\"alpha\": 0.5}'.")
     initializer_range: float = _help("Standard deviation of new weights outside the towers.", 0.02)
     label_smoothing: float = _help("Label smoothing of the towers' losses.", 0.0)
     class_weighted_loss: bool = _help("Weight classes by the inverse of their frequency in the train split.", False)
@@ -93,7 +97,7 @@ class ModelArguments:
     trust_remote_code: bool = _help("Run code that comes with backbones or models from the Hub.", False)
 
     def __post_init__(self) -> None:
-        for name in ("audio_config", "vision_config", "fusion_options"):
+        for name in ("audio_config", "vision_config", "fusion_options", "balancing_options"):
             setattr(self, name, _as_mapping(name, getattr(self, name)))
 
 

@@ -19,17 +19,23 @@ class KeyedClips(Dataset):
     """Clips that know how they were asked for: by `(index, epoch)` to be trained on, by `index` to be predicted.
 
     A train example has its `epoch`, any other its `index`, by which rows gathered from several processes are ordered.
+
+    Args:
+        clips: The clips.
+        indexed: Train examples have their `index`, too: balancing methods with a history know clips by it.
     """
 
-    def __init__(self, clips: ClipDataset):
-        self.clips = clips
+    def __init__(self, clips: ClipDataset, indexed: bool = False):
+        self.clips, self.indexed = clips, indexed
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        name, value = ("epoch", key[1]) if isinstance(key, tuple) else ("index", key)
-        return {**self.clips[key], name: value}
+        if not isinstance(key, tuple):
+            return {**self.clips[key], "index": key}
+        example = {**self.clips[key], "epoch": key[1]}
+        return {**example, "index": key[0]} if self.indexed else example
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,8 @@ class ClipCollator:
         self.processor, self.augment = processor, augment
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Tensors of the processor, `labels` `(B,)` and, for examples with an `index`, `clip_index` and
-        `clip_seconds` `(B,)`.
+        """Tensors of the processor, `labels` `(B,)`, for examples with an `index` `clip_index` `(B,)`, and for those
+        without an `epoch` `clip_seconds` `(B,)`.
 
         Raises:
             ValueError: for a clip that the processor refuses, naming it.
@@ -88,6 +94,7 @@ class ClipCollator:
         batch["labels"] = torch.tensor([example["label"] for example in examples])
         if "index" in examples[0]:
             batch["clip_index"] = torch.tensor([example["index"] for example in examples])
+        if "epoch" not in examples[0]:
             batch["clip_seconds"] = torch.tensor([float(example["seconds"]) for example in examples])
         return dict(batch)
 

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.utils import logging
 
+from hf_mmbalance.balancing import BalancingMethod, build_method
 from hf_mmbalance.console import with_flags
 from hf_mmbalance.data import load_clips
 from hf_mmbalance.data.clips import SPLITS, ClipSplits
@@ -72,6 +73,7 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     """Load clips, build, train, read validation and test once, write everything into the output folder."""
     training = arguments.training
     check_trackers(list(training.report_to or []))
+    balancing = _balancing(arguments)
     checkpoint = settle_output_dir(arguments)
     if training.push_to_hub:
         training.hub_model_id = answered_by_main(lambda: _open_repo(training))  # before hours of training, not after
@@ -91,7 +93,14 @@ def run(arguments: RunArguments) -> dict[str, Any]:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=training.early_stopping_patience))
     augment = spec_augment(arguments.model, training.seed)
     trainer = MMBalanceTrainer(
-        model, training, clips, processor, augment=augment, decision=arguments.decision, callbacks=callbacks
+        model,
+        training,
+        clips,
+        processor,
+        augment=augment,
+        decision=arguments.decision,
+        balancing=balancing,
+        callbacks=callbacks,
     )
     with only_run_in(Path(str(training.output_dir))):
         try:
@@ -116,6 +125,14 @@ def run(arguments: RunArguments) -> dict[str, Any]:
         if training.push_to_hub:
             _push(trainer, Path(str(training.output_dir)), str(training.hub_model_id))
     return results
+
+
+def _balancing(arguments: RunArguments) -> BalancingMethod | None:
+    name, options = arguments.model.balancing, arguments.model.balancing_options
+    assert not isinstance(options, str)  # read as JSON when the arguments were
+    if name is None and options is not None:
+        raise ValueError("--balancing_options without --balancing: name the method")
+    return None if name is None else build_method(name, options)
 
 
 def clips_to_train_on(arguments: RunArguments) -> ClipSplits:

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
+from hf_mmbalance.balancing import BALANCING_METHODS, BalancingMethod
 from hf_mmbalance.console import UserError
 from hf_mmbalance.data.clips import ClipDataset, ClipsOfEpoch, ClipSplits
 from hf_mmbalance.data.sources.hub import HubOptions, clips_of
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
+BALANCING_STATE = "balancing.pt"
 LOOKED_AT = 200  # train clips read first to see which modalities there are
 
 
@@ -79,6 +81,7 @@ class MMBalanceTrainer(Trainer):
         processor: Saved with every checkpoint.
         augment: Masks for the spectrograms of train clips.
         decision: How the decision layer is fitted.
+        balancing: How the towers learn, from `build_method`; None for the loss of the config's weights.
         **kwargs: As [`transformers.Trainer`].
 
     Raises:
@@ -98,8 +101,10 @@ class MMBalanceTrainer(Trainer):
         processor: MMBalanceProcessor | None = None,
         augment: SpecAugment | None = None,
         decision: DecisionArguments | None = None,
+        balancing: BalancingMethod | None = None,
         **kwargs: Any,
     ):
+        self.balancing = balancing
         if clips is None or processor is None:
             raise ValueError("give clips (what hf_mmbalance.load_clips returns, or a DatasetDict) and the processor")
         if not isinstance(clips, ClipSplits):
@@ -116,7 +121,7 @@ class MMBalanceTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=KeyedClips(clips.splits["train"]),
+            train_dataset=KeyedClips(clips.splits["train"], indexed=balancing is not None),
             eval_dataset=clips.splits["validation"],
             data_collator=ClipCollator(processor, augment),
             **kwargs,
@@ -133,14 +138,25 @@ class MMBalanceTrainer(Trainer):
             rung, head = self.decision.decision_rung, self.model.config.fusion
             raise ValueError(f"decision_rung={rung!r}: a {head!r} head is not fitted; use the fusion head 'adaptive'")
         if model is not None:  # that of `model_init` has been noted
-            self._note_untrained(model)
+            self._prepare_model(model)
         self.add_callback(FollowEpochs(self))
 
     def call_model_init(self, trial: Any = None) -> Any:
-        """As the Trainer's; the model knows which modalities no train clip has."""
+        """As the Trainer's; the model knows which modalities no train clip has, and its balancing method."""
         model = super().call_model_init(trial)
-        self._note_untrained(model)
+        self._prepare_model(model)
         return model
+
+    def _prepare_model(self, model: Any) -> None:
+        self._note_untrained(model)
+        needed = model.fusion.required_balancing
+        if needed is not None and not isinstance(self.balancing, BALANCING_METHODS[needed]):
+            raise ValueError(
+                f"the fusion head {model.config.fusion!r} learns by a loss of its own: --balancing {needed}"
+            )
+        if self.balancing is not None:
+            self.balancing.seed, self.balancing.num_clips = self.args.seed, len(self.clips.splits["train"])
+            self.balancing.attach(model)
 
     def _note_untrained(self, model: Any) -> None:
         """Write into a model's config what it will never have learned from; a saved model keeps what it learned."""
@@ -259,6 +275,18 @@ class MMBalanceTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """As the Trainer's; a balancing method acts on the gradients of a whole optimiser step."""
+        balancing = self.balancing
+        if balancing is not None:
+            balancing.clip_index = inputs.pop("clip_index").to(self.args.device)
+            balancing.progress = self.state.global_step / self.state.max_steps
+            balancing.epoch = self.state.global_step // self.steps_per_epoch
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if balancing is not None and self.accelerator.sync_gradients:
+            balancing.before_step()
+        return loss
+
     def predict_table(self, clips: ClipDataset, split: str) -> DecisionTable:
         """Run the model over clips, in every process, and gather.
 
@@ -372,6 +400,20 @@ class MMBalanceTrainer(Trainer):
     def _finish_current_push(self) -> None:
         if self.args.push_to_hub and self.is_world_process_zero():
             self.checkpoint_pushes.finish()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.balancing is not None and self.args.should_save:
+            torch.save(self.balancing.state_dict(), Path(output_dir) / BALANCING_STATE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or self.balancing is None:
+            return
+        file = Path(checkpoint) / BALANCING_STATE
+        if not file.is_file():
+            raise ValueError(f"{checkpoint} has no {BALANCING_STATE}: the run was started without a balancing method")
+        self.balancing.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

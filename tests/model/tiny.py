@@ -26,7 +26,7 @@ AUDIO = {
     "time_stride": 4,
 }
 VISION = {"model_type": "vit", **SMALL, "image_size": 16, "patch_size": 8}
-HEADS = ("sum", "mean_prob", "concat", "gated", "film", "mmcosine", "qmf", "adaptive")
+HEADS = ("sum", "mean_prob", "concat", "gated", "film", "mmcosine", "qmf", "mla", "pdf", "adaptive")
 
 
 def tiny_config(**options: Any) -> MMBalanceConfig:

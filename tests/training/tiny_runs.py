@@ -105,6 +105,7 @@ def tiny_trainer(folder: Path, model: Any = None, clips: ClipSplits | None = Non
     """A trainer of such a model on such clips."""
     names = {entry.name for entry in dataclasses.fields(DecisionArguments)}
     decision = {name: options.pop(name) for name in names & options.keys()}
+    kept = {name: options.pop(name) for name in ("balancing", "model_init") if name in options}
     settings: dict[str, Any] = {
         "output_dir": str(folder),
         "use_cpu": True,
@@ -118,11 +119,12 @@ def tiny_trainer(folder: Path, model: Any = None, clips: ClipSplits | None = Non
         **options,
     }
     return MMBalanceTrainer(
-        tiny_model() if model is None else model,
+        tiny_model() if model is None and "model_init" not in kept else model,
         MMBalanceTrainingArguments(**settings),
         random_splits() if clips is None else clips,
         tiny_processor(),
         decision=DecisionArguments(**decision),
+        **kept,
     )
 
 

@@ -1,0 +1,287 @@
+"""The hook that every balancing method is: called by the model with each training batch, and once per optimiser step.
+
+```python
+method = build_method("ogm", {"alpha": 0.5})
+method.attach(model)                       # before the optimiser is built and the model is wrapped
+...
+accelerator.backward(model(**batch).loss)  # the model calls the method, which returns the loss
+if accelerator.sync_gradients:
+    method.before_step()                   # after the backward of a step's last batch, before clipping
+```
+
+**Exactness.** What a method reads from a batch is summed over the accumulated batches and over processes
+([`BalancingMethod.collect`]) before it acts, so that splitting a step does not change it. What it does to parameters'
+gradients it does in `before_step`, on gradients that accumulation and processes have already summed. These gradients
+may carry the loss scale of mixed precision; `loss_scale` is the factor, read from the gradients of the losses
+themselves, and non-finite values written here are seen by the scaler, which then skips the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from transformers.utils import logging
+
+from hf_mmbalance.balancing.processes import gather_rows, sum_over_processes, world_size
+from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
+from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
+
+
+logger = logging.get_logger(__name__)
+
+PLAIN = "train in plain processes (accelerate_configs/multi_gpu.yaml)"
+
+
+class BalancingMethod:
+    """Base of all balancing methods; by itself it is training by the weights below.
+
+    A method of one's own subclasses this, takes its options as keyword arguments of `__init__`, and overrides
+    `loss`, `modulate` or both.
+    """
+
+    #: Weights of the losses, where the model's config sets none.
+    fused_loss_weight: float = 1.0
+    unimodal_loss_weight: float = 0.0
+    #: Fusion head that the method is defined for; `None` for any.
+    fusion: str | None = None
+    #: The method needs unimodal logits that are parts of the decision and whose losses reach the towers.
+    needs_split = True
+    #: The method compares one modality with the other; it is not defined for more.
+    two_modalities = False
+    #: The method reads whole gradients, not only scales them: not defined where processes hold parts of them.
+    needs_whole_gradients = False
+
+    model: MMBalanceForAudioVisualClassification
+    #: Weights of the losses in use: the config's.
+    fused_weight: float
+    unimodal_weight: float
+    #: Part of the training that is over, in [0, 1); set by the training loop, for methods that follow a schedule.
+    progress: float = 0.0
+    #: Epochs that are over; set by the loop, for methods that compare epochs.
+    epoch: int = 0
+    #: Place of each clip of the next batch in the train split, `(B,)`; set by the loop, for methods with a history.
+    clip_index: torch.Tensor | None = None
+    #: Clips of the train split; set by the loop, for methods with a history.
+    num_clips: int | None = None
+    #: For methods that draw.
+    seed: int = 0
+
+    def attach(self, model: MMBalanceForAudioVisualClassification) -> None:
+        """Start anew on a model, which from now on calls this method in training.
+
+        Raises:
+            ValueError: if the method is not defined for the model's fusion head or number of modalities.
+        """
+        self._check(model)
+        config = model.config
+        if config.fused_loss_weight is None:
+            config.fused_loss_weight = self.fused_loss_weight
+        if config.unimodal_loss_weight is None:
+            # Losses of heads for diagnosis do not reach the towers: these heads must learn by them under any method.
+            diagnosis = model.fusion.unimodal_for_diagnosis
+            config.unimodal_loss_weight = 1.0 if diagnosis else self.unimodal_loss_weight
+        self.fused_weight, self.unimodal_weight = config.fused_loss_weight, config.unimodal_loss_weight
+        self._check_weights()
+        self.model = model
+        #: Optimiser steps done.
+        self.step = 0
+        #: What a resumed run needs beside it, by name; the same in every process, on the device of the batches.
+        self.state: dict[str, torch.Tensor] = {}
+        self._totals: dict[str, torch.Tensor] = {}
+        self._rows: dict[str, list[torch.Tensor]] = {}
+        self._loss_scale: torch.Tensor | None = None
+        self._separate: dict[nn.Parameter, torch.Tensor] = {}
+        self._towers: list[list[nn.Parameter]] = []
+        self.start()
+        self._towers = []
+        model.balancing = self
+
+    def _check(self, model: MMBalanceForAudioVisualClassification) -> None:
+        name, head = type(self).__name__, model.fusion
+        modalities, fusion = list(model.config.modalities), model.config.fusion
+        if self.two_modalities and len(modalities) != 2:
+            raise ValueError(f"{name} compares two modalities; the model has {len(modalities)}: {modalities}")
+        if self.fusion is not None and fusion != self.fusion:
+            raise ValueError(
+                f"{name} belongs to the fusion head {self.fusion!r}: set --fusion {self.fusion}, not {fusion}"
+            )
+        if self.needs_split and head.unimodal_for_diagnosis:
+            raise ValueError(
+                f"{name} needs unimodal logits that are parts of the decision; the fusion head {fusion!r} has none:"
+                " use one that does, such as sum, concat, qmf or adaptive"
+            )
+
+    def _check_weights(self) -> None:
+        name, used = type(self).__name__, (self.fused_weight, self.unimodal_weight)
+        if not any(used):
+            raise ValueError(
+                f"{name} has no loss to learn by: fused_loss_weight and unimodal_loss_weight are both 0; leave them"
+                f" out of the config, or set them to {self.fused_loss_weight:g} and {self.unimodal_loss_weight:g}"
+            )
+        if self.fused_loss_weight and not self.fused_weight:
+            logger.warning("%s is defined with the fused loss, whose weight the config sets to 0", name)
+
+    def start(self) -> None:
+        """Set the initial `state`; `self.model` is known."""
+
+    def __call__(self, batch: TrainingBatch) -> torch.Tensor:
+        """The loss of a training batch; called by the model."""
+        if not torch.is_grad_enabled():
+            return batch.loss
+        device = batch.labels.device
+        if any(value.device != device for value in self.state.values()):
+            self.state = {name: value.to(device) for name, value in self.state.items()}
+        loss = self.loss(batch)
+        self.on_backward(loss, self._note_scale)
+        return loss
+
+    def loss(self, batch: TrainingBatch) -> torch.Tensor:
+        """Loss of a batch, a scalar. Default: that of the config's weights."""
+        return batch.loss
+
+    def before_step(self) -> None:
+        """Act on the gradients of a whole optimiser step; to be called once, in every process, before clipping.
+
+        Raises:
+            RuntimeError: if no batch went through the model since the last step.
+            ValueError: if gradients are sharded and the method needs whole ones.
+        """
+        if self._loss_scale is None:
+            raise RuntimeError("before_step() without a backward: call it after the backward of a step's last batch")
+        if self.needs_whole_gradients:
+            _check_gradients(self.model, whole=True)
+        totals = sum_over_processes(self._totals)
+        rows = {name: gather_rows(torch.cat(parts)) for name, parts in self._rows.items()}
+        self.modulate({**totals, **rows})
+        self.step += 1
+        self._totals, self._rows, self._separate, self._loss_scale, self._towers = {}, {}, {}, None, []
+
+    def modulate(self, totals: dict[str, torch.Tensor]) -> None:
+        """Change the gradients of the parameters, and the state, once per optimiser step.
+
+        Args:
+            totals: What [`collect`] and [`collect_rows`] were given in the step.
+        """
+
+    # What methods use.
+
+    @property
+    def loss_scale(self) -> torch.Tensor:
+        """Factor of the step's gradients: 1, or that of the gradient scaler in float16."""
+        assert self._loss_scale is not None  # in `modulate` there was a backward
+        return self._loss_scale
+
+    def mean_gradient(self, total: torch.Tensor) -> torch.Tensor:
+        """A collected gradient of the loss as the step's mean over processes, without the loss scale."""
+        return total / (self.loss_scale * world_size())
+
+    def collect(self, **values: torch.Tensor) -> None:
+        """Add to sums over the step's batches and processes; the same names in every batch."""
+        for name, value in values.items():
+            value = value.detach().float()
+            self._totals[name] = self._totals[name] + value if name in self._totals else value
+
+    def collect_rows(self, **values: torch.Tensor) -> None:
+        """Add rows, one for each clip, to those of the step's batches and processes."""
+        for name, value in values.items():
+            self._rows.setdefault(name, []).append(value.detach())
+
+    def on_backward(self, loss: torch.Tensor, act: Callable[[torch.Tensor], None]) -> None:
+        """Call `act` at the start of a loss's backward, with the gradient that arrives there."""
+        if loss.requires_grad:
+            loss.register_hook(act)
+
+    def separate_gradients(self, loss: torch.Tensor, part: torch.Tensor, parameters: Sequence[nn.Parameter]) -> None:
+        """Have the gradient of one part of the loss kept apart, at the cost of one more backward.
+
+        It is computed inside the backward of `loss`, with the gradient that arrives there: loss scaling and division
+        by the accumulation steps are those of the loss.
+        """
+
+        def act(upstream: torch.Tensor) -> None:
+            found = torch.autograd.grad(part, parameters, upstream, retain_graph=True, allow_unused=True)
+            for parameter, gradient in zip(parameters, found, strict=True):
+                if gradient is not None:
+                    kept = self._separate.get(parameter)
+                    self._separate[parameter] = gradient if kept is None else kept.add_(gradient)
+
+        self.on_backward(loss, act)
+
+    def separated(self, parameter: nn.Parameter) -> torch.Tensor:
+        """The gradient kept apart, as the step's mean over processes, on the scale of `parameter.grad`.
+
+        To be asked for in every process, for the same parameters in the same order.
+        """
+        gradient = self._separate.pop(parameter, None)
+        gradient = torch.zeros_like(parameter) if gradient is None else gradient
+        if world_size() > 1:
+            torch.distributed.all_reduce(gradient)
+            gradient /= world_size()
+        return gradient
+
+    def tower_parameters(self) -> list[list[nn.Parameter]]:
+        """The trained parameters of each modality's tower: its backbone and, for vision, the pooling over frames."""
+        if not self._towers:  # looked up once per step: wrapping a model may exchange its parameters
+            model = self.model
+            modules: tuple[tuple[nn.Module, ...], ...] = (
+                (model.audio_model,),
+                (model.vision_model, model.frame_pooling),
+            )
+            self._towers = [
+                [parameter for module in tower for parameter in module.parameters() if parameter.requires_grad]
+                for tower in modules
+            ]
+        return self._towers
+
+    def connected(self, loss: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
+        """A loss that leaves out some of the model, in a form that distributed training accepts.
+
+        There every parameter that the outputs depend on must get a gradient, if only of zeros.
+        """
+        return loss if world_size() == 1 else loss + 0.0 * batch.loss
+
+    def scale_towers(self, factors: Sequence[float]) -> None:
+        """Multiply the gradients of each tower by its factor."""
+        _check_gradients(self.model)
+        for factor, parameters in zip(factors, self.tower_parameters(), strict=True):
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            if factor != 1.0 and gradients:
+                torch._foreach_mul_(gradients, factor)
+
+    # Checkpoints.
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All that a resumed run needs."""
+        return {"step": torch.tensor(self.step), **self.state}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            ValueError: if it is another method's.
+        """
+        shapes, found = (
+            {name: tuple(value.shape) for name, value in part.items()} for part in (self.state_dict(), state)
+        )
+        if shapes != found:
+            raise ValueError(
+                f"the checkpoint's balancing state {found} does not fit {type(self).__name__}, {shapes}: resume with"
+                " the balancing method, its options and the clips that the run was started with"
+            )
+        self.step = int(state["step"])
+        self.state = {name: value for name, value in state.items() if name != "step"}
+
+    def _note_scale(self, upstream: torch.Tensor) -> None:
+        # Each of k accumulated losses is divided by k: their gradients sum to the loss scale.
+        self._loss_scale = upstream.detach() if self._loss_scale is None else self._loss_scale + upstream.detach()
+
+
+def _check_gradients(model: nn.Module, whole: bool = False) -> None:
+    """Raise where another engine keeps the gradients to itself, or only a part of them is in this process."""
+    gradient = next((parameter.grad for parameter in model.parameters() if parameter.grad is not None), None)
+    if gradient is None:
+        raise ValueError(f"this balancing method changes gradients, which DeepSpeed does not show: {PLAIN}")
+    if whole and hasattr(gradient, "placements"):
+        raise ValueError(f"this balancing method reads whole gradients, of which FSDP keeps parts: {PLAIN}")

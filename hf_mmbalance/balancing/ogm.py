@@ -1,0 +1,103 @@
+"""On-the-fly gradient modulation, OGM and OGM-GE (Peng et al., CVPR 2022, arXiv 2203.15332)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from hf_mmbalance.balancing.method import BalancingMethod
+from hf_mmbalance.balancing.registry import register_balancing_method
+from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
+
+
+def complete_clips(modality_mask: torch.Tensor) -> torch.Tensor:
+    """True for the clips that have every modality, `(B, M)` -> `(B,)`: only these can be compared."""
+    return modality_mask.all(1)
+
+
+def true_class_probabilities(batch: TrainingBatch) -> torch.Tensor:
+    """softmax(z_m)[y], `(B, M)`."""
+    logits = batch.modality_logits.detach()
+    index = batch.labels.view(-1, 1, 1).expand(-1, logits.shape[1], 1)
+    return logits.softmax(-1).gather(2, index).squeeze(2)
+
+
+@register_balancing_method("ogm")
+class OGM(BalancingMethod):
+    r"""Slows the modality that is ahead: its tower's gradients are multiplied by k_m, once per optimiser step.
+
+    With s_m the sum over the step's clips of softmax(z_m)[y], and rho_m = s_m / s_m' (eq. 8 and 10 of the paper):
+
+        k_m = 1 - tanh(alpha * rho_m)  if rho_m > 1,  else 1
+
+    The sums run over clips that have both modalities. The gradients are those of all the tower's trained parameters:
+    the published code's choice, 4-D convolution weights, would leave only the patch embedding of a transformer.
+
+    Args:
+        alpha: Strength; 0 is joint training.
+        noise: Multiple of each gradient tensor's own standard deviation that is added as Gaussian noise (the GE part);
+            as in the published code, to both towers and also where k = 1. 0 for none.
+        end: Part of the training after which the method rests; published: 0.5 (CREMA-D).
+    """
+
+    two_modalities = True
+
+    def __init__(self, alpha: float = 0.8, noise: float = 0.0, end: float = 1.0):
+        if alpha < 0 or noise < 0:
+            raise ValueError(f"ogm: alpha={alpha!r} and noise={noise!r} must not be negative")
+        self.alpha, self.noise, self.end = alpha, noise, end
+        self.needs_whole_gradients = noise > 0
+
+    def loss(self, batch: TrainingBatch) -> torch.Tensor:
+        if self.alpha:
+            complete = complete_clips(batch.modality_mask)
+            self.collect(scores=true_class_probabilities(batch)[complete].sum(0))
+        return batch.loss
+
+    def modulate(self, totals: dict[str, torch.Tensor]) -> None:
+        if self.progress >= self.end:
+            return
+        if self.alpha:
+            self.scale_towers(self.coefficients(totals["scores"].tolist()))
+        if self.noise:
+            self.add_noise()
+
+    def coefficients(self, scores: list[float]) -> list[float]:
+        """k_m for the two scores s_m; 1 where no clip has both modalities."""
+        factors = []
+        for own, other in (scores, scores[::-1]):
+            ratio = own / other if other else math.inf
+            factors.append(1 - math.tanh(self.alpha * ratio) if own > other else 1.0)
+        return factors
+
+    def add_noise(self) -> None:
+        """Add the noise: the same in every process and in a resumed run, since it is keyed by seed and step."""
+        both = [parameter.grad for tower in self.tower_parameters() for parameter in tower]
+        gradients = [gradient for gradient in both if gradient is not None and gradient.numel() > 1]
+        if not gradients:
+            return
+        device, sizes = gradients[0].device, [gradient.numel() for gradient in gradients]
+        generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + self.step)
+        # Drawn at once: hundreds of small draws would cost more than the arithmetic.
+        drawn = torch.randn(sum(sizes), generator=generator, device=device).split(sizes)
+        noise = [part.view_as(gradient) for part, gradient in zip(drawn, gradients, strict=True)]
+        torch._foreach_mul_(noise, deviations(gradients, self.noise))
+        torch._foreach_add_(gradients, noise)
+
+
+def deviations(tensors: list[torch.Tensor], factor: float = 1.0) -> list[torch.Tensor]:
+    """Standard deviation of every tensor times a factor: sqrt((|g|^2 - (sum g)^2 / n) / (n - 1))."""
+    squares = torch.stack(torch._foreach_norm(tensors)).double().square()
+    sums = torch.stack([tensor.sum() for tensor in tensors]).double()
+    count = torch.tensor([tensor.numel() for tensor in tensors], device=sums.device)
+    found = ((squares - sums.square() / count) / (count - 1)).clamp(min=0).sqrt()
+    return list((factor * found).to(tensors[0].dtype).unbind())
+
+
+@register_balancing_method("ogm_ge")
+class OGMGE(OGM):
+    """OGM with its generalisation enhancement: noise of the gradients' own standard deviation."""
+
+    def __init__(self, alpha: float = 0.8, noise: float = 1.0, end: float = 1.0):
+        super().__init__(alpha, noise, end)

@@ -1,0 +1,95 @@
+"""OLM: online logit modulation by learned coefficients (Zong et al., IJCAI 2024)."""
+
+from __future__ import annotations
+
+import torch
+
+from hf_mmbalance.balancing.method import BalancingMethod
+from hf_mmbalance.balancing.registry import register_balancing_method
+from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
+
+
+@register_balancing_method("olm")
+class OLM(BalancingMethod):
+    r"""Losses of logits that are multiplied by coefficients w_k, one for each modality and one for the fused logits.
+
+    Task loss: sum_k CE(w_k z_k, y). Coefficients, by an Adam of their own, also minimise (as GradNorm, on logits)
+
+        L_w = sum_i sum_k | n_ik - mean_l(n_il) r_k |
+        n_ik = w_k |z_ik|,   r_k = (CE_k / CE_k,0) / mean_l(CE_l / CE_l,0)
+
+    with norms, means and r_k constant in the gradient. Both losses reach the coefficients, as in the published code.
+    CE_k,0 is the loss of the first step (the published code takes it from the last batch of the first epoch).
+    Evaluation uses z_k as it is: the coefficients act on training only. A clip that lacks a modality adds no term for
+    it, and its mean runs over what it has.
+
+    Args:
+        learning_rate: Of the coefficients' Adam; published: 1e-3. 0 is training by the sum of all losses.
+    """
+
+    unimodal_loss_weight = 1.0
+
+    def __init__(self, learning_rate: float = 1e-3):
+        if learning_rate < 0:
+            raise ValueError(f"olm: learning_rate={learning_rate!r} must not be negative")
+        self.learning_rate = learning_rate
+
+    def start(self) -> None:
+        count = len(self.model.config.modalities) + 1
+        self.state = {name: torch.zeros(count) for name in ("first_loss", "moment", "square")}
+        self.state["coefficients"] = torch.ones(count)
+
+    def loss(self, batch: TrainingBatch) -> torch.Tensor:
+        if not self.learning_rate:
+            return batch.loss
+        weights = self.state["coefficients"].clone().requires_grad_()
+        weights.register_hook(lambda gradient: self.collect(gradient=gradient))
+        losses = self.task_losses(batch, weights)
+        present = torch.cat([batch.modality_mask, torch.ones_like(batch.modality_mask[:, :1])], dim=1)
+        logits = torch.cat([batch.modality_logits, batch.fused.logits.unsqueeze(1)], dim=1).detach()
+        self.collect_rows(norms=logits.norm(dim=-1).masked_fill(~present, 0.0))
+        count = len(batch.labels)
+        self.collect(losses=losses * count, clips=torch.full_like(losses, count))
+        return losses.sum()
+
+    def task_losses(self, batch: TrainingBatch, weights: torch.Tensor) -> torch.Tensor:
+        """The losses CE(w_k z_k, y) `(M + 1,)`, means over clips, times the weights of the config."""
+        mask = batch.modality_mask
+        every = batch.labels.unsqueeze(1).expand(mask.shape)
+        unimodal = self.model.clip_losses(weights[:-1].view(1, -1, 1) * batch.modality_logits, every)
+        unimodal = torch.where(mask, unimodal, torch.zeros_like(unimodal)).mean(0)
+        fused = self.model.clip_losses(weights[-1] * batch.fused.logits, batch.labels).mean()
+        return torch.cat([self.unimodal_weight * unimodal, self.fused_weight * fused.view(1)])
+
+    def modulate(self, totals: dict[str, torch.Tensor]) -> None:
+        if not self.learning_rate:
+            return
+        losses = totals["losses"] / totals["clips"]
+        if self.step == 0:
+            self.state["first_loss"] = losses
+        ratio = losses / self.state["first_loss"]
+        gradient = norm_gradient(self.state["coefficients"], totals["norms"], ratio / ratio.mean())
+        self._adam_step(gradient + self.mean_gradient(totals["gradient"]))
+
+    def _adam_step(self, gradient: torch.Tensor) -> None:
+        state, number = self.state, self.step + 1
+        if not torch.isfinite(gradient).all():  # an overflow in float16: the towers' step is skipped, too
+            return
+        state["moment"] = 0.9 * state["moment"] + 0.1 * gradient
+        state["square"] = 0.999 * state["square"] + 0.001 * gradient**2
+        moment, square = state["moment"] / (1 - 0.9**number), state["square"] / (1 - 0.999**number)
+        state["coefficients"] = state["coefficients"] - self.learning_rate * moment / (square.sqrt() + 1e-8)
+
+
+def norm_gradient(coefficients: torch.Tensor, norms: torch.Tensor, ratio: torch.Tensor) -> torch.Tensor:
+    """Gradient of L_w: d/dw_k = sum_i sign(n_ik - mean_l(n_il) r_k) |z_ik|.
+
+    Args:
+        coefficients: w `(K,)`.
+        norms: |z_ik| `(N, K)`, 0 where missing.
+        ratio: r `(K,)`.
+    """
+    scaled = norms * coefficients
+    present = norms > 0
+    mean = scaled.sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
+    return (torch.sign(scaled - mean * ratio) * norms).sum(0)

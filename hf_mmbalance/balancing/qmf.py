@@ -1,0 +1,83 @@
+"""QMF's ranking loss over each clip's history (Zhang et al., ICML 2023, arXiv 2306.02050), for the head `qmf`."""
+
+from __future__ import annotations
+
+import torch
+
+from hf_mmbalance.balancing.method import BalancingMethod
+from hf_mmbalance.balancing.registry import register_balancing_method
+from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
+
+
+def ranking_loss(confidence: torch.Tensor, history: torch.Tensor) -> torch.Tensor:
+    """max(0, g (c_i - c_j) + |h_i - h_j|), g = sign(h_i - h_j): a clip that was harder must be less confident.
+
+    Args:
+        confidence: c of the clips i of a batch, `(B,)`; j is the next one, that of the last the first.
+        history: h, their accumulated losses on the scale [0, 1], `(B,)`.
+
+    Returns:
+        Loss of every pair, `(B,)`. The published code has the other sign before |h_i - h_j|: there the wrong order is
+        allowed up to that difference.
+    """
+    difference = history - history.roll(-1)
+    return (difference.sign() * (confidence - confidence.roll(-1)) + difference.abs()).clamp(min=0)
+
+
+@register_balancing_method("qmf")
+class QMF(BalancingMethod):
+    r"""CE(z, y) + sum_m CE(z_m, y) + weight * sum_m mean_i rank_m,i, confidence c_m = logsumexp(z_m) / 10.
+
+    The history of a clip and modality is the sum of its losses over all steps so far, scaled to [0, 1] over the train
+    split. It is written after the step: what a loss compares with does not depend on how the step is split. Pairs are
+    neighbours in a batch, so that they do depend on it: two processes form the pairs that two accumulated batches
+    form. Pairs of which one lacks the modality do not count.
+
+    Args:
+        weight: Of the ranking losses; 0 is training by the other losses.
+    """
+
+    fusion = "qmf"
+    unimodal_loss_weight = 1.0
+
+    def __init__(self, weight: float = 1.0):
+        if weight < 0:
+            raise ValueError(f"qmf: weight={weight!r} must not be negative")
+        self.weight = weight
+
+    def start(self) -> None:
+        if self.num_clips is None:
+            raise ValueError("qmf keeps a history of every clip: set num_clips, the size of the train split, first")
+        self.state = {"history": torch.zeros(self.num_clips, len(self.model.config.modalities))}
+
+    def loss(self, batch: TrainingBatch) -> torch.Tensor:
+        if not self.weight:
+            return batch.loss
+        index, mask = self.clip_index, batch.modality_mask
+        if index is None or index.shape != batch.labels.shape:
+            raise ValueError(
+                "qmf: set clip_index, the places of the batch's clips in the train split, before each batch"
+            )
+        confidence = torch.logsumexp(batch.modality_logits, dim=-1) / 10
+        history = self.scaled_history()[index]
+        ranks = []
+        for m in range(mask.shape[1]):
+            pairs = mask[:, m] & mask[:, m].roll(-1)
+            losses = ranking_loss(confidence[:, m], history[:, m])
+            ranks.append(torch.where(pairs, losses, 0.0).mean())
+        every = batch.labels.unsqueeze(1).expand(mask.shape)
+        losses = torch.nn.functional.cross_entropy(
+            batch.modality_logits.detach().flatten(0, 1), every.flatten(), reduction="none"
+        ).view(mask.shape)
+        self.collect_rows(index=index, losses=losses.masked_fill(~mask, 0.0))
+        return batch.loss + self.weight * torch.stack(ranks).sum()
+
+    def scaled_history(self) -> torch.Tensor:
+        """The history `(N, M)`, each modality's on the scale [0, 1]."""
+        history = self.state["history"]
+        low, high = history.amin(0), history.amax(0)
+        return (history - low) / (high - low).clamp(min=torch.finfo(history.dtype).tiny)
+
+    def modulate(self, totals: dict[str, torch.Tensor]) -> None:
+        if self.weight:
+            self.state["history"] = self.state["history"].index_add(0, totals["index"], totals["losses"])

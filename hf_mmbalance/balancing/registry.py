@@ -1,0 +1,78 @@
+"""Balancing methods by name, and from a user's own file."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hf_mmbalance.balancing.method import BalancingMethod
+
+
+BALANCING_METHODS: dict[str, type[BalancingMethod]] = {}
+
+
+def register_balancing_method(name: str) -> Callable[[type], type]:
+    """Class decorator that makes a method available as `--balancing name`.
+
+    Raises:
+        ValueError: if another class already has the name.
+    """
+
+    def register(cls: type) -> type:
+        taken = BALANCING_METHODS.get(name)
+        if taken is not None and taken.__qualname__ != cls.__qualname__:
+            raise ValueError(f"balancing method {name!r} is already registered ({taken.__qualname__})")
+        BALANCING_METHODS[name] = cls
+        return cls
+
+    return register
+
+
+def build_method(name: str, options: dict[str, Any] | None = None) -> BalancingMethod:
+    """A method by its registered name, or that of `"path/to/my_method.py:MyMethod"`.
+
+    Args:
+        name: Registered name, or file and class.
+        options: Keyword arguments of the method.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if there is no such method, or it does not take the options; the message lists what there is.
+    """
+    method = _load(name) if ".py:" in name else BALANCING_METHODS.get(name)
+    if method is None:
+        known = ", ".join(sorted(BALANCING_METHODS))
+        raise ValueError(f"balancing={name!r} is unknown: choose one of {known}, or 'my_method.py:MyMethod'")
+    options = options or {}
+    taken = options_of(method)
+    unknown = sorted(set(options) - set(taken))
+    if unknown:
+        known = ", ".join(f"{key} ({value!r})" for key, value in taken.items()) or "none"
+        raise ValueError(f"balancing_options: {name!r} does not take {', '.join(unknown)}; its options are {known}")
+    return method(**options)
+
+
+def options_of(method: type[BalancingMethod]) -> dict[str, Any]:
+    """Options of a method and their defaults."""
+    return {name: entry.default for name, entry in inspect.signature(method).parameters.items()}
+
+
+def _load(name: str) -> type[BalancingMethod]:
+    path, _, class_name = name.rpartition(":")
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"balancing method {name!r}: file {file} does not exist")
+    module_name = f"{__name__.rpartition('.')[0]}.own.{file.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    assert spec is not None and spec.loader is not None  # a .py file has both
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    spec.loader.exec_module(module)
+    method = getattr(module, class_name, None)
+    if not (isinstance(method, type) and issubclass(method, BalancingMethod)):
+        raise ValueError(f"balancing method {name!r}: {file} has no subclass {class_name!r} of BalancingMethod")
+    return method

@@ -1,0 +1,78 @@
+"""Methods by name and from a user's file."""
+
+from __future__ import annotations
+
+import pytest
+
+from hf_mmbalance.balancing import BALANCING_METHODS, build_method, options_of, register_balancing_method
+
+
+OWN = """
+from hf_mmbalance.balancing import BalancingMethod
+
+class Weighted(BalancingMethod):
+    def __init__(self, factor=2.0):
+        self.factor = factor
+
+    def loss(self, batch):
+        return self.factor * batch.loss
+
+class NoMethod:
+    pass
+"""
+
+
+def test_a_method_in_a_file(tmp_path):
+    file = tmp_path / "my_method.py"
+    file.write_text(OWN)
+    assert build_method(f"{file}:Weighted", {"factor": 3.0}).factor == 3.0
+    with pytest.raises(ValueError, match="has no subclass 'NoMethod' of BalancingMethod"):
+        build_method(f"{file}:NoMethod")
+    with pytest.raises(ValueError, match="has no subclass 'Absent'"):
+        build_method(f"{file}:Absent")
+    with pytest.raises(FileNotFoundError, match="other.py does not exist"):
+        build_method(f"{tmp_path / 'other.py'}:Weighted")
+
+
+def test_unknown_names_and_options_list_what_there_is():
+    with pytest.raises(
+        ValueError, match="balancing='omg' is unknown: choose one of agm, dgl.* or 'my_method.py:MyMethod'"
+    ):
+        build_method("omg")
+    with pytest.raises(ValueError, match=r"'ogm' does not take beta; its options are alpha \(0.8\), noise \(0.0\)"):
+        build_method("ogm", {"beta": 1})
+    with pytest.raises(ValueError, match="its options are none"):
+        build_method("joint", {"beta": 1})
+
+
+@pytest.mark.parametrize("name", sorted(BALANCING_METHODS))
+def test_every_option_has_a_default_and_a_description(name):
+    method = BALANCING_METHODS[name]
+    described = method.__doc__ + "".join(base.__doc__ or "" for base in method.__mro__[1:])
+    for option, default in options_of(method).items():
+        assert default is not None or option == "self"
+        assert f"    {option}: " in described
+
+
+def test_a_name_is_given_once():
+    with pytest.raises(ValueError, match="'ogm' is already registered"):
+        register_balancing_method("ogm")(type("Other", (), {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ogm", {"alpha": -1.0}),
+        ("agm", {"alpha": -1.0}),
+        ("mlb", {"alpha": -1.0}),
+        ("inforeg", {"beta": -1.0}),
+        ("dgl", {"strength": 2.0}),
+        ("mmpareto", {"gamma": 0.0}),
+        ("olm", {"learning_rate": -1.0}),
+        ("qmf", {"weight": -1.0}),
+        ("frozen", {"pretraining": 1.0}),
+    ],
+)
+def test_values_out_of_range(name, options):
+    with pytest.raises(ValueError, match=f"{name}: {next(iter(options))}="):
+        build_method(name, options)
