@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 
@@ -77,13 +78,29 @@ class OGM(BalancingMethod):
         gradients = [gradient for gradient in both if gradient is not None and gradient.numel() > 1]
         if not gradients:
             return
-        device, sizes = gradients[0].device, [gradient.numel() for gradient in gradients]
+        device = gradients[0].device
         generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + self.step)
-        # Drawn at once: hundreds of small draws would cost more than the arithmetic.
-        drawn = torch.randn(sum(sizes), generator=generator, device=device).split(sizes)
-        noise = [part.view_as(gradient) for part, gradient in zip(drawn, gradients, strict=True)]
-        torch._foreach_mul_(noise, deviations(gradients, self.noise))
-        torch._foreach_add_(gradients, noise)
+        for group in groups(gradients):
+            sizes = [gradient.numel() for gradient in group]
+            drawn = torch.randn(sum(sizes), generator=generator, device=device).split(sizes)
+            noise = [part.view_as(gradient) for part, gradient in zip(drawn, group, strict=True)]
+            torch._foreach_mul_(noise, deviations(group, self.noise))
+            torch._foreach_add_(group, noise)
+
+
+def groups(tensors: list[torch.Tensor], size: int = 2**18) -> Iterator[list[torch.Tensor]]:
+    """The tensors in turn, as few of them at a time as hold `size` numbers.
+
+    Hundreds of small draws cost more than their arithmetic; one large draw does not stay in the processor's cache.
+    """
+    group: list[torch.Tensor] = []
+    for tensor in tensors:
+        group.append(tensor)
+        if sum(member.numel() for member in group) >= size:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def deviations(tensors: list[torch.Tensor], factor: float = 1.0) -> list[torch.Tensor]:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hf_mmbalance.balancing.ogm import deviations
+from hf_mmbalance.balancing.ogm import deviations, groups
 
 from ..model.tiny import tiny_model
 from .steps import LABELS, attached, by_tower, clips, gradients, plain_gradients, some_missing
@@ -96,6 +96,12 @@ def test_deviations():
     tensors = [torch.randn(7, 5) + 3, torch.tensor([1.0, 1.0]), torch.randn(100) * 1e-4]
     for found, tensor in zip(deviations(tensors), tensors, strict=True):
         torch.testing.assert_close(found, tensor.std(), rtol=1e-5, atol=1e-7)
+
+
+def test_groups_hold_every_tensor_once_and_no_more_than_needed():
+    tensors = [torch.zeros(size) for size in (3, 4, 9, 1, 2, 2, 20, 1)]
+    sizes = [[len(tensor) for tensor in group] for group in groups(tensors, 5)]
+    assert sizes == [[3, 4], [9], [1, 2, 2], [20], [1]]
 
 
 def test_noise_is_drawn_by_seed_and_step_and_leaves_the_random_state_alone():
