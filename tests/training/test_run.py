@@ -263,7 +263,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch, cap
 
 def test_frozen_towers_that_learn_nothing_are_noted():
     random = ModelArguments(trainable_layers="0", audio_config={"model_type": "vit"})
-    one, two = frozen_notes(random, 1e-4)
+    (one,), (two,) = frozen_notes(random, 1e-4), frozen_notes(ModelArguments(trainable_layers="0"), 1e-4)
     assert "random weights are frozen and learn nothing: audio;" in one and "--learning_rate 0.0001 is small" in two
     assert frozen_notes(ModelArguments(trainable_layers="0"), 1e-3) == []
     assert frozen_notes(ModelArguments(audio_config={"model_type": "vit"}), 1e-4) == []
