@@ -44,6 +44,7 @@ def build_parser() -> console.Parser:
     from hf_mmbalance.decision.compare_cli import add_compare
     from hf_mmbalance.embedding.cli import add_embed, add_fuse
     from hf_mmbalance.hub.cli import add_card, add_push, add_space
+    from hf_mmbalance.hub.onnx_export import add_export
     from hf_mmbalance.hub.predict import add_predict
     from hf_mmbalance.robustness.cli import add_robustness
 
@@ -66,6 +67,7 @@ def build_parser() -> console.Parser:
     add_card(verbs)
     add_push(verbs)
     add_space(verbs)
+    add_export(verbs)
     add_completion(verbs)
     return parser
 

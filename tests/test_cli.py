@@ -56,6 +56,7 @@ def test_every_verb_refuses_what_is_not_there_with_one_line(
         "card": ["nowhere", "--repo_id", "me/model"],
         "push": ["nowhere", "me/model"],
         "space": ["demo", "me/page"],
+        "export": ["onnx", "nowhere", "m.onnx"],
     }
     with suppress(SystemExit):  # argparse's own
         assert cli.main([verb, *needed.get(verb, ["nowhere"])]) == 2

@@ -84,7 +84,8 @@ def read_source(path: Path, *, split: str = "test", refit: bool = False, **optio
 
     Args:
         path: folder of a run, or decision table.
-        split: clips of a run to judge; a table is judged as `mmbalance decide` judges it.
+        split: clips to judge; a table without it is judged out of fold, as by `mmbalance decide`, unless another split
+            than test was asked for.
         refit: fit a decision layer to the logits of a run, beside its own.
         **options: of `decide_table`.
 
@@ -104,10 +105,11 @@ def read_source(path: Path, *, split: str = "test", refit: bool = False, **optio
     if folder and (folder / "results.json").is_file():
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         source.fusion = str(results.get("fusion", "own head"))
-        source.configuration = _configuration(results.get("arguments", {}))
+        source.configuration = _configuration(results["arguments"]) if "arguments" in results else None
     if refit or not own:
         # The rows of a run that are judged, so that both of its decision layers answer the same clips.
-        judged = decide_table(table, eval_split=split if own else None, **options)
+        named = own or split != "test"
+        judged = decide_table(table, eval_split=split if named else None, **options)
         source.table, source.refitted = judged.table, judged.fusions["adaptive"]
         source.notes = [f"{name}: {note}" for note in judged.notes]
     return source

@@ -117,13 +117,17 @@ def _runs(reports: Sequence[Report], names: Sequence[str]) -> str:
     body = []
     for name, report in zip(names, reports, strict=True):
         rows, method = {row["method"]: row for row in report["rows"]}, report["in_use"]["method"]
-        own, single = rows[method], rows.get("best_single")
-        body.append(
-            [name, "own" if method == "model" else "fitted here", own["n"], f"{100 * own['accuracy']:.2f}",
-             _interval(own["accuracy_ci"], 100), f"{own['nll']:.4f}", f"{own['ece']:.4f}",
-             f"{100 * rows['sum']['accuracy']:.2f}", "" if single is None else f"{100 * single['accuracy']:.2f}",
-             _plain(report["balance"][method]["index"], 3)]
-        )  # fmt: skip
+        index = _plain(report["balance"][method]["index"], 3)
+        layers = [("own" if method == "model" else "fitted here", rows[method], index)]
+        if method != "model" and "reference.fused" in rows:  # a run whose own head has no weights
+            layers.insert(0, ("own", rows["reference.fused"], ""))
+        single = rows.get("best_single")
+        for kind, own, balanced in layers:
+            body.append(
+                [name, kind, own["n"], f"{100 * own['accuracy']:.2f}", _interval(own["accuracy_ci"], 100),
+                 f"{own['nll']:.4f}", f"{own['ece']:.4f}", f"{100 * rows['sum']['accuracy']:.2f}",
+                 "" if single is None else f"{100 * single['accuracy']:.2f}", balanced]
+            )  # fmt: skip
     head = ["run", "decision layer", "n", "accuracy %", "95 % interval", "NLL", "ECE", "sum, %", "best single, %",
             "balance index"]  # fmt: skip
     return f"<h2>All runs</h2>{_table(head, body)}<p>Below: {escape(names[0])}.</p>"

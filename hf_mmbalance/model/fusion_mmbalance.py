@@ -158,7 +158,7 @@ def shapley_contributions(
             inside = inside & modality_mask
             # A subset whose members are all missing has the value 0; fuse() needs at least one modality.
             has_members = inside.any(1, keepdim=True)
-            value = fuse(torch.where(has_members, inside, modality_mask))
+            value = fuse(inside | (modality_mask & ~has_members))
             values[subset] = value * has_members
     values[()] = torch.zeros_like(values[(0,)])
     contributions = []

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_mmbalance.decision.figures import save
 from hf_mmbalance.robustness.run import CLEAN
 
 
@@ -17,7 +18,7 @@ COLUMNS = 4
 
 
 def write_figures(report: dict[str, Any], folder: Path) -> list[Path]:
-    """Write `accuracy`, `nll` and, where the model gives it, `trust` as PNG and SVG; returns the files."""
+    """Write `accuracy`, `nll` and, where the model gives it, `trust` as PNG, SVG and PDF; returns the files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -46,9 +47,7 @@ def write_figures(report: dict[str, Any], folder: Path) -> list[Path]:
         figure.supxlabel("severity (0: clean)")
         handles, names = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
-        for suffix in ("png", "svg"):
-            files.append(folder / f"{measure}.{suffix}")
-            figure.savefig(files[-1], dpi=150)
+        files += save(figure, folder / measure)
         pyplot.close(figure)
     return files
 

@@ -45,12 +45,12 @@ def frozen_notes(arguments: ModelArguments, learning_rate: float) -> list[str]:
         return []
     notes = []
     configured = [name for name in ("audio", "vision") if getattr(arguments, f"{name}_config") is not None]
-    if configured:
+    if configured and arguments.model_name_or_path is None:
         notes.append(
             f"tower(s) with random weights are frozen and learn nothing: {', '.join(configured)}; leave"
             " --trainable_layers out, or name pretrained towers"
         )
-    if learning_rate < HEADS_ALONE_RATE:
+    elif learning_rate < HEADS_ALONE_RATE:
         notes.append(
             f"the towers are frozen and only the heads learn: --learning_rate {learning_rate:g} is small for heads,"
             f" {HEADS_ALONE_RATE:g} is usual"

@@ -217,6 +217,10 @@ class MMBalanceTrainer(Trainer):
                 "train": self.predict_table(self.clips.splits["train"], "train"),
                 "calibration": self.predict_table(self.calibration, "calibration"),
             }
+            if self.is_world_process_zero():
+                logger.warning(
+                    "fitting the decision layer on %d calibration rows", len(self.fit_tables["calibration"])
+                )
             self.fit_decision_layer(DecisionTable.concatenate(list(self.fit_tables.values())), structure="any")
             head = self.accelerator.unwrap_model(self.model).fusion
             for table in self.fit_tables.values():

@@ -201,6 +201,23 @@ def test_a_report_of_a_run_is_about_its_own_head(tmp_path: Path, capsys: pytest.
     assert page.index("leans to") < page.index("<table") < page.index("<h2>Words</h2>")
 
 
+def test_a_head_without_weights_is_shown_beside_the_layer_fitted_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = make_table(n=200, classes=3)
+    table.references = {"fused": 9.0 * np.eye(3)[table.labels]}  # always right
+    table.write(tmp_path / "run" / "decisions.parquet")
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"fusion": "concat"}))
+    options = ("--rung", "temperature", "--draws", "10", "--report", tmp_path / "r.html")
+    assert run("diagnose", tmp_path / "run", tmp_path / "run" / "decisions.parquet", *options) == 0
+    shown = capsys.readouterr().out
+    assert "The decision layer fitted here gets" in shown and "the run's own head has no weights to show" in shown
+    page = (tmp_path / "r.html").read_text()
+    lines = re.findall(r"<tr><td>run</td><td>(own|fitted here)</td><td class=n>83</td><td class=n>([\d.]+)</td>", page)
+    assert lines[0] == ("own", "100.00") and lines[1][0] == "fitted here"
+    assert "Weight in the decision (refitted)" in page
+
+
 def test_a_table_too_small_to_fit_anything_is_judged_by_the_plain_sum(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

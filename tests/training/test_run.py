@@ -226,23 +226,23 @@ def test_a_modality_that_no_clip_has(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--fusion", "sun"], "fusion='sun' is unknown"),
+        (["--fusion", "sun"], "--fusion 'sun' is unknown"),
         (["--fusion", "not_there.py:Head"], "file not_there.py does not exist"),
-        (["--frame_pooling", "max"], "frame_pooling='max' is unknown"),
+        (["--frame_pooling", "max"], "--frame_pooling 'max' is unknown"),
         (["--modality_dropout", "1.5", "0"], "modality_dropout"),
         (["--fusion_options", '{"gat": 1}'], "gat"),
-        (["--trainable_layers", "9"], "trainable_layers=9"),
+        (["--trainable_layers", "9"], "--trainable_layers 9"),
         (["--audio_config", '{"hidden_size": 4}'], "audio_config .* names no model_type"),
         (["--audio_config", '{"model_type": "nonsense"}'], "'nonsense' is not a backbone"),
         (["--audio_config", '{"model_type": "vit"}'], "audio backbone"),
         (["--audio_model", "./not_there"], "audio backbone './not_there' cannot be loaded"),
         (["--vision_model", "./not_there"], "backbone './not_there' cannot be loaded"),
         (["--model_name_or_path", "./not_there"], "not_there"),
-        (["--metric_for_best_model", "acuracy"], "metric_for_best_model='acuracy' is unknown: choose one of nll"),
+        (["--metric_for_best_model", "acuracy"], "--metric_for_best_model 'acuracy' is unknown: choose one of nll"),
         (["--train_corruptions", "babbel"], "unknown corruption 'babbel'; did you mean 'babble'"),
         (["--calibration_corruptions", "blurr"], "unknown corruption 'blurr'; did you mean 'blur'"),
         (["--calibration_draws", "0"], "draws must be at least 1"),
-        (["--decision_rung", "temprature"], "decision_rung='temprature' is unknown: choose auto or one of sum"),
+        (["--decision_rung", "temprature"], "--decision_rung 'temprature' is unknown: choose auto or one of sum"),
         (["--calibration_clips", "0"], "no clips in split.s. calibration"),
         (["--validation_clips", "0"], "no clips in split.s. validation"),
         (["--resume_from_checkpoint", "./not_there"], "not_there is not a complete checkpoint"),
@@ -263,7 +263,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch, cap
 
 def test_frozen_towers_that_learn_nothing_are_noted():
     random = ModelArguments(trainable_layers="0", audio_config={"model_type": "vit"})
-    one, two = frozen_notes(random, 1e-4)
+    (one,), (two,) = frozen_notes(random, 1e-4), frozen_notes(ModelArguments(trainable_layers="0"), 1e-4)
     assert "random weights are frozen and learn nothing: audio;" in one and "--learning_rate 0.0001 is small" in two
     assert frozen_notes(ModelArguments(trainable_layers="0"), 1e-3) == []
     assert frozen_notes(ModelArguments(audio_config={"model_type": "vit"}), 1e-4) == []
