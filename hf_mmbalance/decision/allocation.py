@@ -205,13 +205,12 @@ class Allocation(ClassifierMixin, BaseEstimator):
         return self.state_.fuse(logits, self.typicality(logits, features))
 
     def typicality(self, X: Any, features: Any = None) -> np.ndarray | None:
-        """Standardised typicality `(N, M)`; None without features or where none was fitted."""
+        """Typicality t `(N, M)`; None without features or where none was fitted."""
         if features is None or not self.statistics_:
             return None
         logits = self._checked(X)
-        state = self.state_ if SLOPE in self.state_.arrays else HeadState.plain_sum(*logits.shape[1:]).replace(
-            **self.statistics_, **{SLOPE: np.zeros(logits.shape[1])}
-        )  # fmt: skip
+        slope = {SLOPE: np.zeros(self.n_modalities_)}
+        state = HeadState.plain_sum(*logits.shape[1:]).replace(**self.statistics_, **slope)
         given = checked_features(features, len(logits), self.n_modalities_)
         return state.typicality(given, ~np.isnan(logits[:, :, 0]))
 
