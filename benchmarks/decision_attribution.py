@@ -25,9 +25,9 @@ from hf_mmbalance.building.recipes.crema_d_votes import crema_d_votes
 from hf_mmbalance.decision.fits import FitData, fit_maps, fit_prior, fit_temperatures, fit_weights
 from hf_mmbalance.decision.folds import group_folds
 from hf_mmbalance.decision.optimise import one_thread
-from hf_mmbalance.decision.state import HeadState
+from hf_mmbalance.decision.state import SLOPE, HeadState
 from hf_mmbalance.decision.table import DecisionTable
-from hf_mmbalance.decision.typicality import fit_typicality, log_distances
+from hf_mmbalance.decision.typicality import fit_typicality
 from hf_mmbalance.metrics.measures import bootstrap_ci, clip_nll, correct, shapley
 
 
@@ -137,8 +137,8 @@ def grid_task(grid: Grid, label: str) -> tuple[np.ndarray, np.ndarray, np.ndarra
         reference=([train.features[m] for m in names], train.labels), groups=np.asarray(fit.groups),
         clips=np.asarray(fit.clip_names), draws=fit.draw_numbers,
     )  # fmt: skip
-    raw = log_distances(arrays, (2, len(table.classes)), [test.features[m] for m in names])
-    judged = np.clip((raw - arrays["typicality_location"]) / arrays["typicality_scale"], -8, 8)
+    state = HeadState.plain_sum(2, len(table.classes)).replace(**arrays, **{SLOPE: np.zeros(2)})
+    judged = state.typicality([test.features[m] for m in names], test.mask)
     hits, losses = values(
         FitData(fit.logits, fit.labels, typicality), FitData(test.logits, test.labels, judged), PARTS, own_map=False
     )

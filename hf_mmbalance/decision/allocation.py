@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,8 +13,27 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
+from hf_mmbalance.decision.description import describe_state
 from hf_mmbalance.decision.fits import FitData, fit_prior
-from hf_mmbalance.decision.ladder import STRENGTHS, Clips, Ladder, Options, choose, fit_ladder, rebalanced
+from hf_mmbalance.decision.inputs import (
+    checked_column,
+    checked_features,
+    checked_known,
+    checked_labels,
+    checked_logits,
+    checked_reference,
+)
+from hf_mmbalance.decision.ladder import (
+    MIN_GROUPS,
+    STRENGTHS,
+    Clips,
+    Ladder,
+    Options,
+    choose,
+    fit_ladder,
+    rebalanced,
+    some_class_unknown,
+)
 from hf_mmbalance.decision.optimise import one_thread
 from hf_mmbalance.decision.shift import LogitProfile, checked_prior, estimate_prior, shift_prior
 from hf_mmbalance.decision.state import SLOPE, Fused, HeadState
@@ -103,45 +122,26 @@ class Allocation(ClassifierMixin, BaseEstimator):
         logits = checked_logits(X)
         labels = checked_labels(y, logits)
         self._check_options()
-        names = _column(clips, "clips", np.arange(len(labels))).astype(str)
-        group = _column(groups, "groups", names).astype(str)
-        draw = _column(draws, "draws", np.zeros(len(labels), dtype=np.int64))
         self.n_modalities_, classes = logits.shape[1:]
         self.classes_ = np.arange(classes)
         self.modality_names_ = [f"modality {m}" for m in range(self.n_modalities_)]
         self.class_names_ = [str(c) for c in range(classes)]
         known = None if known is None else checked_known(known, logits.shape[1:])
-        self.prior_ = np.exp(fit_prior(labels, classes))
         shifted = None if self.prior is None else checked_prior(self.prior, classes)
+        names = checked_column(clips, "clips", np.arange(len(labels))).astype(str)
+        group = checked_column(groups, "groups", names).astype(str)
+        draw = checked_column(draws, "draws", np.zeros(len(labels), dtype=np.int64))
+        self._clips = Clips(FitData(logits, labels, known=known), group, names, draw)
         with one_thread():
-            typicality: np.ndarray | None = None
-            notes: list[str] = []
-            self.statistics_: dict[str, np.ndarray] = {}
-            if features is not None and self.structure == "any":
-                self.statistics_, typicality, notes = self._typicality(
-                    features, reference, logits, labels, group, names, draw
-                )
-            rung = self.rung
-            if self.balance and rung == "auto":
-                few = len(np.unique(group)) < 3 and not self.known_groups
-                rung = "global" if few or known is not None and not known.all() else "class"
-            self._clips = Clips(FitData(logits, labels, typicality, known), group, names, draw)
-            strengths = tuple(sorted(self.strengths, reverse=True))
-            self._options = Options(
-                folds=self.folds,
-                seed=self.seed,
-                rung=None if rung == "auto" else rung,
-                known_groups=self.known_groups,
-                structure=self.structure,
-                balance=self.balance,
-                strengths=strengths,
-            )
+            notes = self._fit_typicality(features, reference)
+            self._options = self._ladder_options()
             self.ladder_: Ladder = fit_ladder(self._clips, self._options)
         self.notes_ = notes + self.ladder_.notes
         for note in self.notes_:
             warnings.warn(note, stacklevel=2)
         self.chosen_, self.reason_ = self.ladder_.chosen, self.ladder_.reason
         self.state_ = self.complete(self.ladder_.states[self.chosen_])
+        self.prior_ = np.exp(fit_prior(labels, classes))
         if shifted is not None:
             self.state_ = self.state_.replace(prior_shift=np.log(shifted) - np.log(self.prior_))
         self.profile_ = LogitProfile.of(logits, group)
@@ -165,36 +165,38 @@ class Allocation(ClassifierMixin, BaseEstimator):
         self.notes_ = [_named(note, table.modalities) for note in self.notes_]
         return self
 
-    def _typicality(
-        self,
-        features: Any,
-        reference: tuple[Any, Any] | None,
-        logits: np.ndarray,
-        labels: np.ndarray,
-        groups: np.ndarray,
-        clips: np.ndarray,
-        draws: np.ndarray,
-    ) -> tuple[dict[str, np.ndarray], np.ndarray | None, list[str]]:
-        own = checked_features(features, len(labels), self.n_modalities_)
-        if len(np.unique(clips)) < MIN_CLIPS:
-            return {}, None, [f"typicality: fewer than {MIN_CLIPS} clips to fit on; it is left out"]
-        known = None
-        if reference is not None:
-            known_labels = np.asarray(reference[1])
-            known = (checked_features(reference[0], len(known_labels), self.n_modalities_), known_labels)
-            if all(value is None or np.isnan(value).all() for value in known[0]):
-                known = None
-            elif any(
-                a is not None and b is not None and a.shape[1] != b.shape[1]
-                for a, b in zip(own, known[0], strict=True)
-            ):
-                raise ValueError("features of the reference clips have other widths than those of the fitting clips.")
-        mask = ~np.isnan(logits[:, :, 0])
-        arrays, typicality, notes = fit_typicality(
-            own, labels, mask, logits.shape[2], reference=known, groups=groups, clips=clips, draws=draws,
-            folds=self.folds, seed=self.seed,
+    def _fit_typicality(self, features: Any, reference: tuple[Any, Any] | None) -> list[str]:
+        """Fit `statistics_` and give the clips of the fit their typicality; returns notes."""
+        self.statistics_: dict[str, np.ndarray] = {}
+        clips = self._clips
+        data = clips.data
+        if features is None or self.structure != "any":
+            return []
+        own = checked_features(features, len(data.labels), self.n_modalities_)
+        if len(np.unique(clips.names)) < MIN_CLIPS:
+            return [f"typicality: fewer than {MIN_CLIPS} clips to fit on; it is left out"]
+        self.statistics_, typicality, notes = fit_typicality(
+            own, data.labels, data.mask.numpy(), data.logits.shape[2], reference=checked_reference(reference, own),
+            groups=clips.groups, clips=clips.names, draws=clips.draws, folds=self.folds, seed=self.seed,
         )  # fmt: skip
-        return arrays, typicality if arrays else None, notes
+        if self.statistics_:
+            data.typicality = typicality
+        return notes
+
+    def _ladder_options(self) -> Options:
+        rung = self.rung
+        if self.balance and rung == "auto":
+            few = len(np.unique(self._clips.groups)) < MIN_GROUPS and not self.known_groups
+            rung = "global" if few or some_class_unknown(self._clips.data) else "class"
+        return Options(
+            folds=self.folds,
+            seed=self.seed,
+            rung=None if rung == "auto" else rung,
+            known_groups=self.known_groups,
+            structure=self.structure,
+            balance=self.balance,
+            strengths=tuple(sorted(self.strengths, reverse=True)),
+        )
 
     def choose_among(self, rungs: Sequence[str]) -> None:
         """Choose again, by the same rule, among some of the rungs that were fitted (and the fallbacks)."""
@@ -227,13 +229,12 @@ class Allocation(ClassifierMixin, BaseEstimator):
         return self.state_.fuse(logits, self.typicality(logits, features))
 
     def typicality(self, X: Any, features: Any = None) -> np.ndarray | None:
-        """Standardised typicality `(N, M)`; None without features or where none was fitted."""
+        """Typicality t `(N, M)`; None without features or where none was fitted."""
         if features is None or not self.statistics_:
             return None
         logits = self._checked(X)
-        state = self.state_ if SLOPE in self.state_.arrays else HeadState.plain_sum(*logits.shape[1:]).replace(
-            **self.statistics_, **{SLOPE: np.zeros(logits.shape[1])}
-        )  # fmt: skip
+        slope = {SLOPE: np.zeros(self.n_modalities_)}
+        state = HeadState.plain_sum(*logits.shape[1:]).replace(**self.statistics_, **slope)
         given = checked_features(features, len(logits), self.n_modalities_)
         return state.typicality(given, ~np.isnan(logits[:, :, 0]))
 
@@ -280,36 +281,9 @@ class Allocation(ClassifierMixin, BaseEstimator):
     def describe(self) -> dict[str, Any]:
         """What is in use, as plain values by name; `lines` says the same in a few lines for a person."""
         check_is_fitted(self, "state_")
-        state, names = self.state_, self.modality_names_
-        by_name = lambda values: dict(zip(names, np.asarray(values).tolist(), strict=True))  # noqa: E731
-        found: dict[str, Any] = {
-            "rung": self.chosen_,
-            "reason": self.reason_,
-            "calibration": state.calibration,
-            "temperature": by_name(np.exp(state["log_temperature"])),
-            "prior": dict(zip(self.class_names_, np.exp(state["log_prior"]).tolist(), strict=True)),
-            "weights": by_name(state["weights"]),
-            "bias": dict(zip(self.class_names_, state["bias"].tolist(), strict=True)),
-            "typicality_slope": by_name(state[SLOPE]) if SLOPE in state.arrays else None,
-            "notes": list(self.notes_),
-        }
-        spans = {name: (min(row), max(row)) for name, row in found["weights"].items()}
-        lines = [f"rung {self.chosen_}: {self.reason_}"]
-        lines.append("temperature " + ", ".join(f"{name} {value:.3g}" for name, value in found["temperature"].items()))
-        lines.append("weight " + ", ".join(
-            f"{name} {low:.3g}" if high - low < 1e-9 else f"{name} {low:.3g} to {high:.3g} by class"
-            for name, (low, high) in spans.items()
-        ))  # fmt: skip
-        prior = np.exp(state["log_prior"])
-        lines.append(f"prior {prior.min():.3g} to {prior.max():.3g}, counted once")
-        if np.any(state["bias"]):
-            lines.append(f"class bias {state['bias'].min():+.3g} to {state['bias'].max():+.3g}")
-        if state.calibration != "temperature":
-            lines.append(f"own {state.calibration} map per modality before the temperature")
-        if found["typicality_slope"] is not None:
-            slopes = ", ".join(f"{name} {value:.3g}" for name, value in found["typicality_slope"].items())
-            lines.append(f"typicality slope {slopes} (log 1/T per standard deviation)")
-        return found | {"lines": lines}
+        found = describe_state(self.state_, self.modality_names_, self.class_names_)
+        lines = [f"rung {self.chosen_}: {self.reason_}", *found["lines"]]
+        return found | {"rung": self.chosen_, "reason": self.reason_, "notes": list(self.notes_), "lines": lines}
 
     def write_to(self, model: Any) -> None:
         """Install this allocation as `model.fusion` and record it in `model.config`, so that saving keeps it.
@@ -459,77 +433,6 @@ def fit_decision_layer(
     return allocation.fit_table(table.select("calibration"), reference)
 
 
-def checked_logits(X: Any) -> np.ndarray:
-    """`X` as float64 `(N, M, C)`.
-
-    Raises:
-        ValueError: if the shape is another, a row is partly NaN or infinite, or a clip has no modality.
-    """
-    logits = np.asarray(X, dtype=np.float64)
-    if logits.ndim != 3 or not len(logits) or logits.shape[1] < 2 or logits.shape[2] < 2:
-        raise ValueError(f"X has shape {logits.shape}; expected (N, M, C) with N >= 1, M >= 2 and C >= 2.")
-    missing: np.ndarray = np.all(np.isnan(logits), axis=2)
-    if not np.all(np.all(np.isfinite(logits), axis=2) | missing):
-        raise ValueError("X holds NaN or inf within a row; a missing modality is an all-NaN row.")
-    nothing: np.ndarray = np.all(missing, axis=1)
-    if nothing.any():
-        raise ValueError(f"{int(nothing.sum())} clip(s) have no modality at all; leave them out.")
-    return logits
-
-
-def checked_known(known: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """`known` as bool `(M, C)`.
-
-    Raises:
-        ValueError: for another shape, or a modality that knows less than two classes.
-    """
-    found = np.asarray(known, dtype=bool)
-    if found.shape != tuple(shape):
-        raise ValueError(f"known has shape {found.shape}; expected {tuple(shape)}, one row per modality.")
-    if found.sum(axis=1).min() < 2:
-        raise ValueError(f"modalities know {found.sum(axis=1).tolist()} classes; each must know at least 2.")
-    return found
-
-
-def checked_labels(y: Any, logits: np.ndarray) -> np.ndarray:
-    """`y` as int64 `(N,)` within the classes of the logits.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    labels = np.asarray(y)
-    if labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
-        raise ValueError(f"y has shape {labels.shape} and type {labels.dtype}; expected ({len(logits)},) integers.")
-    if labels.min() < 0 or labels.max() >= logits.shape[2]:
-        raise ValueError(f"y runs from {labels.min()} to {labels.max()}; classes are 0..{logits.shape[2] - 1}.")
-    return labels.astype(np.int64)
-
-
-def checked_features(features: Any, clips: int, modalities: int) -> list[np.ndarray | None]:
-    """Features as one `(N, D_m)` array or None per modality; a mapping is taken in its own order.
-
-    Raises:
-        ValueError: for another number of modalities or rows, or a row that is partly NaN or infinite.
-    """
-    given = list(features.values()) if isinstance(features, Mapping) else list(features)
-    if len(given) != modalities:
-        raise ValueError(f"features of {len(given)} modalities for {modalities}; give None where there are none.")
-    found: list[np.ndarray | None] = []
-    for m, value in enumerate(given):
-        array = None if value is None else np.asarray(value, dtype=np.float64)
-        if array is not None:
-            if array.ndim != 2 or len(array) != clips:
-                raise ValueError(f"features of modality {m} have shape {array.shape}; expected ({clips}, D).")
-            bad = ~np.isfinite(array).all(axis=1) & ~np.isnan(array).all(axis=1)
-            if bad.any():
-                raise ValueError(
-                    f"features of modality {m} hold NaN or inf within {int(bad.sum())} row(s); features that are not"
-                    " known are an all-NaN row."
-                )
-        found.append(array)
-    return found
-
-
 def _by_name(table: DecisionTable) -> Features:
     return [table.features.get(name) for name in table.modalities]
 
@@ -538,10 +441,3 @@ def _named(note: str, modalities: Sequence[str]) -> str:
     for m, name in enumerate(modalities):
         note = note.replace(f"modality {m} ", f"{name} ")
     return note
-
-
-def _column(values: Any, name: str, default: np.ndarray) -> np.ndarray:
-    found = default if values is None else np.asarray(values)
-    if len(found) != len(default):
-        raise ValueError(f"{name} has {len(found)} entries for {len(default)} clips.")
-    return found

@@ -37,6 +37,18 @@ def test_outputs_have_the_documented_shapes(fusion):
     assert out.vision_model_output.last_hidden_state.shape[0] == 12  # every frame of every clip
 
 
+def test_heads_get_mean_tokens_unless_they_read_pooled_features():
+    frame_mask = torch.tensor([[True, True, False]] * 4)
+    out = tiny_model(fusion="adaptive")(**tiny_inputs(), frame_mask=frame_mask)
+    audio, vision = out.modality_features
+    _close(audio, out.audio_model_output.last_hidden_state.mean(1))
+    frames = out.vision_model_output.last_hidden_state.view(4, 3, -1, 16)
+    _close(vision, frames[:, :2].mean((1, 2)))
+    model = tiny_model(fusion="gated")
+    out = model(**tiny_inputs())
+    _close(model._unimodal_logits(out.modality_features), out.modality_logits)
+
+
 def test_one_frame_may_come_without_its_axis():
     model, inputs = tiny_model(), tiny_inputs(frames=1)
     five = model(**inputs).logits

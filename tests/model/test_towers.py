@@ -23,6 +23,8 @@ from hf_mmbalance.model.towers_mmbalance import (
     build_tower,
     fit_ast_positions,
     freeze_tower,
+    masked_mean,
+    mean_token,
     pool_tokens,
     tower_options,
     tower_width,
@@ -123,6 +125,17 @@ def test_pool_tokens_kinds():
     torch.testing.assert_close(pool_tokens(both, False), pooled.view(2, 4))
     maps = torch.randn(2, 4, 3, 3)
     torch.testing.assert_close(pool_tokens(BaseModelOutput(last_hidden_state=maps), False), maps.mean((2, 3)))
+
+
+def test_mean_token_over_tokens_positions_or_those_of_a_mask():
+    hidden, mask = torch.randn(2, 5, 4), torch.tensor([[True, True, False, False, False], [True] * 5])
+    outputs = BaseModelOutput(last_hidden_state=hidden)
+    torch.testing.assert_close(mean_token(outputs), hidden.mean(1))
+    expected = torch.stack([(hidden[0, 0] + hidden[0, 1]) / 2, hidden[1].mean(0)])
+    torch.testing.assert_close(mean_token(outputs, mask), expected)
+    maps = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(mean_token(BaseModelOutput(last_hidden_state=maps)), maps.mean((2, 3)))
+    assert masked_mean(hidden, torch.zeros(2, 5, dtype=torch.bool)).abs().max() == 0
 
 
 def _input(name: str) -> torch.Tensor:

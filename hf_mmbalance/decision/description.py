@@ -1,0 +1,46 @@
+"""A decision layer in words and plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hf_mmbalance.decision.state import SLOPE, HeadState
+
+
+def describe_state(state: HeadState, modalities: Sequence[str], classes: Sequence[str]) -> dict[str, Any]:
+    """Temperatures, prior, weights, biases and slopes by name, and `lines` that say the same for a person."""
+
+    def by_modality(values: np.ndarray) -> dict[str, Any]:
+        return dict(zip(modalities, values.tolist(), strict=True))
+
+    found: dict[str, Any] = {
+        "calibration": state.calibration,
+        "temperature": by_modality(np.exp(state["log_temperature"])),
+        "prior": dict(zip(classes, np.exp(state["log_prior"]).tolist(), strict=True)),
+        "weights": by_modality(state["weights"]),
+        "bias": dict(zip(classes, state["bias"].tolist(), strict=True)),
+        "typicality_slope": by_modality(state[SLOPE]) if SLOPE in state.arrays else None,
+    }
+    return found | {"lines": _lines(state, found)}
+
+
+def _lines(state: HeadState, found: dict[str, Any]) -> list[str]:
+    spans = {name: (min(row), max(row)) for name, row in found["weights"].items()}
+    lines = ["temperature " + ", ".join(f"{name} {value:.3g}" for name, value in found["temperature"].items())]
+    lines.append("weight " + ", ".join(
+        f"{name} {low:.3g}" if high - low < 1e-9 else f"{name} {low:.3g} to {high:.3g} by class"
+        for name, (low, high) in spans.items()
+    ))  # fmt: skip
+    prior = np.exp(state["log_prior"])
+    lines.append(f"prior {prior.min():.3g} to {prior.max():.3g}, counted once")
+    if np.any(state["bias"]):
+        lines.append(f"class bias {state['bias'].min():+.3g} to {state['bias'].max():+.3g}")
+    if state.calibration != "temperature":
+        lines.append(f"own {state.calibration} map per modality before the temperature")
+    if found["typicality_slope"] is not None:
+        slopes = ", ".join(f"{name} {value:.3g}" for name, value in found["typicality_slope"].items())
+        lines.append(f"typicality slope {slopes} (log 1/T per standard deviation of the clean clips)")
+    return lines

@@ -1,0 +1,115 @@
+"""Checks of what an allocation is fitted on and used with: logits, labels, features, names of groups and clips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def checked_logits(X: Any) -> np.ndarray:
+    """`X` as float64 `(N, M, C)`.
+
+    Raises:
+        ValueError: if the shape is another, a row is partly NaN or infinite, or a clip has no modality.
+    """
+    logits = np.asarray(X, dtype=np.float64)
+    if logits.ndim != 3 or not len(logits) or logits.shape[1] < 2 or logits.shape[2] < 2:
+        raise ValueError(f"X has shape {logits.shape}; expected (N, M, C) with N >= 1, M >= 2 and C >= 2.")
+    missing: np.ndarray = np.all(np.isnan(logits), axis=2)
+    if not np.all(np.all(np.isfinite(logits), axis=2) | missing):
+        raise ValueError("X holds NaN or inf within a row; a missing modality is an all-NaN row.")
+    nothing: np.ndarray = np.all(missing, axis=1)
+    if nothing.any():
+        raise ValueError(f"{int(nothing.sum())} clip(s) have no modality at all; leave them out.")
+    return logits
+
+
+def checked_known(known: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """`known` as bool `(M, C)`.
+
+    Raises:
+        ValueError: for another shape, or a modality that knows less than two classes.
+    """
+    found = np.asarray(known, dtype=bool)
+    if found.shape != tuple(shape):
+        raise ValueError(f"known has shape {found.shape}; expected {tuple(shape)}, one row per modality.")
+    if found.sum(axis=1).min() < 2:
+        raise ValueError(f"modalities know {found.sum(axis=1).tolist()} classes; each must know at least 2.")
+    return found
+
+
+def checked_labels(y: Any, logits: np.ndarray) -> np.ndarray:
+    """`y` as int64 `(N,)` within the classes of the logits.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    labels = np.asarray(y)
+    if labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
+        raise ValueError(f"y has shape {labels.shape} and type {labels.dtype}; expected ({len(logits)},) integers.")
+    if labels.min() < 0 or labels.max() >= logits.shape[2]:
+        raise ValueError(f"y runs from {labels.min()} to {labels.max()}; classes are 0..{logits.shape[2] - 1}.")
+    return labels.astype(np.int64)
+
+
+def checked_features(features: Any, clips: int, modalities: int) -> list[np.ndarray | None]:
+    """Features as one `(N, D_m)` array or None per modality; a mapping is taken in its own order.
+
+    Raises:
+        ValueError: for another number of modalities or rows, or a row that is partly NaN or infinite.
+    """
+    given = list(features.values()) if isinstance(features, Mapping) else list(features)
+    if len(given) != modalities:
+        raise ValueError(f"features of {len(given)} modalities for {modalities}; give None where there are none.")
+    found: list[np.ndarray | None] = []
+    for m, value in enumerate(given):
+        array = None if value is None else np.asarray(value, dtype=np.float64)
+        if array is not None:
+            if array.ndim != 2 or len(array) != clips:
+                raise ValueError(f"features of modality {m} have shape {array.shape}; expected ({clips}, D).")
+            bad = ~np.isfinite(array).all(axis=1) & ~np.isnan(array).all(axis=1)
+            if bad.any():
+                raise ValueError(
+                    f"features of modality {m} hold NaN or inf within {int(bad.sum())} row(s); features that are not"
+                    " known are an all-NaN row."
+                )
+        found.append(array)
+    return found
+
+
+def checked_reference(
+    reference: tuple[Any, Any] | None, own: list[np.ndarray | None]
+) -> tuple[list[np.ndarray | None], np.ndarray] | None:
+    """Features and labels of the towers' training clips; None where none of them has features.
+
+    Args:
+        reference: features and labels, as given.
+        own: checked features of the fitting clips.
+
+    Raises:
+        ValueError: if features have other widths than those of the fitting clips.
+    """
+    if reference is None:
+        return None
+    labels = np.asarray(reference[1])
+    features = checked_features(reference[0], len(labels), len(own))
+    if all(value is None or np.isnan(value).all() for value in features):
+        return None
+    pairs = [(a, b) for a, b in zip(own, features, strict=True) if a is not None and b is not None]
+    if any(a.shape[1] != b.shape[1] for a, b in pairs):
+        raise ValueError("features of the reference clips have other widths than those of the fitting clips.")
+    return features, labels
+
+
+def checked_column(values: Any, name: str, default: np.ndarray) -> np.ndarray:
+    """`values` as an array with one entry per clip; `default` for None.
+
+    Raises:
+        ValueError: for another number of entries.
+    """
+    found = default if values is None else np.asarray(values)
+    if len(found) != len(default):
+        raise ValueError(f"{name} has {len(found)} entries for {len(default)} clips.")
+    return found
