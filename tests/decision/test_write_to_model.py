@@ -54,7 +54,7 @@ def test_decisions_are_the_tables_and_survive_saving(model: Any, rung: str, tmp_
             out = own(**inputs, modality_mask=mask)
         logits = out.modality_logits.double().numpy()
         logits[~mask.numpy()] = np.nan
-        own_features = [value.double().numpy() for value in out.modality_features]
+        own_features = [value.double().numpy() for value in out.modality_tokens]
         np.testing.assert_allclose(
             out.logits.softmax(-1).numpy(), allocation.predict_proba(logits, features=own_features), atol=1e-5
         )
@@ -87,7 +87,7 @@ def test_a_modality_that_does_not_know_a_class(tmp_path: Path) -> None:
     for own in (model, loaded):
         with torch.no_grad():
             out = own(**inputs)
-        own_features = [value.double().numpy() for value in out.modality_features]
+        own_features = [value.double().numpy() for value in out.modality_tokens]
         want = allocation.predict_proba(out.modality_logits.double().numpy(), features=own_features)
         np.testing.assert_allclose(out.logits.softmax(-1).numpy(), want, atol=1e-5)
         assert (out.modality_contributions[:, 0, 3] == 0).all()

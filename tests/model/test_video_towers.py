@@ -92,6 +92,7 @@ def test_missing_modalities_and_features_in_place_of_inputs(pooling):
         embedded = model.embed(**inputs, modality_mask=mask, frame_mask=frames)
         again = model(
             modality_features=embedded.features,
+            modality_tokens=embedded.tokens,
             modality_mask=embedded.modality_mask,
             frame_log_probs=embedded.frame_log_probs,
         )

@@ -122,7 +122,7 @@ def test_the_decision_table_holds_the_models_logits(run):
             )
         np.testing.assert_allclose(part.logits, out.modality_logits.numpy(), atol=1e-4)
         np.testing.assert_allclose(part.references["fused"], out.logits.numpy(), atol=1e-4)
-        for modality, features in zip(table.modalities, out.modality_features, strict=True):
+        for modality, features in zip(table.modalities, out.modality_tokens, strict=True):
             np.testing.assert_allclose(part.features[modality], features.numpy(), atol=1e-4)
         if name == "test":
             expected = out.modality_weights.mean(0).numpy()
