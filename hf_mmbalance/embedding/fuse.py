@@ -15,7 +15,8 @@ import torch
 
 from hf_mmbalance.console import UserError
 from hf_mmbalance.decision.allocation import Allocation
-from hf_mmbalance.decision.folds import draw_folds
+from hf_mmbalance.decision.fits import FitData, fit_prior, fit_temperatures
+from hf_mmbalance.decision.folds import draw_folds, standard_error
 from hf_mmbalance.decision.ladder import FALLBACKS, STIFF
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.embedding.heads import LinearHead, fit_head
@@ -112,12 +113,14 @@ class Fit:
         logits: `(N, M, C)` held-out unimodal logits of the rows.
         folds: `(N,)` fold of every row.
         allocation: the decision layer, fitted on `logits`.
+        notes: on heads that are no better than guessing, as sentences.
     """
 
     heads: dict[str, LinearHead]
     logits: np.ndarray
     folds: np.ndarray
     allocation: Allocation
+    notes: list[str]
 
     def unimodal(self, rows: Rows) -> np.ndarray:
         """Unimodal logits `(N, M, C)` of other rows."""
@@ -181,6 +184,9 @@ def _own_logits(
 def fit(rows: Rows, options: FuseOptions) -> Fit:
     """Fit heads and decision layer on labelled rows.
 
+    A head whose held-out NLL is not below that of the class frequencies by one standard error answers those: added up
+    with the other, its noise would cost more than it can bring.
+
     Raises:
         FuseError: too few clips or classes for a head that has to be fitted.
     """
@@ -191,6 +197,8 @@ def fit(rows: Rows, options: FuseOptions) -> Fit:
         units = rows.clips
     heads: dict[str, LinearHead] = {}
     columns: list[np.ndarray] = []
+    notes: list[str] = []
+    log_prior = fit_prior(rows.labels, len(rows.classes))
     folds = stratified_folds(rows.labels, units, rows.clips, options.folds, options.seed)
     for name, values in rows.features.items():
         if name in rows.own:
@@ -207,9 +215,27 @@ def fit(rows: Rows, options: FuseOptions) -> Fit:
                 f"{name}: {error}, and {clips} labelled clips ({int(there.sum())} rows with {name}) do not give that:"
                 " label more clips, or give a classifier, which brings its own head"
             ) from None
+        gain, error = gain_over_prior(logits[there], rows.labels[there], rows.clips[there])
+        if gain < error:
+            heads[name], logits[there] = heads[name].constant(log_prior), log_prior
+            notes.append(
+                f"{name}: on {clips} labelled clips its head is not better than guessing ({gain:.3f} nats per clip,"
+                f" standard error {error:.3f}): it answers the class frequencies until more are labelled"
+            )
         columns.append(logits)
     stacked = np.stack(columns, axis=1)
-    return Fit(heads, stacked, folds, fit_allocation(rows, stacked, options.rung, options))
+    return Fit(heads, stacked, folds, fit_allocation(rows, stacked, options.rung, options), notes)
+
+
+def gain_over_prior(logits: np.ndarray, labels: np.ndarray, clips: np.ndarray) -> tuple[float, float]:
+    """How much lower the NLL of held-out logits `(N, C)` is than that of the class frequencies, in nats per row.
+
+    Returns:
+        The mean and its standard error, with draws of one clip counted together.
+    """
+    log_prior = fit_prior(labels, logits.shape[1])
+    gains = log_softmax(logits)[np.arange(len(labels)), labels] - log_prior[labels]
+    return float(gains.mean()), standard_error(gains, clips)
 
 
 def fit_allocation(rows: Rows, logits: np.ndarray, rung: str, options: FuseOptions) -> Allocation:
@@ -264,8 +290,6 @@ def choose_pooling(
         `mean` (of features) or `log_probs` (of frames), and the NLL of each in nats per clip (none where no labelled
         clip is of a class that the classifier knows: then `mean`).
     """
-    from hf_mmbalance.decision.fits import FitData, fit_temperatures
-
     losses: dict[str, float] = {}
     for pooling in POOLINGS:
         rows = rows_of_split(embeddings, model, labelled, pooling)
