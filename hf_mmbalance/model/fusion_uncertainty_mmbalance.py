@@ -76,6 +76,7 @@ class PDFFusion(FusionHead):
     """
 
     required_balancing = "pdf"
+    reads_pooled = True
 
     def __init__(
         self, num_modalities: int, num_labels: int, feature_sizes: tuple[int, ...] = (), hidden_size: int = 128

@@ -40,13 +40,15 @@ def test_outputs_have_the_documented_shapes(fusion):
 def test_heads_get_mean_tokens_unless_they_read_pooled_features():
     frame_mask = torch.tensor([[True, True, False]] * 4)
     out = tiny_model(fusion="adaptive")(**tiny_inputs(), frame_mask=frame_mask)
-    audio, vision = out.modality_features
+    audio, vision = out.modality_tokens
+    assert tiny_model(fusion="adaptive").fusion.features_read(out) is out.modality_tokens
     _close(audio, out.audio_model_output.last_hidden_state.mean(1))
     frames = out.vision_model_output.last_hidden_state.view(4, 3, -1, 16)
     _close(vision, frames[:, :2].mean((1, 2)))
     model = tiny_model(fusion="gated")
     out = model(**tiny_inputs())
     _close(model._unimodal_logits(out.modality_features), out.modality_logits)
+    assert model.fusion.features_read(out) is out.modality_features
 
 
 def test_one_frame_may_come_without_its_axis():
