@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_mmbalance.console import UserError
+from hf_mmbalance.hub.errors import HubError
 
 
 # Far above any published audio or vision tower, far below what makes a machine hang.
@@ -30,11 +30,15 @@ def check_head(config: dict[str, Any], name: str, trust_remote_code: bool) -> No
         trust_remote_code: Whether the user allowed it.
 
     Raises:
-        UserError: names the file and the option.
+        HubError: names the file and the option.
     """
-    file = str(config.get("fusion", "")).partition(":")[0]
-    if ":" in str(config.get("fusion", "")) and not trust_remote_code:
-        raise UserError(
+    from hf_mmbalance.model.configuration_mmbalance import FUSION_NAME  # not at the top: it imports transformers
+
+    fusion = str(config.get("fusion", ""))
+    file = fusion.partition(":")[0]
+    # A name that leaves the model's folder is refused by the config itself.
+    if ":" in fusion and FUSION_NAME.fullmatch(fusion) and not trust_remote_code:
+        raise HubError(
             f"{name} has a fusion head of its own: read its {file.removesuffix('.py')}.py, and if you trust it pass"
             " trust_remote_code=True"
         )

@@ -365,7 +365,7 @@ def test_loads_that_cannot_be(hub, run_client, saved, tmp_path):
         (seed("roomless"), None): "(?i)The disk is full: make room, or set HF_HOME",
         (seed("bert", model_type="bert"), None): "is a 'bert' model: name one that was trained with hf_mmbalance",
         (seed("escape", fusion="../../evil:Head"), None): "is not a valid name: give a registered one",
-        (seed("own", fusion="evil:Head"), None): "load the model by from_pretrained with trust_remote_code=True",
+        (seed("own", fusion="evil:Head"), None): "read its evil.py, and if you trust it pass trust_remote_code=True",
         (empty(), None): "has no config.json that names a model type.*push it again",
         (hostile(), None): "cannot contain a '..' path segment",
         (pickled(), None): "does not appear to have a file named model.safetensors",
