@@ -122,6 +122,31 @@ class ClipsOfEpoch(ClipDataset):
         return self.dataset.media(place, self.epoch)
 
 
+class DrawnClips(ClipDataset):
+    """Versions (draws) of every clip of another data set; the rows of a clip follow each other.
+
+    Args:
+        dataset: the clips.
+        draws: versions of each; draw 0 is the clip as it is and keeps its id, the others are `ID#1`, `ID#2`, ...
+
+    Attributes:
+        clips: id of the clip that every row is a version of.
+        draws: draw of every row.
+    """
+
+    def __init__(self, dataset: ClipDataset, draws: int):
+        self.dataset = dataset
+        self.clips = [name for name in dataset.ids for _ in range(draws)]
+        self.draws = [draw for _ in dataset.ids for draw in range(draws)]
+        super().__init__(
+            [f"{name}#{draw}" if draw else name for name, draw in zip(self.clips, self.draws, strict=True)],
+            [group for group in dataset.groups for _ in range(draws)],
+            [label for label in dataset.labels for _ in range(draws)],
+            dataset.classes,
+            sampling_rate=dataset.sampling_rate,
+        )
+
+
 @dataclass
 class ClipSplits:
     """A data set in splits, as training uses it.

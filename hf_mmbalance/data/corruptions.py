@@ -15,7 +15,7 @@ import numpy as np
 
 from hf_mmbalance.data import corruptions_audio as sound
 from hf_mmbalance.data import corruptions_vision as picture
-from hf_mmbalance.data.clips import Clip, ClipDataset, DataError
+from hf_mmbalance.data.clips import Clip, ClipDataset, DataError, DrawnClips
 from hf_mmbalance.data.seeding import rng_for
 
 
@@ -234,7 +234,7 @@ class CorruptionPlan:
         ]
 
 
-class _Corrupting(ClipDataset):
+class _Corrupting(DrawnClips):
     """Clips of another data set with corruptions chosen by a subclass.
 
     Args:
@@ -246,16 +246,8 @@ class _Corrupting(ClipDataset):
     def __init__(self, dataset: ClipDataset, draws: int, seed: int):
         if isinstance(dataset, _Corrupting):
             raise DataError("these clips are corrupted already: corrupt the clean data set")
-        self.dataset, self.seed = dataset, seed
-        self.clips = [name for name in dataset.ids for _ in range(draws)]
-        self.draws = [draw for _ in dataset.ids for draw in range(draws)]
-        super().__init__(
-            [f"{name}#{draw}" if draw else name for name, draw in zip(self.clips, self.draws, strict=True)],
-            [group for group in dataset.groups for _ in range(draws)],
-            [label for label in dataset.labels for _ in range(draws)],
-            dataset.classes,
-            sampling_rate=dataset.sampling_rate,
-        )
+        super().__init__(dataset, draws)
+        self.seed = seed
 
     def corrupted(self, place: int, example: Clip, choices: Iterable[Choice], draw: int | str) -> Clip:
         """An example of the clean clip at `place` after corruptions; a missing modality stays missing."""

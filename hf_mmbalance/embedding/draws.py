@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError
+from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError, DrawnClips
 from hf_mmbalance.data.corruptions import CorruptedClips, CorruptionPlan
 from hf_mmbalance.data.sources.rows import UNLABELLED
 
@@ -56,25 +56,13 @@ class Draws:
         return found
 
 
-class AugmentedClips(ClipDataset):
+class AugmentedClips(DrawnClips):
     """Several versions of every train clip: draw 0 is the clip as it is, draw k as training reads it in epoch k - 1.
 
     Args:
         dataset: the train clips.
         draws: versions of every clip.
     """
-
-    def __init__(self, dataset: ClipDataset, draws: int):
-        self.dataset = dataset
-        self.clips = [name for name in dataset.ids for _ in range(draws)]
-        self.draws = [draw for _ in dataset.ids for draw in range(draws)]
-        super().__init__(
-            [f"{name}#{draw}" if draw else name for name, draw in zip(self.clips, self.draws, strict=True)],
-            [group for group in dataset.groups for _ in range(draws)],
-            [label for label in dataset.labels for _ in range(draws)],
-            dataset.classes,
-            sampling_rate=dataset.sampling_rate,
-        )
 
     def media(self, place: int, epoch: int | None) -> tuple[np.ndarray | None, np.ndarray | None]:
         clean, draw = divmod(place, len(self) // len(self.dataset))
