@@ -184,8 +184,8 @@ def _own_logits(
 def fit(rows: Rows, options: FuseOptions) -> Fit:
     """Fit heads and decision layer on labelled rows.
 
-    A head whose held-out NLL is not below that of the class frequencies by one standard error answers those: added up
-    with the other, its noise would cost more than it can bring.
+    A head whose held-out NLL is not below that of the class frequencies by one standard error answers those, unless it
+    is the best there is: added up with the other, its noise would cost more than it can bring.
 
     Raises:
         FuseError: too few clips or classes for a head that has to be fitted.
@@ -197,8 +197,6 @@ def fit(rows: Rows, options: FuseOptions) -> Fit:
         units = rows.clips
     heads: dict[str, LinearHead] = {}
     columns: list[np.ndarray] = []
-    notes: list[str] = []
-    log_prior = fit_prior(rows.labels, len(rows.classes))
     folds = stratified_folds(rows.labels, units, rows.clips, options.folds, options.seed)
     for name, values in rows.features.items():
         if name in rows.own:
@@ -215,16 +213,35 @@ def fit(rows: Rows, options: FuseOptions) -> Fit:
                 f"{name}: {error}, and {clips} labelled clips ({int(there.sum())} rows with {name}) do not give that:"
                 " label more clips, or give a classifier, which brings its own head"
             ) from None
-        gain, error = gain_over_prior(logits[there], rows.labels[there], rows.clips[there])
-        if gain < error:
-            heads[name], logits[there] = heads[name].constant(log_prior), log_prior
-            notes.append(
-                f"{name}: on {clips} labelled clips its head is not better than guessing ({gain:.3f} nats per clip,"
-                f" standard error {error:.3f}): it answers the class frequencies until more are labelled"
-            )
         columns.append(logits)
     stacked = np.stack(columns, axis=1)
+    notes = _quieten(heads, stacked, rows)
     return Fit(heads, stacked, folds, fit_allocation(rows, stacked, options.rung, options), notes)
+
+
+def _quieten(heads: dict[str, LinearHead], logits: np.ndarray, rows: Rows) -> list[str]:
+    """Let fitted heads that are no better than guessing answer the class frequencies, in place; notes say which.
+
+    The head that is most surely better is kept whatever it is: it is the best there is.
+    """
+    gains = {}
+    for m, name in enumerate(rows.features):
+        there = ~np.isnan(logits[:, m, 0])
+        gains[name] = gain_over_prior(logits[there, m], rows.labels[there], rows.clips[there])
+    best = max(gains, key=lambda name: gains[name][0] / max(gains[name][1], 1e-12))
+    log_prior = fit_prior(rows.labels, logits.shape[2])
+    notes = []
+    for m, name in enumerate(rows.features):
+        gain, error = gains[name]
+        if name == best or name not in heads or gain >= error:
+            continue
+        heads[name] = heads[name].constant(log_prior)
+        logits[~np.isnan(logits[:, m, 0]), m] = log_prior
+        notes.append(
+            f"{name}: on {len(np.unique(rows.clips))} labelled clips its head is not better than guessing ({gain:.3f}"
+            f" nats per clip, standard error {error:.3f}): it answers the class frequencies until more are labelled"
+        )
+    return notes
 
 
 def gain_over_prior(logits: np.ndarray, labels: np.ndarray, clips: np.ndarray) -> tuple[float, float]:
