@@ -15,8 +15,7 @@ import torch
 
 from hf_mmbalance.console import UserError
 from hf_mmbalance.decision.allocation import Allocation
-from hf_mmbalance.decision.fits import FitData, fit_prior, fit_temperatures
-from hf_mmbalance.decision.folds import draw_folds, standard_error
+from hf_mmbalance.decision.folds import draw_folds
 from hf_mmbalance.decision.ladder import FALLBACKS, STIFF
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.embedding.heads import LinearHead, fit_head
@@ -113,14 +112,12 @@ class Fit:
         logits: `(N, M, C)` held-out unimodal logits of the rows.
         folds: `(N,)` fold of every row.
         allocation: the decision layer, fitted on `logits`.
-        notes: on heads that are no better than guessing, as sentences.
     """
 
     heads: dict[str, LinearHead]
     logits: np.ndarray
     folds: np.ndarray
     allocation: Allocation
-    notes: list[str]
 
     def unimodal(self, rows: Rows) -> np.ndarray:
         """Unimodal logits `(N, M, C)` of other rows."""
@@ -184,9 +181,6 @@ def _own_logits(
 def fit(rows: Rows, options: FuseOptions) -> Fit:
     """Fit heads and decision layer on labelled rows.
 
-    A head whose held-out NLL is not below that of the class frequencies by one standard error answers those, unless it
-    is the best there is: added up with the other, its noise would cost more than it can bring.
-
     Raises:
         FuseError: too few clips or classes for a head that has to be fitted.
     """
@@ -215,44 +209,7 @@ def fit(rows: Rows, options: FuseOptions) -> Fit:
             ) from None
         columns.append(logits)
     stacked = np.stack(columns, axis=1)
-    notes = _quieten(heads, stacked, rows)
-    return Fit(heads, stacked, folds, fit_allocation(rows, stacked, options.rung, options), notes)
-
-
-def _quieten(heads: dict[str, LinearHead], logits: np.ndarray, rows: Rows) -> list[str]:
-    """Let fitted heads that are no better than guessing answer the class frequencies, in place; notes say which.
-
-    The head that is most surely better is kept whatever it is: it is the best there is.
-    """
-    gains = {}
-    for m, name in enumerate(rows.features):
-        there = ~np.isnan(logits[:, m, 0])
-        gains[name] = gain_over_prior(logits[there, m], rows.labels[there], rows.clips[there])
-    best = max(gains, key=lambda name: gains[name][0] / max(gains[name][1], 1e-12))
-    log_prior = fit_prior(rows.labels, logits.shape[2])
-    notes = []
-    for m, name in enumerate(rows.features):
-        gain, error = gains[name]
-        if name == best or name not in heads or gain >= error:
-            continue
-        heads[name] = heads[name].constant(log_prior)
-        logits[~np.isnan(logits[:, m, 0]), m] = log_prior
-        notes.append(
-            f"{name}: on {len(np.unique(rows.clips))} labelled clips its head is not better than guessing ({gain:.3f}"
-            f" nats per clip, standard error {error:.3f}): it answers the class frequencies until more are labelled"
-        )
-    return notes
-
-
-def gain_over_prior(logits: np.ndarray, labels: np.ndarray, clips: np.ndarray) -> tuple[float, float]:
-    """How much lower the NLL of held-out logits `(N, C)` is than that of the class frequencies, in nats per row.
-
-    Returns:
-        The mean and its standard error, with draws of one clip counted together.
-    """
-    log_prior = fit_prior(labels, logits.shape[1])
-    gains = log_softmax(logits)[np.arange(len(labels)), labels] - log_prior[labels]
-    return float(gains.mean()), standard_error(gains, clips)
+    return Fit(heads, stacked, folds, fit_allocation(rows, stacked, options.rung, options))
 
 
 def fit_allocation(rows: Rows, logits: np.ndarray, rung: str, options: FuseOptions) -> Allocation:
@@ -307,6 +264,8 @@ def choose_pooling(
         `mean` (of features) or `log_probs` (of frames), and the NLL of each in nats per clip (none where no labelled
         clip is of a class that the classifier knows: then `mean`).
     """
+    from hf_mmbalance.decision.fits import FitData, fit_temperatures
+
     losses: dict[str, float] = {}
     for pooling in POOLINGS:
         rows = rows_of_split(embeddings, model, labelled, pooling)

@@ -34,10 +34,6 @@ class LinearHead:
     temperature: float = 1.0
     nll: dict[float, float] = field(default_factory=dict)
 
-    def constant(self, log_prior: np.ndarray) -> LinearHead:
-        """A head that answers `log_prior` `(C,)` whatever the clip."""
-        return LinearHead(np.zeros_like(self.weight), log_prior.copy(), self.penalty, np.inf, self.nll)
-
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """Logits `(N, C)` of features `(N, D)`."""
         return features @ self.weight.T + self.bias

@@ -134,7 +134,6 @@ def _fit(
     rows = rows_of_split(stored, model, labelled)
     fitted = fit(rows, options)
     test = rows_of_split(stored, model, {TEST}) if TEST in stored.splits else None
-    notes += fitted.notes
     results, table = judge(rows, test, fitted, options)
     write_heads(model, fitted.heads)
     fitted.allocation.write_to(model)

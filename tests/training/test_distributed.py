@@ -243,7 +243,7 @@ def test_a_run_that_is_told_to_stop_saves_a_checkpoint_and_says_how_to_go_on(tmp
     left_alone, stopped = tmp_path / "left_alone", tmp_path / "stopped"
     finish(start(left_alone, processes, *options))
     process = start(stopped, processes, *options)
-    said = wait_for(process, "'epoch': '1.429'")  # the third step of the second epoch
+    said = wait_for(process, "epoch 1.429: train loss")  # the third step of the second epoch
     process.send_signal(getattr(signal, number))
     said += process.communicate(timeout=100)[0]
     assert process.returncode == status or processes == 2, said
@@ -271,7 +271,7 @@ def test_a_run_ends_with_the_launcher_of_its_one_process(tmp_path, number):
     """That launcher passes no signal on; the trainer must save and go, not hold the folder."""
     options = (*STOPPED, "--num_train_epochs", "200")
     process = start(tmp_path / "run", 1, *options, launcher=True)
-    wait_for(process, "'epoch': '1.429'")
+    wait_for(process, "epoch 1.429: train loss")
     os.kill(process.pid, number)
     said = process.communicate(timeout=100)[0]  # returns when the trainer has closed the pipe
     assert "stopped by SIGTERM after step" in said
