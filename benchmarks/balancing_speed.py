@@ -113,7 +113,7 @@ def main() -> int:
         for _ in range(arguments.rounds):
             seconds = {name: min(seconds[name], run.steps(2)) for name, run in runs.items()}
         parameters = sum(p.numel() for p in runs["joint"].model.parameters()) / 1e6
-        print(f"\n{shape}: {parameters:.1f} M parameters, {len(runs['joint'].batch['labels'])} clips a step\n")
+        print(f"\n{shape}: {parameters:.1f} M parameters, {len(runs['joint'].batch['labels'])} clips per step\n")
         print("| method | time over joint | at most | held |\n|---|---|---|---|")
         for name in runs:
             ratio, limit = seconds[name] / seconds["joint"], LIMITS.get(name)

@@ -121,6 +121,21 @@ def add_json_option(parser: argparse.ArgumentParser, what: str = "result") -> No
     parser.add_argument("--json", metavar="FILE", help=f"write the {what} as JSON (- for the standard output)")
 
 
+def shard(text: str) -> tuple[int, int]:
+    """The value of `--shard I/N`: the part of one of N machines, counted from 0.
+
+    Raises:
+        argparse.ArgumentTypeError: it has another form, or I is not less than N.
+    """
+    try:
+        index, count = (int(number) for number in text.split("/"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, e.g. 0/4") from None
+    if not 0 <= index < count:
+        raise argparse.ArgumentTypeError(f"{text!r}: I must be at least 0 and less than N")
+    return index, count
+
+
 def shows_text(arguments: argparse.Namespace) -> bool:
     """Whether the standard output is for people: not where `--json -` makes it the JSON's."""
     return getattr(arguments, "json", None) != "-"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hf_mmbalance.balancing.method import BalancingMethod
+from hf_mmbalance.model.fusion_files_mmbalance import run_file
 
 
 BALANCING_METHODS: dict[str, type[BalancingMethod]] = {}
@@ -66,12 +65,7 @@ def _load(name: str) -> type[BalancingMethod]:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"balancing method {name!r}: file {file} does not exist")
-    module_name = f"{__name__.rpartition('.')[0]}.own.{file.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, file)
-    assert spec is not None and spec.loader is not None  # a .py file has both
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    spec.loader.exec_module(module)
+    module = run_file(file, f"{__name__.rpartition('.')[0]}.own.{file.stem}")
     method = getattr(module, class_name, None)
     if not (isinstance(method, type) and issubclass(method, BalancingMethod)):
         raise ValueError(f"balancing method {name!r}: {file} has no subclass {class_name!r} of BalancingMethod")

@@ -108,7 +108,13 @@ def _add_build_flags(parser: argparse.ArgumentParser, max_lost: float) -> None:
     add("--source", type=Path, required=True, help="folder of the raw media")
     add("--out", type=Path, required=True, help="folder to build into; the same command resumes a killed build")
     add("--num_proc", type=int, default=max(os.cpu_count() or 1, 1), help="processes (default: all processors)")
-    add("--shard", type=_part, default=(0, 1), metavar="I/N", help="build part I of N, for N machines; then merge")
+    add(
+        "--shard",
+        type=console.shard,
+        default=(0, 1),
+        metavar="I/N",
+        help="build part I of N, for N machines; then merge",
+    )
     add("--frames", type=int, default=8, help="frames per clip (default 8)")
     add("--fps", type=float, help="frames per second, in place of --frames")
     add("--frame_size", type=int, nargs="+", help="shorter side in pixels, or height and width (default: as it is)")
@@ -121,16 +127,6 @@ def _add_build_flags(parser: argparse.ArgumentParser, max_lost: float) -> None:
     add("--max_lost", type=float, default=max_lost, help=f"stop if a larger share is lost (default {max_lost:g})")
     add("--clips_per_shard", type=int, default=128, help="clips per file (default 128)")
     add("--overwrite", action="store_true", help="remove another build in --out first")
-
-
-def _part(text: str) -> tuple[int, int]:
-    try:
-        index, count = (int(number) for number in text.split("/"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, e.g. 0/4") from None
-    if not 0 <= index < count:
-        raise argparse.ArgumentTypeError(f"{text!r}: I must be at least 0 and less than N")
-    return index, count
 
 
 def encode_options(args: argparse.Namespace) -> EncodeOptions:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hf_mmbalance.decision.state import HeadState
 from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.json_files import write_json
 from hf_mmbalance.metrics import measures
+from hf_mmbalance.scrubbing import scrub_all
 
 
 Row = dict[str, Any]
@@ -95,3 +99,11 @@ def render_rows(rows: list[Row], ci_unit: str) -> str:
             f" {100 * row['macro_f1']:>9.1f} {row['nll']:>7.3f} {row['ece']:>6.3f} {row['n']:>6d}"
         )
     return "\n".join([*lines, f"(intervals: bootstrap over {ci_unit}s)"])
+
+
+def write_outputs(folder: Path, results: dict[str, Any], table: DecisionTable | None) -> None:
+    """Write `results.json`, without secrets, and `decisions.parquet` (of a table), each whole or not at all."""
+    if table is not None:
+        table.write(folder / "decisions.part.parquet")
+        os.replace(folder / "decisions.part.parquet", folder / "decisions.parquet")
+    write_json(folder / "results.json", scrub_all(results))

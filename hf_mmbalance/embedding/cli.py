@@ -49,7 +49,13 @@ def add_embed(verbs: Any) -> None:
                         " --draws are made (default: calibration)")  # fmt: skip
     parser.add_argument("--augmented", type=int, default=1, metavar="N", help="draws of each train clip, all but the"
                         " first as augmented in training (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--shard", metavar="I/N", help="only part I of N, counted from 0, for N machines")
+    parser.add_argument(
+        "--shard",
+        type=console.shard,
+        default=(0, 1),
+        metavar="I/N",
+        help="only part I of N, counted from 0, for N machines",
+    )
     parser.add_argument("--merge", type=Path, nargs="+", metavar="FOLDER", help="join the folders of all shards")
     _add_running(parser)
     add_dataset_options(parser, hidden=("unlabelled",))
@@ -161,7 +167,7 @@ def _embed(
         draws=Draws(arguments.draws, tuple(arguments.corruptions), splits, augmented, arguments.seed),
         options=EmbedOptions(batch_size=arguments.batch_size, dtype=dtype),
         names={modality: tower.name for modality, tower in _towers(arguments).items()},
-        shard=_shard(getattr(arguments, "shard", None)),
+        shard=getattr(arguments, "shard", (0, 1)),
     )
 
 
@@ -175,16 +181,6 @@ def _towers(arguments: argparse.Namespace) -> dict[str, TowerName]:
         )
         for modality in ("audio", "vision")
     }
-
-
-def _shard(text: str | None) -> tuple[int, int]:
-    if text is None:
-        return 0, 1
-    try:
-        index, count = (int(number) for number in text.split("/"))
-    except ValueError:
-        raise ValueError(f"--shard {text!r} is not I/N, e.g. 0/4") from None
-    return index, count
 
 
 def _say_notes(clips: ClipSplits) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_mmbalance.data import load_clips, options_class
 from hf_mmbalance.data.clips import ClipSplits, DataError
-from hf_mmbalance.data.sources import SOURCES
+from hf_mmbalance.data.sources import SOURCES, options_class_of
 
 
 #: Shown by --help; the others are taken as well.
@@ -22,7 +22,9 @@ def add_dataset_options(parser: argparse.ArgumentParser, hidden: tuple[str, ...]
     group = parser.add_argument_group("data set", "all options of train.py for the data set are taken, e.g.")
     known: dict[str, dataclasses.Field] = {}
     for source in SOURCES:
-        known |= {entry.name: entry for entry in dataclasses.fields(_class_of(source)) if entry.name not in known}
+        known |= {
+            entry.name: entry for entry in dataclasses.fields(options_class_of(source)) if entry.name not in known
+        }
     for name, entry in known.items():
         if name in hidden:
             continue
@@ -56,13 +58,6 @@ def load_dataset(arguments: argparse.Namespace, **more: Any) -> tuple[ClipSplits
     read = {name: _read(_flag(name), hints[name], words) for name, words in given.items()}
     options = {**{name: value for name, value in more.items() if name in known}, **read}
     return load_clips(arguments.dataset, **options), kind(**options)
-
-
-def _class_of(source: str) -> type:
-    import importlib
-
-    module, name, _ = SOURCES[source]
-    return getattr(importlib.import_module(f"hf_mmbalance.data.{module}"), name)
 
 
 def _flag(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,7 @@ from hf_mmbalance.decision.state import HeadState
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.embedding.advice import learning_curve, point, render_curve, where_to_label
 from hf_mmbalance.embedding.fuse import FITTED, TEST, Fit, FuseOptions, Rows, held_out_decisions
-from hf_mmbalance.json_files import write_json
 from hf_mmbalance.metrics import measures
-from hf_mmbalance.provenance import versions
-from hf_mmbalance.scrubbing import scrub_all
 
 
 Results = dict[str, Any]
@@ -65,16 +61,6 @@ def plain_results(modalities: list[str], classes: list[str]) -> Results:
     decision = {"rung": "prior_sum", "reason": lines[0], "lines": lines, "notes": []}
     weights = dict(zip(modalities, state["weights"].tolist(), strict=True))
     return {"rows": [], "curve": [], "advice": [], "decision": decision, "weights": weights}
-
-
-def write_outputs(folder: Path, results: Results, table: DecisionTable | None) -> None:
-    """Write `results.json`, without secrets, and `decisions.parquet`, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if table is not None:
-        draft = folder / "decisions.part.parquet"
-        table.write(draft)
-        os.replace(draft, folder / "decisions.parquet")
-    write_json(folder / "results.json", scrub_all({**results, "versions": versions()}))
 
 
 def write_answers(

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from hf_mmbalance.data.clips import ClipSplits, NoLabels
 from hf_mmbalance.data.sources.rows import UNLABELLED
+from hf_mmbalance.decision.results import write_outputs
 from hf_mmbalance.embedding.build import TowerName, build_towers
 from hf_mmbalance.embedding.dataset_options import load_dataset
 from hf_mmbalance.embedding.fuse import (
@@ -29,13 +30,13 @@ from hf_mmbalance.embedding.fuse import (
     write_heads,
 )
 from hf_mmbalance.embedding.labels import map_labels, read_label_map
-from hf_mmbalance.embedding.outcome import Results, judge, plain_results, write_answers, write_outputs
+from hf_mmbalance.embedding.outcome import Results, judge, plain_results, write_answers
 from hf_mmbalance.embedding.stored import Embeddings
 from hf_mmbalance.hub.errors import explained
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.source_heads_mmbalance import SourceHead
-from hf_mmbalance.provenance import base_model, command, provenance
+from hf_mmbalance.provenance import base_model, command, provenance, versions
 
 
 logger = logging.get_logger(__name__)
@@ -91,7 +92,7 @@ def fuse_models(
         processor.reading["longest_seconds"] = math.ceil(1000 * float(stored.seconds.max(initial=0.0))) / 1000
         model.float().cpu().save_pretrained(arguments.out)  # type: ignore[call-arg]
         processor.save_pretrained(str(arguments.out))
-        write_outputs(arguments.out, results, table)
+        write_outputs(arguments.out, {**results, "versions": versions()}, table)
         _answer(model, stored, arguments.out)
     return results
 
@@ -152,7 +153,7 @@ def _description(
     """What the report and the card say beside the numbers."""
     bases = [base_model(modality, tower.name, tower.revision) for modality, tower in towers.items()]
     words = ["mmbalance", "fuse", *sys.argv[2:]] if sys.argv[1:2] == ["fuse"] else ["mmbalance", "fuse"]
-    reported = [split for split in stored.splits if split != UNLABELLED]
+    counts = _counts(stored)
     groups = [group for group, split in zip(stored.groups, stored.splits, strict=True) if split != UNLABELLED]
     return {
         "dataset": clips.name,
@@ -162,8 +163,8 @@ def _description(
         "held_out": True,
         "bayes_accuracy": None,
         "selected_by": None,
-        "n": len(set(stored.clips)) if reported else 0,
-        "n_per_split": {("test" if split == TEST else "calibration"): 0 for split in reported} | _counts(stored),
+        "n": sum(counts.values()),
+        "n_per_split": counts,
         "ci_unit": measures.ci_unit(groups) if groups else "clip",
         "heads": {name: "own" if own is not None else "fitted" for name, own in labels.items()},
         "notes": notes,

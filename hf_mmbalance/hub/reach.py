@@ -18,7 +18,7 @@ def check_reachable(name: str, revision: str | None = None) -> None:
         revision: Branch, tag or commit.
 
     Raises:
-        HubError: the name is no folder and not in the cache, and the Hub does not answer.
+        HubError: the name is neither a folder nor in the cache, and the Hub does not answer.
     """
     from huggingface_hub import constants, get_session, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

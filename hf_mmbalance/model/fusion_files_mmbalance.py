@@ -83,17 +83,23 @@ def load_fusion_head(name: str) -> str:
         )
     # Loaded as a module next to this one: its relative imports work, and its name cannot clash with other modules.
     module_name = f"{__name__.rpartition('.')[0]}.{file.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, file)
-    assert spec is not None and spec.loader is not None  # a .py file has both
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    spec.loader.exec_module(module)
+    module = run_file(file, module_name)
     head: Any = getattr(module, class_name, None)
     if not isinstance(head, type):
         raise ValueError(f"fusion head {name!r}: {file} has no class {class_name!r}")
     registered = f"{file.stem}:{class_name}"
     FUSION_HEADS[registered] = head
     return registered
+
+
+def run_file(file: Path, module_name: str) -> Any:
+    """Run a user's own file as the module of that name."""
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    assert spec is not None and spec.loader is not None  # a .py file has both
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def prepare_fusion_class(model_class: Any, name_or_path: str | os.PathLike, kwargs: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import importlib
 import json
 import sys
 import typing
@@ -19,7 +18,7 @@ from transformers.utils import logging
 
 from hf_mmbalance.console import did_you_mean, underscored
 from hf_mmbalance.data import options_class
-from hf_mmbalance.data.sources import SOURCES
+from hf_mmbalance.data.sources import SOURCES, options_class_of
 from hf_mmbalance.processes import check_joined, prefer_cpu_where_there_is_no_accelerator
 from hf_mmbalance.training.decision_layer import DecisionArguments
 from hf_mmbalance.training.help import program
@@ -106,8 +105,8 @@ class MMBalanceTrainingArguments(TrainingArguments):
     """How long, how fast and where to; all of transformers' TrainingArguments, with defaults of our own."""
 
     output_dir: str | None = _help("Folder of the run. Default: outputs/<dataset>-<time>.", "")
-    per_device_train_batch_size: int = _help("Clips a process and accumulation step.", 16)
-    per_device_eval_batch_size: int = _help("Clips a process in evaluation.", 32)
+    per_device_train_batch_size: int = _help("Clips per process and accumulation step.", 16)
+    per_device_eval_batch_size: int = _help("Clips per process in evaluation.", 32)
     learning_rate: float = _help("Learning rate of towers and heads.", 1e-4)
     early_stopping_patience: int | None = _help("Stop after that many validations without improvement.")
     eval_strategy: str = _help("When to read the validation split.", "epoch")
@@ -258,22 +257,19 @@ def _unknown_option(word: str, known: set[str], dataset: str) -> str:
     if not word.startswith("-"):
         return f"{word!r} belongs to no option; write --option VALUE, e.g. --dataset {word}"
     name = word.split("=")[0].lstrip("-")
-    elsewhere = [source for source in SOURCES if name in {f.name for f in dataclasses.fields(_options_of(source))}]
+    elsewhere = [
+        source for source in SOURCES if name in {f.name for f in dataclasses.fields(options_class_of(source))}
+    ]
     if elsewhere:
         return f"--{name} is not an option of data set {dataset!r}, but of {', '.join(elsewhere)}"
     hint = did_you_mean(f"--{name}", [f"--{option}" for option in known]).replace("'", "")
     return f"unknown option --{name}{hint} (--help_all lists all)"
 
 
-def _options_of(source: str) -> type:
-    module, name, _ = SOURCES[source]
-    return getattr(importlib.import_module(f"hf_mmbalance.data.{module}"), name)
-
-
 def option_names() -> set[str]:
     """Names of all options of all data sets."""
     parts = (DataArguments, ModelArguments, DecisionArguments, MMBalanceTrainingArguments)
-    return {f.name for part in (*parts, *map(_options_of, SOURCES)) for f in dataclasses.fields(part)}
+    return {f.name for part in (*parts, *map(options_class_of, SOURCES)) for f in dataclasses.fields(part)}
 
 
 # A tower is named or configured, or comes with a trained model: what the command line says of it takes the place of

@@ -23,17 +23,15 @@ from hf_mmbalance.data import load_clips
 from hf_mmbalance.data.clips import SPLITS, ClipSplits
 from hf_mmbalance.data.corruptions import ClipsCorruptedByEpoch
 from hf_mmbalance.decision.fits import fit_prior
-from hf_mmbalance.decision.results import chance_notes, mean_weights, render_rows, rows_of
+from hf_mmbalance.decision.results import chance_notes, mean_weights, render_rows, rows_of, write_outputs
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.hub.errors import HubError, explained
 from hf_mmbalance.hub.model_card import pinned_revision, write_card
 from hf_mmbalance.hub.model_push import prepare_repo
-from hf_mmbalance.json_files import write_json
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.backbones_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
 from hf_mmbalance.processes import LOCK, answered_by_main, only_run_in
 from hf_mmbalance.provenance import base_model, command, provenance, versions
-from hf_mmbalance.scrubbing import scrub_all
 from hf_mmbalance.training.arguments import (
     MMBalanceTrainingArguments,
     ModelArguments,
@@ -331,13 +329,6 @@ def conclude(
         for table in tables.values():
             table.features = {}
     return results, DecisionTable.concatenate([tables[split] for split in SPLITS if split in tables])
-
-
-def write_outputs(folder: Path, results: dict[str, Any], table: DecisionTable) -> None:
-    """Write `results.json`, without secrets, and `decisions.parquet`, each whole or not at all."""
-    table.write(folder / "decisions.part.parquet")
-    os.replace(folder / "decisions.part.parquet", folder / "decisions.parquet")
-    write_json(folder / "results.json", scrub_all(results))
 
 
 def render(results: dict[str, Any], clips: ClipSplits) -> str:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
+from hf_mmbalance.decision.results import write_outputs
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.hub.errors import HubError
 from hf_mmbalance.hub.model_card import pinned_revision, read_run, write_card
-from hf_mmbalance.training.run import write_outputs
 from tests.training.tiny_runs import tiny_run
 
 

@@ -13,13 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 from hf_mmbalance import cli
+from hf_mmbalance.decision.results import write_outputs
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.hub.model_card import write_card
 from hf_mmbalance.training import run as run_module
 from hf_mmbalance.training.arguments import ModelArguments, parse_arguments
 from hf_mmbalance.training.build import frozen_notes
 from hf_mmbalance.training.cli import train
-from hf_mmbalance.training.run import last_complete_checkpoint, settle_output_dir, write_outputs
+from hf_mmbalance.training.run import last_complete_checkpoint, settle_output_dir
 from tests.media_factory import write_clip
 
 from .tiny_runs import TINY, TOWERS, tiny_run

@@ -57,7 +57,12 @@ def _is_built(path: Path) -> bool:
 
 def options_class(dataset: str) -> type:
     """The options dataclass of a data set, each field with a help text in its metadata."""
-    module, name, _ = SOURCES[source_of(dataset)]
+    return options_class_of(source_of(dataset))
+
+
+def options_class_of(source: str) -> type:
+    """The options dataclass of a source, by its name in `SOURCES`."""
+    module, name, _ = SOURCES[source]
     return getattr(importlib.import_module(f"hf_mmbalance.data.{module}"), name)
 
 
