@@ -89,8 +89,9 @@ def run_diagnose(arguments: argparse.Namespace) -> int:
     if arguments.report:
         from hf_mmbalance.decision.report import write_report
 
-        files = write_report(reports, arguments.report, names=names)
-        console.say(f"wrote {files[0]} and {len(files) - 1} figures in {files[1].parent}", aside=True)
+        folder = arguments.report.with_name(f"{arguments.report.stem}_figures")
+        files = write_report(reports, arguments.report, names=names, figure_folder=folder)
+        console.say(f"wrote {files[0]} and {len(files) - 1} figures in {folder}", aside=True)
     found: Any = reports[0] if len(reports) == 1 else dict(zip(names, reports, strict=True))
     console.write_result(arguments.json, found)
     return console.DONE

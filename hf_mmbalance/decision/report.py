@@ -52,27 +52,26 @@ def write_report(
     names: Sequence[str] | None = None,
     figure_folder: str | os.PathLike[str] | None = None,
 ) -> list[Path]:
-    """Write the page, and the figures beside it.
+    """Write the page, and the figures as files where a folder is given.
 
     Args:
         reports: what `diagnose` returned, one per model; the first is shown in full, all in one table and in the
             balance index.
         path: of the HTML page.
         names: of the models, for the side-by-side figure.
-        figure_folder: where PNG, SVG and PDF files go; None for `<page>_figures`.
+        figure_folder: where the figures also go as PNG, SVG and PDF files; by default they are in the page only.
 
     Returns:
         The files written, the page first.
     """
     path, first = Path(path), reports[0]
     names = list(names or [f"table {i + 1}" for i in range(len(reports))])
-    folder = Path(figure_folder) if figure_folder is not None else path.with_name(f"{path.stem}_figures")
-    folder.mkdir(parents=True, exist_ok=True)
     drawn = {name: figures.draw(function, first) for name, function in figures.FIGURES.items() if _has(first, name)}
     drawn["index"] = figures.draw(figures.index_by_method, reports, names)
     files, blocks = [path], {}
     for name, figure in drawn.items():
-        files += figures.save(figure, folder / name)
+        if figure_folder is not None:
+            files += figures.save(figure, Path(figure_folder) / name)
         svg = figures.themed_svg(figure, name)
         blocks[name] = (
             f'<figure><h2>{TITLES[name]}</h2><div class="scroll">{svg}</div>'

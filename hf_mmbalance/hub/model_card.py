@@ -85,8 +85,6 @@ def pinned_revision(folder: Path) -> str:
 
 def write_diagnosis(folder: Path, table: DecisionTable, name: str) -> str | None:
     """Write the diagnosis of the decision layer (page and numbers); or return why it is not possible."""
-    import tempfile
-
     from hf_mmbalance.decision.diagnosis import diagnose
     from hf_mmbalance.decision.evaluation import decide_splits
     from hf_mmbalance.decision.report import write_report
@@ -100,8 +98,7 @@ def write_diagnosis(folder: Path, table: DecisionTable, name: str) -> str | None
     if trained is not None:
         judged.add_head("model", trained)
     report = diagnose(judged)
-    with tempfile.TemporaryDirectory() as figures:
-        write_report([report], folder / DIAGNOSIS, names=[name], figure_folder=figures)
+    write_report([report], folder / DIAGNOSIS, names=[name])
     write_json(folder / NUMBERS, report)
     return None
 

@@ -28,6 +28,12 @@ def run(*arguments: str) -> int:
     return console.run_command(lambda: int(parsed.func(parsed)))
 
 
+@pytest.fixture
+def page_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the page's text: writing each figure in three formats takes most of a report's time."""
+    monkeypatch.setattr("hf_mmbalance.decision.figures.save", lambda figure, path: [])
+
+
 @pytest.fixture(scope="module")
 def table_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tables") / "run" / "decisions.parquet"
@@ -108,7 +114,7 @@ def test_diagnose_writes_a_page_without_network(
     assert set(json.loads(target.read_text())) == {"run", "other"}
 
 
-def test_many_classes_and_modalities_are_drawn(tmp_path: Path) -> None:
+def test_many_classes_and_modalities_are_drawn(tmp_path: Path, page_only: None) -> None:
     table = make_table(n=400, classes=30, modalities=3, missing=0.1)
     table.write(tmp_path / "t.npz")
     arguments = ("--rung", "class", "--report", tmp_path / "r.html", "--draws", "10")
@@ -116,7 +122,7 @@ def test_many_classes_and_modalities_are_drawn(tmp_path: Path) -> None:
     assert "20 classes with the largest lean" in (tmp_path / "r.html").read_text()
 
 
-def test_a_stiff_table_has_a_report_too(tmp_path: Path) -> None:
+def test_a_stiff_table_has_a_report_too(tmp_path: Path, page_only: None) -> None:
     table = make_table(n=200, classes=3)
     table.groups = [f"{split}{i % 2}" for i, split in enumerate(table.splits)]
     table.logits[np.array(table.splits) == "calibration", 1] = np.nan
@@ -164,7 +170,9 @@ def test_a_run_folders_own_head_is_judged(tmp_path: Path, capsys: pytest.Capture
     assert "(2, 5) modalities and classes" in capsys.readouterr().err
 
 
-def test_a_report_of_a_run_is_about_its_own_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_of_a_run_is_about_its_own_head(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], page_only: None
+) -> None:
     from safetensors.numpy import save_file
 
     table = make_table(n=200, classes=3)
@@ -202,7 +210,7 @@ def test_a_report_of_a_run_is_about_its_own_head(tmp_path: Path, capsys: pytest.
 
 
 def test_a_head_without_weights_is_shown_beside_the_layer_fitted_here(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], page_only: None
 ) -> None:
     table = make_table(n=200, classes=3)
     table.references = {"fused": 9.0 * np.eye(3)[table.labels]}  # always right
@@ -219,7 +227,7 @@ def test_a_head_without_weights_is_shown_beside_the_layer_fitted_here(
 
 
 def test_a_table_too_small_to_fit_anything_is_judged_by_the_plain_sum(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], page_only: None
 ) -> None:
     table = make_table(n=40, classes=3)
     first = [*np.flatnonzero(np.array(table.splits) == "calibration")[:8]]

@@ -30,6 +30,12 @@ def run(finished, tmp_path) -> Path:
     return shutil.copytree(finished, tmp_path / "run")
 
 
+@pytest.fixture
+def without_diagnosis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the card's text: the diagnosis takes seconds and writes other files."""
+    monkeypatch.setattr("hf_mmbalance.hub.model_card.write_diagnosis", lambda *_: None)
+
+
 def change(run: Path, **values) -> None:
     results = json.loads((run / "results.json").read_text())
     (run / "results.json").write_text(json.dumps({**results, **values}))
@@ -46,7 +52,7 @@ def rename(run: Path, classes: list[str]) -> None:
     table.write(run / "decisions.parquet")
 
 
-def test_names_that_mean_something_in_markdown_and_yaml(run):
+def test_names_that_mean_something_in_markdown_and_yaml(run, without_diagnosis):
     rename(run, ["a|b", "x: y", "# z\n---"])
     results = json.loads((run / "results.json").read_text())
     results["provenance"]["data"] |= {"name": "me/clips: 'all'", "on_hub": True, "revision": "1" * 40}
@@ -94,7 +100,7 @@ def test_a_head_without_weights_and_a_modality_that_no_clip_has(run):
     assert (run / "weights_by_class.png").stat().st_size > 5000
 
 
-def test_what_training_read_is_told_as_it_was(run):
+def test_what_training_read_is_told_as_it_was(run, without_diagnosis):
     """A test split is read once; without one the numbers are those of the split that training looked at."""
     results = json.loads((run / "results.json").read_text())
     assert results["decision"]["rung"] and results["selected_by"] == "validation nll"
@@ -164,7 +170,7 @@ def test_results_are_stored_without_secrets_and_with_valid_numbers(run, tmp_path
     assert json.loads(text)["rows"][0]["nll"] is None
 
 
-def test_a_token_that_slipped_into_the_command_is_cut_from_the_card(run):
+def test_a_token_that_slipped_into_the_command_is_cut_from_the_card(run, without_diagnosis):
     results = json.loads((run / "results.json").read_text())
     token = "hf_" + "aBcD3fGh" * 4
     results["provenance"]["command"] += f" --run_name {token}"
