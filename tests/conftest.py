@@ -1,4 +1,4 @@
-"""Fixtures every room's tests share."""
+"""What the tests of all packages share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+
+
+# Models are tiny and test modules run side by side: threads would only wait for each other. Processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from hf_mmbalance.decision.fits import (
     SCALAR_STRENGTH,
@@ -45,6 +46,7 @@ STRENGTHS = (300.0, 30.0, 3.0)
 MIN_CLIPS = 10
 MIN_GROUPS = 3
 MAX_CLASSES = 64
+BAR_AFTER = 3.0  # seconds that a fit takes before a progress bar is shown
 #: Rungs with parameters per class, whose meaning depends on the modality knowing the class.
 BY_CLASS = ("vector", "class", "dirichlet")
 
@@ -153,7 +155,9 @@ def fit_ladder(clips: Clips, options: Options) -> Ladder:
     beside = [name for name in SHOWN if name not in allowed and options.rung is None and "global" in allowed]
     if some_class_unknown(data):
         beside = [name for name in beside if name not in BY_CLASS]
-    for name in [*(name for name in PARENTS if name in allowed and name != "sum"), *beside]:
+    rungs = [*(name for name in PARENTS if name in allowed and name != "sum"), *beside]
+    bar = tqdm(rungs, desc="fitting the decision layer", unit="rung", delay=BAR_AFTER, leave=False, disable=None)
+    for name in bar:
         scores[name] = _climb(name, parts, held_out, data, options)
     if options.rung in allowed:
         chosen, reason = str(options.rung), "asked for"
