@@ -156,9 +156,11 @@ def fit_ladder(clips: Clips, options: Options) -> Ladder:
     if some_class_unknown(data):
         beside = [name for name in beside if name not in BY_CLASS]
     rungs = [*(name for name in PARENTS if name in allowed and name != "sum"), *beside]
-    bar = tqdm(rungs, desc="fitting the decision layer", unit="rung", delay=BAR_AFTER, leave=False, disable=None)
-    for name in bar:
-        scores[name] = _climb(name, parts, held_out, data, options)
+    fits = [len(parts) * (len(options.strengths) if name in SHRUNK else 1) for name in rungs]
+    with tqdm(total=sum(fits), desc="decision layer", unit="fit", delay=BAR_AFTER, leave=False, disable=None) as bar:
+        for done, name in zip(np.cumsum(fits), rungs, strict=True):
+            scores[name] = _climb(name, parts, held_out, data, options, bar)
+            bar.update(int(done) - bar.n)  # a walk may end before the last strength
     if options.rung in allowed:
         chosen, reason = str(options.rung), "asked for"
     else:
@@ -261,15 +263,18 @@ def _score(
     return RungScore(nll, hit, strength)
 
 
-def _climb(rung: str, parts: list[_Part], held_out: list[np.ndarray], data: FitData, options: Options) -> RungScore:
+def _climb(
+    rung: str, parts: list[_Part], held_out: list[np.ndarray], data: FitData, options: Options, bar: tqdm
+) -> RungScore:
     """Fit one rung on every part along the strengths, choose the strength, keep the states of that strength."""
     folds, score = parts[:-1], None
     before: list[HeadState | None] = [None] * len(folds)
     strengths = options.strengths if rung in SHRUNK else (1.0,)
     for strength in strengths:
-        tried = [
-            fit_rung(rung, part, strength, start, options.balance) for part, start in zip(folds, before, strict=True)
-        ]
+        tried = []
+        for part, start in zip(folds, before, strict=True):
+            tried.append(fit_rung(rung, part, strength, start, options.balance))
+            bar.update()
         new = _score(tried, held_out, data, strength if rung in SHRUNK else None)
         # Held-out NLL falls, then rises, as shrinkage weakens: the first rise ends the walk.
         if score is not None and new.nll.mean() >= score.nll.mean():
