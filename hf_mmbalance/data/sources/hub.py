@@ -125,7 +125,7 @@ def clips_of(
     classes: list[str] = list(labels) if labels else sorted({str(row.label) for row in rows})
     if isinstance(adapter.labels, Mapping):
         adapter.check_labels(name, classes)
-        kept = [replace(row, label=adapter.labels[row.label]) for row in rows if row.label in adapter.labels]
+        kept = [replace(row, label=adapter.labels[str(row.label)]) for row in rows if row.label in adapter.labels]
         if len(kept) < len(rows):
             more.append(f"{len(rows) - len(kept)} of {len(rows)} clips have labels that the adapter leaves out")
         rows, classes = kept, list(dict.fromkeys(adapter.labels.values()))
