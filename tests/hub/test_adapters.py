@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -91,10 +92,16 @@ def pushed(hub_server, run_client, tmp_path) -> None:
         ],
         "mteb/kinetics-400": [plain | {"label": kinetics}, {"train": kinetics_rows, "test": kinetics_rows}],
     }  # fmt: skip
-    sets["mteb/elsewhere"] = sets["mteb/RAVDESS_AV"]
+    sets |= {"mteb/elsewhere": sets["mteb/RAVDESS_AV"], "mteb/untouched": sets["mteb/VGGSound"]}
     (tmp_path / "sets.json").write_text(json.dumps(sets))
     account = hub_server.add_account("mteb")
     run_client(PUSH, args=[str(tmp_path / "sets.json")], token=account.token)
+
+
+def sets_read(hub) -> set[str]:
+    """Data sets of which some Parquet file was asked for."""
+    asked = [re.match(r"/datasets/([^/]+/[^/]+)/resolve/.*\.parquet", record.path) for record in hub.log]
+    return {found[1] for found in asked if found}
 
 
 def _kinetics_sounds() -> list[str]:
@@ -103,14 +110,14 @@ def _kinetics_sounds() -> list[str]:
     return [name.replace("_", " ") for name in CLASSES]
 
 
-def test_sets_on_the_hub_are_read_as_they_are(pushed, run_client, tmp_path):
+def test_sets_on_the_hub_are_read_as_they_are(hub, pushed, run_client, tmp_path):
     own = tmp_path / "mine.yaml"
     own.write_text("columns: {label: emotion}\nlabels: {calm: rest, angry: excited}\nsplits: {test: test}\n")
     asked = {name: (name, {}) for name in adapter_names()} | {
         "renamed": ("mteb/elsewhere", {"dataset_adapter": "mteb/RAVDESS_AV"}),
         "own": ("mteb/elsewhere", {"dataset_adapter": str(own), **NO_TRAIN}),
         "without": ("mteb/RAVDESS_AV", {"dataset_adapter": "none"}),
-        "wrong": ("mteb/VGGSound", {"dataset_adapter": "mteb/RAVDESS_AV"}),
+        "wrong": ("mteb/untouched", {"dataset_adapter": "mteb/RAVDESS_AV"}),
         "rows": ("mteb/AVE-Dataset", {"in_memory": True}),
     }
     done = run_client(READ, args=[json.dumps(asked)])
@@ -146,7 +153,9 @@ def test_sets_on_the_hub_are_read_as_they_are(pushed, run_client, tmp_path):
     assert sorted(found["own"]["splits"]["test"][2]) == [0] * 12 + [1] * 12
     assert "there is no train split to take validation from (only test)" in found["without"]
     assert found["wrong"] == (
-        "mteb/VGGSound: no column 'emotion' for the label (it has video, audio, label); the adapter mteb/RAVDESS_AV"
+        "mteb/untouched: no column 'emotion' for the label (it has video, audio, label); the adapter mteb/RAVDESS_AV"
         " names it; it describes revision 13af08387c3ce5e86c179a3718eb158669268d65; correct the file, or read without"
         " it (dataset_adapter=none)"
     )
+    read = {name for name in sets_read(hub) if name.startswith("mteb/")}
+    assert "mteb/VGGSound" in read and "mteb/untouched" not in read  # refused before anything was downloaded

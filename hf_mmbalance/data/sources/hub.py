@@ -76,11 +76,16 @@ def hub_clips(name: str, options: HubOptions) -> ClipSplits:
     Raises:
         DataError: the data set does not exist, columns are missing or of a wrong type, clips that do not decode.
     """
-    from datasets import load_dataset
+    from datasets import load_dataset, load_dataset_builder
 
-    adapter = find_adapter(name, options.dataset_adapter)  # before anything is downloaded
+    adapter = find_adapter(name, options.dataset_adapter)
     try:
+        declared = load_dataset_builder(name, options.config, revision=options.revision).info.features
+        if declared is not None:  # before anything is downloaded
+            find_columns(name, declared, adapted(options, adapter or Adapter(NONE)), adapter)
         loaded = load_dataset(name, options.config, revision=options.revision, streaming=options.in_memory)
+    except DataError:
+        raise
     except Exception as error:  # many types: a missing folder, an unknown config, no network
         raise DataError(f"{name}: the data set cannot be loaded ({type(error).__name__}: {error})") from error
     return clips_of(loaded, options, name=name, stored=stored_reading(name, options), adapter=adapter)
