@@ -69,9 +69,10 @@ class Adapter:
         """Refuse a mapping from labels that the data set does not have."""
         names = sorted(known)
         absent = [label for label in self.labels or () if label not in names]
-        if isinstance(self.labels, Mapping) and absent:
-            text = f"{dataset}: {len(absent)} labels of the adapter {self.name} are not there, e.g. {absent[0]!r}"
-            raise DataError(f"{text}{did_you_mean(absent[0], names)} (it has {', '.join(names[:10])}, ...)")
+        if absent:
+            shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            hint = did_you_mean(absent[0], names)
+            raise DataError(f"{dataset}: no label {absent[0]!r}{hint} (it has {shown}); {self.remedy}")
 
 
 def adapter_names() -> list[str]:

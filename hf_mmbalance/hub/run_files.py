@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hf_mmbalance.decision.table import READERS
 from hf_mmbalance.hub.errors import HubError, explained
 from hf_mmbalance.hub.model_card import REPO_ID, RESULTS, TABLE
 from hf_mmbalance.hub.reach import check_reachable
@@ -21,9 +22,11 @@ def run_files(address: str) -> tuple[Path, list[str]]:
     Raises:
         HubError: there is neither such a file nor such a model, or the model was pushed without its run.
     """
+    path = Path(address)
     name, _, revision = address.partition("@")
-    if Path(address).exists() or Path(address).suffix or name.count("/") != 1 or not REPO_ID.fullmatch(name):
-        return Path(address), []
+    local = path.exists() or path.suffix.lower() in READERS or address.startswith((".", "~"))
+    if local or name.count("/") != 1 or not REPO_ID.fullmatch(name):
+        return path, []
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 

@@ -107,7 +107,10 @@ def test_labels_are_mapped_and_others_left_out(clip):
     assert clips.classes == ["animal", "pet"] and clips["train"].labels == [0, 0, 1]
     assert "1 of 4 clips have labels that the adapter leaves out" in clips.notes
     adapter = Adapter("mine", columns={"label": "what"}, labels={"dgo": "animal", "cat": "pet"})
-    with pytest.raises(DataError, match=r"1 labels of the adapter mine are not there, e.g. 'dgo'; did you mean dog\?"):
+    with pytest.raises(
+        DataError,
+        match=r"no label 'dgo'; did you mean dog\? \(it has Dog, cat, dog, wind\); the adapter mine names it",
+    ):
         clips_of(rows, HubOptions(**SMALL), adapter=adapter)
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import pytest
+
+from hf_mmbalance.hub.run_files import run_files
 from tests.decision.test_compare import write_run
 
 
@@ -25,6 +29,19 @@ for words in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.parametrize(
+    "address", ["gone/table.parquet", "gone/table.CSV", "runs/of/mine", "/runs/mine", "run", "./a"]
+)
+def test_what_cannot_be_a_model_is_a_path(address):
+    assert run_files(address) == (Path(address), [])
+
+
+def test_what_is_here_is_not_looked_up(tmp_path, monkeypatch):
+    (tmp_path / "user" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert run_files("user/name") == (Path("user/name"), [])
+
+
 def test_models_are_compared_by_what_was_pushed(hub, run_client, tmp_path):
     for seed in (0, 1):
         write_run(tmp_path / f"ours-s{seed}", "adaptive", seed, 3.0)
@@ -33,7 +50,7 @@ def test_models_are_compared_by_what_was_pushed(hub, run_client, tmp_path):
     (theirs / "config.json").write_text("{}")
     names = [f"{hub.user}/ours-s{seed}" for seed in (0, 1)]
     pushes = [(name, str(tmp_path / name.split("/")[1]), ["*.parquet", "*.json"]) for name in names]
-    bare = f"{hub.user}/bare"
+    bare = f"{hub.user}/bare-0.5"
     done = run_client(UPLOAD, args=[json.dumps([*pushes, (bare, str(theirs), ["config.json"])])])
     commits = json.loads(done.stdout.split("COMMITS ")[1])
 
