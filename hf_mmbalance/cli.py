@@ -46,6 +46,7 @@ def build_parser() -> console.Parser:
     from hf_mmbalance.hub.cli import add_card, add_push, add_space
     from hf_mmbalance.hub.onnx_export import add_export
     from hf_mmbalance.hub.predict import add_predict
+    from hf_mmbalance.hub.run_files import run_files
     from hf_mmbalance.robustness.cli import add_robustness
 
     parser = console.Parser(
@@ -62,7 +63,7 @@ def build_parser() -> console.Parser:
     add_predict(verbs)
     add_decide(verbs)
     add_diagnose(verbs)
-    add_compare(verbs)
+    add_compare(verbs, run_files)
     add_robustness(verbs)
     add_card(verbs)
     add_push(verbs)

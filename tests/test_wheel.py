@@ -22,6 +22,7 @@ def test_wheel_trains_outside_the_checkout(tmp_path: Path) -> None:
     (wheel,) = wheels.glob("hf_mmbalance-*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True, timeout=300)
     assert (site / "hf_mmbalance" / "py.typed").is_file()
+    assert (site / "hf_mmbalance" / "data" / "adapters" / "mteb--AVE-Dataset.yaml").is_file()
     # The wheel's package comes first on the path: before the editable install of the checkout under test.
     environment = {**os.environ, "PYTHONPATH": str(site)}
     options = ["--max_steps", "2", "--train_clips", "64", "--test_clips", "32", "--output_dir", "run"]

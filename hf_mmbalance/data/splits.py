@@ -112,7 +112,10 @@ def fill_splits(
     for name in absent:
         train = np.flatnonzero(out == "train").tolist()
         if len(train) == 0:
-            raise DataError(f"there is no train split to take {name} from")
+            raise DataError(
+                f"there is no train split to take {name} from (only {', '.join(sorted(set(out)))}): name one train; an"
+                " adapter does so for a data set on the Hub (docs/data.md)"
+            )
         mask, how = carve(
             [ids[i] for i in train],
             [labels[i] for i in train],

@@ -10,11 +10,21 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from hf_mmbalance.data.adapter import NONE, Adapter, find_adapter
 from hf_mmbalance.data.clips import Clip, ClipDataset, DataError, split_name
 from hf_mmbalance.data.media_clips import ClipRecord, augmented, decode_record
 from hf_mmbalance.data.seeding import rng_for
 from hf_mmbalance.data.sources import load_clips, source_of
-from hf_mmbalance.data.sources.hub import Columns, HubOptions, find_columns, media_of_row, read_row, stored_reading
+from hf_mmbalance.data.sources.hub import (
+    Columns,
+    HubOptions,
+    adapted,
+    find_columns,
+    label_names,
+    media_of_row,
+    read_row,
+    stored_reading,
+)
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 
@@ -121,7 +131,12 @@ class ClipStream(IterableDataset):
             builder = load_dataset_builder(name, options.config, revision=options.revision)
         except Exception as error:  # many types: a missing folder, an unknown config, no network
             raise DataError(f"{name}: the data set cannot be opened ({type(error).__name__}: {error})") from error
-        found = {split_name(str(key)): list(files) for key, files in (builder.config.data_files or {}).items()}
+        adapter = find_adapter(name, options.dataset_adapter) or Adapter(NONE)
+        if isinstance(adapter.labels, dict):
+            raise DataError(f"{name}: the adapter {adapter.name} leaves clips out, which needs streaming=False")
+        options = adapted(options, adapter)
+        listed = {adapter.split(str(key)): list(files) for key, files in (builder.config.data_files or {}).items()}
+        found = {split: files for split, files in listed.items() if split is not None}
         if split_name(split) not in found:
             raise DataError(f"{name} has no split {split!r}; it has {', '.join(found)}")
         files = found[split_name(split)]
@@ -133,8 +148,8 @@ class ClipStream(IterableDataset):
                 footer = pq.ParquetFile(file)
                 rows.append([footer.metadata.row_group(g).num_rows for g in range(footer.num_row_groups)])
                 features = features or _features(footer)
-        columns = find_columns(name, features, options)
-        names = getattr(features[columns.label], "names", None)  # type: ignore[index]
+        columns = find_columns(name, features, options, adapter)
+        names = label_names(name, features[columns.label], adapter)  # type: ignore[index]
         if names is None:
             raise DataError(f"{name}: column {columns.label!r} has no class names; streaming needs a ClassLabel")
         stored = stored_reading(name, options)

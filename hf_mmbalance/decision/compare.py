@@ -79,11 +79,14 @@ class Entry:
         return self.configuration if own else f"{self.configuration}: {self.method}"
 
 
-def read_source(path: Path, *, split: str = "test", refit: bool = False, **options: Any) -> Source:
+def read_source(
+    path: Path, *, name: str | None = None, split: str = "test", refit: bool = False, **options: Any
+) -> Source:
     """Read a run folder or a decision table; fit a decision layer where there is none of its own.
 
     Args:
         path: folder of a run, or decision table.
+        name: what it is called; by default as the folder or the file.
         split: clips to judge; a table without it is judged out of fold, as by `mmbalance decide`, unless another split
             than test was asked for.
         refit: fit a decision layer to the logits of a run, beside its own.
@@ -95,11 +98,15 @@ def read_source(path: Path, *, split: str = "test", refit: bool = False, **optio
     folder = path if path.is_dir() else None
     file = path / "decisions.parquet" if folder else path
     if folder and not file.is_file():
-        raise TableError(f"{path}: the folder holds no decisions.parquet; give a run folder or a decision table.")
+        what = "a saved model without the table of its run" if (path / "config.json").is_file() else "not of a run"
+        raise TableError(
+            f"{path}: the folder holds no decisions.parquet, so it is {what}; give the output folder of a run, a model"
+            " that was pushed with its run (`mmbalance push`), or a decision table."
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table = DecisionTable.read(file)
-    name = path.name if folder else path.stem
+    name = name or (path.name if folder else path.stem)
     own = "fused" in table.references
     source = Source(name, table.select(split) if own else table)
     if folder and (folder / "results.json").is_file():
@@ -111,7 +118,7 @@ def read_source(path: Path, *, split: str = "test", refit: bool = False, **optio
         named = own or split != "test"
         judged = decide_table(table, eval_split=split if named else None, **options)
         source.table, source.refitted = judged.table, judged.fusions["adaptive"]
-        source.notes = [f"{name}: {note}" for note in judged.notes]
+        source.notes += [f"{name}: {note}" for note in judged.notes]
     return source
 
 

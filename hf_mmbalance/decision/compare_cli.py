@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hf_mmbalance import console
 
 
-COMPARE = """Compare runs and decision tables on the same test clips.
+#: The local folder or file behind a name on the command line, and what the user should know of it.
+Find = Callable[[str], tuple[Path, list[str]]]
+
+COMPARE = """Compare runs, models on the Hub and decision tables on the same test clips.
 
 Runs that differ in nothing but their seed count as one configuration: mean over seeds, and their spread. Each run's
 own head is judged (fitted after the towers, trained with them, or without parameters), beside the plain sum of its
-towers and each modality; for a table of another program a decision layer is fitted here.
+towers and each modality; for a table of another program a decision layer is fitted here. A model on the Hub is judged
+by the table that was pushed with it (`mmbalance push`, or --push_to_hub in training).
 
 example:
   mmbalance compare outputs/adaptive-s0 outputs/adaptive-s1 outputs/concat-s0 outputs/concat-s1
   mmbalance compare outputs/*-s? --baseline concat --latex table.tex --csv table.csv --figure intervals
   mmbalance compare theirs.parquet outputs/ours --refit --json -
+  mmbalance compare user/published@model-3fa2b1c9d0 outputs/ours
 """
 
 
-def add_compare(verbs: Any) -> None:
-    """Add the verb `compare`."""
-    parser = console.add_verb(verbs, "compare", COMPARE, run_compare)
-    parser.add_argument("sources", type=Path, nargs="+", metavar="RUN|TABLE", help="run folders and decision tables")
+def add_compare(verbs: Any, find: Find) -> None:
+    """Add the verb `compare`; `find` looks up names of models on the Hub too."""
+    parser = console.add_verb(verbs, "compare", COMPARE, partial(run_compare, find=find))
+    parser.add_argument("sources", nargs="+", metavar="RUN|TABLE|MODEL", help="run folders, decision tables, models on"
+                        " the Hub (user/name or user/name@revision)")  # fmt: skip
     parser.add_argument("--eval_split", default="test", metavar="SPLIT", help="clips to judge (default: %(default)s)")
     parser.add_argument("--baseline", metavar="NAME", help="compare all with this configuration (default: each pair)")
     parser.add_argument("--refit", action="store_true", help="fit a decision layer to the logits of every run too,"
@@ -38,7 +46,7 @@ def add_compare(verbs: Any) -> None:
     console.add_json_option(parser, "comparison")
 
 
-def run_compare(arguments: argparse.Namespace) -> int:
+def run_compare(arguments: argparse.Namespace, find: Find) -> int:
     """Run `compare`; returns the exit status."""
     from hf_mmbalance.decision.compare import compare_sources, read_source
     from hf_mmbalance.decision.compare_output import latex_of, text_of, write_csv
@@ -46,8 +54,11 @@ def run_compare(arguments: argparse.Namespace) -> int:
     options = {"split": arguments.eval_split, "refit": arguments.refit}
     with console.progress(len(arguments.sources), "reading", "table") as step:
         sources = []
-        for path in arguments.sources:
-            sources.append(read_source(path, **options))
+        for given in arguments.sources:
+            path, notes = find(given)
+            source = read_source(path, name=given.partition("@")[0] if notes else None, **options)
+            source.notes = notes + source.notes
+            sources.append(source)
             step()
     found = compare_sources(sources, baseline=arguments.baseline, draws=arguments.draws, seed=arguments.seed)
     if console.shows_text(arguments):

@@ -17,6 +17,7 @@ command goes on where it was interrupted.
 
 example:
   mmbalance robustness outputs/my-run
+  mmbalance robustness fused --kinds babble blur                  (what `mmbalance fuse --test_fraction 0.3` made)
   mmbalance robustness outputs/my-run --kinds unseen conflict --severities 3 5 --max_clips 200 --json -
 """
 
@@ -24,7 +25,8 @@ example:
 def add_robustness(verbs: Any) -> None:
     """Add the verb `robustness`."""
     parser = console.add_verb(verbs, "robustness", ROBUSTNESS, run_robustness)
-    parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="output folder of a training run")
+    parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="output folder of training, or of"
+                        " `mmbalance fuse`")  # fmt: skip
     parser.add_argument("--kinds", nargs="+", default=["all"], metavar="NAME", help="corruptions, or seen, unseen,"
                         " audio, vision, all (default: all)")  # fmt: skip
     parser.add_argument("--severities", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="N", help="of 1 to 5"
@@ -71,4 +73,4 @@ def _judge(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     out = arguments.out or arguments.run / "robustness"
     cells = judge_cells(run, out / "cells", kinds, severities, seed=arguments.seed, device=arguments.device)
     modalities = list(run.model.config.modalities)
-    return judge(cells, run.clips.labels, run.clips.groups, modalities, run.log_prior, run.seen), out
+    return judge(cells, run.clips.labels, run.clips.groups, modalities, run.log_prior, run.seen, run.known), out

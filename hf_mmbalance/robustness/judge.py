@@ -16,23 +16,28 @@ Scores = dict[str, np.ndarray]  # one value per clip by method, NaN where a meth
 FUSED = "fused"
 
 
-def method_logits(cell: Cell, modalities: Sequence[str], log_prior: np.ndarray) -> dict[str, np.ndarray]:
+def method_logits(
+    cell: Cell, modalities: Sequence[str], log_prior: np.ndarray, known: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Logits `(N, C)` of each modality, `sum`, `prior_sum` and `fused`; NaN rows where there is no answer.
 
     `sum` adds the log-probabilities of the modalities that are there; `prior_sum` counts the prior once in it:
     sum over m of log p_m - (number of modalities - 1) log prior, which is Bayes' rule for towers that are calibrated
-    and independent given the class.
+    and independent given the class. A modality gives no evidence for a class outside `known (M, C)`, as in the model's
+    own head; None for modalities that know all.
     """
     logits = np.where(cell.modality_mask[:, :, None], cell.modality_logits, np.nan)
-    state = HeadState.plain_sum(*logits.shape[1:])
+    state = HeadState.plain_sum(*logits.shape[1:]).with_known(known)
     total, once = (s.fuse(logits).logits for s in (state, state.replace(log_prior=log_prior)))
     single = {name: logits[:, m] for m, name in enumerate(modalities)}
     return {**single, "sum": total, "prior_sum": once, FUSED: cell.logits}
 
 
-def clip_scores(cell: Cell, labels: np.ndarray, modalities: Sequence[str], log_prior: np.ndarray) -> dict[str, Scores]:
+def clip_scores(
+    cell: Cell, labels: np.ndarray, modalities: Sequence[str], log_prior: np.ndarray, known: np.ndarray | None = None
+) -> dict[str, Scores]:
     """Per clip and method `(N,)`: `accuracy` (1 where right) and `nll`; and `trust` per modality, where given."""
-    logits = method_logits(cell, modalities, log_prior)
+    logits = method_logits(cell, modalities, log_prior, known)
     scores: dict[str, Scores] = {"accuracy": {}, "nll": {}}
     for name, values in logits.items():
         there = np.isfinite(values).all(1)
@@ -62,6 +67,7 @@ def judge(
     modalities: Sequence[str],
     log_prior: np.ndarray,
     seen: Sequence[str],
+    known: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Numbers of every cell, and of clean, seen and unseen kinds together.
 
@@ -74,12 +80,13 @@ def judge(
         modalities: names, in the model's order.
         log_prior: `(C,)`.
         seen: kinds that calibration or training met.
+        known: `(M, C)` bool, the classes that each modality knows; None for all.
 
     Returns:
         `cells` and `families`: lists of rows with `accuracy` and `nll` by method (see `summary`), `trust` by modality
         and, in `gain`, accuracy of the fusion less that of every other method, paired by clip.
     """
-    scored = [(cell, clip_scores(cell, np.asarray(labels), modalities, log_prior)) for cell in cells]
+    scored = [(cell, clip_scores(cell, np.asarray(labels), modalities, log_prior, known)) for cell in cells]
     rows = [
         {"kind": cell.kind, "severity": cell.severity, "seen": cell.kind in seen, **_row(scores, groups)}
         for cell, scores in scored

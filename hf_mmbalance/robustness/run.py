@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -21,6 +22,8 @@ from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError
 from hf_mmbalance.data.corruptions import SEVERITIES, ClipsOfOneCorruption, check_severity, kinds_of
 from hf_mmbalance.decision.fits import fit_prior
 from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.embedding.dataset_options import load_dataset
+from hf_mmbalance.embedding.run import NO_SPLITS
 from hf_mmbalance.hub.limits import check_head
 from hf_mmbalance.training.batches import ClipCollator
 
@@ -73,7 +76,7 @@ class Cell:
 
 @dataclass
 class Run:
-    """A finished run: its model, its clips and its options.
+    """A finished run of training or of `mmbalance fuse`: its model, its clips and its options.
 
     Attributes:
         folder: output folder of the run.
@@ -94,8 +97,21 @@ class Run:
         """Kinds of corruption that the towers, or a decision layer that was fitted, met before the test."""
         arguments = self.results["arguments"]
         options = ["train_corruptions", *(["calibration_corruptions"] if is_fitted(self.model) else [])]
+        if is_fusion(self.results):
+            options = ["corruptions"] if arguments["draws"] > 1 else []
         names = [name for option in options for name in arguments.get(option) or [] if name != "none"]
         return kinds_of(names) if names else []
+
+    @property
+    def known(self) -> np.ndarray:
+        """`(M, C)` bool, the classes that each modality knows."""
+        return np.array(self.model.config.known_classes, dtype=bool)
+
+    @property
+    def batch_size(self) -> int:
+        """Clips per forward pass, as when the run was judged."""
+        arguments = self.results["arguments"]
+        return int(arguments["batch_size" if is_fusion(self.results) else "per_device_eval_batch_size"])
 
 
 class FirstClips(ClipDataset):
@@ -138,12 +154,15 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
     if max_clips is not None and max_clips < 1:
         raise DataError(f"max_clips must be at least 1, got {max_clips}")
     check_head({"fusion": results["fusion"]}, str(folder), trust_remote_code)
-    splits = clips_of_run(arguments)
+    splits = clips_of_fusion(results) if is_fusion(results) else clips_of_run(arguments)
     if list(splits.classes) != list(results["classes"]):
         raise DataError(f"{arguments['dataset']} has other classes than the run in {folder}: it was changed since")
     test = splits.splits.get("test")
     if test is None or not len(test):
-        raise DataError(f"{arguments['dataset']} has no test clips, and corruption is judged on those")
+        remedy = (
+            "; fuse again with --test_fraction 0.3, or name a split of the clips test" if is_fusion(results) else ""
+        )
+        raise DataError(f"{arguments['dataset']} has no test clips, and corruption is judged on those{remedy}")
     model = MMBalanceForAudioVisualClassification.from_pretrained(folder, trust_remote_code=trust_remote_code)
     return Run(
         folder,
@@ -165,6 +184,17 @@ def log_prior_of_run(folder: Path, split: str) -> np.ndarray:
 def is_fitted(model: MMBalanceForAudioVisualClassification) -> bool:
     """Whether the fusion head was fitted on calibration clips."""
     return bool(getattr(model.fusion, "fitted", True))
+
+
+def is_fusion(results: dict[str, Any]) -> bool:
+    """Whether these are the results of `mmbalance fuse`, not of training."""
+    return "heads" in results
+
+
+def clips_of_fusion(results: dict[str, Any]) -> ClipSplits:
+    """The splits that two models were fused on, from the fusion's `results.json`."""
+    fixed = {**NO_SPLITS, "unlabelled": "keep", "classes": results["classes"]}
+    return load_dataset(argparse.Namespace(**results["arguments"]), **fixed)[0]
 
 
 def clips_of_run(arguments: dict[str, Any]) -> ClipSplits:
@@ -236,13 +266,12 @@ def judge_cells(
     names, severities = kinds_of(kinds), [check_severity(severity) for severity in severities]
     out.mkdir(parents=True, exist_ok=True)
     _check_same(out / "settings.json", _settings(run, seed))
-    batch_size = int(run.results["arguments"]["per_device_eval_batch_size"])
     cells = []
     for kind, severity in tqdm(cells_of(names, severities), desc="cells", unit="cell", disable=None):
         path = out / (f"{kind}-{severity}.npz" if severity else f"{kind}.npz")
         if not path.exists():
             clips = run.clips if kind == CLEAN else ClipsOfOneCorruption(run.clips, kind, severity, seed)
-            outputs = predict(run, clips, batch_size, device)
+            outputs = predict(run, clips, run.batch_size, device)
             mask = outputs["modality_mask"] != 0
             trust = outputs.get("modality_trust")
             Cell(kind, severity, outputs["logits"], outputs["modality_logits"], mask, trust).write(path)

@@ -47,6 +47,7 @@ SCREEN = {
 EXAMPLES = [
     ("", "synthetic clips, about a minute on any machine"),
     ("--dataset my_clips/ --trainable_layers 2", "a folder of class folders"),
+    ("--dataset mteb/AVE-Dataset", "a data set on the Hub (docs/data.md)"),
     ("--dataset clips.csv --help_all", "every option that holds for these clips"),
 ]
 

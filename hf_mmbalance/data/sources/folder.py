@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from hf_mmbalance.data.clips import SPLIT_ALIASES, SPLITS, ClipSplits, DataError, split_name
 from hf_mmbalance.data.files import walk_files
 from hf_mmbalance.data.options import MediaOptions, option
-from hf_mmbalance.data.sources.rows import Row, clips_from_rows
+from hf_mmbalance.data.sources.rows import Row, clips_from_rows, group_in
 
 
 MEDIA_SUFFIXES = frozenset(
@@ -49,7 +48,7 @@ def folder_clips(path: str, options: FolderOptions) -> ClipSplits:
     if known and known != set(tops):
         text = f"{path}: {', '.join(sorted(known))} are splits but {', '.join(sorted(set(tops) - known)[:5])} are not"
         raise DataError(f"{text}; use either <split>/<class>/<clip> or <class>/<clip>")
-    pattern = re.compile(options.group_pattern) if options.group_pattern else None
+    pattern = options.group_pattern
     rows: list[Row] = []
     ignored: list[str] = []
     loose = _loose_files(root, sorted(known))
@@ -96,7 +95,7 @@ def _loose_files(root: Path, splits: list[str]) -> list[Path]:
     ]
 
 
-def _folder_rows(root: Path, split: str | None, pattern: re.Pattern[str] | None, ignored: list[str]) -> list[Row]:
+def _folder_rows(root: Path, split: str | None, pattern: str | None, ignored: list[str]) -> list[Row]:
     rows = []
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
         if folder.suffix.lower() in MEDIA_SUFFIXES:
@@ -109,11 +108,8 @@ def _folder_rows(root: Path, split: str | None, pattern: re.Pattern[str] | None,
     return rows
 
 
-def _row(path: Path, root: Path, split: str | None, label: str | None, pattern: re.Pattern[str] | None) -> Row:
+def _row(path: Path, root: Path, split: str | None, label: str | None, pattern: str | None) -> Row:
     # With split folders the split is part of the name: files of the same name may be in several splits.
     name = path.relative_to(root.parent if split else root).with_suffix("").as_posix()
-    found = pattern.search(path.stem) if pattern else None
-    if pattern and (found is None or not found.groups()):
-        raise DataError(f"{path}: group_pattern {pattern.pattern!r} finds no group in {path.stem!r}")
-    group = found.group(1) if found else name
+    group = group_in(path.stem, pattern, str(path)) if pattern else name
     return Row(name, label, str(path), group, split_name(split) if split else None)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hf_mmbalance.data.clips import ClipSplits, DataError, split_name
+from hf_mmbalance.data.adapter import NONE, Adapter, adapter_names, find_adapter
+from hf_mmbalance.data.clips import ClipSplits, DataError
 from hf_mmbalance.data.media_clips import ClipRecord
 from hf_mmbalance.data.options import MediaOptions, option
-from hf_mmbalance.data.sources.rows import Row, clips_from_rows
+from hf_mmbalance.data.sources.rows import Row, clips_from_rows, group_in
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 
@@ -25,8 +26,13 @@ GAIN_NAME = "audio_gain"  # factor by which this package's builds scaled down so
 
 @dataclass
 class HubOptions(MediaOptions):
-    """Options of a Hub or local data set; columns not given here are found by their type and name."""
+    """Options of a Hub or local data set; columns that neither they nor an adapter name are found by type and name."""
 
+    dataset_adapter: str | None = option(
+        None,
+        "YAML file that says how to read the data set (columns, labels, groups, splits), or none. By default the"
+        f" package's own is used for {', '.join(adapter_names())}.",
+    )
     config: str | None = option(None, "Configuration of the data set, e.g. fold3.")
     revision: str | None = option(None, "Branch, tag or commit on the Hub.")
     audio_column: str | None = option(None, "Column with the sound.")
@@ -34,6 +40,9 @@ class HubOptions(MediaOptions):
     video_column: str | None = option(None, "Column with a video; gives both sound and frames.")
     label_column: str | None = option(None, "Column with the class.")
     group_column: str | None = option(None, "Column with the group (actor, speaker, source video).")
+    group_pattern: str | None = option(
+        None, "Regular expression on the group column; its first capturing group is the group."
+    )
     id_column: str | None = option(None, "Column with the clip's id.")
     start_column: str | None = option(None, "Column with the start of the window to use, in seconds.")
     end_column: str | None = option(None, "Column with the end of the window to use, in seconds.")
@@ -67,17 +76,28 @@ def hub_clips(name: str, options: HubOptions) -> ClipSplits:
     Raises:
         DataError: the data set does not exist, columns are missing or of a wrong type, clips that do not decode.
     """
-    from datasets import load_dataset
+    from datasets import load_dataset, load_dataset_builder
 
+    adapter = find_adapter(name, options.dataset_adapter)
     try:
+        declared = load_dataset_builder(name, options.config, revision=options.revision).info.features
+        if declared is not None:  # before anything is downloaded
+            find_columns(name, declared, adapted(options, adapter or Adapter(NONE)), adapter)
         loaded = load_dataset(name, options.config, revision=options.revision, streaming=options.in_memory)
+    except DataError:
+        raise
     except Exception as error:  # many types: a missing folder, an unknown config, no network
         raise DataError(f"{name}: the data set cannot be loaded ({type(error).__name__}: {error})") from error
-    return clips_of(loaded, options, name=name, stored=stored_reading(name, options))
+    return clips_of(loaded, options, name=name, stored=stored_reading(name, options), adapter=adapter)
 
 
 def clips_of(
-    loaded: Any, options: HubOptions | None = None, *, name: str = "dataset", stored: ReadingSpec | None = None
+    loaded: Any,
+    options: HubOptions | None = None,
+    *,
+    name: str = "dataset",
+    stored: ReadingSpec | None = None,
+    adapter: Adapter | None = None,
 ) -> ClipSplits:
     """Clips of a `datasets.DatasetDict` (or a mapping of splits, or one `Dataset`, taken as train).
 
@@ -86,25 +106,78 @@ def clips_of(
         options: how to read it; by default as `HubOptions()`.
         name: its name in messages.
         stored: how raw files were stored in it, for a built data set.
+        adapter: how it is read, where the options do not say.
 
     Raises:
         DataError: columns are missing or of a wrong type, clips that do not decode.
     """
-    options = options or HubOptions()
+    adapter = adapter or Adapter(NONE)
+    options = adapted(options or HubOptions(), adapter)
     loaded = loaded if isinstance(loaded, Mapping) else {"train": loaded}
+    notes = [] if adapter.name == NONE else adapter.remarks
+    loaded, more = _canonical_splits(name, loaded, adapter)
     features = next(iter(loaded.values())).features
     if features is None:
         raise DataError(f"{name}: the columns of a stream are not known before it is read; use in_memory=false")
-    columns = find_columns(name, features, options)
-    parts: dict[str, Any] = {split_name(str(split)): undecoded(part) for split, part in loaded.items()}
+    columns = find_columns(name, features, options, adapter)
+    parts: dict[str, Any] = {split: undecoded(part) for split, part in loaded.items()}
     if options.in_memory:
         parts = {split: RowList(part) for split, part in parts.items()}
-    labels = getattr(features[columns.label], "names", None)
+    labels = label_names(name, features[columns.label], adapter)
     rows: list[Row] = []
     for split, part in parts.items():
         rows += _rows_of_split(split, part, columns, labels, options)
     classes: list[str] = list(labels) if labels else sorted({str(row.label) for row in rows})
-    return clips_from_rows(name, rows, classes, options, [], RowReader(parts, columns), stored)
+    if isinstance(adapter.labels, Mapping):
+        adapter.check_labels(name, classes)
+        kept = [replace(row, label=adapter.labels[str(row.label)]) for row in rows if row.label in adapter.labels]
+        if len(kept) < len(rows):
+            more.append(f"{len(rows) - len(kept)} of {len(rows)} clips have labels that the adapter leaves out")
+        rows, classes = kept, list(dict.fromkeys(adapter.labels.values()))
+    return clips_from_rows(name, rows, classes, options, notes + more, RowReader(parts, columns), stored)
+
+
+def adapted(options: HubOptions, adapter: Adapter) -> HubOptions:
+    """The options, with what they leave open taken from the adapter."""
+    named: dict[str, Any] = {f"{kind}_column": column for kind, column in adapter.columns.items()}
+    if options.group_column is None:  # the pattern is for the adapter's own column
+        named["group_pattern"] = adapter.group_pattern
+    return replace(options, **{name: value for name, value in named.items() if getattr(options, name) is None})
+
+
+def label_names(name: str, feature: Any, adapter: Adapter) -> list[str] | None:
+    """Names of integer labels: the column's own, or those that the adapter lists; None for labels that are names.
+
+    Raises:
+        DataError: the adapter lists names for a column that has its own, or that does not hold integers.
+    """
+    own = getattr(feature, "names", None)
+    if not isinstance(adapter.labels, list):
+        return own
+    if own is not None or not str(getattr(feature, "dtype", "")).startswith(("int", "uint")):
+        raise DataError(
+            f"{name}: the adapter {adapter.name} lists labels, which are names of integers, but the labels here are"
+            f" names already; write a mapping, `their name: class`"
+        )
+    return adapter.labels
+
+
+def _canonical_splits(name: str, loaded: Mapping[Any, Any], adapter: Adapter) -> tuple[dict[str, Any], list[str]]:
+    """The splits that are read under their canonical names, and a note on those that are not."""
+    names = {str(split): adapter.split(str(split)) for split in loaded}
+    read = [known for known in names.values() if known is not None]
+    if not read:
+        raise DataError(
+            f"{name} has the splits {', '.join(names)}, none of which is read ({', '.join(adapter.splits or ())} would"
+            f" be); {adapter.remedy}"
+        )
+    twice = next((known for known in read if read.count(known) > 1), None)
+    if twice is not None:
+        both = [split for split, known in names.items() if known == twice]
+        raise DataError(f"{name}: the splits {' and '.join(both)} are both {twice}; name one of them in an adapter")
+    left_out = [split for split, known in names.items() if known is None]
+    notes = [f"splits that the adapter does not name are not read: {', '.join(left_out)}"] if left_out else []
+    return {known: loaded[split] for split, known in names.items() if known is not None}, notes
 
 
 def stored_reading(name: str, options: HubOptions) -> ReadingSpec | None:
@@ -152,8 +225,14 @@ def undecoded(part: Any) -> Any:
     return part
 
 
-def find_columns(name: str, features: Any, options: HubOptions) -> Columns:
+def find_columns(name: str, features: Any, options: HubOptions, adapter: Adapter | None = None) -> Columns:
     """Find columns by type (Audio, Image or a list of it, Video) and usual name.
+
+    Args:
+        name: name of the data set, for messages.
+        features: column -> type.
+        options: columns that are named.
+        adapter: where those come from that the user did not name.
 
     Raises:
         DataError: a named column does not exist, or none matches.
@@ -162,7 +241,8 @@ def find_columns(name: str, features: Any, options: HubOptions) -> Columns:
 
     def chosen(asked: str | None, kinds: Iterable[str], what: str) -> str | None:
         if asked is not None and asked not in features:
-            raise DataError(f"{name}: no column {asked!r} for the {what} (it has {', '.join(features)})")
+            remedy = f"; {adapter.remedy}" if adapter is not None and asked in adapter.columns.values() else ""
+            raise DataError(f"{name}: no column {asked!r} for the {what} (it has {', '.join(features)}){remedy}")
         return asked or next(iter(kinds), None)
 
     def of_type(kind: type, lists: bool = False) -> list[str]:
@@ -172,8 +252,10 @@ def find_columns(name: str, features: Any, options: HubOptions) -> Columns:
             if isinstance(feature, kind) or (lists and isinstance(feature, List) and isinstance(feature.feature, kind))
         ]
 
+    media = {column for kind in (Audio, Image, Video) for column in of_type(kind, lists=True)}
+
     def of_name(names: Iterable[str]) -> list[str]:
-        return [column for column in names if column in features]
+        return [column for column in names if column in features and column not in media]
 
     label = chosen(options.label_column, of_name(LABEL_NAMES), "label")
     if label is None:
@@ -190,6 +272,8 @@ def find_columns(name: str, features: Any, options: HubOptions) -> Columns:
         start=chosen(options.start_column, (), "window's start"),
         end=chosen(options.end_column, (), "window's end"),
     )
+    if options.group_pattern and columns.group is None:
+        raise DataError(f"{name}: group_pattern needs group_column= (it has {', '.join(features)})")
     if not (columns.audio or columns.frames or columns.video):
         raise DataError(f"{name}: no column of sound, images or video (it has {', '.join(features)})")
     return columns
@@ -207,7 +291,7 @@ def read_row(
     """Id, label, group and window of one row.
 
     Raises:
-        DataError: a label outside the classes.
+        DataError: a label outside the classes, a group that the pattern does not find.
     """
     clip = str(entry[columns.id]) if columns.id else f"{split}-{index:06d}"
     label = entry[columns.label]
@@ -217,7 +301,7 @@ def read_row(
     if columns.start and columns.end and entry[columns.start] is not None:
         window = (float(entry[columns.start]), float(entry[columns.end]))
     text = names[label] if names is not None else str(label)
-    group = str(entry[columns.group]) if columns.group else clip
+    group = group_in(str(entry[columns.group]), options.group_pattern, f"clip {clip!r}") if columns.group else clip
     return Row(clip, text, f"{split}:{index}", group, split, window)
 
 

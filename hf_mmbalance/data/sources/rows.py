@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,28 @@ class Row:
     group: str
     split: str | None = None
     window: tuple[float, float] | None = None
+
+
+def group_in(text: str, pattern: str | None, where: str) -> str:
+    """What the first capturing group of a pattern finds in a text; the text itself without a pattern.
+
+    Args:
+        text: e.g. a file name.
+        pattern: regular expression.
+        where: the clip, for messages.
+
+    Raises:
+        DataError: the pattern is not valid, or finds nothing.
+    """
+    if pattern is None:
+        return text
+    try:
+        found = re.search(pattern, text)
+    except re.error as error:
+        raise DataError(f"group_pattern {pattern!r} is not a regular expression ({error})") from None
+    if found is None or not found.groups():
+        raise DataError(f"{where}: group_pattern {pattern!r} finds no group in {text!r}")
+    return found.group(1)
 
 
 def clips_from_rows(

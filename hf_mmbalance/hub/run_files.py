@@ -1,0 +1,47 @@
+"""The files of a run that was pushed with its model: where its numbers are, without the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hf_mmbalance.decision.table import READERS
+from hf_mmbalance.hub.errors import HubError, explained
+from hf_mmbalance.hub.model_card import REPO_ID, RESULTS, TABLE
+from hf_mmbalance.hub.reach import check_reachable
+
+
+def run_files(address: str) -> tuple[Path, list[str]]:
+    """The folder or file at an address; from the Hub, the decision table and results of a pushed run.
+
+    Args:
+        address: a folder or file; or a model on the Hub, `user/name` or `user/name@revision`.
+
+    Returns:
+        Where it is on this machine, and for a model the revision that was read.
+
+    Raises:
+        HubError: there is neither such a file nor such a model, or the model was pushed without its run.
+    """
+    path = Path(address)
+    name, _, revision = address.partition("@")
+    local = path.exists() or path.suffix.lower() in READERS or address.startswith((".", "~"))
+    if local or name.count("/") != 1 or not REPO_ID.fullmatch(name):
+        return path, []
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    check_reachable(name, revision or None)
+    with explained(f"{name}: no such folder or file here; reading the model of that name on the Hub"):
+        try:
+            table = Path(hf_hub_download(name, TABLE, revision=revision or None))
+        except RemoteEntryNotFoundError:
+            raise HubError(
+                f"{name} holds no {TABLE}: the model was pushed without its run. Push the run's output folder"
+                f" (`mmbalance push RUN {name}`), or name that folder or a decision table of the same clips"
+            ) from None
+        commit = table.parent.name  # of the snapshot in the cache; both files are of the same one
+        try:
+            hf_hub_download(name, RESULTS, revision=commit)
+        except RemoteEntryNotFoundError:
+            pass  # then its seeds and its head are not known
+    return table.parent, [f"{name} on the Hub, revision {commit}"]
