@@ -51,6 +51,4 @@ class Frozen(BalancingMethod):
 
     def modulate(self, totals: dict[str, torch.Tensor]) -> None:
         if self.pretrained:
-            for parameters in self.tower_parameters():
-                for parameter in parameters:
-                    parameter.grad = None
+            self.drop_empty_gradients()

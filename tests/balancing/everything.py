@@ -16,12 +16,12 @@ class Everything(BalancingMethod):
 
     unimodal_loss_weight = 1.0
     needs_whole_gradients = True
+    needs_clip_index = True
 
     def __init__(self, strength: float = 0.5):
         self.strength = strength
 
     def start(self) -> None:
-        assert self.num_clips is not None
         self.state = {"history": torch.zeros(self.num_clips), "factor": torch.ones(2)}
 
     def loss(self, batch):
