@@ -9,6 +9,7 @@ from hf_mmbalance.balancing import (  # noqa: F401  # each registers its methods
     frozen,
     inforeg,
     joint,
+    mcr,
     mla,
     mlb,
     mmpareto,

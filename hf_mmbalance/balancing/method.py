@@ -269,9 +269,9 @@ class BalancingMethod:
 
         With a gradient of zeros, as distributed training gives them, momentum or weight decay would move them.
         """
-        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        lengths = torch.stack(torch._foreach_norm([parameter.grad for parameter in parameters]))
-        for parameter, length in zip(parameters, lengths.tolist(), strict=True):
+        reached = [(p, p.grad) for p in self.model.parameters() if p.grad is not None]
+        lengths = torch.stack(torch._foreach_norm([gradient for _, gradient in reached])).tolist()
+        for (parameter, _), length in zip(reached, lengths, strict=True):
             if length == 0:
                 parameter.grad = None
 

@@ -16,6 +16,8 @@ CLIPS = len(LABELS)
 #: The fusion head that a method is tried with; `sum` where not named.
 FUSIONS = {"frozen": "concat", "mla": "mla", "pdf": "pdf", "qmf": "qmf"}
 NAMES = sorted(BALANCING_METHODS)
+#: Methods that compare the clips of a batch with each other: another split of a step has other pairs.
+PAIRED = ("mcr", "qmf")
 
 
 def clips(seed: int = 1) -> dict[str, torch.Tensor]:

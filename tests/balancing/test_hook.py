@@ -8,13 +8,12 @@ import torch
 from hf_mmbalance.balancing import BalancingMethod, build_method
 
 from ..model.tiny import tiny_model
-from .steps import CLIPS, NAMES, attached, backward, clips, gradients, plain_gradients, some_missing, train
+from .steps import CLIPS, NAMES, PAIRED, attached, backward, clips, gradients, plain_gradients, some_missing, train
 
 
 #: Its clips are drawn by the process's random state, as other dropout is.
 DETERMINATE = [name for name in NAMES if name != "modality_dropout"]
-#: Pairs of neighbours in a batch depend on the batch.
-SPLITTABLE = [name for name in DETERMINATE if name != "qmf"]
+SPLITTABLE = [name for name in DETERMINATE if name not in PAIRED]
 
 
 def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], factor: float = 1.0) -> None:
@@ -52,6 +51,7 @@ STRENGTH_0 = [
     ("mlb", {"alpha": 0.0}, "joint_unimodal"),
     ("inforeg", {"beta": 0.0}, "joint_unimodal"),
     ("olm", {"learning_rate": 0.0}, "joint_unimodal"),
+    ("mcr", {"information": 0.0, "contrast": 0.0, "bottleneck": 0.0}, "joint_unimodal"),
     ("qmf", {"weight": 0.0}, "joint_unimodal"),
 ]
 
@@ -184,7 +184,7 @@ def test_heads_that_a_method_is_not_defined_for(name, fusion, message):
         attached(name, fusion=fusion)
 
 
-@pytest.mark.parametrize("name", ["ogm", "ogm_ge", "agm", "mlb", "inforeg"])
+@pytest.mark.parametrize("name", ["ogm", "ogm_ge", "agm", "mlb", "inforeg", "mcr"])
 def test_more_than_two_modalities_are_refused(name):
     model = tiny_model(fusion="sum")
     model.config.modalities = ["audio", "vision", "touch"]

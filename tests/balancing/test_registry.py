@@ -70,6 +70,8 @@ def test_a_name_is_given_once():
         ("mmpareto", {"gamma": 0.0}),
         ("olm", {"learning_rate": -1.0}),
         ("qmf", {"weight": -1.0}),
+        ("mcr", {"information": -1.0}),
+        ("mcr", {"rivalry": 2.0}),
         ("frozen", {"pretraining": 1.0}),
     ],
 )
