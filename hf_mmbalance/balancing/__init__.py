@@ -16,6 +16,7 @@ from hf_mmbalance.balancing import (  # noqa: F401  # each registers its methods
     modality_dropout,
     ogm,
     olm,
+    opm,
     pdf,
     qmf,
 )

@@ -23,6 +23,7 @@ class Frozen(BalancingMethod):
 
     unimodal_loss_weight = 1.0
     needs_whole_gradients = True
+    decides_again = True
 
     def __init__(self, pretraining: float = 0.7):
         if not 0 < pretraining < 1:

@@ -54,6 +54,8 @@ class BalancingMethod:
     needs_whole_gradients = False
     #: The method knows clips by their places in the train split: `num_clips` and `clip_index` must be set.
     needs_clip_index = False
+    #: The method has the model decide again from features: not defined where vision's logits come from every frame.
+    decides_again = False
 
     model: MMBalanceForAudioVisualClassification
     #: Weights of the losses in use: the config's.
@@ -115,6 +117,8 @@ class BalancingMethod:
                 f"{name} needs unimodal logits that are parts of the decision; the fusion head {fusion!r} has none:"
                 " use one that does, such as sum, concat, qmf or adaptive"
             )
+        if self.decides_again and model.config.frame_pooling == "log_probs":
+            raise ValueError(f"{name} decides from pooled features: use another frame_pooling than 'log_probs'")
         if self.needs_clip_index and self.num_clips is None:
             raise ValueError(f"{name} knows each clip of the train split: set num_clips, their number, before attach")
 

@@ -8,7 +8,19 @@ import torch
 from hf_mmbalance.balancing import BalancingMethod, build_method
 
 from ..model.tiny import tiny_model
-from .steps import CLIPS, NAMES, PAIRED, attached, backward, clips, gradients, plain_gradients, some_missing, train
+from .steps import (
+    CLIPS,
+    FUSIONS,
+    NAMES,
+    PAIRED,
+    attached,
+    backward,
+    clips,
+    gradients,
+    plain_gradients,
+    some_missing,
+    train,
+)
 
 
 #: Its clips are drawn by the process's random state, as other dropout is.
@@ -48,6 +60,8 @@ STRENGTH_0 = [
     ("agm", {"alpha": 0.0}, "joint"),
     ("dgl", {"strength": 0.0}, "joint"),
     ("modality_dropout", {"rates": 0.0}, "joint"),
+    ("opm", {"base": 0.0}, "joint"),
+    ("opm", {"probability": 0.0}, "joint"),
     ("mlb", {"alpha": 0.0}, "joint_unimodal"),
     ("inforeg", {"beta": 0.0}, "joint_unimodal"),
     ("olm", {"learning_rate": 0.0}, "joint_unimodal"),
@@ -121,6 +135,13 @@ def test_a_batch_without_any_sound(name):
     assert all(torch.isfinite(value).all() for value in gradients(attached(name), inputs).values())
 
 
+def test_vision_that_is_decided_frame_by_frame_is_refused_where_features_are_decided_again():
+    with pytest.raises(
+        ValueError, match="OPM decides from pooled features: use another frame_pooling than 'log_probs'"
+    ):
+        attached("opm", model=tiny_model(fusion="sum", frame_pooling="log_probs"))
+
+
 def test_the_hook_is_for_training_with_labels_only():
     model = attached("joint_unimodal")
     called = []
@@ -184,7 +205,7 @@ def test_heads_that_a_method_is_not_defined_for(name, fusion, message):
         attached(name, fusion=fusion)
 
 
-@pytest.mark.parametrize("name", ["ogm", "ogm_ge", "agm", "mlb", "inforeg", "mcr"])
+@pytest.mark.parametrize("name", ["ogm", "ogm_ge", "agm", "mlb", "inforeg", "mcr", "opm"])
 def test_more_than_two_modalities_are_refused(name):
     model = tiny_model(fusion="sum")
     model.config.modalities = ["audio", "vision", "touch"]

@@ -72,6 +72,8 @@ def test_a_name_is_given_once():
         ("qmf", {"weight": -1.0}),
         ("mcr", {"information": -1.0}),
         ("mcr", {"rivalry": 2.0}),
+        ("opm", {"base": 1.5}),
+        ("opm", {"strength": -1.0}),
         ("frozen", {"pretraining": 1.0}),
     ],
 )
