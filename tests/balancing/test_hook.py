@@ -10,7 +10,6 @@ from hf_mmbalance.balancing import BalancingMethod, build_method
 from ..model.tiny import tiny_model
 from .steps import (
     CLIPS,
-    FUSIONS,
     NAMES,
     PAIRED,
     attached,
