@@ -61,18 +61,22 @@ STRENGTH_0 = [
     ("modality_dropout", {"rates": 0.0}, "joint"),
     ("opm", {"base": 0.0}, "joint"),
     ("opm", {"probability": 0.0}, "joint"),
+    ("reconboost", {"stage_epochs": 0}, "joint"),
     ("mlb", {"alpha": 0.0}, "joint_unimodal"),
     ("inforeg", {"beta": 0.0}, "joint_unimodal"),
     ("olm", {"learning_rate": 0.0}, "joint_unimodal"),
     ("mcr", {"information": 0.0, "contrast": 0.0, "bottleneck": 0.0}, "joint_unimodal"),
     ("qmf", {"weight": 0.0}, "joint_unimodal"),
+    ("remix", {"warmup": 1.0}, "joint_unimodal"),
 ]
 
 
 @pytest.mark.parametrize(("name", "options", "plain"), STRENGTH_0)
 def test_strength_0_is_plain_training_bit_for_bit(name, options, plain):
     fusion = "qmf" if name == "qmf" else "sum"
-    model, expected = attached(name, fusion=fusion, **options), attached(plain, fusion=fusion)
+    weights = {"unimodal_loss_weight": 0.5} if plain == "joint_unimodal" else {}
+    model = attached(name, model=tiny_model(fusion=fusion, **weights), **options)
+    expected = attached(plain, model=tiny_model(fusion=fusion, **weights))
     assert train(model, range(3)) == train(expected, range(3))
     for key, value in expected.state_dict().items():
         assert torch.equal(model.state_dict()[key], value), key
@@ -212,7 +216,7 @@ def test_more_than_two_modalities_are_refused(name):
         build_method(name).attach(model)
 
 
-@pytest.mark.parametrize("name", ["ogm", "agm", "mlb", "ogm_ge", "mmpareto", "mla", "inforeg", "frozen"])
+@pytest.mark.parametrize("name", ["ogm", "agm", "mlb", "ogm_ge", "mmpareto", "mla", "inforeg", "frozen", "reconboost"])
 def test_gradients_that_another_engine_keeps_are_not_passed_over(name):
     model = attached(name)
     backward_only(model)
@@ -221,7 +225,7 @@ def test_gradients_that_another_engine_keeps_are_not_passed_over(name):
         model.balancing.before_step()
 
 
-@pytest.mark.parametrize("name", ["ogm_ge", "mmpareto", "mla", "inforeg"])
+@pytest.mark.parametrize("name", ["ogm_ge", "mmpareto", "mla", "inforeg", "reconboost"])
 def test_sharded_gradients_are_refused_where_whole_ones_are_needed(name):
     model = attached(name)
     backward_only(model)
