@@ -21,9 +21,9 @@ class ReconBoost(BalancingMethod):
 
     with r the probability that the sum of the other modalities gives the true class, p = softmax z_m, m' the modality
     of the stage before (absent in the first stage), and all of the others constant. What the others know already
-    teaches less: a step of gradient boosting.
+    teaches less: a step of gradient boosting. The formula is that of the released code.
 
-    The published code cuts the agreement off p_m as well, so that it is a constant; it shares one classifier between
+    That code cuts the agreement off p_m as well, so that it is a constant; it shares one classifier between
     the towers (here each has the head that the fusion gives it) and learns a factor of the fused logits, which changes
     no decision. A clip that lacks m adds 0; r is uniform where it has nothing else. Epochs are told by the training
     loop (`epoch`).
