@@ -21,7 +21,8 @@ from hf_mmbalance.balancing import BALANCING_METHODS, BalancingMethod, build_met
 
 
 FUSIONS = {"frozen": "concat", "mla": "mla", "qmf": "qmf", "pdf": "pdf"}
-#: At most so much; `frozen` is measured in its second phase, `mla` in turns of both modalities, `reconboost` in a stage.
+#: At most so much. `frozen` is measured in its second phase, `mla` in turns of both modalities, `reconboost` in a
+#: stage.
 LIMITS = {
     **dict.fromkeys(("ogm", "ogm_ge", "olm", "opm", "remix", "dgl", "modality_dropout"), 1.05),
     **{"agm": 1.3, "mmpareto": 2.1},
