@@ -21,7 +21,7 @@ class MCR(BalancingMethod):
 
     - L_MIPD = sum_m L_m, what each modality tells beyond the other: L_m = -mean JS(softmax z^(m) || softmax z), where
       z^(m) are the fused logits with modality m taken from another clip, by random permutations of the batch. It is a
-      game: the parameters of modality n (tower and unimodal head) follow grad L_n + rivalry * grad L_m.
+      game: the parameters of modality n (tower and unimodal head) follow grad L_n + strategy * grad L_m.
     - L_Con, what they share: the normalised features of both modalities, f_i and f_j of the same class against those
       of other classes, mean over all such pairs of -log(e^(f_i f_j / t) / (e^(f_i f_j / t) + sum_k e^(f_i f_k / t))).
     - L_CEB, what they share beside the class: mean squared difference of the features from g(z), z held constant; g is
@@ -37,7 +37,8 @@ class MCR(BalancingMethod):
             sum of all losses.
         contrast: Weight of L_Con; published: 1. Above 0, both towers' features must have the same width.
         bottleneck: Weight of L_CEB; published: 1 (transformers), 0 (ResNet).
-        rivalry: k of the paper: -1 each modality works against the other's influence, 0 by itself, 1 with it.
+        strategy: k of the paper: -1 each modality reduces the other's influence (greedy), 0 it does not affect it
+            (independent), 1 it raises it, too (collaborative); published: -1.
         permutations: Of every batch; published: 32.
         temperature: t; published: 0.5.
         learning_rate: Of g's Adam.
@@ -51,7 +52,7 @@ class MCR(BalancingMethod):
         information: float = 0.1,
         contrast: float = 1.0,
         bottleneck: float = 1.0,
-        rivalry: float = -1.0,
+        strategy: float = -1.0,
         permutations: int = 32,
         temperature: float = 0.5,
         learning_rate: float = 1e-3,
@@ -59,10 +60,10 @@ class MCR(BalancingMethod):
         for name, value in (("information", information), ("contrast", contrast), ("bottleneck", bottleneck)):
             if value < 0:
                 raise ValueError(f"mcr: {name}={value!r} must not be negative")
-        if not -1 <= rivalry <= 1:
-            raise ValueError(f"mcr: rivalry={rivalry!r} must lie in [-1, 1]")
+        if not -1 <= strategy <= 1:
+            raise ValueError(f"mcr: strategy={strategy!r} must lie in [-1, 1]")
         self.information, self.contrast, self.bottleneck = information, contrast, bottleneck
-        self.rivalry, self.permutations, self.temperature = rivalry, permutations, temperature
+        self.strategy, self.permutations, self.temperature = strategy, permutations, temperature
         self.learning_rate = learning_rate
 
     def _check(self, model: MMBalanceForAudioVisualClassification) -> None:
@@ -106,7 +107,7 @@ class MCR(BalancingMethod):
         other = rows[drawn.to(rows.device)].flatten()
         total = torch.zeros((), device=rows.device)
         for m in range(2):
-            logits = played(batch.modality_logits, m, self.rivalry)
+            logits = scaled_gradients(batch.modality_logits, m, self.strategy)
             plain = self._fused(batch, logits, [same, same])
             moved = self._fused(batch, logits, [other if n == m else same for n in range(2)])
             total = total - divergence(moved, plain).mean()
@@ -131,9 +132,9 @@ class MCR(BalancingMethod):
             adam_step(self, name, totals, self.learning_rate)
 
 
-def played(logits: torch.Tensor, player: int, rivalry: float) -> torch.Tensor:
-    """The logits `(B, M, C)`; gradients of all modalities but the player's are multiplied by `rivalry`."""
-    factors = torch.full((logits.shape[1], 1), rivalry, device=logits.device, dtype=logits.dtype)
+def scaled_gradients(logits: torch.Tensor, player: int, strategy: float) -> torch.Tensor:
+    """The logits `(B, M, C)`; gradients of all modalities but the player's are multiplied by `strategy`."""
+    factors = torch.full((logits.shape[1], 1), strategy, device=logits.device, dtype=logits.dtype)
     factors[player] = 1.0
     return factors * logits + (1 - factors) * logits.detach()
 

@@ -1,4 +1,4 @@
-"""ReconBoost: modalities learn in turn what the others get wrong (Hua et al., ICML 2024, arXiv 2405.09321)."""
+"""ReconBoost: modalities in turn, most from what the others get wrong (Hua et al., ICML 2024, arXiv 2405.09321)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class ReconBoost(BalancingMethod):
         mean_i (weight - reconcile * r_i) CE(z_m,i, y_i) / C + agreement * mean_ic (p_m,ic - p_m',ic)^2
 
     with r the probability that the sum of the other modalities gives the true class, p = softmax z_m, m' the modality
-    of the stage before (absent in the first stage), and all of the others constant. What the others know already
-    teaches less: a step of gradient boosting. The formula is that of the released code.
+    of the stage before (absent in the first stage), and all of the others constant. A clip whose class the others
+    predict has less weight, as in gradient boosting. The formula is that of the released code.
 
     That code cuts the agreement off p_m as well, so that it is a constant; it shares one classifier between
     the towers (here each has the head that the fusion gives it) and learns a factor of the fused logits, which changes
@@ -69,8 +69,8 @@ class ReconBoost(BalancingMethod):
         m, before = stage % count, (stage - 1) % count
         logits, mask = batch.modality_logits, batch.modality_mask
         others = masked_log_softmax(logits.detach(), mask & (torch.arange(count, device=mask.device) != m)).sum(1)
-        known = others.softmax(-1).gather(1, batch.labels.unsqueeze(1)).squeeze(1)
-        losses = (self.weight - self.reconcile * known) * self.model.clip_losses(logits[:, m], batch.labels)
+        others_right = others.softmax(-1).gather(1, batch.labels.unsqueeze(1)).squeeze(1)
+        losses = (self.weight - self.reconcile * others_right) * self.model.clip_losses(logits[:, m], batch.labels)
         loss = torch.where(mask[:, m], losses, torch.zeros_like(losses)).mean() / logits.shape[2]
         if self.agreement and stage:
             both = (mask[:, m] & mask[:, before]).view(-1, 1)

@@ -1,4 +1,4 @@
-"""Data Remixing: a clip teaches the modality that is less certain of it (Ma et al., ICML 2025, arXiv 2506.11550)."""
+"""Data Remixing: a clip trains the modality that is less certain of it (Ma et al., ICML 2025, arXiv 2506.11550)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ class Remix(BalancingMethod):
     r"""First CE(z, y) + sum_m CE(z_m, y) / 2; then each clip by one modality n, the others missing.
 
     n = argmin_m KL(p_m || uniform) over the modalities that the clip has, p_m = softmax z_m; z^(n) are the fused
-    logits of modality n alone:
+    logits of modality n only:
 
         CE(z^(n), y) + gamma * CE(z_n, y)
 
     What differs from the published code, since batches are the loader's:
 
-    - n comes from the pass that the clip teaches in; there, from a pass in evaluation mode before each epoch.
+    - n comes from the pass that trains; there, from a pass in evaluation mode before each epoch.
     - Clips of different n share a batch; there, batches are of one n, those for vision before those for audio. A clip
-      has no gradient in any tower but n's, so that towers do not meet in a batch either way. To first order an epoch
-      moves each tower as there: each step as far as its share of the clips, in place of as many steps of its own.
-      Optimisers that normalise a gradient's size, such as Adam, make of this a difference.
+      has no gradient in any tower but n's either way. Under plain SGD and to first order an epoch moves each tower as
+      far as there: every step by its share of the clips, in place of that share of the steps. Under optimisers that
+      normalise a gradient's size, such as Adam, the two differ.
 
     Args:
         gamma: Weight of CE(z_n, y); published: 1.
@@ -44,11 +44,11 @@ class Remix(BalancingMethod):
     def loss(self, batch: TrainingBatch) -> torch.Tensor:
         if self.progress < self.warmup:
             return batch.loss
-        taught = assigned(batch.modality_logits.detach(), batch.modality_mask)
-        fused = self.model.clip_losses(self.fuse(batch.modality_logits, taught, batch.features), batch.labels)
-        every = batch.labels.unsqueeze(1).expand(taught.shape)
+        chosen = assigned(batch.modality_logits.detach(), batch.modality_mask)
+        fused = self.model.clip_losses(self.fuse(batch.modality_logits, chosen, batch.features), batch.labels)
+        every = batch.labels.unsqueeze(1).expand(chosen.shape)
         unimodal = self.model.clip_losses(batch.modality_logits, every)
-        unimodal = torch.where(taught, unimodal, torch.zeros_like(unimodal)).sum(1)
+        unimodal = torch.where(chosen, unimodal, torch.zeros_like(unimodal)).sum(1)
         return self.connected((self.fused_weight * fused + self.gamma * unimodal).mean(), batch)
 
 

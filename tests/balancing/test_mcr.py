@@ -79,14 +79,14 @@ def influence_gradients(modality: int) -> list[torch.Tensor]:
     return by_tower({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
 
 
-@pytest.mark.parametrize("rivalry", [-1.0, 0.0, 0.5, 1.0])
-def test_the_game(rivalry):
+@pytest.mark.parametrize("strategy", [-1.0, 0.0, 0.5, 1.0])
+def test_the_game(strategy):
     """Tower n follows grad L_n + k grad L_m, also through the prediction that is not permuted."""
     plain = by_tower(plain_gradients("sum", **BOTH))
-    found = by_tower(gradients(attached("mcr", **{**NOTHING, "information": 1.0}, rivalry=rivalry, permutations=1)))
+    found = by_tower(gradients(attached("mcr", **{**NOTHING, "information": 1.0}, strategy=strategy, permutations=1)))
     own = [influence_gradients(m) for m in range(2)]
     for n in range(2):
-        expected = own[n][n] + rivalry * own[1 - n][n]
+        expected = own[n][n] + strategy * own[1 - n][n]
         assert expected.abs().max() > 1e-3
         torch.testing.assert_close(found[n] - plain[n], expected, atol=1e-5, rtol=1e-3)
 

@@ -59,7 +59,7 @@ def test_a_stage_by_hand(epoch, missing):
         torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-4, msg=name)
 
 
-def test_the_agreement_teaches():
+def test_the_agreement_has_a_gradient():
     """In the published code both sides are cut off: whatever its weight, gradients are the same."""
     found = []
     for agreement in (0.0, 5.0):

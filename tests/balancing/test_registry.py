@@ -71,7 +71,7 @@ def test_a_name_is_given_once():
         ("olm", {"learning_rate": -1.0}),
         ("qmf", {"weight": -1.0}),
         ("mcr", {"information": -1.0}),
-        ("mcr", {"rivalry": 2.0}),
+        ("mcr", {"strategy": 2.0}),
         ("opm", {"base": 1.5}),
         ("remix", {"gamma": -1.0}),
         ("remix", {"warmup": 2.0}),

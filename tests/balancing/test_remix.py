@@ -19,7 +19,7 @@ def kl_to_uniform(logits: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(("modalities", "classes"), [(2, 4), (2, 31), (3, 5)])
-def test_a_clip_teaches_what_is_closest_to_uniform(modalities, classes):
+def test_a_clip_trains_what_is_closest_to_uniform(modalities, classes):
     """For any number of classes: the published code has 6 of them in its divergence, whatever the data."""
     logits = 2 * torch.randn(20, modalities, classes, generator=torch.Generator().manual_seed(1))
     mask = torch.ones(20, modalities, dtype=torch.bool)
@@ -46,15 +46,15 @@ def test_the_loss_by_hand(fusion, missing):
     inputs = some_missing(clips()) if missing else clips()
     reference = even_model(fusion)
     out = reference(**{k: v for k, v in inputs.items() if k not in ("clip_index", "labels")})
-    taught, total = [], 0.0
+    chosen, total = [], 0.0
     for i in range(CLIPS):
         kl = [kl_to_uniform(out.modality_logits[i, m]) if out.modality_mask[i, m] else math.inf for m in range(2)]
         n = kl.index(min(kl))
-        taught.append(n)
+        chosen.append(n)
         # Of these heads the decision by one modality is that modality's own logits.
         ce = torch.nn.functional.cross_entropy(out.modality_logits[i, n], LABELS[i])
         total = total + (1 + 0.3) * ce / CLIPS
-    assert 0 < sum(taught) < CLIPS
+    assert 0 < sum(chosen) < CLIPS
     total.backward()
     found = gradients(attached("remix", model=even_model(fusion), gamma=0.3, warmup=0.0), inputs)
     for name, parameter in reference.named_parameters():
@@ -63,7 +63,7 @@ def test_the_loss_by_hand(fusion, missing):
 
 
 def test_a_clip_does_not_reach_the_other_tower():
-    """Of a batch whose clips all teach vision, the audio tower learns nothing."""
+    """Of a batch whose clips all train vision, the audio tower learns nothing."""
     model = attached("remix", warmup=0.0)
     with torch.no_grad():
         model.unimodal_heads[0].weight.mul_(100)  # audio is certain
