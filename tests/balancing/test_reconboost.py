@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ..model.tiny import tiny_model
-from .steps import CLIPS, LABELS, attached, clips, gradients, plain_gradients, some_missing, train
+from .steps import CLIPS, LABELS, attached, batch_of, clips, gradients, plain_gradients, some_missing, train
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,20 @@ def test_what_waits_does_not_move_under_momentum_and_decay():
     train(model, range(1), optimizer=optimizer)
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved and all(name.startswith(("vision_model", "unimodal_heads.1")) for name in moved)
+
+
+def test_three_modalities():
+    """The second stage: the second modality learns, against the sum of both others, drawn to the first."""
+    logits = torch.randn(CLIPS, 3, 4, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    method = attached("reconboost", weight=3.0, reconcile=2.0, agreement=0.7).balancing
+    method.epoch = 2
+    expected = 0.0
+    for i, y in enumerate(LABELS):
+        first, own, third = logits[i].detach()
+        right = (first + third).softmax(0)[y]
+        expected += float(-(3 - 2 * right) * own.softmax(0)[y].log()) / 4 / CLIPS
+        expected += 0.7 * float(((own.softmax(0) - first.softmax(0)) ** 2).sum()) / 4 / CLIPS
+    loss = method.loss(batch_of(logits))
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
+    loss.backward()
+    assert [bool(logits.grad[:, m].any()) for m in range(3)] == [False, True, False]

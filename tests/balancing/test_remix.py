@@ -10,7 +10,7 @@ import torch
 from hf_mmbalance.balancing.remix import assigned
 
 from ..model.tiny import tiny_model
-from .steps import CLIPS, LABELS, attached, by_tower, clips, gradients, plain_gradients, some_missing
+from .steps import CLIPS, LABELS, attached, batch_of, by_tower, clips, gradients, plain_gradients, some_missing
 
 
 def kl_to_uniform(logits: torch.Tensor) -> float:
@@ -79,3 +79,13 @@ def test_it_starts_with_all_losses():
     assert all(torch.equal(found[name], plain[name]) for name in plain)
     model.balancing.progress = 0.5
     assert not all(torch.equal(value, plain[name]) for name, value in gradients(model).items())
+
+
+def test_three_modalities():
+    logits = 2 * torch.randn(CLIPS, 3, 4, generator=torch.Generator().manual_seed(2))
+    expected = 0.0
+    for i, y in enumerate(LABELS):
+        kl = [kl_to_uniform(logits[i, m]) for m in range(3)]
+        expected += 1.3 * float(torch.nn.functional.cross_entropy(logits[i, kl.index(min(kl))], y)) / CLIPS
+    method = attached("remix", gamma=0.3, warmup=0.0).balancing
+    assert method.loss(batch_of(logits)).item() == pytest.approx(expected, abs=1e-5)
