@@ -90,10 +90,14 @@ METHODS: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
     "modality_dropout": ("sum", {"rates": (0.1, 0.6)}),
     "ogm": ("sum", {"alpha": (0.1, 1.0)}),
     "ogm_ge": ("sum", {"alpha": (0.1, 1.0)}),
+    "opm": ("sum", {"base": (0.1, 0.8)}),
+    "remix": ("sum", {"gamma": (0.3, 3.0)}),
     "agm": ("sum", {"alpha": (0.1, 2.0)}),
     "dgl": ("sum", {"alpha": (0.5, 8.0)}),
     "mmpareto": ("sum", {"gamma": (1.0, 2.0)}),
     "olm": ("sum", {"learning_rate": (1e-4, 1e-2)}),
+    "mcr": ("sum", {"information": (0.01, 1.0)}),
+    "reconboost": ("sum", {"agreement": (0.05, 5.0)}),
     "mla": ("mla", {}),
     "qmf": ("qmf", {"weight": (0.1, 2.0)}),
     "pdf": ("pdf", {}),
@@ -314,7 +318,7 @@ def train(cell: Cell) -> Arrays:
         place = order[step % steps_per_epoch * BATCH :][:BATCH]
         draws = torch.as_tensor(rng.integers(0, data["learned"].shape[1], len(place)))
         chosen = rows[place]
-        method.progress, method.clip_index = step / total, place
+        method.progress, method.epoch, method.clip_index = step / total, step // steps_per_epoch, place
         inputs = {"input_values": data["learned"][chosen, draws], "pixel_values": data["frames"][chosen]}
         optimizer.zero_grad()
         model(**inputs, labels=data["labels"][chosen]).loss.backward()

@@ -21,8 +21,12 @@ from hf_mmbalance.balancing import BALANCING_METHODS, BalancingMethod, build_met
 
 
 FUSIONS = {"frozen": "concat", "mla": "mla", "qmf": "qmf", "pdf": "pdf"}
-#: At most so much; `frozen` is measured in its second phase, `mla` in turns of both modalities.
-LIMITS = {"ogm": 1.05, "ogm_ge": 1.05, "olm": 1.05, "dgl": 1.05, "modality_dropout": 1.05, "agm": 1.3, "mmpareto": 2.1}
+#: At most so much. `frozen` is measured in its second phase, `mla` in turns of both modalities, `reconboost` in a
+#: stage.
+LIMITS = {
+    **dict.fromkeys(("ogm", "ogm_ge", "olm", "opm", "remix", "dgl", "modality_dropout"), 1.05),
+    **{"agm": 1.3, "mmpareto": 2.1},
+}
 CLASSES = 10
 
 

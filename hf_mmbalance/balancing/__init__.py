@@ -9,14 +9,18 @@ from hf_mmbalance.balancing import (  # noqa: F401  # each registers its methods
     frozen,
     inforeg,
     joint,
+    mcr,
     mla,
     mlb,
     mmpareto,
     modality_dropout,
     ogm,
     olm,
+    opm,
     pdf,
     qmf,
+    reconboost,
+    remix,
 )
 from hf_mmbalance.balancing.method import BalancingMethod
 from hf_mmbalance.balancing.registry import BALANCING_METHODS, build_method, options_of, register_balancing_method

@@ -7,8 +7,8 @@ import math
 import torch
 
 from hf_mmbalance.balancing.method import BalancingMethod
-from hf_mmbalance.balancing.ogm import complete_clips
 from hf_mmbalance.balancing.registry import register_balancing_method
+from hf_mmbalance.balancing.scores import complete_clips
 from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 
 

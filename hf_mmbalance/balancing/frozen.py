@@ -23,6 +23,7 @@ class Frozen(BalancingMethod):
 
     unimodal_loss_weight = 1.0
     needs_whole_gradients = True
+    decides_again = True
 
     def __init__(self, pretraining: float = 0.7):
         if not 0 < pretraining < 1:
@@ -51,6 +52,4 @@ class Frozen(BalancingMethod):
 
     def modulate(self, totals: dict[str, torch.Tensor]) -> None:
         if self.pretrained:
-            for parameters in self.tower_parameters():
-                for parameter in parameters:
-                    parameter.grad = None
+            self.drop_empty_gradients()

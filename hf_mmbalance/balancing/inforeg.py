@@ -7,8 +7,8 @@ import math
 import torch
 
 from hf_mmbalance.balancing.method import BalancingMethod
-from hf_mmbalance.balancing.ogm import complete_clips, true_class_probabilities
 from hf_mmbalance.balancing.registry import register_balancing_method
+from hf_mmbalance.balancing.scores import collect_scores
 from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 
 
@@ -63,8 +63,7 @@ class InfoReg(BalancingMethod):
         if any(self.betas):
             if int(self.state["epoch"]) != self.epoch:
                 self._start_epoch()
-            complete = complete_clips(batch.modality_mask)
-            self.collect(scores=true_class_probabilities(batch)[complete].sum(0), clips=complete.sum())
+            collect_scores(self, batch)
         return batch.loss
 
     def _start_epoch(self) -> None:

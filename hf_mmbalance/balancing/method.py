@@ -52,6 +52,10 @@ class BalancingMethod:
     two_modalities = False
     #: The method reads whole gradients, not only scales them: not defined where processes hold parts of them.
     needs_whole_gradients = False
+    #: The method knows clips by their places in the train split: `num_clips` and `clip_index` must be set.
+    needs_clip_index = False
+    #: The method has the model decide again from features: not defined where vision's logits come from every frame.
+    decides_again = False
 
     model: MMBalanceForAudioVisualClassification
     #: Weights of the losses in use: the config's.
@@ -61,9 +65,9 @@ class BalancingMethod:
     progress: float = 0.0
     #: Epochs that are over; set by the loop, for methods that compare epochs.
     epoch: int = 0
-    #: Place of each clip of the next batch in the train split, `(B,)`; set by the loop, for methods with a history.
+    #: Place of each clip of the next batch in the train split, `(B,)`; set by the loop.
     clip_index: torch.Tensor | None = None
-    #: Clips of the train split; set by the loop, for methods with a history.
+    #: Clips of the train split; set by the loop.
     num_clips: int | None = None
     #: For methods that draw.
     seed: int = 0
@@ -72,7 +76,8 @@ class BalancingMethod:
         """Start anew on a model, which from now on calls this method in training.
 
         Raises:
-            ValueError: if the method is not defined for the model's fusion head or number of modalities.
+            ValueError: if the method is not defined for the model's fusion head or number of modalities, or needs
+                `num_clips` and does not know it.
         """
         self._check(model)
         config = model.config
@@ -112,6 +117,10 @@ class BalancingMethod:
                 f"{name} needs unimodal logits that are parts of the decision; the fusion head {fusion!r} has none:"
                 " use one that does, such as sum, concat, qmf or adaptive"
             )
+        if self.decides_again and model.config.frame_pooling == "log_probs":
+            raise ValueError(f"{name} decides from pooled features: use another frame_pooling than 'log_probs'")
+        if self.needs_clip_index and self.num_clips is None:
+            raise ValueError(f"{name} knows each clip of the train split: set num_clips, their number, before attach")
 
     def _check_weights(self) -> None:
         name, used = type(self).__name__, (self.fused_weight, self.unimodal_weight)
@@ -130,6 +139,12 @@ class BalancingMethod:
         """The loss of a training batch; called by the model."""
         if not torch.is_grad_enabled():
             return batch.loss
+        index = self.clip_index
+        if self.needs_clip_index and (index is None or index.shape != batch.labels.shape):
+            raise ValueError(
+                f"{type(self).__name__} knows each clip of the train split: set clip_index, the places of the batch's"
+                " clips in it, before each batch"
+            )
         device = batch.labels.device
         if any(value.device != device for value in self.state.values()):
             self.state = {name: value.to(device) for name, value in self.state.items()}
@@ -235,12 +250,34 @@ class BalancingMethod:
             ]
         return self._towers
 
+    def fuse(
+        self, modality_logits: torch.Tensor, modality_mask: torch.Tensor, features: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        """Fused logits `(B, C)` of the model's head for unimodal logits and a mask that are not the batch's own."""
+        head = self.model.fusion
+        return head(modality_logits, modality_mask, features if head.reads_pooled else None).logits
+
+    def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
+        """Draws of this step: the same in every process and in a resumed run, since keyed by seed and step."""
+        return torch.Generator(device).manual_seed(self.seed * 1_000_003 + self.step)
+
     def connected(self, loss: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
         """A loss that leaves out some of the model, in a form that distributed training accepts.
 
         There every parameter that the outputs depend on must get a gradient, if only of zeros.
         """
         return loss if world_size() == 1 else loss + 0.0 * batch.loss
+
+    def drop_empty_gradients(self) -> None:
+        """Leave parameters that the step's loss did not reach out of the step.
+
+        With a gradient of zeros, as distributed training gives them, momentum or weight decay would move them.
+        """
+        reached = [(p, p.grad) for p in self.model.parameters() if p.grad is not None]
+        lengths = torch.stack(torch._foreach_norm([gradient for _, gradient in reached])).tolist()
+        for (parameter, _), length in zip(reached, lengths, strict=True):
+            if length == 0:
+                parameter.grad = None
 
     def scale_towers(self, factors: Sequence[float]) -> None:
         """Multiply the gradients of each tower by its factor."""

@@ -52,10 +52,7 @@ class MLA(BalancingMethod):
         return self.connected(self.unimodal_weight * torch.where(present, losses, 0.0).mean(), batch)
 
     def modulate(self, totals: dict[str, torch.Tensor]) -> None:
-        m = self.turn()
-        for place, parameters in enumerate(self.tower_parameters()):
-            for parameter in parameters if place != m else ():
-                parameter.grad = None  # not 0: an optimiser with momentum or weight decay would move it all the same
+        self.drop_empty_gradients()
         gradient = self.model.fusion.get_parameter("classifier.weight").grad
         projection = self.state["projection"]
         if self.project and self.step and gradient is not None:

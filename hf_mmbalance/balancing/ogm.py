@@ -9,19 +9,8 @@ import torch
 
 from hf_mmbalance.balancing.method import BalancingMethod
 from hf_mmbalance.balancing.registry import register_balancing_method
+from hf_mmbalance.balancing.scores import collect_scores
 from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
-
-
-def complete_clips(modality_mask: torch.Tensor) -> torch.Tensor:
-    """True for the clips that have every modality, `(B, M)` -> `(B,)`: only these can be compared."""
-    return modality_mask.all(1)
-
-
-def true_class_probabilities(batch: TrainingBatch) -> torch.Tensor:
-    """softmax(z_m)[y], `(B, M)`."""
-    logits = batch.modality_logits.detach()
-    index = batch.labels.view(-1, 1, 1).expand(-1, logits.shape[1], 1)
-    return logits.softmax(-1).gather(2, index).squeeze(2)
 
 
 @register_balancing_method("ogm")
@@ -52,8 +41,7 @@ class OGM(BalancingMethod):
 
     def loss(self, batch: TrainingBatch) -> torch.Tensor:
         if self.alpha:
-            complete = complete_clips(batch.modality_mask)
-            self.collect(scores=true_class_probabilities(batch)[complete].sum(0))
+            collect_scores(self, batch)
         return batch.loss
 
     def modulate(self, totals: dict[str, torch.Tensor]) -> None:
@@ -79,7 +67,7 @@ class OGM(BalancingMethod):
         if not gradients:
             return
         device = gradients[0].device
-        generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + self.step)
+        generator = self.generator(device)
         for group in groups(gradients):
             sizes = [gradient.numel() for gradient in group]
             drawn = torch.randn(sum(sizes), generator=generator, device=device).split(sizes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from hf_mmbalance.balancing.adam import adam_state, adam_step, learned
 from hf_mmbalance.balancing.method import BalancingMethod
 from hf_mmbalance.balancing.registry import register_balancing_method
 from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
@@ -36,15 +37,12 @@ class OLM(BalancingMethod):
 
     def start(self) -> None:
         count = len(self.model.config.modalities) + 1
-        self.state = {name: torch.zeros(count) for name in ("first_loss", "moment", "square")}
-        self.state["coefficients"] = torch.ones(count)
+        self.state = {"first_loss": torch.zeros(count), **adam_state("coefficients", torch.ones(count))}
 
     def loss(self, batch: TrainingBatch) -> torch.Tensor:
         if not self.learning_rate:
             return batch.loss
-        weights = self.state["coefficients"].clone().requires_grad_()
-        weights.register_hook(lambda gradient: self.collect(gradient=gradient))
-        losses = self.task_losses(batch, weights)
+        losses = self.task_losses(batch, learned(self, "coefficients"))
         present = torch.cat([batch.modality_mask, torch.ones_like(batch.modality_mask[:, :1])], dim=1)
         logits = torch.cat([batch.modality_logits, batch.fused.logits.unsqueeze(1)], dim=1).detach()
         self.collect_rows(norms=logits.norm(dim=-1).masked_fill(~present, 0.0))
@@ -68,17 +66,8 @@ class OLM(BalancingMethod):
         if self.step == 0:
             self.state["first_loss"] = losses
         ratio = losses / self.state["first_loss"]
-        gradient = norm_gradient(self.state["coefficients"], totals["norms"], ratio / ratio.mean())
-        self._adam_step(gradient + self.mean_gradient(totals["gradient"]))
-
-    def _adam_step(self, gradient: torch.Tensor) -> None:
-        state, number = self.state, self.step + 1
-        if not torch.isfinite(gradient).all():  # an overflow in float16: the towers' step is skipped, too
-            return
-        state["moment"] = 0.9 * state["moment"] + 0.1 * gradient
-        state["square"] = 0.999 * state["square"] + 0.001 * gradient**2
-        moment, square = state["moment"] / (1 - 0.9**number), state["square"] / (1 - 0.999**number)
-        state["coefficients"] = state["coefficients"] - self.learning_rate * moment / (square.sqrt() + 1e-8)
+        norms = norm_gradient(self.state["coefficients"], totals["norms"], ratio / ratio.mean())
+        adam_step(self, "coefficients", totals, self.learning_rate, more=norms)
 
 
 def norm_gradient(coefficients: torch.Tensor, norms: torch.Tensor, ratio: torch.Tensor) -> torch.Tensor:

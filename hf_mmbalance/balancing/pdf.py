@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from hf_mmbalance.balancing.method import BalancingMethod
-from hf_mmbalance.balancing.ogm import true_class_probabilities
 from hf_mmbalance.balancing.registry import register_balancing_method
+from hf_mmbalance.balancing.scores import true_class_probabilities
 from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 
 

@@ -39,6 +39,7 @@ class QMF(BalancingMethod):
 
     fusion = "qmf"
     unimodal_loss_weight = 1.0
+    needs_clip_index = True
 
     def __init__(self, weight: float = 1.0):
         if weight < 0:
@@ -46,18 +47,14 @@ class QMF(BalancingMethod):
         self.weight = weight
 
     def start(self) -> None:
-        if self.num_clips is None:
-            raise ValueError("qmf keeps a history of every clip: set num_clips, the size of the train split, first")
+        assert self.num_clips is not None  # checked
         self.state = {"history": torch.zeros(self.num_clips, len(self.model.config.modalities))}
 
     def loss(self, batch: TrainingBatch) -> torch.Tensor:
         if not self.weight:
             return batch.loss
         index, mask = self.clip_index, batch.modality_mask
-        if index is None or index.shape != batch.labels.shape:
-            raise ValueError(
-                "qmf: set clip_index, the places of the batch's clips in the train split, before each batch"
-            )
+        assert index is not None  # checked
         confidence = torch.logsumexp(batch.modality_logits, dim=-1) / 10
         history = self.scaled_history()[index]
         ranks = []

@@ -16,19 +16,21 @@ class Everything(BalancingMethod):
 
     unimodal_loss_weight = 1.0
     needs_whole_gradients = True
+    needs_clip_index = True
 
     def __init__(self, strength: float = 0.5):
         self.strength = strength
 
     def start(self) -> None:
-        assert self.num_clips is not None
         self.state = {"history": torch.zeros(self.num_clips), "factor": torch.ones(2)}
 
     def loss(self, batch):
-        losses = self.model.clip_losses(batch.fused.logits, batch.labels)
+        fused = self.fuse(batch.modality_logits, batch.modality_mask, batch.features)
+        losses = self.model.clip_losses(fused, batch.labels)
         self.collect(scores=batch.modality_logits.softmax(-1).amax(-1).sum(0))
         self.collect_rows(index=self.clip_index, losses=losses)
-        harder = 1 + self.strength * torch.tanh(self.state["history"][self.clip_index])
+        draw = torch.rand((), generator=self.generator()).item()
+        harder = 1 + draw * self.strength * torch.tanh(self.state["history"][self.clip_index])
         loss = batch.loss + (harder * losses).mean() + self.progress * batch.unimodal_loss
         self.separate_gradients(loss, batch.unimodal_loss, [p for tower in self.tower_parameters() for p in tower])
         return loss
@@ -41,5 +43,6 @@ class Everything(BalancingMethod):
                 unimodal = self.separated(parameter)
                 if parameter.grad is not None:
                     parameter.grad.add_(unimodal, alpha=self.strength)
+        self.drop_empty_gradients()
         self.scale_towers(self.state["factor"].tolist())
         self.state["history"] = self.state["history"].index_add(0, totals["index"], totals["losses"].float())

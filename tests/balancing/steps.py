@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from hf_mmbalance.balancing import BALANCING_METHODS, BalancingMethod, build_method
+from hf_mmbalance.model.fusion_mmbalance import FusionOutput
+from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 
 from ..model.tiny import tiny_inputs, tiny_model
 
@@ -16,6 +18,8 @@ CLIPS = len(LABELS)
 #: The fusion head that a method is tried with; `sum` where not named.
 FUSIONS = {"frozen": "concat", "mla": "mla", "pdf": "pdf", "qmf": "qmf"}
 NAMES = sorted(BALANCING_METHODS)
+#: Methods that compare the clips of a batch with each other: another split of a step has other pairs.
+PAIRED = ("mcr", "qmf")
 
 
 def clips(seed: int = 1) -> dict[str, torch.Tensor]:
@@ -85,3 +89,10 @@ def by_tower(values: dict[str, torch.Tensor]) -> list[torch.Tensor]:
 def plain_gradients(fusion: str = "sum", inputs: Any = None, **weights: float) -> dict[str, torch.Tensor]:
     """Gradients without any method, by the weights of the losses."""
     return gradients(tiny_model(fusion=fusion, **weights).train(), inputs)
+
+
+def batch_of(logits: torch.Tensor) -> TrainingBatch:
+    """A batch with these unimodal logits `(8, M, C)`, of any number of modalities, and no features or losses."""
+    nothing = torch.zeros(())
+    mask = torch.ones(logits.shape[:2], dtype=torch.bool)
+    return TrainingBatch((), logits, mask, LABELS, FusionOutput(), nothing, nothing, nothing)

@@ -8,12 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from ..training.test_distributed import GLOBAL_BATCH, SAME, checkpoints, finish, losses, start
+from ..training.test_distributed import check_same_curve, checkpoints, split_run
 from .two_processes import COMPARED
 
 
@@ -23,7 +21,7 @@ EVERYTHING = f"{Path(__file__).with_name('everything.py')}:Everything"
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one") / "run"
-    finish(start(folder, 1, *SAME, "--balancing", EVERYTHING, "--per_device_train_batch_size", str(GLOBAL_BATCH)))
+    split_run(folder, 1, 1, "--balancing", EVERYTHING)
     return folder
 
 
@@ -31,17 +29,8 @@ def one_process(tmp_path_factory):
 @pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (2, 2), (1, 2)])
 def test_two_processes_and_accumulation_give_the_curve_of_one(one_process, tmp_path, processes, accumulation):
     folder = tmp_path / "run"
-    size = GLOBAL_BATCH // processes // accumulation
-    finish(
-        start(folder, processes, *SAME, "--balancing", EVERYTHING, "--per_device_train_batch_size", str(size),
-              "--gradient_accumulation_steps", str(accumulation))
-    )  # fmt: skip
-    expected = losses(one_process)
-    assert len(expected) == 9
-    np.testing.assert_allclose(losses(folder), expected, atol=1e-4)
-    weights, expected_weights = (load_file(path / "model.safetensors") for path in (folder, one_process))
-    for name, value in expected_weights.items():
-        torch.testing.assert_close(weights[name], value, atol=1e-4, rtol=0, msg=name)
+    split_run(folder, processes, accumulation, "--balancing", EVERYTHING)
+    check_same_curve(folder, one_process)
     states, expected_states = (
         torch.load(checkpoints(path)[-1] / "balancing.pt", weights_only=True) for path in (folder, one_process)
     )

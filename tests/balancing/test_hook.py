@@ -8,13 +8,23 @@ import torch
 from hf_mmbalance.balancing import BalancingMethod, build_method
 
 from ..model.tiny import tiny_model
-from .steps import CLIPS, NAMES, attached, backward, clips, gradients, plain_gradients, some_missing, train
+from .steps import (
+    CLIPS,
+    NAMES,
+    PAIRED,
+    attached,
+    backward,
+    clips,
+    gradients,
+    plain_gradients,
+    some_missing,
+    train,
+)
 
 
 #: Its clips are drawn by the process's random state, as other dropout is.
 DETERMINATE = [name for name in NAMES if name != "modality_dropout"]
-#: Pairs of neighbours in a batch depend on the batch.
-SPLITTABLE = [name for name in DETERMINATE if name != "qmf"]
+SPLITTABLE = [name for name in DETERMINATE if name not in PAIRED]
 
 
 def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], factor: float = 1.0) -> None:
@@ -49,17 +59,24 @@ STRENGTH_0 = [
     ("agm", {"alpha": 0.0}, "joint"),
     ("dgl", {"strength": 0.0}, "joint"),
     ("modality_dropout", {"rates": 0.0}, "joint"),
+    ("opm", {"base": 0.0}, "joint"),
+    ("opm", {"probability": 0.0}, "joint"),
+    ("reconboost", {"stage_epochs": 0}, "joint"),
     ("mlb", {"alpha": 0.0}, "joint_unimodal"),
     ("inforeg", {"beta": 0.0}, "joint_unimodal"),
     ("olm", {"learning_rate": 0.0}, "joint_unimodal"),
+    ("mcr", {"information": 0.0, "contrast": 0.0, "bottleneck": 0.0}, "joint_unimodal"),
     ("qmf", {"weight": 0.0}, "joint_unimodal"),
+    ("remix", {"warmup": 1.0}, "joint_unimodal"),
 ]
 
 
 @pytest.mark.parametrize(("name", "options", "plain"), STRENGTH_0)
 def test_strength_0_is_plain_training_bit_for_bit(name, options, plain):
     fusion = "qmf" if name == "qmf" else "sum"
-    model, expected = attached(name, fusion=fusion, **options), attached(plain, fusion=fusion)
+    weights = {"unimodal_loss_weight": 0.5} if plain == "joint_unimodal" else {}
+    model = attached(name, model=tiny_model(fusion=fusion, **weights), **options)
+    expected = attached(plain, model=tiny_model(fusion=fusion, **weights))
     assert train(model, range(3)) == train(expected, range(3))
     for key, value in expected.state_dict().items():
         assert torch.equal(model.state_dict()[key], value), key
@@ -119,6 +136,13 @@ def test_clips_that_lack_a_modality(name):
 def test_a_batch_without_any_sound(name):
     inputs = {key: value for key, value in clips().items() if key != "input_values"}
     assert all(torch.isfinite(value).all() for value in gradients(attached(name), inputs).values())
+
+
+def test_vision_that_is_decided_frame_by_frame_is_refused_where_features_are_decided_again():
+    with pytest.raises(
+        ValueError, match="OPM decides from pooled features: use another frame_pooling than 'log_probs'"
+    ):
+        attached("opm", model=tiny_model(fusion="sum", frame_pooling="log_probs"))
 
 
 def test_the_hook_is_for_training_with_labels_only():
@@ -184,7 +208,7 @@ def test_heads_that_a_method_is_not_defined_for(name, fusion, message):
         attached(name, fusion=fusion)
 
 
-@pytest.mark.parametrize("name", ["ogm", "ogm_ge", "agm", "mlb", "inforeg"])
+@pytest.mark.parametrize("name", ["ogm", "ogm_ge", "agm", "mlb", "inforeg", "mcr", "opm"])
 def test_more_than_two_modalities_are_refused(name):
     model = tiny_model(fusion="sum")
     model.config.modalities = ["audio", "vision", "touch"]
@@ -192,7 +216,7 @@ def test_more_than_two_modalities_are_refused(name):
         build_method(name).attach(model)
 
 
-@pytest.mark.parametrize("name", ["ogm", "agm", "mlb", "ogm_ge", "mmpareto", "mla", "inforeg", "frozen"])
+@pytest.mark.parametrize("name", ["ogm", "agm", "mlb", "ogm_ge", "mmpareto", "mla", "inforeg", "frozen", "reconboost"])
 def test_gradients_that_another_engine_keeps_are_not_passed_over(name):
     model = attached(name)
     backward_only(model)
@@ -201,7 +225,7 @@ def test_gradients_that_another_engine_keeps_are_not_passed_over(name):
         model.balancing.before_step()
 
 
-@pytest.mark.parametrize("name", ["ogm_ge", "mmpareto", "mla", "inforeg"])
+@pytest.mark.parametrize("name", ["ogm_ge", "mmpareto", "mla", "inforeg", "reconboost"])
 def test_sharded_gradients_are_refused_where_whole_ones_are_needed(name):
     model = attached(name)
     backward_only(model)

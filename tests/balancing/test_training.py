@@ -137,7 +137,7 @@ def test_mixed_precision_on_a_gpu_follows_the_curve_of_float32(tmp_path, name, p
     assert curves[1] == pytest.approx(curves[0], abs=0.05)
 
 
-@pytest.mark.parametrize("name", ["everything", "mmpareto", "ogm_ge", "olm"])
+@pytest.mark.parametrize("name", ["everything", "mcr", "mmpareto", "ogm_ge", "olm"])
 def test_a_gradient_scaler_changes_nothing_and_skips_steps_that_overflow(name):
     def run(scaler, overflow=False):
         model = attached(Everything() if name == "everything" else build_method(name))

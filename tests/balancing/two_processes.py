@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 -m tests.balancing.two_processes
 
-One process has the whole batches. `qmf` pairs neighbours of a batch: there it has two accumulated ones.
+One process has the whole batches; for methods that pair the clips of a batch, two accumulated ones.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from .steps import CLIPS, NAMES, attached, backward, clips, some_missing
+from .steps import CLIPS, NAMES, PAIRED, attached, backward, clips, some_missing
 
 
 #: Clips of `modality_dropout` are drawn by each process's random state.
@@ -28,7 +28,7 @@ def trained(name: str, missing: bool, part: slice, parts: int, distributed: bool
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
     losses = []
     for seed in range(STEPS):
-        model.balancing.progress = seed / STEPS
+        model.balancing.progress, model.balancing.epoch = seed / STEPS, seed // 2
         inputs = some_missing(clips(seed)) if missing else clips(seed)
         optimizer.zero_grad()
         losses.append(backward(model, {key: value[part] for key, value in inputs.items()}, parts, wrapped=wrapped))
@@ -40,7 +40,7 @@ def trained(name: str, missing: bool, part: slice, parts: int, distributed: bool
 def main() -> None:
     torch.set_num_threads(1)
     whole = {
-        (name, missing): trained(name, missing, slice(None), 2 if name == "qmf" else 1, False)
+        (name, missing): trained(name, missing, slice(None), 2 if name in PAIRED else 1, False)
         for name in COMPARED
         for missing in (False, True)
     }

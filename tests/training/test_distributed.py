@@ -74,10 +74,28 @@ def losses(folder: Path) -> np.ndarray:
     return np.array([entry["loss"] for entry in history if "loss" in entry])
 
 
+def split_run(folder: Path, processes: int, accumulation: int, *options: str) -> str:
+    """A run whose steps of `GLOBAL_BATCH` clips are split over processes and accumulated batches."""
+    size = GLOBAL_BATCH // processes // accumulation
+    sizes = ("--per_device_train_batch_size", str(size), "--gradient_accumulation_steps", str(accumulation))
+    return finish(start(folder, processes, *SAME, *options, *sizes))
+
+
+def check_same_curve(folder: Path, whole: Path) -> dict[str, torch.Tensor]:
+    """Losses and weights of a split run are those of the whole one; returns its weights."""
+    expected = losses(whole)
+    assert len(expected) == 9 and np.abs(np.diff(expected)).max() > 0.01
+    np.testing.assert_allclose(losses(folder), expected, atol=1e-4)
+    weights, expected_weights = (load_file(path / "model.safetensors") for path in (folder, whole))
+    for name, value in expected_weights.items():
+        torch.testing.assert_close(weights[name], value, atol=1e-4, rtol=0, msg=name)
+    return weights
+
+
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one") / "run"
-    finish(start(folder, 1, *SAME, "--per_device_train_batch_size", str(GLOBAL_BATCH)))
+    split_run(folder, 1, 1)
     return folder
 
 
@@ -85,20 +103,11 @@ def one_process(tmp_path_factory):
 @pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (2, 2), (1, 2)])
 def test_two_processes_and_accumulation_give_the_curve_of_one(one_process, tmp_path, processes, accumulation):
     folder = tmp_path / "run"
-    size = GLOBAL_BATCH // processes // accumulation
-    said = finish(
-        start(folder, processes, *SAME, "--per_device_train_batch_size", str(size),
-              "--gradient_accumulation_steps", str(accumulation))
-    )  # fmt: skip
+    said = split_run(folder, processes, accumulation)
     states = {path.name for path in checkpoints(folder)[-1].glob("rng_state*")}
     assert states == ({"rng_state_0.pth", "rng_state_1.pth"} if processes == 2 else {"rng_state.pth"})
     assert said.count("clips: train 44, calibration 30") == 1  # said once, not by every process
-    expected = losses(one_process)
-    assert len(expected) == 9 and np.abs(np.diff(expected)).max() > 0.01
-    np.testing.assert_allclose(losses(folder), expected, atol=1e-4)
-    weights, expected_weights = (load_file(path / "model.safetensors") for path in (folder, one_process))
-    for name, value in expected_weights.items():
-        torch.testing.assert_close(weights[name], value, atol=1e-4, rtol=0, msg=name)
+    weights = check_same_curve(folder, one_process)
     assert not weights["fusion.log_temperature"].eq(0).all()  # it was fitted
     results, expected_results = (json.loads((path / "results.json").read_text()) for path in (folder, one_process))
     for row, other in zip(results["rows"], expected_results["rows"], strict=True):

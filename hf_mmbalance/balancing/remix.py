@@ -1,0 +1,59 @@
+"""Data Remixing: a clip trains the modality that is less certain of it (Ma et al., ICML 2025, arXiv 2506.11550)."""
+
+from __future__ import annotations
+
+import torch
+
+from hf_mmbalance.balancing.method import BalancingMethod
+from hf_mmbalance.balancing.registry import register_balancing_method
+from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
+
+
+@register_balancing_method("remix")
+class Remix(BalancingMethod):
+    r"""First CE(z, y) + sum_m CE(z_m, y) / 2; then each clip by one modality n, the others missing.
+
+    n = argmin_m KL(p_m || uniform) over the modalities that the clip has, p_m = softmax z_m; z^(n) are the fused
+    logits of modality n only:
+
+        CE(z^(n), y) + gamma * CE(z_n, y)
+
+    What differs from the published code, since batches are the loader's:
+
+    - n comes from the pass that trains; there, from a pass in evaluation mode before each epoch.
+    - Clips of different n share a batch; there, batches are of one n, those for vision before those for audio. A clip
+      has no gradient in any tower but n's either way. Under plain SGD and to first order an epoch moves each tower as
+      far as there: every step by its share of the clips, in place of that share of the steps. Under optimisers that
+      normalise a gradient's size, such as Adam, the two differ.
+
+    Args:
+        gamma: Weight of CE(z_n, y); published: 1.
+        warmup: Part of the training that is the first one; published: the first 10 of 60 epochs. 1 is training by the
+            sum of all losses.
+    """
+
+    unimodal_loss_weight = 0.5
+
+    def __init__(self, gamma: float = 1.0, warmup: float = 1 / 6):
+        if gamma < 0:
+            raise ValueError(f"remix: gamma={gamma!r} must not be negative")
+        if not 0 <= warmup <= 1:
+            raise ValueError(f"remix: warmup={warmup!r} must lie in [0, 1]")
+        self.gamma, self.warmup = gamma, warmup
+
+    def loss(self, batch: TrainingBatch) -> torch.Tensor:
+        if self.progress < self.warmup:
+            return batch.loss
+        chosen = assigned(batch.modality_logits.detach(), batch.modality_mask)
+        fused = self.model.clip_losses(self.fuse(batch.modality_logits, chosen, batch.features), batch.labels)
+        every = batch.labels.unsqueeze(1).expand(chosen.shape)
+        unimodal = self.model.clip_losses(batch.modality_logits, every)
+        unimodal = torch.where(chosen, unimodal, torch.zeros_like(unimodal)).sum(1)
+        return self.connected((self.fused_weight * fused + self.gamma * unimodal).mean(), batch)
+
+
+def assigned(modality_logits: torch.Tensor, modality_mask: torch.Tensor) -> torch.Tensor:
+    """True for the one modality `(B, M)` that is closest to uniform, of those present: KL(p || u) = log C - H(p)."""
+    log_probs = modality_logits.log_softmax(-1)
+    negative_entropy = (log_probs.exp() * log_probs).sum(-1).masked_fill(~modality_mask, torch.inf)
+    return torch.zeros_like(modality_mask).scatter(1, negative_entropy.argmin(1, keepdim=True), True)
