@@ -449,7 +449,8 @@ from tests.building.test_building import make_plan
 from hf_mmbalance.building.cli import DatasetScript
 
 def long_plan(args, encode):
-    clips = [replace(clip, id=f"{{clip.id}}-{{again}}") for again in range(12) for clip in make_plan(args.source).clips]
+    clips = make_plan(args.source).clips
+    clips = [replace(clip, id=f"{{clip.id}}-{{again}}") for again in range(12) for clip in clips]
     return make_plan(args.source, clips=clips)
 
 if __name__ == "__main__":
