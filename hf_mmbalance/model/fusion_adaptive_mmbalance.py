@@ -259,7 +259,8 @@ def fused_logits(evidence: torch.Tensor, several: torch.Tensor, own: dict[str, t
         several (`torch.Tensor` of shape `(B, 1)`): r.
         own (`dict`): Buffers of [`AdaptiveFusion`] by name.
     """
-    beyond_sum = torch.einsum("bmc,mc->bc", evidence, own["weights"] - 1) + own["bias"]
+    # Not einsum, whose batched matrix product is half as fast for few modalities.
+    beyond_sum = (evidence * (own["weights"] - 1)).sum(1) + own["bias"]
     return own["log_prior"] + own["prior_shift"] + evidence.sum(1) + several * beyond_sum
 
 
