@@ -2,7 +2,7 @@
 
     MMBALANCE_DATA=DATA python benchmarks/robustness_grid.py [--out FOLDER] [--quick]
 
-Five folds by clip. In each, towers are trained by `train.py` with `configs/grid_digits.yaml` on the other folds less a
+Five folds by clip. In each, towers are trained by `train.py` with `grid_digits.yaml` on the other folds less a
 calibration part, and run over: the train clips (as in training, for the statistics of features), the calibration clips
 (clean, and draws corrupted by the `seen` half of the kinds), and the held-out clips: clean, in babble at -3 dB, in
 draws corrupted by the seen and by the unseen half, and under every kind at every severity. Decision layers are fitted
@@ -40,8 +40,6 @@ from hf_mmbalance.decision.allocation import Allocation
 from hf_mmbalance.metrics import measures
 
 
-ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "configs" / "grid_digits.yaml"
 FOLDS, CALIBRATION_CLIPS, VALIDATION_CLIPS, DRAWS = 5, 120, 40, 4
 MODALITIES = ("audio", "vision")
 RUNGS = ("temperature", "typicality", "global")
@@ -96,7 +94,7 @@ def make_fold(fold: int, folder: Path, grid: Path, quick: bool) -> None:
             shutil.rmtree(run, ignore_errors=True)
         short = ["--num_train_epochs", "2"] if quick else []
         options = ["--fusion", "sum", "--disable_tqdm", "true", "--output_dir", str(run), *resume, *short]
-        train(["--config", str(CONFIG), "--data_dir", str(folder / "clips"), *options])
+        train(["--config", "grid_digits", "--data_dir", str(folder / "clips"), *options])
     write_tables(run, folder / "tables", quick)
 
 

@@ -21,11 +21,15 @@ def test_wheel_trains_outside_the_checkout(tmp_path: Path) -> None:
     subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", wheels, ROOT], check=True, timeout=300)
     (wheel,) = wheels.glob("hf_mmbalance-*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True, timeout=300)
-    assert (site / "hf_mmbalance" / "py.typed").is_file()
+    package = site / "hf_mmbalance"
+    assert (package / "py.typed").is_file()
+    for folder in ("configs", "hub/demo"):
+        ours = {path.name for path in (ROOT / "hf_mmbalance" / folder).iterdir() if path.is_file()}
+        assert {path.name for path in (package / folder).iterdir() if path.is_file()} == ours, folder
     # The wheel's package comes first on the path: before the editable install of the checkout under test.
     environment = {**os.environ, "PYTHONPATH": str(site)}
-    options = ["--max_steps", "2", "--train_clips", "64", "--test_clips", "32", "--output_dir", "run"]
-    small = ["--calibration_clips", "32", "--validation_clips", "32"]
+    options = ["--config", "synthetic", "--max_steps", "2", "--output_dir", "run"]
+    small = ["--train_clips", "64", "--test_clips", "32", "--calibration_clips", "32", "--validation_clips", "32"]
     done = subprocess.run(
         [sys.executable, "-m", "hf_mmbalance.cli", "train", *options, *small],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
