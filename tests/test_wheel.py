@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 
 ROOT = Path(__file__).parent.parent
@@ -43,3 +45,10 @@ def test_wheel_trains_outside_the_checkout(tmp_path: Path) -> None:
     card = [sys.executable, "-m", "hf_mmbalance.cli", "card", "run", "--repo_id", "me/made-up"]
     subprocess.run(card, cwd=tmp_path, env=environment, capture_output=True, check=True, timeout=300)
     assert 'model="me/made-up"' in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_the_workflow_runs_what_ci_runs_on_the_pythons_that_the_package_names() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    named = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', (ROOT / "pyproject.toml").read_text())
+    assert jobs["tests"]["strategy"]["matrix"]["python"] == named
+    assert any(step.get("run") == ".ci/run" for step in jobs["tests"]["steps"])
