@@ -365,8 +365,10 @@ def draw(report: dict[str, Any], path: Path) -> None:
         at = [row["severity"] for row in rows]
         for method, (name, colour, marker) in LINES.items():
             values = np.array([[row[method]["accuracy"], *row[method]["ci"]] for row in rows]).T * 100
-            width = 2.4 if method == "adaptive" else 1.4
-            panel.plot(at, values[0], color=colour, marker=marker, markersize=5, linewidth=width, label=name)
+            look = {"linewidth": 2.4} if method == "adaptive" else {"linewidth": 1.4}
+            if method == "sum":  # seen where it lies on another line
+                look |= {"linestyle": "--", "zorder": 3}
+            panel.plot(at, values[0], color=colour, marker=marker, markersize=5, label=name, **look)
             panel.fill_between(at, values[1], values[2], color=colour, alpha=0.12, linewidth=0)
         word = {"audio": "sound", "vision": "picture"}[modality]
         panel.set_title(f"corrupted {word} ({rows[-1]['kinds']} kinds, none met before)", fontsize=11)
