@@ -1,6 +1,6 @@
 """A griffe extension for the API pages: docstrings in the form of transformers, read as Google's.
 
-``name (`type` of shape `(B, C)`, *optional*): text`` becomes ``name: `(B, C)`: text``, since the signature has the type, and
+``name (`type` of shape `(B, C)`, *optional*): text`` becomes ``name: `(B, C)`: text`` (the signature has the type), and
 ``[`Name`]`` becomes `Name`.
 """
 
