@@ -1,7 +1,7 @@
 """A griffe extension for the API pages: docstrings in the form of transformers, read as Google's.
 
-``name (`type` of shape `(B, C)`, *optional*): text`` becomes ``name: `(B, C)`: text`` (the signature has the type), and
-``[`Name`]`` becomes `Name`.
+``name (`type` of shape `(B, C)`, *optional*): text`` becomes ``name: `(B, C)`: text``, since types stand in the
+signature, and ``[`Name`]`` becomes `Name`.
 """
 
 from __future__ import annotations
