@@ -1,4 +1,4 @@
-"""What README and docs/start.md say to type works as written, in the order in which it stands."""
+"""What README and the first pages of docs/ say to type works as written, in the order in which it stands."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from transformers import AutoConfig, AutoModelForAudioClassification, AutoModelF
 
 from hf_mmbalance import MMBalanceProcessor
 from hf_mmbalance.cli import build_parser
-from hf_mmbalance.training.arguments import parse_arguments
+from hf_mmbalance.training.arguments import option_names, parse_arguments
 from tests.media_factory import write_clip
 from tests.model.tiny import AUDIO, VISION, tiny_model
 
 
 ROOT = Path(__file__).parent.parent
-PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/start.md")}
+PAGES = {
+    name: (ROOT / name).read_text() for name in ("README.md", "docs/start.md", "docs/own_clips.md", "docs/faq.md")
+}
 README = PAGES["README.md"]
 
 
@@ -35,6 +37,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("my_clips/dog").mkdir(parents=True)
     write_clip(Path("my_clips/dog/1.mp4"))
     Path("clips.csv").write_text("path,label\nclip.mp4,dog\n")
+    Path("mine.yaml").write_text("dataset: clips.csv\n")
     run = tmp_path / "outputs" / "synthetic-20260101"
     model = tiny_model()
     model.save_pretrained(run)
@@ -47,7 +50,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
 def test_the_python_of_a_page_runs_in_its_order(page: str, place: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGES[page], flags=re.DOTALL)
     assert blocks
@@ -64,6 +67,15 @@ def test_every_command_of_a_page_is_understood(page: str, place: Path) -> None:
         build_parser().parse_args(shlex.split(line, comments=True))
     for line in re.findall(r"^accelerate launch train.py (.+)$", blocks, flags=re.M):
         parse_arguments(shlex.split(line, comments=True))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_option_that_a_page_names_exists(page: str) -> None:
+    verbs = next(action.choices for action in build_parser()._actions if isinstance(action.choices, dict))
+    known = {name for parser in verbs.values() for action in parser._actions for name in action.option_strings}
+    known |= {f"--{name}" for name in (*option_names(), "config", "help_all", "version")}
+    known |= {"--config_file"}  # of accelerate
+    assert set(re.findall(r"(?<![\w-])--[a-z]\w+", PAGES[page])) <= known
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", README))))
