@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install test slow gpu lint format types check bench clean
+.PHONY: help install test slow gpu lint format types check docs bench clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z_-]+:.*?## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*?## "} {printf "  %-10s %s\n", $$1, $$2}'
@@ -29,10 +29,13 @@ types:  ## Check types
 
 check: lint types test  ## What a change must pass
 
+docs:  ## Build the site in site/ (pip install -e '.[docs]')
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
 bench:  ## Benchmarks of the main job (each prints ratios of its own run)
 	python benchmarks/head_cost.py
 	python benchmarks/training_loop.py
 	python benchmarks/default_run.py
 
 clean:  ## Remove build products and caches
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,7 +1,7 @@
 """Train an audio-visual classifier with an adaptive decision layer.
 
 accelerate launch train.py                                               # synthetic clips, tiny towers, on any machine
-accelerate launch train.py --config configs/grid_digits.yaml --data_dir GRID
+accelerate launch train.py --config grid_digits --data_dir GRID
 accelerate launch train.py --dataset my_clips/                           # a folder of class folders
 python train.py --help                                                   # the main options
 python train.py --dataset grid --help_all                                # every option that holds for a dataset

@@ -31,7 +31,7 @@ CLASSES = 10
 
 
 def build(shape: str, fusion: str) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A model and one batch: towers of `configs/grid_digits.yaml` with 16 clips, or of width 384 with 4."""
+    """A model and one batch: towers of `grid_digits.yaml` with 16 clips, or of width 384 with 4."""
     if shape == "grid":
         small = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 192}
         audio = {"num_mel_bins": 64, "max_length": 48, "patch_size": 16, "frequency_stride": 16, "time_stride": 4}

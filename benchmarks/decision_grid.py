@@ -2,7 +2,7 @@
 
     MMBALANCE_DATA=DATA python benchmarks/decision_grid.py [--out FOLDER]
 
-The towers of `configs/grid_digits.yaml` are trained apart under the uniform sum, for 40 epochs. Then they stay as they
+The towers of `grid_digits.yaml` are trained apart under the uniform sum, for 40 epochs. Then they stay as they
 are. The allocation is fitted on the validation split, the
 concat head (a linear layer on both towers' features) on the train split; both are judged on test. Runs that are in
 FOLDER are not made again. About 5 minutes a seed on one core.
@@ -27,7 +27,7 @@ from hf_mmbalance.decision.table import DecisionTable
 
 ROOT = Path(__file__).parents[1]
 RECIPE = (
-    *("--config", str(ROOT / "configs" / "grid_digits.yaml"), "--fusion", "sum", "--num_train_epochs", "40"),
+    *("--config", "grid_digits", "--fusion", "sum", "--num_train_epochs", "40"),
     *("--save_features", "true"),
 )
 

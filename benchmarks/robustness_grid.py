@@ -1,8 +1,8 @@
 """Decision layers under corruption on spoken digits of GRID: all 1,000 clips out of fold, unseen kinds of corruption.
 
-    MMBALANCE_DATA=DATA python benchmarks/robustness_grid.py [--out FOLDER] [--quick]
+    MMBALANCE_DATA=DATA python benchmarks/robustness_grid.py [--out FOLDER] [--quick] [--figure FILE.png]
 
-Five folds by clip. In each, towers are trained by `train.py` with `configs/grid_digits.yaml` on the other folds less a
+Five folds by clip. In each, towers are trained by `train.py` with `grid_digits.yaml` on the other folds less a
 calibration part, and run over: the train clips (as in training, for the statistics of features), the calibration clips
 (clean, and draws corrupted by the `seen` half of the kinds), and the held-out clips: clean, in babble at -3 dB, in
 draws corrupted by the seen and by the unseen half, and under every kind at every severity. Decision layers are fitted
@@ -10,7 +10,8 @@ on the calibration draws of a fold and judged on its held-out clips; predictions
 
 The oracle knows the corruption: a temperature per modality, kind and severity, fitted on the test draws themselves by
 the NLL of the fusion, on other clips than those it is judged on (5 folds). `closed` is the share of the accuracy
-between `sum` and the oracle that a method gains. Intervals: bootstrap over clips (one speaker).
+between `sum` and the oracle that a method gains. Intervals: bootstrap over clips (one speaker). `--figure` draws
+accuracy against severity, the unseen kinds of a modality together.
 
 What is there is not made again. Two folds at a time, one thread each.
 """
@@ -40,8 +41,6 @@ from hf_mmbalance.decision.allocation import Allocation
 from hf_mmbalance.metrics import measures
 
 
-ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "configs" / "grid_digits.yaml"
 FOLDS, CALIBRATION_CLIPS, VALIDATION_CLIPS, DRAWS = 5, 120, 40, 4
 MODALITIES = ("audio", "vision")
 RUNGS = ("temperature", "typicality", "global")
@@ -59,6 +58,7 @@ def main() -> int:
     )
     parser.add_argument("--jobs", type=int, default=2, help="folds at a time")
     parser.add_argument("--fold", type=int, help=argparse.SUPPRESS)  # a child process: one fold
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw accuracy against severity")
     arguments = parser.parse_args()
     data = os.environ.get("MMBALANCE_DATA")
     if data is None:
@@ -73,6 +73,8 @@ def main() -> int:
     report = judge([read_tables(out / f"fold{fold}" / "tables") for fold in folds])
     print(render(report))
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.figure:
+        draw(report, arguments.figure)
     return 0
 
 
@@ -96,7 +98,7 @@ def make_fold(fold: int, folder: Path, grid: Path, quick: bool) -> None:
             shutil.rmtree(run, ignore_errors=True)
         short = ["--num_train_epochs", "2"] if quick else []
         options = ["--fusion", "sum", "--disable_tqdm", "true", "--output_dir", str(run), *resume, *short]
-        train(["--config", str(CONFIG), "--data_dir", str(folder / "clips"), *options])
+        train(["--config", "grid_digits", "--data_dir", str(folder / "clips"), *options])
     write_tables(run, folder / "tables", quick)
 
 
@@ -195,7 +197,21 @@ def judge(folds: list[Arrays]) -> dict[str, Any]:
         "chosen": chosen,
         "sets": {name: row_of(tables[name]) for name in SETS},
         "cells": {name: row_of(table, closed=False) for name, table in tables.items() if name not in SETS},
+        "unseen": {modality: curve(tables, modality) for modality in MODALITIES},
     }
+
+
+def curve(tables: dict[str, Arrays], modality: str) -> list[dict[str, Any]]:
+    """Results of clean clips, and at each severity of all unseen kinds of one modality's corruptions together."""
+    kinds = [kind for kind, found in CORRUPTIONS.items() if (found.half, found.modality) == ("unseen", modality)]
+    points = [["clean"], *([f"{kind}-{severity}" for kind in kinds] for severity in SEVERITIES)]
+    rows = []
+    for severity, names in enumerate(points):
+        if parts := [tables[name] for name in names if name in tables]:
+            keys = (*METHODS, "labels", "clips")
+            table = {key: np.concatenate([part[key] for part in parts]) for key in keys}
+            rows.append({"severity": severity, "kinds": len(parts)} | row_of(table, closed=False))
+    return rows
 
 
 def fit_layers(arrays: Arrays) -> dict[str, Allocation]:
@@ -326,6 +342,42 @@ def render(report: dict[str, Any]) -> str:
         half = CORRUPTIONS[cell.rsplit("-", 1)[0]].half
         lines.append(f"{cell + (' *' if half == 'seen' else ''):<20}" + "".join(f"{value:>14}" for value in values))
     return "\n".join([*lines, "* seen in calibration"])
+
+
+LINES = {  # method: name, colour (Okabe & Ito), marker
+    "audio": ("audio model", "#0072b2", "o"),
+    "vision": ("vision model", "#d55e00", "s"),
+    "sum": ("plain sum", "#767676", "^"),
+    "mean_prob": ("mean of probabilities", "#e69f00", "v"),
+    "adaptive": ("fitted decision layer", "#000000", "D"),
+}
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Accuracy against severity, one panel per corrupted modality, with 95 % intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    for panel, (modality, rows) in zip(panels, report["unseen"].items(), strict=True):
+        at = [row["severity"] for row in rows]
+        for method, (name, colour, marker) in LINES.items():
+            values = np.array([[row[method]["accuracy"], *row[method]["ci"]] for row in rows]).T * 100
+            look = {"linewidth": 2.4} if method == "adaptive" else {"linewidth": 1.4}
+            if method == "sum":  # seen where it lies on another line
+                look |= {"linestyle": "--", "zorder": 3}
+            panel.plot(at, values[0], color=colour, marker=marker, markersize=5, label=name, **look)
+            panel.fill_between(at, values[1], values[2], color=colour, alpha=0.12, linewidth=0)
+        word = {"audio": "sound", "vision": "picture"}[modality]
+        panel.set_title(f"corrupted {word} ({rows[-1]['kinds']} kinds, none met before)", fontsize=11)
+        panel.set_xlabel("severity (0: clean)")
+        panel.grid(alpha=0.3, linewidth=0.6)
+    panels[0].set_ylabel("accuracy (%)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(LINES), frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, facecolor="white")
 
 
 if __name__ == "__main__":

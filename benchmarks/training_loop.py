@@ -11,21 +11,18 @@ import argparse
 import statistics
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from transformers import AutoConfig, TrainerCallback
 
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits
-from hf_mmbalance.training.arguments import MMBalanceTrainingArguments
+from hf_mmbalance.training.arguments import MMBalanceTrainingArguments, read_config
 from hf_mmbalance.training.trainer import MMBalanceTrainer
 
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
 
 
@@ -57,7 +54,7 @@ class StepTimes(TrainerCallback):
 def build(shape: str) -> tuple[Any, Any, ClipSplits, int]:
     """Model, processor, clips and batch size of a shape."""
     if shape == "grid_digits":
-        recipe = yaml.safe_load((CONFIGS / "grid_digits.yaml").read_text())
+        recipe = read_config("grid_digits")
         audio, vision = (AutoConfig.for_model(**recipe[f"{name}_config"]) for name in ("audio", "vision"))
         seconds, frames, batch, pooling = 0.5, (recipe["frames"], *recipe["frame_size"]), 16, "temporal"
     else:

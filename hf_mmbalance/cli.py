@@ -9,7 +9,7 @@ from hf_mmbalance import console
 
 
 EPILOG = """examples:
-  mmbalance train --config configs/grid_digits.yaml --data_dir GRID    the same as train.py
+  mmbalance train --config grid_digits --data_dir GRID            the same as train.py
   mmbalance fuse --audio_model A --vision_model B --dataset clips.csv --out model      two models as one
   mmbalance predict clip.mp4 --model user/name                         classes, by sound and by picture
   mmbalance decide outputs/grid-.../decisions.parquet                  every allocation, evaluated

@@ -1,19 +1,26 @@
-"""What the README says to type works as written."""
+"""What README and the first pages of docs/ say to type works as written, in the order in which it stands."""
 
 from __future__ import annotations
 
-import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig, AutoModelForAudioClassification, AutoModelForImageClassification
 
-from hf_mmbalance import MMBalanceProcessor, cli
-from tests.model.tiny import tiny_model
+from hf_mmbalance import MMBalanceProcessor
+from hf_mmbalance.cli import build_parser
+from hf_mmbalance.training.arguments import option_names, parse_arguments
+from tests.media_factory import write_clip
+from tests.model.tiny import AUDIO, VISION, tiny_model
 
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = {
+    name: (ROOT / name).read_text() for name in ("README.md", "docs/start.md", "docs/own_clips.md", "docs/faq.md")
+}
+README = PAGES["README.md"]
 
 
 def test_the_two_commands_that_ci_runs_are_there() -> None:
@@ -22,30 +29,62 @@ def test_the_two_commands_that_ci_runs_are_there() -> None:
         assert block is not None and words in block[1]
 
 
-def test_the_snippet_that_uses_a_trained_model_runs(tmp_path: Path) -> None:
-    model = tiny_model()
-    model.save_pretrained(tmp_path)
-    backbones = (model.config.audio_config, model.config.vision_config)
-    MMBalanceProcessor.from_backbones(*backbones).save_pretrained(tmp_path)
-    snippet = re.search(r"```python\n(import numpy.*?)```", README, flags=re.DOTALL)
-    assert snippet is not None
-    names: dict = {}
-    exec(snippet[1].replace('"outputs/my-run"', repr(str(tmp_path))), names)  # noqa: S102
-    assert names["out"].modality_weights.shape[:2] == (1, 2)
-
-
-def test_the_exported_table_goes_through_decide_and_diagnose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    snippet = re.search(r"```python\n(import numpy as np\nfrom sklearn.*?)```", README, flags=re.DOTALL)
-    assert snippet is not None
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a clip, a run of tiny towers, and tiny classifiers with labels of the two of the Hub."""
     monkeypatch.chdir(tmp_path)
-    exec(snippet[1], {})  # noqa: S102
-    assert cli.main(["decide", "digits.parquet", "--json", "decided.json"]) == 0
-    assert cli.main(["diagnose", "digits.parquet", "--report", "digits.html"]) == 0
-    decided = json.loads((tmp_path / "decided.json").read_text())
-    assert {"top", "bottom", "sum", "adaptive"} <= {row["method"] for row in decided["rows"]}
-    assert (tmp_path / "digits.html").stat().st_size > 10_000
+    write_clip(Path("clip.mp4"))
+    Path("my_clips/dog").mkdir(parents=True)
+    write_clip(Path("my_clips/dog/1.mp4"))
+    Path("clips.csv").write_text("path,label\nclip.mp4,dog\n")
+    Path("mine.yaml").write_text("dataset: clips.csv\n")
+    run = tmp_path / "outputs" / "synthetic-20260101"
+    model = tiny_model()
+    model.save_pretrained(run)
+    MMBalanceProcessor.from_backbones(model.config.audio_config, model.config.vision_config).save_pretrained(run)
+    for name, tower, kind, labels in (
+        ("MIT/ast", AUDIO, AutoModelForAudioClassification, ["Speech", "Acoustic guitar", "Violin, fiddle"]),
+        ("google/vit", VISION, AutoModelForImageClassification, ["violin, fiddle", "goldfish", "acoustic guitar"]),
+    ):
+        kind.from_config(AutoConfig.for_model(**tower, id2label=dict(enumerate(labels)))).save_pretrained(name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+def test_the_python_of_a_page_runs_in_its_order(page: str, place: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", PAGES[page], flags=re.DOTALL)
+    assert blocks
+    names: dict = {}
+    for block in blocks:
+        exec(re.sub(r'"(MIT/ast|google/vit)[^"]*"', r'"\1"', block), names)  # noqa: S102
+    assert names["out"].modality_weights.shape == (1, 2, 4)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_is_understood(page: str, place: Path) -> None:
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", PAGES[page], flags=re.DOTALL))
+    for line in re.findall(r"^mmbalance (.*)$", blocks, flags=re.M):
+        build_parser().parse_args(shlex.split(line, comments=True))
+    for line in re.findall(r"^accelerate launch train.py (.+)$", blocks, flags=re.M):
+        parse_arguments(shlex.split(line, comments=True))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_option_that_a_page_names_exists(page: str) -> None:
+    verbs = next(action.choices for action in build_parser()._actions if isinstance(action.choices, dict))
+    known = {name for parser in verbs.values() for action in parser._actions for name in action.option_strings}
+    known |= {f"--{name}" for name in (*option_names(), "config", "help_all", "version")}
+    known |= {"--config_file"}  # of accelerate
+    assert set(re.findall(r"(?<![\w-])--[a-z]\w+", PAGES[page])) <= known
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", README))))
 def test_links_lead_somewhere(link: str) -> None:
     assert (ROOT / link).exists(), link
+
+
+def test_the_contents_name_headings() -> None:
+    headings = {
+        re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^## (.*)$", README, re.M)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings

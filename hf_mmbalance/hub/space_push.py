@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
 
 METRICS = ("calibration_error", "modality_balance")
-DEMO = Path(__file__).parents[2] / "spaces" / "demo"  # in a checkout; an installed package has no demo
+DEMO = Path(__file__).with_name("demo")
 CLIPS = (".mp4", ".webm", ".mov", ".mkv", ".avi")
 PLACE = re.compile(r'"me/(\w+)"')  # how the cards of the metrics name the Space
 
@@ -85,12 +85,10 @@ def publish_demo(
         `repo`, `url`, `commit`, `tag`, `model`, `model_revision`.
 
     Raises:
-        HubError: no such model, no demo in this installation, examples that are not clips, or refused by the Hub.
+        HubError: no such model, examples that are not clips, or refused by the Hub.
     """
     from huggingface_hub import HfApi
 
-    if not DEMO.is_dir():
-        raise HubError(f"{DEMO} is missing: the demo comes with the source, not with an installed package; clone it")
     for clip in examples:
         if clip.suffix.lower() not in CLIPS or not clip.is_file():
             raise HubError(f"{clip} is not a video file; give video files ({', '.join(CLIPS)})")

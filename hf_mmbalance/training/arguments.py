@@ -26,7 +26,8 @@ from hf_mmbalance.training.help import program
 
 logger = logging.get_logger(__name__)
 
-SYNTHETIC = Path(__file__).with_name("synthetic.yaml")  # configs/synthetic.yaml, which a wheel does not carry
+CONFIGS = Path(__file__).parents[1] / "configs"
+SYNTHETIC = CONFIGS / "synthetic.yaml"
 
 
 def _help(text: str, default: Any = None) -> Any:
@@ -176,7 +177,7 @@ class RunArguments:
 
 
 def parse_arguments(argv: list[str] | None = None) -> RunArguments:
-    """Read `--config file.yaml` (its keys are the options' names), then options of the command line over it.
+    """Read `--config NAME` (its keys are the options' names), then options of the command line over it.
 
     Without `--config` and with the synthetic dataset, the built-in recipe of tiny towers holds.
 
@@ -188,7 +189,7 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     argv = underscored(sys.argv[1:] if argv is None else argv)
     given = list(argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", metavar="FILE.yaml")
+    first.add_argument("--config", metavar="NAME")
     chosen, argv = first.parse_known_args(argv)
     config_file = chosen.config
     settings = {} if config_file is None else read_config(config_file)
@@ -226,7 +227,7 @@ def _parser(parts: Any, dataset: str) -> HfArgumentParser:
     parser = HfArgumentParser(
         parts,
         prog=program(),
-        usage="%(prog)s [--config FILE.yaml] [--option VALUE ...]",
+        usage="%(prog)s [--config NAME] [--option VALUE ...]",
         description=f"Every option of a training run on clips of {dataset!r}; --help shows the main ones.",
         allow_abbrev=False,
         add_help=False,
@@ -318,11 +319,20 @@ def _source_part(dataset: str) -> type:
 def read_config(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
+    Args:
+        path: The file, or the name of a packaged config (a file of `hf_mmbalance/configs/`, without its suffix).
+
     Raises:
         ValueError: if the file does not exist, is not YAML or holds no mapping.
     """
+    packaged = {file.stem: file for file in CONFIGS.glob("*.yaml")}
+    file = Path(path) if Path(path).is_file() else packaged.get(str(path), Path(path))
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        known = ", ".join(sorted(packaged))
+        text = f"--config {path}: {error.strerror}; name a file, or one of the packaged configs: {known}"
+        raise ValueError(text + did_you_mean(str(path), packaged)) from error
     except OSError as error:
         raise ValueError(f"--config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

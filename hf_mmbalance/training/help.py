@@ -37,7 +37,7 @@ SCREEN = {
         ("calibration_corruptions", "KIND ..", "corrupt calibration clips: kinds, groups (default seen)"),
     ],
     "run": [
-        ("config", "FILE.yaml", "options from a file; those given here override it"),
+        ("config", "NAME", "a YAML file, or a packaged config such as grid_digits; options override"),
         ("output_dir", "FOLDER", "default: outputs/<dataset>-<time>"),
         ("resume_from_checkpoint", "true", "go on with the run in --output_dir"),
         ("report_to", "TRACKER", "tensorboard, trackio, wandb, ... (default none)"),
@@ -61,7 +61,7 @@ def program() -> str:
 def first_screen() -> str:
     """Text of `--help`."""
     called = program()
-    lines = [f"usage: {called} [--config FILE.yaml] [--option VALUE ...]", ""]
+    lines = [f"usage: {called} [--config NAME] [--option VALUE ...]", ""]
     lines.append("Train an audio-visual classifier with an adaptive decision layer.")
     for group, options in SCREEN.items():
         lines.append(f"\n{group}:")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_mmbalance.hub.space_push import DEMO
+
 from .faults import CutAnswer, RacingCommit, Refuse
 
 
@@ -109,10 +111,9 @@ def test_the_demo_is_pinned_to_the_model_as_it_stands(hub, run_client, tmp_path)
 
 def test_every_requirement_of_the_demo_is_one_of_the_package():
     """A Space installs these beside gradio: versions that were tested, no others."""
-    root = Path(__file__).parents[2]
-    ours = (root / "pyproject.toml").read_text()
-    for line in (root / "spaces" / "demo" / "requirements.txt").read_text().split():
+    ours = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    for line in (DEMO / "requirements.txt").read_text().split():
         assert f'"{line}"' in ours, line
-    head = (root / "spaces" / "demo" / "README.md").read_text()
+    head = (DEMO / "README.md").read_text()
     version = re.search(r"sdk_version: (\d+)\.", head)
     assert version and f'demo = ["gradio>={version[1]},' in ours

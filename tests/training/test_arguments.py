@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
 
 import pytest
 import yaml
@@ -22,7 +21,7 @@ from hf_mmbalance.training.decision_layer import DecisionArguments
 from hf_mmbalance.training.help import SCREEN
 
 
-SYNTHETIC = read_config(Path(__file__).parents[2] / "configs" / "synthetic.yaml")
+SYNTHETIC = read_config("synthetic")
 
 
 @pytest.fixture
@@ -107,6 +106,16 @@ def test_files_that_are_no_recipes(tmp_path, content, words):
         path.write_bytes(content)
     with pytest.raises(ValueError, match=f"a.yaml.*{words}"):
         parse("--config", str(path))
+
+
+def test_a_packaged_config_goes_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "grid_digits").mkdir()  # a folder is not a config
+    assert parse("--config", "grid_digits").source.label == "digit"
+    (tmp_path / "synthetic").write_text("dataset: grid\nlabel: colour\n")
+    assert parse("--config", "synthetic").source.label == "colour"  # the file is what was named
+    with pytest.raises(ValueError, match="packaged configs: crema_d, .*, synthetic; did you mean 'grid_digits'"):
+        parse("--config", "grid_digit")
 
 
 def test_a_config_option_without_a_file(capsys):

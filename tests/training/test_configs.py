@@ -1,4 +1,4 @@
-"""Every recipe in configs/ runs two steps: tiny towers in place of its own, made-up clips in place of its data."""
+"""Every packaged config runs two steps: tiny towers in place of its own, made-up clips in place of its data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import yaml
 from transformers import ASTModel, AutoConfig, ViTModel
 
+from hf_mmbalance.training import arguments
 from hf_mmbalance.training.arguments import read_config
 from hf_mmbalance.training.run import main
 from tests.media_factory import write_clip
@@ -16,7 +17,7 @@ from tests.media_factory import write_clip
 from .tiny_runs import AUDIO, TOWERS, VISION
 
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = sorted(arguments.CONFIGS.glob("*.yaml"))
 TICKS = [0, 2500, 5000, 7500, 10_000, 15_000, 20_000]
 
 

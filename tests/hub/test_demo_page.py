@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 
-DEMO = Path(__file__).parents[2] / "spaces" / "demo"
+DEMO = Path(__file__).parents[2] / "hf_mmbalance" / "hub" / "demo"
 
 
 @pytest.fixture(autouse=True)

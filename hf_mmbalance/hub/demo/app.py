@@ -14,7 +14,7 @@ from transformers import pipeline
 
 
 HERE = Path(__file__).parent
-TASK = "audio-visual-classification"
+TASK: Any = "audio-visual-classification"  # not one of transformers' own
 CLIPS = (".mp4", ".webm", ".mov", ".mkv", ".avi")
 MAX_EXAMPLES = 8
 MAX_SECONDS = 120.0
