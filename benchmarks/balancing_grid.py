@@ -93,6 +93,8 @@ METHODS: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
     "opm": ("sum", {"base": (0.1, 0.8)}),
     "remix": ("sum", {"gamma": (0.3, 3.0)}),
     "agm": ("sum", {"alpha": (0.1, 2.0)}),
+    "mlb": ("sum", {"alpha": (0.1, 2.0)}),
+    "inforeg": ("sum", {"beta": (0.05, 2.0)}),
     "dgl": ("sum", {"alpha": (0.5, 8.0)}),
     "mmpareto": ("sum", {"gamma": (1.0, 2.0)}),
     "olm": ("sum", {"learning_rate": (1e-4, 1e-2)}),
