@@ -450,7 +450,7 @@ from hf_mmbalance.building.cli import DatasetScript
 
 def long_plan(args, encode):
     clips = make_plan(args.source).clips
-    clips = [replace(clip, id=f"{{clip.id}}-{{again}}") for again in range(12) for clip in clips]
+    clips = [replace(clip, id=f"{{clip.id}}-{{again}}") for again in range(6) for clip in clips]
     return make_plan(args.source, clips=clips)
 
 if __name__ == "__main__":
@@ -463,7 +463,10 @@ def test_an_interrupted_build_says_how_to_resume(media, tmp_path):
     script, out = tmp_path / "run.py", tmp_path / "out"
     script.write_text(COMMAND.format(root=str(Path(__file__).parents[2]), media=str(media), out=str(out)))
     command = [sys.executable, str(script)]
-    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
     while not list((out / ".build" / "drafts").glob("*")):
         assert run.poll() is None, "the build ended before it began"
         time.sleep(0.005)
