@@ -26,7 +26,7 @@ SHARES = {"media": 600, "tables": 280, "rows": 60, "models": 60}
 SECONDS = 10.0  # a case that takes longer hangs
 MEMORY = 2 << 30  # bytes a case may use at most
 ADDRESS_SPACE = 16 << 30  # bytes; a case that wants more than this gets a MemoryError, and the machine is spared
-START_SECONDS = 120.0  # importing torch in a new worker on a busy machine
+START_SECONDS = 400.0  # importing torch in a new worker on a busy machine
 
 
 @dataclass
