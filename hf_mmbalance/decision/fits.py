@@ -7,6 +7,7 @@ strength / (2 N). Classes without clips keep the parent's values and do not comp
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ SMALLEST_WEIGHT = 1e-4
 SCALAR_STRENGTH = 1.0
 #: Strength of the pull of a Dirichlet map's bias and diagonal, relative to that of its off-diagonal.
 DIRICHLET_BIAS, DIRICHLET_DIAGONAL = 0.3, 0.03
+BLOCK = 1 << 18  # numbers of an array that a loss works on at a time
 #: Pseudo-counts per class that the smoothing of a prior chooses among.
 PSEUDO_COUNTS = np.exp(np.linspace(np.log(0.1), np.log(1e5), 60))
 
@@ -73,11 +75,31 @@ class FitData:
         return self if rows.all() else self.take(rows)
 
 
-def mean_nll(posteriors: torch.Tensor, data: FitData) -> torch.Tensor:
-    """Mean NLL of log-posteriors `(N, C)`, over the classes that occur among the labels."""
-    if posteriors.shape[1] == len(data.seen):
-        return torch.nn.functional.nll_loss(posteriors, data.target)
-    return torch.nn.functional.cross_entropy(posteriors[:, data.seen], data.target)
+def blocks(rows: int, width: int) -> list[slice]:
+    """Slices of rows of `width` numbers that fit into a processor's cache.
+
+    A loss of many clips and classes spends most of its time in memory otherwise: each step of it makes arrays of all.
+    """
+    size = max(1, BLOCK // width)
+    return [slice(first, first + size) for first in range(0, rows, size)]
+
+
+def own_nll(own: FitData, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean NLL of clips reduced to one modality, over the classes that occur among the labels.
+
+    Args:
+        own: the clips.
+        parameters: of that modality, by the names of the head's buffers.
+    """
+    typicality = None if own.typicality is None else torch.from_numpy(own.typicality)
+    every = own.log_probs.shape[2] == len(own.seen)
+    total = torch.zeros((), dtype=own.log_probs.dtype)
+    for part in blocks(*own.logits.shape[::2]):
+        known = None if typicality is None else typicality[part]
+        posteriors = calibrate(own.log_probs[part], own.mask[part], parameters, known)[:, 0]
+        loss = torch.nn.functional.nll_loss if every else torch.nn.functional.cross_entropy
+        total = total + loss(posteriors if every else posteriors[:, own.seen], own.target[part], reduction="sum")
+    return total / len(own.labels)
 
 
 def pull(theta: torch.Tensor, anchor: np.ndarray, strength: float | np.ndarray, clips: int) -> torch.Tensor:
@@ -136,7 +158,7 @@ def fit_temperatures(data: FitData, state: HeadState, *, temperature: bool = Tru
             if slope:
                 changed[SLOPE] = theta[-1:]
             penalty = pull(theta, np.zeros(len(theta)), SCALAR_STRENGTH, len(own.labels))
-            return mean_nll(own_posteriors(own, changed), own) + penalty
+            return own_nll(own, changed) + penalty
 
         theta = minimise(loss, start, bounds)
         if temperature:
@@ -152,12 +174,6 @@ def one_modality(state: HeadState, m: int) -> dict[str, torch.Tensor]:
     names = ("log_temperature", SLOPE, "calibration_scale", "calibration_map", "calibration_bias", "class_mask")
     own = {name: torch.from_numpy(state[name][m : m + 1]) for name in names if name in state.arrays}
     return own | {"log_prior": torch.from_numpy(state["log_prior"])}
-
-
-def own_posteriors(own: FitData, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Calibrated log-posteriors `(N, C)` of clips reduced to one modality."""
-    typicality = None if own.typicality is None else torch.from_numpy(own.typicality)
-    return calibrate(own.log_probs, own.mask, parameters, typicality)[:, 0]
 
 
 def fit_maps(data: FitData, state: HeadState, strength: float, kind: str, start: HeadState | None = None) -> HeadState:
@@ -198,7 +214,7 @@ def fit_maps(data: FitData, state: HeadState, strength: float, kind: str, start:
             changed = {name: theta[:size].reshape(1, *neutral.shape)}
             changed["calibration_bias"] = temperature * theta[None, size:]
             penalty = pull(theta, anchor, strengths, len(own.labels))
-            return mean_nll(own_posteriors(own, parameters | changed), own) + penalty
+            return own_nll(own, parameters | changed) + penalty
 
         first = anchor
         if start is not None:
@@ -248,10 +264,15 @@ def fit_weights(
     bias = torch.from_numpy(state["bias"][seen])
     target = torch.from_numpy(shares(np.nan_to_num(capability(data.logits, data.labels)))[0][:, seen])
 
+    cross_entropy = partial(torch.nn.functional.cross_entropy, reduction="sum")
+
     def loss(theta: torch.Tensor) -> torch.Tensor:
         weights = theta[:size].reshape(shape).expand(modalities, len(seen))
         changed = {"weights": weights, "bias": theta[size:] if with_bias else bias}
-        value = torch.nn.functional.cross_entropy(fused_logits(evidence, several, fixed | changed), data.target)
+        value = sum(
+            cross_entropy(fused_logits(evidence[part], several[part], fixed | changed), data.target[part])
+            for part in blocks(len(evidence), evidence[0].numel())
+        ) / len(evidence)
         if balance:
             value = value + balance * share_divergence(weights, target)
         return value + pull(theta, anchor, strength, len(data.labels))
