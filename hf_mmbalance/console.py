@@ -38,10 +38,10 @@ def underscored(argv: Sequence[str]) -> list[str]:
     ]
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], quoted: bool = True) -> str:
     """`; did you mean 'known'?` for a word that is close to a known one, else nothing."""
     close = difflib.get_close_matches(word, sorted(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {repr(close[0]) if quoted else close[0]}?" if close else ""
 
 
 def with_flags(text: str, options: Iterable[str]) -> str:

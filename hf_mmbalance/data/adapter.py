@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from hf_mmbalance.console import did_you_mean
 from hf_mmbalance.data.clips import SPLITS, DataError, split_name
 
 
@@ -71,7 +71,7 @@ class Adapter:
         absent = [label for label in self.labels or () if label not in names]
         if absent:
             shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-            hint = did_you_mean(absent[0], names)
+            hint = did_you_mean(absent[0], names, quoted=False)
             raise DataError(f"{dataset}: no label {absent[0]!r}{hint} (it has {shown}); {self.remedy}")
 
 
@@ -95,9 +95,10 @@ def find_adapter(dataset: str, chosen: str | None = None) -> Adapter | None:
     if chosen is not None and chosen not in adapter_names():
         if not chosen.endswith((".yaml", ".yml")):
             names = adapter_names()
+            hint = did_you_mean(chosen, names, quoted=False)
             raise DataError(
-                f"dataset_adapter {chosen!r} is neither a YAML file nor {NONE}{did_you_mean(chosen, names)} (there are"
-                f" adapters for {', '.join(names)})"
+                f"dataset_adapter {chosen!r} is neither a YAML file nor {NONE}{hint} (there are adapters for"
+                f" {', '.join(names)})"
             )
         return read_adapter(Path(chosen), chosen)
     repository = chosen or dataset
@@ -143,16 +144,11 @@ def read_adapter(path: Path, name: str) -> Adapter:
                               "notes": _texts(path, "notes", notes)})  # fmt: skip
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean known?` for a word that is close to a known one, else nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
 def _check_key(path: Path, what: str, key: str, known: Iterable[str]) -> None:
     names = list(known)
     if key not in names:
-        raise DataError(f"{path}: unknown {what} {key!r}{did_you_mean(key, names)} (known are {', '.join(names)})")
+        hint = did_you_mean(key, names, quoted=False)
+        raise DataError(f"{path}: unknown {what} {key!r}{hint} (known are {', '.join(names)})")
 
 
 def _mapping(path: Path, what: str, value: Any) -> dict[str, Any]:

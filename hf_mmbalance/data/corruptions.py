@@ -6,13 +6,13 @@ in which clips are read. `docs/robustness.md` says the name of each kind in AVRo
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from hf_mmbalance.console import did_you_mean
 from hf_mmbalance.data import corruptions_audio as sound
 from hf_mmbalance.data import corruptions_vision as picture
 from hf_mmbalance.data.clips import Clip, ClipDataset, DataError, DrawnClips
@@ -88,8 +88,7 @@ def kinds_of(names: str | Iterable[str]) -> list[str]:
     kinds: list[str] = []
     for name in [names] if isinstance(names, str) else names:
         if name not in CORRUPTIONS and name not in GROUPS:
-            close = difflib.get_close_matches(name, [*CORRUPTIONS, *GROUPS], n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(name, [*CORRUPTIONS, *GROUPS])
             known = f"{', '.join(CORRUPTIONS)}; groups are {', '.join(GROUPS)}"
             raise DataError(f"unknown corruption {name!r}{hint}; known are {known}")
         kinds += GROUPS.get(name, [name])

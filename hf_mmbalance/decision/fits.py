@@ -92,14 +92,15 @@ def own_nll(own: FitData, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
         parameters: of that modality, by the names of the head's buffers.
     """
     typicality = None if own.typicality is None else torch.from_numpy(own.typicality)
-    every = own.log_probs.shape[2] == len(own.seen)
+    clips, _, classes = own.log_probs.shape
+    every = classes == len(own.seen)
+    loss = torch.nn.functional.nll_loss if every else torch.nn.functional.cross_entropy
     total = torch.zeros((), dtype=own.log_probs.dtype)
-    for part in blocks(*own.logits.shape[::2]):
-        known = None if typicality is None else typicality[part]
-        posteriors = calibrate(own.log_probs[part], own.mask[part], parameters, known)[:, 0]
-        loss = torch.nn.functional.nll_loss if every else torch.nn.functional.cross_entropy
+    for part in blocks(clips, classes):
+        t = None if typicality is None else typicality[part]
+        posteriors = calibrate(own.log_probs[part], own.mask[part], parameters, t)[:, 0]
         total = total + loss(posteriors if every else posteriors[:, own.seen], own.target[part], reduction="sum")
-    return total / len(own.labels)
+    return total / clips
 
 
 def pull(theta: torch.Tensor, anchor: np.ndarray, strength: float | np.ndarray, clips: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Typicality: how unlike its training clips a clip looks to a tower, from the tower's features.
+"""Typicality: how far a clip is from those of training for a tower, from the tower's features.
 
 Class means and one shared covariance of the training clips' features give the Mahalanobis distance of a clip to the
 nearest class mean; how far its log lies above that of the clean clips of the fit, in their standard deviations, is the

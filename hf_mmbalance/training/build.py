@@ -24,7 +24,7 @@ def build_model_and_processor(
 
     Raises:
         ValueError: as [`compose_from_backbones`]; or if a trained model has other classes than the clips.
-        HubError: a backbone or model cannot be had from the Hub.
+        HubError: a backbone or model cannot be fetched from the Hub.
     """
     set_seed(seed)
     load = _compose if arguments.model_name_or_path is None else _load_trained

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from hf_mmbalance.data.adapter import did_you_mean
+from hf_mmbalance.console import did_you_mean
 from hf_mmbalance.data.clips import SPLIT_ALIASES, SPLITS, ClipSplits, DataError
 from hf_mmbalance.data.files import walk_files
 from hf_mmbalance.data.sources.table import TABLE_SUFFIXES
@@ -86,7 +86,8 @@ def load_clips(dataset: str, **options: Any) -> ClipSplits:
     known = [entry.name for entry in fields(kind)]
     for name in options:
         if name not in known:
-            raise DataError(f"{dataset} has no option {name!r}{did_you_mean(name, known)} (it has {', '.join(known)})")
+            hint = did_you_mean(name, known, quoted=False)
+            raise DataError(f"{dataset} has no option {name!r}{hint} (it has {', '.join(known)})")
     module, _, loader = SOURCES[source]
     load = getattr(importlib.import_module(f"hf_mmbalance.data.{module}"), loader)
     clips = load(kind(**options)) if source in NAMED else load(dataset, kind(**options))
