@@ -127,7 +127,9 @@ class Cell:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/balancing_grid"))
-    parser.add_argument("--quick", action="store_true", help="digits, 2 trials of 5 epochs, 2 folds: that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="digits, 500 clips, 2 trials of 5 epochs, 2 folds: that it runs"
+    )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all; with --quick digits")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
@@ -139,9 +141,9 @@ def main() -> int:
     tasks = arguments.tasks or (["digits"] if quick else list(TASKS))
     methods = list(dict.fromkeys(["joint", "joint_unimodal", *arguments.methods]))
     out = arguments.out / "quick" if quick else arguments.out
-    grid = load(arguments.out)
+    grid = load(out, clips=500 if quick else None)
     for task in tasks:
-        prepare(task, grid, arguments.out)
+        prepare(task, grid, out)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
         arguments.jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
@@ -297,8 +299,7 @@ def train(cell: Cell) -> Arrays:
     """Train a model on a cell's clips and run it over the others."""
     logging.set_verbosity_error()
     task, (fusion, strengths), settings = TASKS[cell.task], METHODS[cell.method], dict(cell.settings)
-    root = cell.out.parent if cell.out.name == "quick" else cell.out
-    with np.load(inputs_file(cell.task, root)) as found:
+    with np.load(inputs_file(cell.task, cell.out)) as found:
         arrays = dict(found)
     parts = parts_of(arrays["labels"], cell.fold)
     data = standardised(arrays, parts["train"])

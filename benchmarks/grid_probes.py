@@ -52,11 +52,11 @@ class Grid:
         return np.flatnonzero(self.split == split)
 
 
-def load(cache: Path) -> Grid:
-    """The clips of `$MMBALANCE_DATA/grid_s1`, decoded once into a folder."""
+def load(cache: Path, clips: int | None = None) -> Grid:
+    """The first clips (default: all 1,000) of `$MMBALANCE_DATA/grid_s1`, decoded once into a folder."""
     root = Path(os.environ["MMBALANCE_DATA"]) / "grid_s1"
     with open(root / "labels.csv", encoding="utf-8") as file:
-        table = list(csv.DictReader(file))
+        table = list(csv.DictReader(file))[:clips]
     path = cache / "grid_probes.npz"
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def load(cache: Path) -> Grid:
     words = {n: np.unique([row[n] for row in table], return_inverse=True)[1] for n in LABELS}
     order = np.random.default_rng(0).permutation(len(table))
     split = np.empty(len(table), dtype="U11")
-    split[order] = np.repeat(list(SIZES), list(SIZES.values()))
+    split[order] = np.repeat(list(SIZES), list(SIZES.values()))[: len(table)]
     return Grid([row["id"] for row in table], sound, mouths, windows, words, split)
 
 

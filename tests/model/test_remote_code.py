@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from .tiny import HEADS, run_python, tiny_model
 
 
 LOAD = """
-import sys, torch
+import json, sys, torch
 from transformers import AutoConfig, AutoModel, AutoProcessor
 import transformers
 try:
@@ -24,21 +26,22 @@ except ImportError:
     pass
 else:
     raise SystemExit("the package must not be importable here")
-folder, out, auto = sys.argv[1:4]
-model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-assert type(model).__name__ == "MMBalanceForAudioVisualClassification", type(model)
-assert type(processor).__name__ == "MMBalanceProcessor", type(processor)
-assert AutoConfig.from_pretrained(folder, trust_remote_code=True).fusion == model.config.fusion
-clips = torch.load(out + "/clips.pt", weights_only=False)
-answers = []
-for inputs in clips:
-    with torch.no_grad():
-        answers.append(model(**processor(**inputs, sampling_rate=22050, return_tensors="pt")).logits)
-torch.save(answers, out + "/answers.pt")
-if len(sys.argv) > 4:
-    model.save_pretrained(sys.argv[4])
-    processor.save_pretrained(sys.argv[4])
+clips = torch.load(sys.argv[1] + "/clips.pt", weights_only=False)
+answers = {}
+for folder, auto, again in json.loads(sys.argv[2]):
+    model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    assert type(model).__name__ == "MMBalanceForAudioVisualClassification", type(model)
+    assert type(processor).__name__ == "MMBalanceProcessor", type(processor)
+    assert AutoConfig.from_pretrained(folder, trust_remote_code=True).fusion == model.config.fusion
+    answers[folder, auto] = []
+    for inputs in clips:
+        with torch.no_grad():
+            answers[folder, auto].append(model(**processor(**inputs, sampling_rate=22050, return_tensors="pt")).logits)
+    if again:
+        model.save_pretrained(again)
+        processor.save_pretrained(again)
+torch.save(answers, sys.argv[1] + "/answers.pt")
 """
 
 
@@ -55,14 +58,28 @@ def _clips() -> list[dict]:
     return [{"audio": wave, "frames": frames}, {"audio": wave}, {"frames": frames}]
 
 
-def _check(folder: Path, tmp_path: Path, expected: list[torch.Tensor], auto: str, again: Path | None = None) -> None:
+@dataclass
+class _Case:
+    """A saved folder, what the model answered before it was saved, and where a loaded model is saved once more."""
+
+    folder: Path
+    expected: list[torch.Tensor]
+    auto: str = "AutoModel"
+    again: Path | None = None
+
+
+def _check(tmp_path: Path, *cases: _Case) -> None:
+    """All cases in one new process (its start takes seconds, a tiny model's loading a fraction of one)."""
+    tmp_path.mkdir(exist_ok=True)
     torch.save(_clips(), tmp_path / "clips.pt")
-    more = () if again is None else (again,)
-    home = tmp_path / f"home-{auto}-{folder.name}"
-    done = run_python(LOAD, folder, tmp_path, auto, *more, block=True, HF_HOME=str(home))
+    told = [(str(case.folder), case.auto, case.again and str(case.again)) for case in cases]
+    done = run_python(LOAD, tmp_path, json.dumps(told), block=True, HF_HOME=str(tmp_path / "home"))
     assert done.returncode == 0, done.stderr[-3000:]
-    for ours, theirs in zip(expected, torch.load(tmp_path / "answers.pt"), strict=True):
-        torch.testing.assert_close(theirs, ours, atol=1e-6, rtol=1e-6)
+    answers = torch.load(tmp_path / "answers.pt")
+    assert len(answers) == len(cases)
+    for case in cases:
+        for ours, theirs in zip(case.expected, answers[str(case.folder), case.auto], strict=True):
+            torch.testing.assert_close(theirs, ours, atol=1e-6, rtol=1e-6)
 
 
 def _save(folder: Path, **options) -> list[torch.Tensor]:
@@ -76,23 +93,28 @@ def _save(folder: Path, **options) -> list[torch.Tensor]:
 def test_loads_and_runs_with_both_modalities_and_with_either_missing(tmp_path):
     expected = _save(tmp_path / "saved", frame_pooling="temporal", fusion_options={"calibration": "vector"})
     assert not torch.allclose(expected[0], expected[1])
-    _check(tmp_path / "saved", tmp_path, expected, "AutoModel")
+    _check(tmp_path, _Case(tmp_path / "saved", expected))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("auto", ["AutoModelForAudioClassification", "AutoModelForVideoClassification"])
-def test_every_auto_class(tmp_path, auto):
-    _check(tmp_path / "saved", tmp_path, _save(tmp_path / "saved"), auto)
+def test_every_auto_class(tmp_path):
+    expected = _save(tmp_path / "saved")
+    names = ("AutoModelForAudioClassification", "AutoModelForVideoClassification")
+    _check(tmp_path, *(_Case(tmp_path / "saved", expected, auto) for auto in names))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fusion", HEADS)
-def test_every_head_is_saved_again_and_loaded_without_the_package(tmp_path, fusion):
-    expected = _save(tmp_path / "saved", fusion=fusion)
-    _check(tmp_path / "saved", tmp_path, expected, "AutoModel", again=tmp_path / "again")
-    _check(tmp_path / "again", tmp_path, expected, "AutoModel")
-    files = [{path.name for path in (tmp_path / folder).iterdir()} for folder in ("saved", "again")]
-    assert files[0] == files[1]
+def test_every_head_is_saved_again_and_loaded_without_the_package(tmp_path):
+    saved = {fusion: _save(tmp_path / f"saved-{fusion}", fusion=fusion) for fusion in HEADS}
+    first = [
+        _Case(tmp_path / f"saved-{fusion}", logits, again=tmp_path / f"again-{fusion}")
+        for fusion, logits in saved.items()
+    ]
+    _check(tmp_path, *first)
+    _check(tmp_path / "second", *(_Case(tmp_path / f"again-{fusion}", logits) for fusion, logits in saved.items()))
+    for fusion in HEADS:
+        files = [{path.name for path in (tmp_path / f"{time}-{fusion}").iterdir()} for time in ("saved", "again")]
+        assert files[0] == files[1]
 
 
 @pytest.mark.slow
