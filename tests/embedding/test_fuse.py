@@ -39,8 +39,8 @@ def rows(n=80, classes=4, width=12, spread=(1.2, 0.8), seed=0, clips_per_group=1
 
 
 def test_fusing_beats_the_better_tower_on_clips_that_nothing_saw():
-    fitted = fit(rows(), FuseOptions())
-    new = rows(n=400, seed=1)
+    fitted = fit(rows(spread=(0.7, 0.6)), FuseOptions())
+    new = rows(n=400, spread=(0.7, 0.6), seed=1)
     unimodal, fused = fitted.unimodal(new), fitted.fused(new)
     single = [measures.accuracy(unimodal[:, m], new.labels) for m in range(2)]
     assert measures.accuracy(fused, new.labels) > max(single) + 0.02
@@ -73,7 +73,7 @@ def test_draws_of_a_clip_count_as_one_clip_and_stay_in_one_fold():
     found, expected = fit(doubled, FuseOptions()), fit(clean, FuseOptions())
     assert (found.folds[::2] == found.folds[1::2]).all()
     for name, head in expected.heads.items():
-        assert found.heads[name].penalty == head.penalty
+        assert found.heads[name].shrinkage == head.shrinkage
         assert np.abs(found.heads[name](clean.features[name]) - head(clean.features[name])).max() < 0.02
 
 

@@ -1,9 +1,10 @@
-"""Linear heads against conditions that the minimum must satisfy, computed by hand."""
+"""Linear heads against discriminants written out by hand, and scikit-learn's."""
 
 import numpy as np
 import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from hf_mmbalance.embedding.heads import PENALTIES, _fit, fit_head
+from hf_mmbalance.embedding.heads import SHRINKAGES, _Discriminant, fit_head
 from hf_mmbalance.metrics.measures import log_softmax
 
 
@@ -14,19 +15,41 @@ def clips(n=90, width=6, classes=3, seed=0, spread=1.5):
     return means[labels] + rng.normal(size=(n, width)), labels
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-def test_the_gradient_of_the_stated_loss_is_zero(classes):
-    features, labels = clips(classes=classes)
-    weights = np.random.default_rng(1).uniform(0.5, 2, len(labels))
-    penalty = 0.01
-    weight, bias = _fit(features, labels, weights, classes, penalty)
-    error = np.exp(log_softmax(features @ weight.T + bias)) - np.eye(classes)[labels]
-    share = weights / weights.sum()
-    # scikit-learn's two-class model penalises w = w_1 - w_0 once; with w_1 = -w_0 = w / 2 that is 2 |W|^2.
-    factor = 2 if classes == 2 else 1
-    gradient = (share[:, None] * error).T @ features + factor * penalty * weight
-    assert np.abs(gradient).max() < 1e-4
-    assert np.abs((share[:, None] * error).sum(0)).max() < 1e-4
+def fitted(features, labels, classes, shrinkage, weights=None):
+    weights = np.ones(len(labels)) if weights is None else weights
+    return _Discriminant.of(features, labels, weights, classes).head(shrinkage)
+
+
+def test_log_posteriors_of_normal_classes_with_shrunk_means_and_priors():
+    """The equation of the docstring for three classes of 20, 10 and 5 clips, class by class."""
+    features, labels = clips(width=4)
+    keep = np.concatenate([np.flatnonzero(labels == c)[:n] for c, n in enumerate((20, 10, 5))])
+    features, labels = features[keep], labels[keep]
+    weight, bias = fitted(features, labels, 3, 0.3)
+    centre = features.mean(0)
+    own = np.stack([features[labels == c].mean(0) for c in range(3)])
+    covariance = sum(np.outer(x - own[y], x - own[y]) for x, y in zip(features, labels, strict=True)) / 35
+    expected = []
+    for c, n in enumerate((20, 10, 5)):
+        mean = centre + n / (n + 1) * (own[c] - centre)
+        distances = [(x - mean) @ np.linalg.solve(covariance + 0.3 * np.eye(4), x - mean) for x in features]
+        expected.append(-np.array(distances) / 2 + np.log((n + 1) / 38))
+    assert np.allclose(log_softmax(features @ weight.T + bias), log_softmax(np.stack(expected, 1)))
+
+
+def test_many_clips_give_the_discriminant_of_scikit_learn():
+    features, labels = clips(n=60_000, width=3)
+    weight, bias = fitted(features, labels, 3, 1e-12)
+    theirs = LinearDiscriminantAnalysis(solver="lsqr").fit(features, labels).predict_log_proba(features)
+    assert np.abs(log_softmax(features @ weight.T + bias) - theirs).max() < 5e-3
+
+
+def test_a_weight_of_two_is_a_clip_given_twice():
+    features, labels = clips(n=12)
+    weights = np.where(np.arange(12) < 3, 2.0, 1.0)
+    twice = np.concatenate([features, features[:3]]), np.concatenate([labels, labels[:3]])
+    for one, other in zip(fitted(features, labels, 3, 0.1, weights), fitted(*twice, 3, 0.1), strict=True):
+        assert np.allclose(one, other)
 
 
 def test_fewer_clips_than_dimensions_give_the_same_head_as_the_full_space():
@@ -35,9 +58,9 @@ def test_fewer_clips_than_dimensions_give_the_same_head_as_the_full_space():
     head, _ = fit_head(features, labels, 3, folds)
     mean = features.mean(0)
     scale = np.sqrt(((features - mean) ** 2).sum(1).mean())
-    weight, bias = _fit((features - mean) / scale, labels, np.ones(24), 3, head.penalty)
+    weight, bias = fitted((features - mean) / scale, labels, 3, head.shrinkage)
     expected = ((features - mean) / scale @ weight.T + bias) / head.temperature
-    assert np.abs(head(features) - expected).max() < 1e-2
+    assert np.abs(head(features) - expected).max() < 1e-8
     assert head.weight.shape == (3, 60)
 
 
@@ -48,31 +71,42 @@ def test_held_out_logits_are_those_of_a_head_without_the_fold():
     centred = features - features.mean(0)
     points = centred / np.sqrt((centred**2).sum(1).mean())
     learn = folds != 2
-    weight, bias = _fit(points[learn], labels[learn], np.ones(learn.sum()), 3, head.penalty)
+    weight, bias = fitted(points[learn], labels[learn], 3, head.shrinkage)
     assert np.allclose(held_out[~learn], (points[~learn] @ weight.T + bias) / head.temperature)
-    assert set(head.nll) == set(PENALTIES)
-    assert head.nll[head.penalty] == min(head.nll.values())
+    assert set(head.nll) == set(SHRINKAGES)
+    assert head.nll[head.shrinkage] == min(head.nll.values())
 
 
-def test_noise_is_fitted_with_the_strongest_penalty_and_clear_classes_with_a_weak_one():
+def test_classes_hidden_by_a_common_variance_get_weak_shrinkage_and_noise_gets_no_confidence():
     rng = np.random.default_rng(0)
     labels = np.arange(100) % 4
     noise, _ = fit_head(rng.normal(size=(100, 50)), labels, 4, np.arange(100) // 4 % 5)
-    clear, _ = fit_head(np.eye(4)[labels] + 0.01 * rng.normal(size=(100, 4)), labels, 4, np.arange(100) // 4 % 5)
-    assert clear.penalty < 0.1 and clear.nll[clear.penalty] < 0.05
-    assert noise.nll[noise.penalty] < np.log(4) + 0.02
+    common = rng.normal(size=(100, 1)) * 30 * np.array([1.0, 2, 3, 4])  # the same in every class
+    classes = np.eye(4)[labels] + 0.1 * rng.normal(size=(100, 4))
+    clear, _ = fit_head(classes + common, labels, 4, np.arange(100) // 4 % 5)
+    assert clear.shrinkage < 1e-3 and clear.nll[clear.shrinkage] < 0.05
+    assert noise.nll[noise.shrinkage] < np.log(4) + 0.02
     assert np.abs(noise(rng.normal(size=(100, 50)))).max() < 0.3  # it knows nothing, and says so
 
 
-def test_the_temperature_is_that_of_the_lowest_held_out_nll():
+def test_the_temperature_is_that_of_the_lowest_held_out_nll_of_smoothed_labels():
     features, labels = clips(spread=0.4, n=60, width=40)
     head, held_out = fit_head(features, labels, 3, np.arange(60) // 3 % 5)
+    smoothed = 60 / 61 * np.eye(3)[labels] + 1 / 61 / 3
 
     def nll(factor):
-        return -log_softmax(held_out * factor)[np.arange(60), labels].mean()
+        return -(smoothed * log_softmax(held_out * factor)).sum(1).mean()
 
-    assert head.nll[head.penalty] == pytest.approx(nll(1.0))
-    assert nll(1.0) <= min(nll(0.9), nll(1.1))
+    assert nll(1.0) < min(nll(0.97), nll(1.03))
+    assert head.nll[head.shrinkage] == pytest.approx(-log_softmax(held_out)[np.arange(60), labels].mean())
+
+
+def test_a_head_that_is_always_right_does_not_become_certain():
+    features, labels = clips(n=30, spread=20)
+    head, held_out = fit_head(features, labels, 3, np.arange(30) // 3 % 5)
+    confidence = np.exp(log_softmax(held_out)).max(1)
+    assert (held_out.argmax(1) == labels).all()
+    assert 0.95 < confidence.mean() <= 1 - 2 / 3 / 31  # at most that of the smoothed labels
 
 
 def test_a_class_without_clips_is_never_the_answer():
