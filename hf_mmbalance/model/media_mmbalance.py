@@ -43,7 +43,8 @@ LFS_HEAD = b"version https://git-lfs"
 SEEK_FROM = 20.0  # seconds; up to here reading from the start is cheaper than a seek, which may fail
 MAX_ERRORS = 50  # consecutive demuxing errors after which the rest of a file is not read
 # Tags that are not UTF-8 are no reason to refuse a clip. PyAV reads them without this option since version 19.
-TAG_OPTIONS = {"metadata_errors": "replace"} if av is not None and int(av.__version__.split(".")[0]) < 19 else {}
+OLD_AV = av is not None and int(av.__version__.split(".")[0]) < 19
+TAG_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if OLD_AV else {}
 
 Source = str | os.PathLike | bytes
 
