@@ -2,7 +2,7 @@
 
     MMBALANCE_DATA=... python benchmarks/decision_typicality.py [--cache outputs/probes] [--labels digit letter]
 
-The whole ladder is fitted by `decide_splits` as `mmbalance decide --known-groups` does (the one speaker is known).
+The whole ladder is fitted by `decide_splits` as `mmbalance decide --known_groups` does (the one speaker is known).
 """
 
 from __future__ import annotations

@@ -53,7 +53,8 @@ def carve(
     if whole and 1 < len(names) < len(ids):
         return _by_group(names, group_of, np.asarray(labels), fraction, seed, name, at_least)
     mask = _by_clip(ids, np.asarray(labels), fraction, seed, name)
-    return mask, "by clip, balanced by class" + ("" if len(names) == len(ids) else f" (only {len(names)} groups)")
+    few = "" if len(names) == len(ids) else f" (only {len(names)} group{'s' if len(names) > 1 else ''})"
+    return mask, "by clip, balanced by class" + few
 
 
 def _by_clip(ids: Sequence[str], labels: np.ndarray, fraction: float, seed: int, name: str) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -41,6 +42,7 @@ class Source:
         name: of the run's folder or the file.
         table: the clips to judge.
         configuration: runs with equal ones are seeds of one another; None for a table, which has none.
+        seed: of the run; None for a table.
         fusion: head of the run; None for a table.
         refitted: `(N, C)` fused logits of a decision layer fitted here, on clips it does not judge.
         notes: of that fit.
@@ -49,6 +51,7 @@ class Source:
     name: str
     table: DecisionTable
     configuration: str | None = None
+    seed: int | None = None
     fusion: str | None = None
     refitted: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
@@ -112,7 +115,8 @@ def read_source(
     if folder and (folder / "results.json").is_file():
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         source.fusion = str(results.get("fusion", "own head"))
-        source.configuration = _configuration(results["arguments"]) if "arguments" in results else None
+        if "arguments" in results:
+            source.configuration, source.seed = _configuration(results["arguments"]), results["arguments"].get("seed")
     if refit or not own:
         # The rows of a run that are judged, so that both of its decision layers answer the same clips.
         named = own or split != "test"
@@ -172,9 +176,13 @@ def _difference(source: Source, first: Source, what: str, ours: list[str], their
 
 def entries_of(sources: Sequence[Source]) -> list[Entry]:
     """Lines of the comparison: by configuration its decision layers, then the sum and every modality."""
-    grouped: dict[str, list[Source]] = {}
-    for source in sources:
-        grouped.setdefault(source.configuration or f"table {source.name}", []).append(source)
+    grouped: dict[tuple[str, int], list[Source]] = {}
+    same: Counter[tuple[str, int | None]] = Counter()
+    for index, source in enumerate(sources):
+        configuration = source.configuration or f"table {index}"
+        # A run with the seed of another one is no further seed: it opens a configuration of its own.
+        grouped.setdefault((configuration, same[configuration, source.seed]), []).append(source)
+        same[configuration, source.seed] += 1
     found: list[Entry] = []
     for name, members in zip(_names(list(grouped.values())), grouped.values(), strict=True):
         if all("fused" in member.table.references for member in members):

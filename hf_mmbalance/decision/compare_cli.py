@@ -60,6 +60,12 @@ def run_compare(arguments: argparse.Namespace, find: Find) -> int:
             source.notes = notes + source.notes
             sources.append(source)
             step()
+    names = [source.name for source in sources]
+    for given, source in zip(arguments.sources, sources, strict=True):
+        if arguments.sources.count(given) > 1:
+            raise ValueError(f"{given} is given twice")
+        if names.count(source.name) > 1:
+            source.name = given
     found = compare_sources(sources, baseline=arguments.baseline, draws=arguments.draws, seed=arguments.seed)
     if console.shows_text(arguments):
         console.say(text_of(found))

@@ -193,7 +193,7 @@ def allowed_rungs(clips: Clips, options: Options) -> tuple[list[str], list[str]]
         allowed = [rung for rung in allowed if rung in STIFF]
         notes.append(
             f"{number} group(s): folds cannot show how a rung fares on a new group, so only {', '.join(STIFF)} and the"
-            f" best single modality can be chosen (at least {MIN_GROUPS} groups, or --known-groups where the place of"
+            f" best single modality can be chosen (at least {MIN_GROUPS} groups, or --known_groups where the place of"
             f" use has the same groups, are needed for more); {', '.join(SHOWN)} are shown beside them"
         )
     elif classes > MAX_CLASSES:
@@ -365,15 +365,12 @@ def _within_one_error(scores: dict[str, RungScore], clips: Clips, candidates: Se
     best = min(candidates, key=lambda name: scores[name].nll.mean())
     for name in candidates:
         difference = scores[name].nll - scores[best].nll
-        error = clips.standard_error(difference)
+        error, nll = clips.standard_error(difference), f"held-out NLL {scores[name].nll.mean():.4f}"
         if name == best:
-            return (
-                name,
-                f"{name} has the lowest held-out NLL ({scores[name].nll.mean():.4f}) and no simpler rung is near",
-            )
+            return name, f"{nll}, the lowest; no simpler rung is within one paired standard error of it"
         if difference.mean() <= error:
             return name, (
-                f"{name} is the simplest rung within one paired standard error of the best: {difference.mean():.4f}"
-                f" above {best} ({scores[best].nll.mean():.4f}), standard error {error:.4f}"
+                f"the simplest rung within one paired standard error ({error:.4f}) of the best: {nll},"
+                f" {best} {scores[best].nll.mean():.4f}"
             )
     raise AssertionError("the best candidate is among the candidates")

@@ -72,7 +72,7 @@ def _lean(report: Report) -> str:
     most = max((c for c, lean in enumerate(by_class) if lean is not None), key=lambda c: by_class[c])
     return (
         f"The decision leans to {name}: it counts for {100 * value:.0f} points more than its share of what the"
-        f" modalities can do, most for {report['classes'][most]}."
+        f" modalities can do, most for class {report['classes'][most]}."
     )
 
 

@@ -266,10 +266,10 @@ def _run(
     parts: list[Part], datasets: dict[str, ClipDataset], out: Path, plan: dict[str, Any], towers: _Towers
 ) -> dict[str, int]:
     counts = {"computed": 0, "reused": 0}
-    total = sum(len(part.rows) for part in parts)
+    total = sum(len(part.rows) for part in parts) * len(plan["modalities"])
     read = lambda part: [datasets[part.split][i] for i in part.rows]  # noqa: E731
     shown = None if PartialState().is_main_process else True
-    with ThreadPoolExecutor(1) as pool, tqdm(total=total, desc="embedding", unit="clip", disable=shown) as bar:
+    with ThreadPoolExecutor(1) as pool, tqdm(total=total, desc="embedding", unit="feature", disable=shown) as bar:
         ahead = pool.submit(read, parts[0]) if parts else None
         for index, part in enumerate(parts):
             assert ahead is not None
@@ -278,8 +278,7 @@ def _run(
             for modality in plan["modalities"]:
                 folder = tower_folder(out, plan, modality)
                 reusable = sorted((out / REUSED / folder.name).glob("*.parquet"))
-                _write(part, datasets[part.split], examples, modality, folder, reusable, towers, counts)
-            bar.update(len(part.rows))
+                _write(part, datasets[part.split], examples, modality, folder, reusable, towers, counts, bar)
     return counts
 
 
@@ -292,6 +291,7 @@ def _write(
     reusable: list[Path],
     towers: _Towers,
     counts: dict[str, int],
+    bar: tqdm,
 ) -> None:
     """Write one part of one modality, unless it is there with the features of just these contents."""
     contents = [example[PARTS[modality]] for example in examples]
@@ -301,6 +301,7 @@ def _write(
     if path.exists():
         if read_part(path, ["key"])["key"].to_pylist() == keys:
             counts["reused"] += len(set(keys) - {None})
+            bar.update(len(keys))
             return
         reusable = [path, *reusable]
     known = features_in(reusable, {key for key in keys if key is not None})
@@ -311,7 +312,8 @@ def _write(
     }
     counts["reused"] += len(known)
     counts["computed"] += len(missing)
-    known |= towers.features(modality, missing)
+    bar.update(len(keys) - len(missing))
+    known |= towers.features(modality, missing, bar)
     write_part(
         path,
         _rows(part, dataset, examples, keys),
@@ -344,8 +346,8 @@ class _Towers:
     ):
         self.model, self.processor, self.options = model, processor, options
 
-    def features(self, modality: str, contents: dict[str, tuple[Any, int]]) -> dict[str, Feature]:
-        """Feature of every content `key -> (sound or frames, sampling rate)`, by key."""
+    def features(self, modality: str, contents: dict[str, tuple[Any, int]], bar: tqdm) -> dict[str, Feature]:
+        """Feature of every content `key -> (sound or frames, sampling rate)`, by key; the bar moves by batches."""
         batches = list(self._batches(modality, contents))
         found: dict[str, Feature] = {}
         prepare = lambda keys: self._tensors(modality, [contents[key] for key in keys])  # noqa: E731
@@ -356,6 +358,7 @@ class _Towers:
                 tensors = ahead.result()
                 ahead = pool.submit(prepare, batches[index + 1]) if index + 1 < len(batches) else None
                 found |= dict(zip(keys, self._forward(modality, tensors), strict=True))
+                bar.update(len(keys))
         return found
 
     def _batches(self, modality: str, contents: dict[str, tuple[Any, int]]) -> Iterator[list[str]]:

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from hf_mmbalance.data.clips import ClipSplits, NoLabels
 from hf_mmbalance.data.sources.rows import UNLABELLED
-from hf_mmbalance.decision.results import write_outputs
+from hf_mmbalance.decision.results import chance_notes, write_outputs
 from hf_mmbalance.embedding.build import TowerName, build_towers
 from hf_mmbalance.embedding.dataset_options import load_dataset
 from hf_mmbalance.embedding.fuse import (
@@ -136,6 +136,12 @@ def _fit(
     fitted = fit(rows, options)
     test = rows_of_split(stored, model, {TEST}) if TEST in stored.splits else None
     results, table = judge(rows, test, fitted, options)
+    reported = results["rows"][-1]["split"]
+    judged = table.select(reported)
+    notes += chance_notes(
+        [row for row in results["rows"] if row["split"] == reported],
+        judged.take(np.flatnonzero(judged.draw_numbers == 0)),
+    )
     write_heads(model, fitted.heads)
     fitted.allocation.write_to(model)
     return results, table

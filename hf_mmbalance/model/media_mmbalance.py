@@ -42,6 +42,9 @@ except ImportError:
 LFS_HEAD = b"version https://git-lfs"
 SEEK_FROM = 20.0  # seconds; up to here reading from the start is cheaper than a seek, which may fail
 MAX_ERRORS = 50  # consecutive demuxing errors after which the rest of a file is not read
+# Tags that are not UTF-8 are no reason to refuse a clip. PyAV reads them without this option since version 19.
+OLD_AV = av is not None and int(av.__version__.split(".")[0]) < 19
+TAG_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if OLD_AV else {}
 
 Source = str | os.PathLike | bytes
 
@@ -288,7 +291,7 @@ def _open(source: Source, name: str) -> Iterator[Any]:
     # A Python file object and no allowed protocol: a playlist disguised as a clip cannot open other files.
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         try:
-            container = av.open(file, options={"protocol_whitelist": "none"}, metadata_errors="replace")
+            container = av.open(file, options={"protocol_whitelist": "none"}, **TAG_OPTIONS)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise MediaError("undecodable", f"{name}: not a media file FFmpeg can open ({error})") from None
         with container:

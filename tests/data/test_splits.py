@@ -39,6 +39,7 @@ def test_few_groups_are_split_by_clip_and_reported():
     mask, how = carve(ids, labels, groups, 0.25, seed=0, name="calibration")
     np.testing.assert_array_equal(np.bincount(np.array(labels)[mask]), [5] * 4)
     assert "by clip" in how and "only 2 groups" in how
+    assert carve(ids, labels, ["a"] * 40, 0.25, seed=0, name="calibration")[1].endswith("(only 1 group)")
 
 
 def test_split_depends_on_the_seed_and_not_on_the_order():

@@ -112,6 +112,21 @@ def test_other_settings_are_another_configuration(runs: Path, capsys: pytest.Cap
     assert list(dict.fromkeys(row["configuration"] for row in found["rows"])) == ["ours-s0", "ours-s2"]
 
 
+def test_a_run_with_the_seed_of_another_is_no_further_seed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(runs / "again-s0", "adaptive", 0, 2.0)
+    found = compared(capsys, *(runs / name for name in ("ours-s0", "ours-s1", "again-s0")))
+    seeds = {row["configuration"]: row["seeds"] for row in found["rows"]}
+    assert seeds == {"ours": 2, "again": 1}
+
+
+def test_tables_of_one_name_are_told_apart(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [runs / name / "decisions.parquet" for name in ("ours-s0", "theirs-s0")]
+    found = compared(capsys, *files)
+    assert {row["configuration"]: row["seeds"] for row in found["rows"]} == {str(file): 1 for file in files}
+    assert cli.main(["compare", str(files[0]), str(files[0])]) == 2
+    assert f"{files[0]} is given twice" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

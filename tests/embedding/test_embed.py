@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tqdm import tqdm
 
 from hf_mmbalance.data.clips import DataError
+from hf_mmbalance.embedding import embed as embed_module
 from hf_mmbalance.embedding.draws import Draws
 from hf_mmbalance.embedding.embed import EmbedOptions, embed, finish, merge, read_plan
 from hf_mmbalance.embedding.parts import EmbeddingError
@@ -54,6 +56,27 @@ def test_features_are_those_of_the_towers_on_the_same_clips(tmp_path):
             assert np.abs(found - output.modality_features[m].numpy()[there]).max() < 1e-5
             means = stored.tokens[name][rows][there]
             assert np.abs(means - output.modality_tokens[m].numpy()[there]).max() < 1e-5
+
+
+def test_the_bar_moves_with_every_batch_and_ends_at_its_total(tmp_path, monkeypatch):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **{**kwargs, "disable": True})
+            self.planned, self.steps = kwargs["total"], []
+            bars.append(self)
+
+        def update(self, n=1):
+            self.steps.append(n)
+
+    monkeypatch.setattr(embed_module, "tqdm", Bar)
+    run(tmp_path)
+    run(tmp_path)  # all of it is there
+    shutil.rmtree(next(tmp_path.glob("audio-*")))
+    run(tmp_path)
+    assert [bar.planned for bar in bars] == [sum(bar.steps) for bar in bars] == [60, 60, 60]  # 30 rows, two towers
+    assert max(bars[0].steps) <= OPTIONS.batch_size
 
 
 def test_what_is_there_is_not_computed_again_and_not_a_byte_changes(tmp_path):

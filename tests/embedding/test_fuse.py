@@ -185,6 +185,18 @@ def test_the_report_has_held_out_numbers_a_curve_and_the_origin(fused):
     assert row["n"] == 24 and row["accuracy"] == pytest.approx(accuracy) and accuracy > 0.8
 
 
+def test_methods_at_chance_are_named(table, towers, tmp_path, capsys):
+    labels = table.parent / "labels.csv"  # independent of pitch and colour
+    labels.write_text("path,label\n" + "".join(f"{i}.mp4,{'ab'[i // 2 % 2]}\n" for i in range(24)))
+    assert fuse(labels, tmp_path / "model", towers) == 0
+    printed = capsys.readouterr().out
+    results = json.loads((tmp_path / "model/results.json").read_text())
+    low = ", ".join(row["method"] for row in results["rows"] if row["accuracy_ci"][0] <= 0.5)
+    assert "audio" in low  # its heads learn nothing of such labels
+    note = f"at chance on these 24 clips: {low} (naming the largest class every time gives 50.0)"
+    assert note in results["notes"] and f"note: {note}" in printed
+
+
 def test_it_is_an_ordinary_model_with_an_ordinary_card(fused, table, capsys):
     assert type(AutoModel.from_pretrained(fused, trust_remote_code=True)).__name__.startswith("MMBalance")
     assert main(["predict", str(table.parent / "3.mp4"), "--model", str(fused), "--json", "-"]) == 0

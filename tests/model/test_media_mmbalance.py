@@ -96,6 +96,12 @@ def test_a_late_window_of_a_long_clip_is_reached_by_seeking(tmp_path):
     assert np.abs(late.audio).max() > 0.2
 
 
+def test_tags_that_are_not_utf8_are_no_reason_to_refuse(tmp_path):
+    content = write_clip(tmp_path / "a.mp4").read_bytes()
+    assert b"Lavf" in content  # the tag `encoder`
+    assert len(read_media(content.replace(b"Lavf", b"\xff\xfe\xfd\xfc"), num_frames=2).frames) == 2
+
+
 def test_bytes_and_path_agree_and_sound_is_right(tmp_path):
     path = write_clip(tmp_path / "a.mp4", tone=1000.0, rate=44_100, channels=2)
     clip = read_media(path, sampling_rate=16_000)
