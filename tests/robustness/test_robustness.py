@@ -13,9 +13,10 @@ from hf_mmbalance.cli import main
 from hf_mmbalance.data import DataError
 from hf_mmbalance.data.corruptions import CORRUPTIONS
 from hf_mmbalance.metrics.measures import softmax
-from hf_mmbalance.robustness import run as robustness
+from hf_mmbalance.robustness import cells as robustness
 from hf_mmbalance.robustness.judge import clip_scores, judge, method_logits
-from hf_mmbalance.robustness.run import Cell, cells_of, judge_cells, load_run
+from hf_mmbalance.robustness.cells import Cell, cells_of, judge_cells
+from hf_mmbalance.robustness.run import load_run
 from tests.training.tiny_runs import tiny_run
 
 
