@@ -13,9 +13,9 @@ from hf_mmbalance.cli import main
 from hf_mmbalance.data import DataError
 from hf_mmbalance.data.corruptions import CORRUPTIONS
 from hf_mmbalance.metrics.measures import softmax
-from hf_mmbalance.robustness import cells as robustness
-from hf_mmbalance.robustness.judge import clip_scores, judge, method_logits
+from hf_mmbalance.robustness import cells as cells_module
 from hf_mmbalance.robustness.cells import Cell, cells_of, judge_cells
+from hf_mmbalance.robustness.judge import clip_scores, judge, method_logits
 from hf_mmbalance.robustness.run import load_run
 from tests.training.tiny_runs import tiny_run
 
@@ -51,7 +51,7 @@ def test_the_clean_cell_is_the_runs_own_test_row(folder, capsys):
 
 def test_a_second_call_goes_on_from_the_files(folder, tmp_path, monkeypatch):
     run, out = load_run(folder), tmp_path / "cells"
-    calls, predict = [], robustness.predict
+    calls, predict = [], cells_module.predict
 
     def counted(*arguments, **options):
         calls.append(1)
@@ -59,7 +59,7 @@ def test_a_second_call_goes_on_from_the_files(folder, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return predict(*arguments, **options)
 
-    monkeypatch.setattr(robustness, "predict", counted)
+    monkeypatch.setattr(cells_module, "predict", counted)
     with pytest.raises(KeyboardInterrupt):
         judge_cells(run, out, ["white_noise", "darkness"], [1, 5])
     assert sorted(path.name for path in out.iterdir()) == ["clean.npz", "settings.json", "white_noise-1.npz"]
