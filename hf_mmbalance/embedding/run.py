@@ -169,9 +169,7 @@ def _description(
         "heads": {name: "own" if own is not None else "fitted" for name, own in labels.items()},
         "notes": notes,
         "arguments": {name: value for name, value in vars(arguments).items() if name != "func"},
-        "provenance": provenance(
-            clips, arguments.dataset, source, bases, command(words), PartialState().num_processes
-        ),
+        "provenance": provenance(clips, source, bases, command(words), PartialState().num_processes),
     }
 
 

@@ -169,7 +169,6 @@ def origin_of(arguments: RunArguments, clips: ClipSplits) -> dict[str, Any]:
     """Data, base models, command and code of a run, for its results and its card."""
     return provenance(
         clips,
-        arguments.data.dataset,
         arguments.source,
         base_models(arguments.model),
         train_command(arguments.argv),
