@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hf_mmbalance.decision.table import READERS
+from hf_mmbalance.decision.table_files import READERS
 from hf_mmbalance.hub.errors import HubError, explained
 from hf_mmbalance.hub.model_card import REPO_ID, RESULTS, TABLE
 from hf_mmbalance.hub.reach import check_reachable
