@@ -14,7 +14,7 @@ from hf_mmbalance.hub.reach import check_reachable
 from hf_mmbalance.model.backbones_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
 from hf_mmbalance.training.arguments import ModelArguments
 from hf_mmbalance.training.batches import SpecAugment
-from hf_mmbalance.training.trainer import check_classes
+from hf_mmbalance.training.checks import check_classes
 
 
 def build_model_and_processor(
