@@ -6,7 +6,7 @@ import json
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -146,11 +146,14 @@ def align(sources: Sequence[Source]) -> DecisionTable:
         rows = np.array([place[clip] for clip in base.ids])
         columns = [table.classes.index(name) for name in base.classes]
         taken = table.take(rows)
-        source.table = DecisionTable(
-            ids=taken.ids, groups=taken.groups, splits=taken.splits, kind=taken.kind, modalities=taken.modalities,
-            labels=np.argsort(columns)[taken.labels], logits=taken.logits[..., columns], classes=base.classes,
+        source.table = replace(
+            taken,
+            labels=np.argsort(columns)[taken.labels],
+            logits=taken.logits[..., columns],
+            classes=base.classes,
             references={name: value[:, columns] for name, value in taken.references.items()},
-        )  # fmt: skip
+            known=taken.known_classes[:, columns],
+        )
         source.refitted = None if source.refitted is None else source.refitted[rows][:, columns]
         for what in ("labels", "groups"):
             ours, theirs = getattr(source.table, what), getattr(base, what)

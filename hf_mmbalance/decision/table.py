@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,20 +124,17 @@ class DecisionTable:
         """Rows by integer or boolean index."""
         rows = np.asarray(index)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
-        return DecisionTable(
+        return replace(
+            self,
             ids=[self.ids[i] for i in rows],
             groups=[self.groups[i] for i in rows],
             splits=[self.splits[i] for i in rows],
             labels=self.labels[rows],
             logits=self.logits[rows],
-            classes=self.classes,
-            modalities=self.modalities,
             features={name: value[rows] for name, value in self.features.items()},
             references={name: value[rows] for name, value in self.references.items()},
-            kind=self.kind,
             clips=[self.clip_names[i] for i in rows],
             draws=self.draw_numbers[rows],
-            known=self.known,
         )
 
     def select(self, split: str) -> DecisionTable:
