@@ -18,12 +18,31 @@ from hf_mmbalance.decision.text_columns import read_columns
 
 Columns = dict[str, Any]
 Metadata = dict[str, Any]
+#: Name of the table in the output folder of a run.
+RUN_TABLE = "decisions.parquet"
 #: Columns that hold a row of numbers per clip.
 MATRICES = ("logits.", "features.", "reference.")
 
 
 class TableError(ValueError):
     """A decision table that cannot be used; the message names the file, the field and the remedy."""
+
+
+def table_path(path: Path) -> Path:
+    """The table itself: the file, or the one in the output folder of a run.
+
+    Raises:
+        TableError: if the folder holds none.
+    """
+    if not path.is_dir():
+        return path
+    if not (path / RUN_TABLE).is_file():
+        what = "a saved model without the table of its run" if (path / "config.json").is_file() else "not of a run"
+        raise TableError(
+            f"{path}: the folder holds no {RUN_TABLE}, so it is {what}; give the output folder of a run, a model that"
+            " was pushed with its run (`mmbalance push`), or a decision table."
+        )
+    return path / RUN_TABLE
 
 
 def read_file(path: Path) -> tuple[Columns, Metadata]:
@@ -185,7 +204,8 @@ def _write_parquet(path: Path, columns: Columns, meta: Metadata) -> None:
 
 def _write_npz(path: Path, columns: Columns, meta: Metadata) -> None:
     names = {name: np.array(meta[name], dtype=str) for name in ("classes", "modalities", "kind")}
-    np.savez_compressed(path, **columns, **names, **({"known": meta["known"]} if "known" in meta else {}))
+    arrays: dict[str, Any] = {**columns, **meta, **names}
+    np.savez_compressed(path, **arrays)
 
 
 WRITERS = {".parquet": _write_parquet, ".npz": _write_npz}

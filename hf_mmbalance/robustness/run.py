@@ -17,7 +17,9 @@ from hf_mmbalance.data import load_clips, options_class
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError
 from hf_mmbalance.data.corruptions import kinds_of
 from hf_mmbalance.decision.fits import fit_prior
+from hf_mmbalance.decision.results import RESULTS
 from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.decision.table_files import RUN_TABLE
 from hf_mmbalance.embedding.dataset_options import load_dataset
 from hf_mmbalance.embedding.run import NO_SPLITS
 from hf_mmbalance.hub.limits import check_head
@@ -129,7 +131,7 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
     Raises:
         DataError: the folder does not hold a finished run, or its clips are not where they were.
     """
-    file = folder / "results.json"
+    file = folder / RESULTS
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         dataset, options = results["arguments"]["dataset"], RunOptions.of(results)
@@ -159,7 +161,7 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
 
 def log_prior_of_run(folder: Path, split: str) -> np.ndarray:
     """Log class prior `(C,)` that the run's own row `prior_sum` counts once: that of the rows of its table."""
-    table = DecisionTable.read(folder / "decisions.parquet")
+    table = DecisionTable.read(folder / RUN_TABLE)
     rows = table.select(split if split in table.splits else "train")
     return fit_prior(rows.labels, len(table.classes))
 
