@@ -34,7 +34,8 @@ from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.model.reading_mmbalance import Clip
 
 
-Item, Prepared = TypeVar("Item"), TypeVar("Prepared")
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
 REUSED = ".reused"  # parts of an earlier plan, kept until the new one is complete
 PARTS = {"audio": "audio", "vision": "frames"}  # modality -> its name in an example
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
