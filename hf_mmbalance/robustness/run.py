@@ -46,6 +46,7 @@ class RunOptions:
     @classmethod
     def of(cls, results: dict[str, Any]) -> RunOptions:
         """From `results.json` of either."""
+        results = {**results, "arguments": arguments_of(results)}
         return cls.of_fusion(results) if "heads" in results else cls.of_training(results["arguments"])
 
     @classmethod
@@ -169,6 +170,16 @@ def log_prior_of_run(folder: Path, split: str) -> np.ndarray:
 def is_fitted(model: MMBalanceForAudioVisualClassification) -> bool:
     """Whether the fusion head was fitted on calibration clips."""
     return bool(getattr(model.fusion, "fitted", True))
+
+
+def arguments_of(results: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a run; a data set on the Hub at the commit that the run read."""
+    arguments, data = dict(results["arguments"]), results["provenance"]["data"]
+    if data["revision"] is not None:
+        arguments["dataset"] = f"{data['name']}@{data['revision']}"
+        for option in ("revision", "data.revision"):  # of training, of `mmbalance fuse`
+            arguments.pop(option, None)
+    return arguments
 
 
 def clips_of_fusion(results: dict[str, Any]) -> ClipSplits:
