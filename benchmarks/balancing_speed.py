@@ -69,7 +69,7 @@ class Run:
         self.method.num_clips = len(self.batch["labels"])
         self.method.clip_index = torch.arange(self.method.num_clips)
         self.method.attach(self.model)
-        self.method.progress = 0.9
+        self.method.progress, self.method.epoch = 0.9, 0
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
         self.held = 0.0
         self.model.train()

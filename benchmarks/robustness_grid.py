@@ -125,12 +125,14 @@ def write_splits(fold: int, folder: Path, grid: Path) -> None:
 
 def write_tables(run_folder: Path, folder: Path, quick: bool) -> None:
     """Logits and features of the towers for every set of clips of a fold; sets that have a file are passed over."""
-    from hf_mmbalance.robustness.run import clips_of_run, load_run, predict
+    from hf_mmbalance.robustness.cells import predict
+    from hf_mmbalance.robustness.run import clips_of_run, load_run
 
     torch.set_num_threads(1)
     run = load_run(run_folder)
-    clean = clips_of_run({**run.results["arguments"], "noise": "none"}).splits
-    train = ClipsOfEpoch(clips_of_run(run.results["arguments"]).splits["train"], 0)
+    arguments = json.loads((run_folder / "results.json").read_text())["arguments"]
+    clean = clips_of_run({**arguments, "noise": "none"}).splits
+    train = ClipsOfEpoch(clips_of_run(arguments).splits["train"], 0)
     sets: dict[str, ClipDataset] = {"train": train, "clean": clean["test"], "m3": run.clips}
     plans = {half: CorruptionPlan.of(half, draws=DRAWS) for half in ("seen", "unseen")}
     sets["calibration"] = CorruptedClips(clean["calibration"], plans["seen"])

@@ -10,21 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging
-
 import hf_mmbalance
 from hf_mmbalance.data.clips import ClipSplits
 from hf_mmbalance.data.sources.hub import HubOptions
-from hf_mmbalance.hub.errors import HubError, explained
 from hf_mmbalance.scrubbing import scrub
-
-
-logger = logging.get_logger(__name__)
 
 
 def provenance(
     clips: ClipSplits,
-    dataset: str,
     source: Any,
     base_models: list[dict[str, str | None]],
     command: str,
@@ -34,14 +27,13 @@ def provenance(
 
     Args:
         clips: the clips that were used.
-        dataset: their name, as it was given.
         source: the options with which they were loaded.
         base_models: what `base_model` gives for each.
         command: as it can be given again, without secrets.
         processes: how many there were.
     """
     return {
-        "data": data_source(clips, dataset, source),
+        "data": data_source(clips, source),
         "base_models": base_models,
         "command": command,
         "processes": processes,
@@ -49,31 +41,19 @@ def provenance(
     }
 
 
-def data_source(clips: ClipSplits, name: str, source: Any) -> dict[str, Any]:
-    """Name, revision on the Hub (None for data that are not from there), fingerprint, counts and notes."""
-    on_hub = isinstance(source, HubOptions) and not Path(name).exists()
+def data_source(clips: ClipSplits, source: Any) -> dict[str, Any]:
+    """Name, commit on the Hub (None for data that are not from there), fingerprint, counts and notes."""
+    on_hub = isinstance(source, HubOptions) and not Path(clips.name).exists()
     return {
-        "name": name if on_hub else Path(clips.name).name,
+        "name": clips.name if on_hub else Path(clips.name).name,
         "on_hub": on_hub,
-        "revision": dataset_commit(name, getattr(source, "revision", None)) if on_hub else None,
+        "revision": clips.commit,
         "fingerprint": fingerprint(clips),
         "splits": {
             split: {"clips": len(part), "groups": len(set(part.groups))} for split, part in clips.splits.items()
         },
         "notes": list(clips.notes),
     }
-
-
-def dataset_commit(name: str, revision: str | None) -> str | None:
-    """Commit that a branch or tag of a data set on the Hub stands at; None, with a warning, where it does not say."""
-    from huggingface_hub import HfApi
-
-    try:
-        with explained(f"asking for the commit of data set {name}"):
-            return HfApi(library_name="hf_mmbalance").dataset_info(name, revision=revision).sha
-    except HubError as error:  # e.g. loaded from a cache, offline
-        logger.warning("results and card will not say which commit of the data was used: %s", error)
-        return None
 
 
 def fingerprint(clips: ClipSplits) -> str:

@@ -19,6 +19,7 @@ themselves, and non-finite values written here are seen by the scaler, which the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,6 +33,21 @@ from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 logger = logging.get_logger(__name__)
 
 PLAIN = "train in plain processes (accelerate_configs/multi_gpu.yaml)"
+
+
+class _SetByLoop:
+    """What the training loop sets on a method before each batch: to read it unset is an error, not a constant.
+
+    An instance's own attribute comes before a descriptor without `__set__`, so that setting it is all there is to it.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, method: BalancingMethod | None, owner: type) -> Any:
+        if method is None:
+            return self
+        raise ValueError(f"{owner.__name__} reads {self.name}: set it before each batch, as the Trainer does")
 
 
 class BalancingMethod:
@@ -62,9 +78,9 @@ class BalancingMethod:
     fused_weight: float
     unimodal_weight: float
     #: Part of the training that is over, in [0, 1); set by the training loop, for methods that follow a schedule.
-    progress: float = 0.0
+    progress: float = _SetByLoop()  # type: ignore[assignment]
     #: Epochs that are over; set by the loop, for methods that compare epochs.
-    epoch: int = 0
+    epoch: int = _SetByLoop()  # type: ignore[assignment]
     #: Place of each clip of the next batch in the train split, `(B,)`; set by the loop.
     clip_index: torch.Tensor | None = None
     #: Clips of the train split; set by the loop.

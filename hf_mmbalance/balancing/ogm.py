@@ -45,7 +45,7 @@ class OGM(BalancingMethod):
         return batch.loss
 
     def modulate(self, totals: dict[str, torch.Tensor]) -> None:
-        if self.progress >= self.end:
+        if self.end < 1 and self.progress >= self.end:
             return
         if self.alpha:
             self.scale_towers(self.coefficients(totals["scores"].tolist()))

@@ -55,7 +55,7 @@ class OPM(BalancingMethod):
         rates = self.rates(self.state["scores"].tolist())
         generator = self.generator()
         drops = torch.rand((), generator=generator) < self.probability
-        if self.progress < self.warmup or not drops or not any(rates):
+        if (self.warmup and self.progress < self.warmup) or not drops or not any(rates):
             return batch.loss
         assert self.num_clips is not None and self.clip_index is not None  # checked
         draws = torch.rand(self.num_clips, 2, generator=generator)[self.clip_index.cpu()].to(batch.labels.device)

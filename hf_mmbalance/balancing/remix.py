@@ -42,7 +42,7 @@ class Remix(BalancingMethod):
         self.gamma, self.warmup = gamma, warmup
 
     def loss(self, batch: TrainingBatch) -> torch.Tensor:
-        if self.progress < self.warmup:
+        if self.warmup and self.progress < self.warmup:
             return batch.loss
         chosen = assigned(batch.modality_logits.detach(), batch.modality_mask)
         fused = self.model.clip_losses(self.fuse(batch.modality_logits, chosen, batch.features), batch.labels)

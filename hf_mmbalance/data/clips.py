@@ -160,6 +160,7 @@ class ClipSplits:
         bayes: the optimum in closed form, for synthetic data only.
         reading: how a clip was read, to be saved with a model's processor; None for clips that are not media.
         unlabelled: clips without a label (theirs is 0 in place of one), which belong to no split; None without any.
+        commit: of the data set on the Hub that was read; None for other data, and where it is not known.
     """
 
     name: str
@@ -170,6 +171,7 @@ class ClipSplits:
     bayes: BayesOptimum | None = None
     reading: ReadingSpec | None = None
     unlabelled: ClipDataset | None = None
+    commit: str | None = None
 
     def __post_init__(self) -> None:
         self.splits = {name: self.splits[name] for name in SPLITS if name in self.splits}

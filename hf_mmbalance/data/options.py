@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_mmbalance.data.clips import DataError
-from hf_mmbalance.model.media_streams_mmbalance import LIMITS, Limits
+from hf_mmbalance.model.media_request_mmbalance import LIMITS, Limits
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 

@@ -19,9 +19,12 @@ from hf_mmbalance.data.sources.hub import (
     Columns,
     HubOptions,
     adapted,
+    commit_of,
     find_columns,
     label_names,
     media_of_row,
+    open_builder,
+    pinned,
     read_row,
     stored_reading,
 )
@@ -125,12 +128,8 @@ class ClipStream(IterableDataset):
         Raises:
             DataError: no such data set, configuration or split, or its files are not Parquet.
         """
-        from datasets import load_dataset_builder
-
-        try:
-            builder = load_dataset_builder(name, options.config, revision=options.revision)
-        except Exception as error:  # many types: a missing folder, an unknown config, no network
-            raise DataError(f"{name}: the data set cannot be opened ({type(error).__name__}: {error})") from error
+        name, options = pinned(name, options)
+        builder = open_builder(name, options)
         adapter = find_adapter(name, options.dataset_adapter) or Adapter(NONE)
         if isinstance(adapter.labels, dict):
             raise DataError(f"{name}: the adapter {adapter.name} leaves clips out, which needs streaming=False")
@@ -152,7 +151,7 @@ class ClipStream(IterableDataset):
         names = label_names(name, features[columns.label], adapter)  # type: ignore[index]
         if names is None:
             raise DataError(f"{name}: column {columns.label!r} has no class names; streaming needs a ClassLabel")
-        stored = stored_reading(name, options)
+        stored = stored_reading(name, commit_of(name, builder) or options.revision)
         return cls(
             files,
             rows,

@@ -13,6 +13,7 @@ from hf_mmbalance import console
 from hf_mmbalance.decision.plain import plain_report
 from hf_mmbalance.decision.report_text import summary
 from hf_mmbalance.decision.table import DecisionTable, TableError
+from hf_mmbalance.decision.table_files import table_path
 
 
 DECIDE = """Fit the whole ladder of allocations on a decision table and judge it on clips it was not fitted on.
@@ -28,7 +29,6 @@ example:
   mmbalance diagnose decisions.parquet --report report.html --json diagnosis.json
   mmbalance diagnose outputs/run_a outputs/run_b --report compare.html  (run folders, side by side)
 """
-RUN_TABLE = "decisions.parquet"
 
 
 def add_decide(verbs: Any) -> None:
@@ -44,7 +44,7 @@ def add_decide(verbs: Any) -> None:
 def add_diagnose(verbs: Any) -> None:
     """Add the verb `diagnose`."""
     parser = console.add_verb(verbs, "diagnose", DIAGNOSE, run_diagnose)
-    parser.add_argument("tables", type=Path, nargs="+", metavar="TABLE_OR_RUN_FOLDER", help="one or more; the first is"
+    parser.add_argument("tables", type=Path, nargs="+", metavar="TABLE|RUN", help="one or more; the first is"
                         " shown in full, the rest in the comparison")  # fmt: skip
     _fit_options(parser)
     parser.add_argument(
@@ -105,64 +105,64 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def print_ladder(report: dict[str, Any]) -> None:
     """The table of `decide` for a person."""
-    print(f"{report['n']} clips judged, {report['n_fit']} fitted on, {report['groups']} groups, intervals over"
+    console.say(f"{report['n']} clips judged, {report['n_fit']} fitted on, {report['groups']} groups, intervals over"
           f" {report['ci_unit']}s")  # fmt: skip
     width = max(len(row["method"]) for row in report["rows"])
-    print(f"{'method':{width}s} {'n':>6s} {'accuracy':>9s} {'95 % interval':>17s} {'nll':>8s} {'ece':>7s}")
+    console.say(f"{'method':{width}s} {'n':>6s} {'accuracy':>9s} {'95 % interval':>17s} {'nll':>8s} {'ece':>7s}")
     for row in report["rows"]:
         if not row["n"]:
-            print(f"{row['method']:{width}s} {0:6d}   answers no clip")
+            console.say(f"{row['method']:{width}s} {0:6d}   answers no clip")
             continue
         low, high = row["accuracy_ci"]
         mark = " *" if row["method"] == report["chosen"] else ""
-        print(f"{row['method']:{width}s} {row['n']:6d} {100 * row['accuracy']:9.2f} [{100 * low:7.2f},"
+        console.say(f"{row['method']:{width}s} {row['n']:6d} {100 * row['accuracy']:9.2f} [{100 * low:7.2f},"
               f" {100 * high:7.2f}] {row['nll']:8.4f} {row['ece']:7.4f}{mark}")  # fmt: skip
-    print(f"* chosen: {report['chosen']}: {report['reason']}")
+    console.say(f"* chosen: {report['chosen']}: {report['reason']}")
     if len(set(report["chosen_by_part"])) > 1:
-        print(f"  (by fold: {', '.join(report['chosen_by_part'])})")
+        console.say(f"  (by fold: {', '.join(report['chosen_by_part'])})")
     for line in report["refitted"]["lines"][1:]:
-        print(f"  {line}")
+        console.say(f"  {line}")
     for pair in report["differences"]:
         if not pair["n"]:
             continue
         low, high = pair["accuracy_ci"]
-        print(f"  adaptive - {pair['baseline']}: {100 * pair['accuracy']:+.2f} points [{100 * low:+.2f},"
+        console.say(f"  adaptive - {pair['baseline']}: {100 * pair['accuracy']:+.2f} points [{100 * low:+.2f},"
               f" {100 * high:+.2f}], NLL {pair['nll']:+.4f}")  # fmt: skip
     for note in report["notes"]:
-        print(f"note: {note}")
+        console.say(f"note: {note}")
 
 
 def print_diagnosis(name: str, report: dict[str, Any]) -> None:
     """The short form of `diagnose` for a person; the page and the JSON hold the rest."""
-    print(f"== {name}: {report['n']} clips, {report['groups']} groups; rung {report['chosen']}")
-    print("\n".join(summary(report)))
+    console.say(f"== {name}: {report['n']} clips, {report['groups']} groups; rung {report['chosen']}")
+    console.say("\n".join(summary(report)))
     modalities = report["modalities"]
     heads = "".join(f" {'lean ' + m:>16s}" for m in modalities)
-    print(f"{'method':14s} {'balance index':>13s} {'95 % interval':>16s}{heads}  lost")
+    console.say(f"{'method':14s} {'balance index':>13s} {'95 % interval':>16s}{heads}  lost")
     for method, found in report["balance"].items():
         low, high = found["index_ci"] or (None, None)
         leans = "".join(f" {_number(found['mean_lean'][m]['value'], '+16.3f', 16)}" for m in modalities)
         lost = report["rescued"][method]["lost"]
-        print(f"{method:14s} {_number(found['index'], '13.3f', 13)} [{_number(low, '6.3f', 6)},"
+        console.say(f"{method:14s} {_number(found['index'], '13.3f', 13)} [{_number(low, '6.3f', 6)},"
               f" {_number(high, '6.3f', 6)}]{leans} {_number(lost and 100 * lost, '5.1f', 5)} %")  # fmt: skip
     if report["ablation"]:
-        print("weights            accuracy     nll   over global [95 %]     over + bias [95 %]")
+        console.say("weights            accuracy     nll   over global [95 %]     over + bias [95 %]")
     for row in report["ablation"]:
         parts = []
         for key in ("over_global", "over_bias"):
             low, high = row[key]["accuracy_ci"]
             parts.append(f"{100 * row[key]['accuracy']:+6.2f} [{100 * low:+.2f}, {100 * high:+.2f}]")
-        print(f"{row['label']:18s} {100 * row['accuracy']:8.2f} {row['nll']:7.4f}  {'  '.join(parts)}")
+        console.say(f"{row['label']:18s} {100 * row['accuracy']:8.2f} {row['nll']:7.4f}  {'  '.join(parts)}")
     if report["balance_curve"]:
-        print("balance penalty (class weights): accuracy, NLL, balance index")
+        console.say("balance penalty (class weights): accuracy, NLL, balance index")
     for point in report["balance_curve"]:
-        print(f"  {point['penalty']:8.3g} {100 * point['accuracy']:8.2f} {point['nll']:8.4f}"
+        console.say(f"  {point['penalty']:8.3g} {100 * point['accuracy']:8.2f} {point['nll']:8.4f}"
               f" {_number(point['index'], '8.3f', 8)}")  # fmt: skip
     lost = report["lost"]
     by_modality = ", ".join(f"{m} {sum(counts)}" for m, counts in lost["by_class"].items())
-    print(f"lost by {report['in_use']['method']}: {lost['n']} clips (pulled off the label by: {by_modality})")
+    console.say(f"lost by {report['in_use']['method']}: {lost['n']} clips (pulled off the label by: {by_modality})")
     for note in report["notes"]:
-        print(f"note: {note}")
+        console.say(f"note: {note}")
 
 
 def _number(value: float | None, form: str, width: int) -> str:
@@ -215,19 +215,6 @@ def _decide(path: Path, arguments: argparse.Namespace) -> Any:
             " and lean are those of the decision layer fitted here"
         )
     return evaluated
-
-
-def table_path(path: Path) -> Path:
-    """The table itself: the file, or a run folder's `decisions.parquet`.
-
-    Raises:
-        TableError: if the folder holds none.
-    """
-    if not path.is_dir():
-        return path
-    if not (path / RUN_TABLE).is_file():
-        raise TableError(f"{path}: the folder holds no {RUN_TABLE}; give a run folder or a decision table.")
-    return path / RUN_TABLE
 
 
 def read_prior(text: str) -> list[float]:

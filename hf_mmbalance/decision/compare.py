@@ -7,7 +7,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from hf_mmbalance.decision.evaluation import baselines, decide_table
+from hf_mmbalance.decision.results import RESULTS
 from hf_mmbalance.decision.table import DecisionTable, TableError
+from hf_mmbalance.decision.table_files import table_path
 from hf_mmbalance.metrics.measures import bootstrap_ci, ci_unit, clip_nll, correct, resampled_counts
 from hf_mmbalance.metrics.paired import holm, sign_flip_p
 from hf_mmbalance.metrics.sums import MEASURES, UnitSums
@@ -98,22 +100,15 @@ def read_source(
     Raises:
         TableError: a table that cannot be used, or without such a split.
     """
-    folder = path if path.is_dir() else None
-    file = path / "decisions.parquet" if folder else path
-    if folder and not file.is_file():
-        what = "a saved model without the table of its run" if (path / "config.json").is_file() else "not of a run"
-        raise TableError(
-            f"{path}: the folder holds no decisions.parquet, so it is {what}; give the output folder of a run, a model"
-            " that was pushed with its run (`mmbalance push`), or a decision table."
-        )
+    folder, file = path if path.is_dir() else None, table_path(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table = DecisionTable.read(file)
     name = name or (path.name if folder else path.stem)
     own = "fused" in table.references
     source = Source(name, table.select(split) if own else table)
-    if folder and (folder / "results.json").is_file():
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    if folder and (folder / RESULTS).is_file():
+        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
         source.fusion = str(results.get("fusion", "own head"))
         if "arguments" in results:
             source.configuration, source.seed = _configuration(results["arguments"]), results["arguments"].get("seed")
@@ -150,11 +145,14 @@ def align(sources: Sequence[Source]) -> DecisionTable:
         rows = np.array([place[clip] for clip in base.ids])
         columns = [table.classes.index(name) for name in base.classes]
         taken = table.take(rows)
-        source.table = DecisionTable(
-            ids=taken.ids, groups=taken.groups, splits=taken.splits, kind=taken.kind, modalities=taken.modalities,
-            labels=np.argsort(columns)[taken.labels], logits=taken.logits[..., columns], classes=base.classes,
+        source.table = replace(
+            taken,
+            labels=np.argsort(columns)[taken.labels],
+            logits=taken.logits[..., columns],
+            classes=base.classes,
             references={name: value[:, columns] for name, value in taken.references.items()},
-        )  # fmt: skip
+            known=taken.known_classes[:, columns],
+        )
         source.refitted = None if source.refitted is None else source.refitted[rows][:, columns]
         for what in ("labels", "groups"):
             ours, theirs = getattr(source.table, what), getattr(base, what)

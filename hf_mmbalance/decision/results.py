@@ -10,12 +10,14 @@ import numpy as np
 
 from hf_mmbalance.decision.state import HeadState
 from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.decision.table_files import RUN_TABLE
 from hf_mmbalance.json_files import write_json
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.scrubbing import scrub_all
 
 
 Row = dict[str, Any]
+RESULTS = "results.json"
 
 
 def measure(method: str, split: str, logits: np.ndarray, table: DecisionTable, clips: np.ndarray) -> Row:
@@ -105,5 +107,5 @@ def write_outputs(folder: Path, results: dict[str, Any], table: DecisionTable | 
     """Write `results.json`, without secrets, and `decisions.parquet` (of a table), each whole or not at all."""
     if table is not None:
         table.write(folder / "decisions.part.parquet")
-        os.replace(folder / "decisions.part.parquet", folder / "decisions.parquet")
-    write_json(folder / "results.json", scrub_all(results))
+        os.replace(folder / "decisions.part.parquet", folder / RUN_TABLE)
+    write_json(folder / RESULTS, scrub_all(results))

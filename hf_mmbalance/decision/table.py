@@ -1,18 +1,17 @@
-"""The decision table: the neutral file between any model and the decision layer (Parquet or .npz)."""
+"""The decision table: what any model gives to the decision layer."""
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hf_mmbalance.decision.text_columns import read_columns
+from hf_mmbalance.decision.table_files import TableError, read_file, write_file
 from hf_mmbalance.metrics.measures import MIN_GROUPS_FOR_CLUSTERS, log_softmax
 from hf_mmbalance.splits import canonical_split
 
@@ -23,10 +22,6 @@ RESERVED = frozenset(
     ("sum", "prior_sum", "mean_prob", "best_single", "temperature", "typicality", "global", "bias", "vector", "class",
      "dirichlet", "adaptive", "model", "fused")
 )  # fmt: skip
-
-
-class TableError(ValueError):
-    """A decision table that cannot be used; the message names the file, the field and the remedy."""
 
 
 @dataclass
@@ -129,20 +124,17 @@ class DecisionTable:
         """Rows by integer or boolean index."""
         rows = np.asarray(index)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
-        return DecisionTable(
+        return replace(
+            self,
             ids=[self.ids[i] for i in rows],
             groups=[self.groups[i] for i in rows],
             splits=[self.splits[i] for i in rows],
             labels=self.labels[rows],
             logits=self.logits[rows],
-            classes=self.classes,
-            modalities=self.modalities,
             features={name: value[rows] for name, value in self.features.items()},
             references={name: value[rows] for name, value in self.references.items()},
-            kind=self.kind,
             clips=[self.clip_names[i] for i in rows],
             draws=self.draw_numbers[rows],
-            known=self.known,
         )
 
     def select(self, split: str) -> DecisionTable:
@@ -202,14 +194,8 @@ class DecisionTable:
         Raises:
             TableError: if the file is no decision table or holds what cannot be used.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise TableError(f"{path}: no such file; give a decision table (.parquet, .npz or .csv).")
-        reader = READERS.get(path.suffix.lower())
-        if reader is None:
-            raise TableError(f"{path}: unknown suffix {path.suffix!r}; a decision table is {', '.join(READERS)}.")
         try:
-            columns, meta = reader(path)
+            columns, meta = read_file(Path(path))
             return _assemble(columns, meta, classes)
         except TableError as error:
             raise TableError(f"{path}: {error}") from None
@@ -218,7 +204,6 @@ class DecisionTable:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the table; the suffix (`.parquet` or `.npz`) chooses the format. Numbers are stored as float32."""
-        path = Path(path)
         columns: dict[str, np.ndarray] = {
             "id": np.array(self.ids, dtype=str),
             "group": np.array(self.groups, dtype=str),
@@ -231,24 +216,10 @@ class DecisionTable:
             columns[f"logits.{name}"] = self.logits[:, m].astype(np.float32)
         columns |= {f"features.{name}": value.astype(np.float32) for name, value in self.features.items()}
         columns |= {f"reference.{name}": value.astype(np.float32) for name, value in self.references.items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".npz":
-            named: dict[str, Any] = {
-                **columns,
-                "classes": np.array(self.classes, dtype=str),
-                "modalities": np.array(self.modalities, dtype=str),
-                "kind": np.array(self.kind),
-            }
-            if not self.known_classes.all():
-                named["known"] = self.known_classes
-            np.savez_compressed(path, **named)
-        elif path.suffix == ".parquet":
-            meta: dict[str, Any] = {"classes": self.classes, "modalities": self.modalities, "kind": self.kind}
-            if not self.known_classes.all():
-                meta["known"] = self.known_classes.astype(int).tolist()
-            _write_parquet(path, columns, meta)
-        else:
-            raise TableError(f"{path}: unknown suffix {path.suffix!r}; write .parquet or .npz.")
+        meta: dict[str, Any] = {"classes": self.classes, "modalities": self.modalities, "kind": self.kind}
+        if not self.known_classes.all():
+            meta["known"] = self.known_classes
+        write_file(path, columns, meta)
 
 
 def _groups(groups: Sequence[Any], clips: list[str]) -> list[str]:
@@ -430,130 +401,3 @@ def _indices(labels: Any, classes: list[str]) -> np.ndarray:
 
 def _prefixed(columns: dict[str, Any], prefix: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): value for name, value in columns.items() if name.startswith(prefix)}
-
-
-def _read_npz(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            columns: dict[str, Any] = {name: archive[name] for name in archive.files}
-    except Exception as error:  # a damaged archive may raise anything: zlib, zipfile, struct, MemoryError
-        raise TableError(f"not a readable .npz of plain arrays ({type(error).__name__}: {error}).") from error
-    meta: dict[str, Any] = {}
-    for name in ("classes", "modalities"):
-        if name in columns:
-            meta[name] = [str(value) for value in np.atleast_1d(columns.pop(name))]
-    if "kind" in columns:
-        meta["kind"] = str(columns.pop("kind"))
-    if "known" in columns:
-        meta["known"] = _known_of(columns.pop("known"))
-    for name, value in columns.items():
-        matrix = name.startswith(("logits.", "features.", "reference."))
-        if value.ndim != (2 if matrix else 1):
-            raise TableError(f"array {name!r} has shape {value.shape}; expected {'(N, width)' if matrix else '(N,)'}.")
-    lengths = {name: len(value) for name, value in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise TableError(f"the arrays have different lengths: {lengths}.")
-    return columns, meta
-
-
-def _read_parquet(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except Exception as error:  # a damaged file may raise anything: ArrowException, OSError, MemoryError
-        raise TableError(f"not a readable Parquet file ({type(error).__name__}: {error}).") from error
-    raw = table.schema.metadata or {}
-    meta: dict[str, Any] = {}
-    for name in ("classes", "modalities"):
-        if name.encode() in raw:
-            meta[name] = _names_of(raw[name.encode()], name)
-    if b"kind" in raw:
-        meta["kind"] = raw[b"kind"].decode(errors="replace").strip('"')
-    if b"known" in raw:
-        try:
-            meta["known"] = _known_of(json.loads(raw[b"known"]))
-        except ValueError as error:
-            raise TableError(f"metadata 'known' is not a JSON list of lists ({error}).") from error
-    columns: dict[str, Any] = {}
-    for name in table.column_names:
-        column = table[name]
-        if name.startswith(("logits.", "features.", "reference.")):
-            columns[name] = _matrix(column, name)
-            continue
-        if name in ("id", "label", "clip", "draw", "split") and column.null_count:
-            raise TableError(f"column {name!r} has {column.null_count} empty entries.")
-        columns[name] = np.asarray(column.to_pylist()) if name in ("label", "draw") else column.to_pylist()
-    return columns, meta
-
-
-def _read_text(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    try:
-        return read_columns(path)
-    except ValueError as error:
-        raise TableError(str(error).removeprefix(f"{path}: ")) from None
-
-
-READERS = {".parquet": _read_parquet, ".npz": _read_npz, ".csv": _read_text, ".tsv": _read_text}
-
-
-def _names_of(text: bytes, name: str) -> list[str]:
-    """Names from the file's metadata."""
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise TableError(f"metadata {name!r} is not JSON ({error}).") from error
-    if not isinstance(found, list) or not all(isinstance(value, str | int) for value in found):
-        raise TableError(f"metadata {name!r} must be a JSON list of names; it is {str(found)[:60]}.")
-    return [str(value) for value in found]
-
-
-def _known_of(values: Any) -> np.ndarray:
-    """`(M, C)` bool from the file's 0 and 1."""
-    found = np.asarray(values)
-    if found.ndim != 2 or found.dtype.kind not in "biu" or not np.isin(found, (0, 1)).all():
-        raise TableError("'known' must hold 0 or 1 for every modality (row) and class (column).")
-    return found > 0
-
-
-def _matrix(column: Any, name: str) -> np.ndarray:
-    """A column of lists as a float array `(N, width)`; null rows become NaN."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    if pa.types.is_null(array.type):
-        return np.full((len(array), 0), np.nan)
-    if not (
-        pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type)
-    ):
-        raise TableError(f"column {name!r} is {array.type}; expected a list of floats a row.")
-    present = np.asarray(array.is_valid())
-    kept = array.drop_null()
-    sizes = np.unique(np.asarray(pc.list_value_length(kept)))
-    if len(sizes) > 1:
-        raise TableError(f"column {name!r} has rows of different lengths: {sizes.tolist()}.")
-    width = int(sizes[0]) if len(sizes) else 0
-    flat = kept.flatten()
-    matrix = np.full((len(array), width), np.nan)
-    values = np.asarray(flat.to_numpy(zero_copy_only=False), dtype=np.float64)
-    matrix[present] = values.reshape(-1, width) if width else values.reshape(0, 0)
-    return matrix
-
-
-def _write_parquet(path: Path, columns: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    arrays: dict[str, Any] = {}
-    for name, value in columns.items():
-        if value.ndim == 1:
-            arrays[name] = pa.array(value.tolist() if value.dtype.kind == "U" else value)
-            continue
-        present = ~np.isnan(value).all(axis=1)
-        offsets = np.concatenate([[0], np.cumsum(present * value.shape[1])]).astype(np.int32)
-        flat = pa.array(value[present].reshape(-1), type=pa.float32())
-        arrays[name] = pa.ListArray.from_arrays(pa.array(offsets), flat, mask=pa.array(~present))
-    kind = meta.pop("kind")
-    encoded = {key: json.dumps(value, ensure_ascii=False) for key, value in meta.items()} | {"kind": kind}
-    pq.write_table(pa.table(arrays).replace_schema_metadata(encoded), path)

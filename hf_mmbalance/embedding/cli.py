@@ -13,8 +13,6 @@ from hf_mmbalance.embedding.dataset_options import add_dataset_options, load_dat
 if TYPE_CHECKING:
     from hf_mmbalance.data.clips import ClipSplits
     from hf_mmbalance.embedding.build import TowerName
-    from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
-    from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 
 EMBED = """Run frozen towers once over every clip and keep their features, so that nothing need run them again.
 
@@ -124,6 +122,7 @@ def run_embed(arguments: argparse.Namespace) -> int:
     main = _start()
     from hf_mmbalance.embedding.build import build_towers
     from hf_mmbalance.embedding.embed import merge
+    from hf_mmbalance.embedding.run import embed_clips
 
     if arguments.merge:
         merge(arguments.merge, arguments.out)
@@ -133,8 +132,10 @@ def run_embed(arguments: argparse.Namespace) -> int:
         raise ValueError("give the clips, --audio_model and --vision_model; or --merge the folders of shards")
     clips, _ = load_dataset(arguments)
     _say_notes(clips)
-    model, processor = build_towers(_towers(arguments), clips, {}, trust_remote_code=arguments.trust_remote_code)
-    counts = _embed(arguments, clips, model, processor, arguments.out, tuple(arguments.draws_of), arguments.augmented)
+    towers = _towers(arguments)
+    model, processor = build_towers(towers, clips, {}, trust_remote_code=arguments.trust_remote_code)
+    splits = tuple(arguments.draws_of)
+    counts = embed_clips(arguments, towers, clips, model, processor, arguments.out, splits, arguments.augmented)
     if not main:
         return console.DONE
     if console.shows_text(arguments):
@@ -142,33 +143,6 @@ def run_embed(arguments: argparse.Namespace) -> int:
                     f" {counts['reused']} taken from there")  # fmt: skip
     console.write_result(arguments.json, counts)
     return console.DONE
-
-
-def _embed(
-    arguments: argparse.Namespace,
-    clips: ClipSplits,
-    model: MMBalanceForAudioVisualClassification,
-    processor: MMBalanceProcessor,
-    out: Path,
-    splits: tuple[str, ...] = ("train", "calibration", "validation"),
-    augmented: int = 1,
-) -> dict[str, int]:
-    import torch
-
-    from hf_mmbalance.embedding.draws import Draws
-    from hf_mmbalance.embedding.embed import EmbedOptions, embed
-
-    dtype = arguments.dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
-    return embed(
-        clips,
-        model,
-        processor,
-        out,
-        draws=Draws(arguments.draws, tuple(arguments.corruptions), splits, augmented, arguments.seed),
-        options=EmbedOptions(batch_size=arguments.batch_size, dtype=dtype),
-        names={modality: tower.name for modality, tower in _towers(arguments).items()},
-        shard=getattr(arguments, "shard", (0, 1)),
-    )
 
 
 def _towers(arguments: argparse.Namespace) -> dict[str, TowerName]:
@@ -197,7 +171,7 @@ def run_fuse(arguments: argparse.Namespace) -> int:
     if arguments.out.exists() and any(path.name != "embeddings" for path in arguments.out.iterdir()):
         raise ValueError(f"{arguments.out} is not empty: give a new folder, or remove what is in it")
     repo_id = _prepare_push(arguments) if main else None
-    results = fuse_models(arguments, _towers(arguments), _embed)
+    results = fuse_models(arguments, _towers(arguments))
     if not main:
         return console.DONE
     if console.shows_text(arguments):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -34,6 +34,8 @@ from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.model.reading_mmbalance import Clip
 
 
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
 REUSED = ".reused"  # parts of an earlier plan, kept until the new one is complete
 PARTS = {"audio": "audio", "vision": "frames"}  # modality -> its name in an example
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -267,19 +269,28 @@ def _run(
 ) -> dict[str, int]:
     counts = {"computed": 0, "reused": 0}
     total = sum(len(part.rows) for part in parts) * len(plan["modalities"])
-    read = lambda part: [datasets[part.split][i] for i in part.rows]  # noqa: E731
     shown = None if PartialState().is_main_process else True
-    with ThreadPoolExecutor(1) as pool, tqdm(total=total, desc="embedding", unit="feature", disable=shown) as bar:
-        ahead = pool.submit(read, parts[0]) if parts else None
-        for index, part in enumerate(parts):
-            assert ahead is not None
-            examples = ahead.result()
-            ahead = pool.submit(read, parts[index + 1]) if index + 1 < len(parts) else None
+
+    def read(part: Part) -> list[dict[str, Any]]:
+        return [datasets[part.split][i] for i in part.rows]
+
+    with tqdm(total=total, desc="embedding", unit="feature", disable=shown) as bar:
+        for part, examples in _one_ahead(read, parts):
             for modality in plan["modalities"]:
                 folder = tower_folder(out, plan, modality)
                 reusable = sorted((out / REUSED / folder.name).glob("*.parquet"))
                 _write(part, datasets[part.split], examples, modality, folder, reusable, towers, counts, bar)
     return counts
+
+
+def _one_ahead(prepare: Callable[[Item], Prepared], items: Sequence[Item]) -> Iterator[tuple[Item, Prepared]]:
+    """Every item with what `prepare` makes of it, the next one in a thread while the caller works."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = [pool.submit(prepare, item) for item in items[:1]]
+        for index, item in enumerate(items):
+            prepared = ahead.pop().result()
+            ahead = [pool.submit(prepare, following) for following in items[index + 1 : index + 2]]
+            yield item, prepared
 
 
 def _write(
@@ -348,17 +359,14 @@ class _Towers:
 
     def features(self, modality: str, contents: dict[str, tuple[Any, int]], bar: tqdm) -> dict[str, Feature]:
         """Feature of every content `key -> (sound or frames, sampling rate)`, by key; the bar moves by batches."""
-        batches = list(self._batches(modality, contents))
+
+        def prepare(keys: list[str]) -> dict[str, torch.Tensor]:
+            return self._tensors(modality, [contents[key] for key in keys])
+
         found: dict[str, Feature] = {}
-        prepare = lambda keys: self._tensors(modality, [contents[key] for key in keys])  # noqa: E731
-        with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(prepare, batches[0]) if batches else None
-            for index, keys in enumerate(batches):
-                assert ahead is not None
-                tensors = ahead.result()
-                ahead = pool.submit(prepare, batches[index + 1]) if index + 1 < len(batches) else None
-                found |= dict(zip(keys, self._forward(modality, tensors), strict=True))
-                bar.update(len(keys))
+        for keys, tensors in _one_ahead(prepare, list(self._batches(modality, contents))):
+            found |= dict(zip(keys, self._forward(modality, tensors), strict=True))
+            bar.update(len(keys))
         return found
 
     def _batches(self, modality: str, contents: dict[str, tuple[Any, int]]) -> Iterator[list[str]]:

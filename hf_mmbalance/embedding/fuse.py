@@ -15,6 +15,7 @@ import torch
 
 from hf_mmbalance.console import UserError
 from hf_mmbalance.decision.allocation import Allocation
+from hf_mmbalance.decision.fits import FitData, fit_temperatures
 from hf_mmbalance.decision.folds import draw_folds
 from hf_mmbalance.decision.ladder import FALLBACKS, STIFF
 from hf_mmbalance.decision.table import DecisionTable
@@ -264,8 +265,6 @@ def choose_pooling(
         `mean` (of features) or `log_probs` (of frames), and the NLL of each in nats per clip (none where no labelled
         clip is of a class that the classifier knows: then `mean`).
     """
-    from hf_mmbalance.decision.fits import FitData, fit_temperatures
-
     losses: dict[str, float] = {}
     for pooling in POOLINGS:
         rows = rows_of_split(embeddings, model, labelled, pooling)
@@ -274,7 +273,7 @@ def choose_pooling(
         if not there.any():
             return "mean", {}
         own, labels = logits[there][:, known], np.cumsum(known)[rows.labels[there]] - 1
-        data = FitData(np.stack([own, own], axis=1), labels, None)
+        data = FitData(own[:, None], labels)
         temperature = np.exp(fit_temperatures(data, data.plain_sum())["log_temperature"][0])
         losses[pooling] = float(-log_softmax(own / temperature)[np.arange(len(labels)), labels].mean())
     return min(losses, key=lambda name: losses[name]), losses

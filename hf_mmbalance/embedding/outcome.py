@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_mmbalance.decision.results import Row, render_rows, rows_of
+from hf_mmbalance.decision.results import Row, mean_weights, render_rows, rows_of
 from hf_mmbalance.decision.state import HeadState
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.embedding.advice import learning_curve, point, render_curve, where_to_label
@@ -40,18 +40,14 @@ def judge(rows: Rows, test: Rows | None, fitted: Fit, options: FuseOptions) -> t
         ],
         "advice": where_to_label(as_they_are, fitted.logits[clean], decisions[clean]),
         "decision": fitted.allocation.describe(),
-        "weights": _mean_weights(fitted, test if test is not None else as_they_are),
+        "weights": _weights(fitted, test if test is not None else as_they_are),
     }
     return results, DecisionTable.concatenate(list(tables.values()))
 
 
-def _mean_weights(fitted: Fit, rows: Rows) -> dict[str, list[float]] | None:
-    complete = np.all([~np.isnan(values[:, 0]) for values in rows.features.values()], axis=0)
-    if not complete.any():
-        return None
-    part = rows.take(np.flatnonzero(complete))
-    weights = fitted.allocation.fuse(fitted.unimodal(part), list(part.tokens.values())).weights
-    return dict(zip(part.features, weights.mean(axis=0).tolist(), strict=True))
+def _weights(fitted: Fit, rows: Rows) -> dict[str, list[float]] | None:
+    table = rows.table(fitted.unimodal(rows), TEST)
+    return mean_weights(fitted.allocation.fuse(table.logits, list(rows.tokens.values())).weights, table)
 
 
 def plain_results(modalities: list[str], classes: list[str]) -> Results:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from hf_mmbalance.data.sources.rows import UNLABELLED
 from hf_mmbalance.decision.results import chance_notes, write_outputs
 from hf_mmbalance.embedding.build import TowerName, build_towers
 from hf_mmbalance.embedding.dataset_options import load_dataset
+from hf_mmbalance.embedding.draws import Draws
+from hf_mmbalance.embedding.embed import EmbedOptions, embed
 from hf_mmbalance.embedding.fuse import (
     TEST,
     FuseError,
@@ -35,6 +36,7 @@ from hf_mmbalance.embedding.stored import Embeddings
 from hf_mmbalance.hub.errors import explained
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
+from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.model.source_heads_mmbalance import SourceHead
 from hf_mmbalance.provenance import base_model, command, provenance, versions
 
@@ -44,15 +46,49 @@ logger = logging.get_logger(__name__)
 NO_SPLITS = {"test_fraction": 0.0, "validation_fraction": 0.0, "calibration_fraction": 0.0}
 
 
-def fuse_models(
-    arguments: argparse.Namespace, towers: dict[str, TowerName], embed: Callable[..., dict[str, int]]
-) -> Results:
+def embed_clips(
+    arguments: argparse.Namespace,
+    towers: dict[str, TowerName],
+    clips: ClipSplits,
+    model: MMBalanceForAudioVisualClassification,
+    processor: MMBalanceProcessor,
+    out: Path,
+    splits: tuple[str, ...] = ("train", "calibration", "validation"),
+    augmented: int = 1,
+) -> dict[str, int]:
+    """`embed` as the arguments of `mmbalance embed` or `mmbalance fuse` say.
+
+    Args:
+        arguments: of the command line.
+        towers: by modality; their names are recorded.
+        clips: what is embedded.
+        model, processor: of the towers.
+        out: folder of the features.
+        splits: those of which corrupted draws are made.
+        augmented: draws of each train clip.
+
+    Returns:
+        Counts, as `embed` gives them.
+    """
+    dtype = arguments.dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
+    return embed(
+        clips,
+        model,
+        processor,
+        out,
+        draws=Draws(arguments.draws, tuple(arguments.corruptions), splits, augmented, arguments.seed),
+        options=EmbedOptions(batch_size=arguments.batch_size, dtype=dtype),
+        names={modality: tower.name for modality, tower in towers.items()},
+        shard=getattr(arguments, "shard", (0, 1)),
+    )
+
+
+def fuse_models(arguments: argparse.Namespace, towers: dict[str, TowerName]) -> Results:
     """Fuse two models as the arguments of `mmbalance fuse` say, and write model and report.
 
     Args:
         arguments: of the command line.
         towers: by modality.
-        embed: runs the towers over the clips, as the arguments say, into a folder.
 
     Returns:
         What is written to `results.json`.
@@ -83,7 +119,7 @@ def fuse_models(
             frame_pooling=pooling,
         )
     folder = arguments.embeddings or arguments.out / "embeddings"
-    embed(arguments, clips, model, processor, folder)
+    embed_clips(arguments, towers, clips, model, processor, folder)
     stored = Embeddings.read(folder)
     options = FuseOptions(arguments.rung, arguments.known_groups, seed=arguments.seed)
     results, table = _fit(model, stored, options, notes)
@@ -175,9 +211,7 @@ def _description(
         "heads": {name: "own" if own is not None else "fitted" for name, own in labels.items()},
         "notes": notes,
         "arguments": {name: value for name, value in vars(arguments).items() if name != "func"},
-        "provenance": provenance(
-            clips, arguments.dataset, source, bases, command(words), PartialState().num_processes
-        ),
+        "provenance": provenance(clips, source, bases, command(words), PartialState().num_processes),
     }
 
 

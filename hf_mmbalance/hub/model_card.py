@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_mmbalance import markdown
+from hf_mmbalance.decision.results import RESULTS
 from hf_mmbalance.decision.table import DecisionTable, TableError
+from hf_mmbalance.decision.table_files import RUN_TABLE
 from hf_mmbalance.hub.errors import HubError
 from hf_mmbalance.json_files import write_json
 from hf_mmbalance.metrics import measures
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
-CARD, RESULTS, TABLE = "README.md", "results.json", "decisions.parquet"
+CARD = "README.md"
 PICTURE, DIAGNOSIS, NUMBERS = "weights_by_class.png", "diagnosis.html", "diagnosis.json"
 TAGS = ["audio-visual-classification", "audio-visual", "multimodal", "late-fusion", "hf_mmbalance"]
 REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -60,13 +62,13 @@ def read_run(folder: Path) -> tuple[Results, DecisionTable]:
     Raises:
         HubError: names the file that is missing or of an older version.
     """
-    for name in ("config.json", RESULTS, TABLE):
+    for name in ("config.json", RESULTS, RUN_TABLE):
         if not (folder / name).is_file():
             raise HubError(f"{folder} holds no {name}; name the output folder of a finished training run")
     results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     if "provenance" not in results:
         raise HubError(f"{folder / RESULTS} was written by an older version and does not say how; train again")
-    return results, DecisionTable.read(folder / TABLE)
+    return results, DecisionTable.read(folder / RUN_TABLE)
 
 
 def pinned_revision(folder: Path) -> str:

@@ -9,6 +9,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_mmbalance.decision.results import RESULTS
+from hf_mmbalance.decision.table_files import RUN_TABLE
 from hf_mmbalance.hub.commit import open_repo, patiently, push_folder
 from hf_mmbalance.hub.errors import HubError, explained
 from hf_mmbalance.hub.model_card import (
@@ -16,8 +18,6 @@ from hf_mmbalance.hub.model_card import (
     DIAGNOSIS,
     NUMBERS,
     PICTURE,
-    RESULTS,
-    TABLE,
     pinned_revision,
     plain_card,
     write_card,
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 #: Files of a saved model: weights (or shards and their index), configs, code.
 MODEL_FILES = ("model*.safetensors", "model.safetensors.index.json", "config.json", "processor_config.json", "*.py")
-RUN_FILES = (*MODEL_FILES, CARD, RESULTS, TABLE, PICTURE, DIAGNOSIS, NUMBERS)
+RUN_FILES = (*MODEL_FILES, CARD, RESULTS, RUN_TABLE, PICTURE, DIAGNOSIS, NUMBERS)
 #: Shards of an earlier push, deleted if this one does not have them.
 STALE = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
 #: Subfolders contain checkpoints with other weights, and code that does not belong to the model.
@@ -92,7 +92,7 @@ def push_saved(
     _check_saved(folder)
     repo_id = prepare_repo(repo_id, private=private, revision=revision, token=token)
     if not (folder / CARD).is_file():
-        if (folder / RESULTS).is_file() and (folder / TABLE).is_file():
+        if (folder / RESULTS).is_file() and (folder / RUN_TABLE).is_file():
             write_card(folder, repo_id)
         else:
             (folder / CARD).write_text(plain_card(folder, repo_id), encoding="utf-8")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hf_mmbalance.decision.table import READERS
+from hf_mmbalance.decision.results import RESULTS
+from hf_mmbalance.decision.table_files import READERS, RUN_TABLE
 from hf_mmbalance.hub.errors import HubError, explained
-from hf_mmbalance.hub.model_card import REPO_ID, RESULTS, TABLE
+from hf_mmbalance.hub.model_card import REPO_ID
 from hf_mmbalance.hub.reach import check_reachable
 
 
@@ -33,10 +34,10 @@ def run_files(address: str) -> tuple[Path, list[str]]:
     check_reachable(name, revision or None)
     with explained(f"{name}: no such folder or file here; reading the model of that name on the Hub"):
         try:
-            table = Path(hf_hub_download(name, TABLE, revision=revision or None))
+            table = Path(hf_hub_download(name, RUN_TABLE, revision=revision or None))
         except RemoteEntryNotFoundError:
             raise HubError(
-                f"{name} holds no {TABLE}: the model was pushed without its run. Push the run's output folder"
+                f"{name} holds no {RUN_TABLE}: the model was pushed without its run. Push the run's output folder"
                 f" (`mmbalance push RUN {name}`), or name that folder or a decision table of the same clips"
             ) from None
         commit = table.parent.name  # of the snapshot in the cache; both files are of the same one

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hf_mmbalance.metrics
+from hf_mmbalance.decision.results import RESULTS
 from hf_mmbalance.hub.commit import push_folder
 from hf_mmbalance.hub.errors import HubError, explained
 
@@ -128,9 +129,9 @@ def publish_demo(
 def _synthetic_options(api: HfApi, info: ModelInfo) -> dict[str, Any]:
     """Options of the synthetic data a model was trained on; {} for other data, or where the model has examples."""
     files = [sibling.rfilename for sibling in info.siblings or []]
-    if "results.json" not in files or any(file.startswith("examples/") for file in files):
+    if RESULTS not in files or any(file.startswith("examples/") for file in files):
         return {}
-    text = Path(api.hf_hub_download(info.id, "results.json", revision=info.sha)).read_text(encoding="utf-8")
+    text = Path(api.hf_hub_download(info.id, RESULTS, revision=info.sha)).read_text(encoding="utf-8")
     try:
         results = json.loads(text)
         return dict(results["arguments"]) if results["dataset"] == "synthetic" else {}

@@ -87,18 +87,12 @@ def compose_from_backbones(
             option or field, a name in `label_maps` that does not exist, or a classifier whose head cannot be taken
             over.
     """
-    unknown = set(config_options) - set(MMBalanceConfig.__dataclass_fields__)
-    if unknown:
-        name = sorted(unknown)[0]
-        close = difflib.get_close_matches(name, MMBalanceConfig.__dataclass_fields__, n=1)
-        raise ValueError(f"unknown option {name!r}" + (f": did you mean {close[0]!r}?" if close else ""))
+    maps = label_maps or {}
+    _check_names(config_options, maps)
     fusion = load_fusion_head(fusion)
     fusion_class(fusion)
     hub = {"trust_remote_code": trust_remote_code, "token": token, "cache_dir": cache_dir}
     id2label = {int(index): label for index, label in sorted(id2label.items())}
-    maps = label_maps or {}
-    if not set(maps) <= {"audio", "vision"}:
-        raise ValueError(f"label_maps names {sorted(maps)}: the modalities are ['audio', 'vision']")
     parts = {
         "audio": _load(audio, "audio", "input_values", dtype, audio_revision, hub, "audio" in maps),
         "vision": _load(vision, "vision", "pixel_values", dtype, vision_revision, hub, "vision" in maps),
@@ -118,14 +112,22 @@ def compose_from_backbones(
         **config_options,
     )
     model = model_class(config).to(dtype)
-    for tower, part in zip((model.audio_model, model.vision_model), parts.values(), strict=True):
+    for m, (tower, part) in enumerate(zip((model.audio_model, model.vision_model), parts.values(), strict=True)):
         if part.tower is not None:
             _copy_weights(tower, part.tower)
-    for m, part in enumerate(parts.values()):
         if part.head is not None:
             model.unimodal_heads[m].take_weights(part.head)
     model.freeze_towers(trainable_layers)
     return model
+
+
+def _check_names(config_options: dict[str, Any], label_maps: dict[str, LabelMap]) -> None:
+    unknown = sorted(set(config_options) - set(MMBalanceConfig.__dataclass_fields__))
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], MMBalanceConfig.__dataclass_fields__, n=1)
+        raise ValueError(f"unknown option {unknown[0]!r}" + (f": did you mean {close[0]!r}?" if close else ""))
+    if not set(label_maps) <= {"audio", "vision"}:
+        raise ValueError(f"label_maps names {sorted(label_maps)}: the modalities are ['audio', 'vision']")
 
 
 def _source_labels(modality: str, part: _Loaded, label_map: LabelMap, classes: list[str]) -> dict[str, Any]:

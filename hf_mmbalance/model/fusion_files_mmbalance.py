@@ -30,7 +30,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import logging
 
 from .fusion_adaptive_mmbalance import AdaptiveFusion  # noqa: F401  # registers the head
-from .fusion_mmbalance import FUSION_HEADS
+from .fusion_mmbalance import FUSION_HEADS, FusionHead
 from .fusion_uncertainty_mmbalance import MLAFusion, PDFFusion  # noqa: F401  # registers the heads
 
 
@@ -38,7 +38,7 @@ logger = logging.get_logger(__name__)
 HUB_KEYS = ("revision", "token", "cache_dir", "local_files_only")
 
 
-def fusion_class(name: str) -> type:
+def fusion_class(name: str) -> type[FusionHead]:
     """The registered fusion head of that name.
 
     Raises:

@@ -14,8 +14,9 @@ from urllib.parse import urljoin, urlsplit
 
 import numpy as np
 
+from .media_frames_mmbalance import ONE_THREAD, fit_frame
 from .media_mmbalance import read_audio
-from .media_streams_mmbalance import LIMITS, ONE_THREAD, Box, Limits, MediaError, fit_frame
+from .media_request_mmbalance import LIMITS, Box, Limits, MediaError
 
 
 try:  # optional, so that a published model loads without it; needed only to read files

@@ -10,20 +10,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .media_streams_mmbalance import (
-    LIMITS,
-    MEDIA_REASONS,
-    Box,
-    FrameReader,
-    Limits,
-    MediaError,
-    MediaRequest,
-    Pick,
-    SoundReader,
-    aligned_span,
-    cut_sound,
-    resample,
-)
+from .media_frames_mmbalance import FrameReader
+from .media_request_mmbalance import LIMITS, MEDIA_REASONS, Box, Limits, MediaError, MediaRequest, Pick
+from .media_sound_mmbalance import SoundReader, aligned_span, cut_sound, resample
 
 
 try:  # optional, so that a published model loads without it; needed only to read media files

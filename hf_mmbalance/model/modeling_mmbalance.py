@@ -12,12 +12,13 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .backbones_mmbalance import Backbone, compose_from_backbones
 from .configuration_mmbalance import MMBalanceConfig
-from .fusion_files_mmbalance import copy_fusion_file, fusion_class, portable_name, prepare_fusion_class
-from .fusion_mmbalance import FusionHead, FusionOutput
+from .fusion_files_mmbalance import copy_fusion_file, portable_name, prepare_fusion_class
+from .fusion_mmbalance import FusionOutput
+from .heads_mmbalance import build_fusion, build_unimodal_head, is_fusion_head
+from .losses_mmbalance import check_labels, clip_cross_entropy, tower_losses
 from .outputs_mmbalance import EmbedOutput, MMBalanceOutput, TrainingBatch
 from .source_heads_mmbalance import SourceHead, class_logits, label_log_probs
 from .towers_mmbalance import (
-    CosineClassifier,
     FramePooling,
     TowerFeatures,
     build_tower,
@@ -27,41 +28,13 @@ from .towers_mmbalance import (
     frames_per_clip,
     freeze_tower,
     masked_mean,
+    present_modalities,
     tower_features,
     tower_width,
 )
 
 
 logger = logging.get_logger(__name__)
-
-
-def clip_cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, class_weights: torch.Tensor | None = None, label_smoothing: float = 0.0
-) -> torch.Tensor:
-    """Cross-entropy of every clip, times the weight of its class: `(..., C)` and `(...)` -> `(...)`."""
-    loss = nn.functional.cross_entropy(
-        logits.flatten(0, -2), labels.flatten(), reduction="none", label_smoothing=label_smoothing
-    ).view(labels.shape)
-    return loss if class_weights is None else loss * class_weights[labels]
-
-
-def tower_losses(
-    fused_logits: torch.Tensor,
-    modality_logits: torch.Tensor,
-    modality_mask: torch.Tensor,
-    labels: torch.Tensor,
-    class_weights: torch.Tensor | None,
-    label_smoothing: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fused and summed unimodal cross-entropy, means over the clips.
-
-    A missing modality adds 0 to its clip's unimodal loss; the sum is divided by the number of clips, not of modalities
-    present, so that batches of equal size weigh the same whatever is missing in them.
-    """
-    every = labels.unsqueeze(1).expand(modality_logits.shape[:2])
-    unimodal = clip_cross_entropy(modality_logits, every, class_weights, label_smoothing)
-    unimodal = torch.where(modality_mask, unimodal, torch.zeros_like(unimodal)).sum(1)
-    return clip_cross_entropy(fused_logits, labels, class_weights, label_smoothing).mean(), unimodal.mean()
 
 
 AUTO_CLASSES = ("AutoModel", "AutoModelForAudioClassification", "AutoModelForVideoClassification")
@@ -91,7 +64,7 @@ class MMBalancePreTrainedModel(PreTrainedModel):
             module.init_weights(self.config.initializer_range)
         elif isinstance(module, SourceHead):
             module.init_weights()
-        elif _is_fusion_head(module):
+        elif is_fusion_head(module):
             module.init_weights()  # type: ignore[operator]  # its class may come from another copy of this code
 
 
@@ -122,12 +95,10 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             widths[1], config.frame_pooling, config.max_frames, config.temporal_heads, config.classifier_dropout
         )
         self.dropout = nn.Dropout(config.classifier_dropout)
-        head_class = fusion_class(config.fusion)
-        self.fusion: FusionHead = _build_fusion(head_class, config, widths)
+        self.fusion = build_fusion(config, widths)
         if not self.fusion.owns_unimodal_logits:
             self.unimodal_heads = nn.ModuleList(
-                _build_unimodal_head(config, head_class, name, width)
-                for name, width in zip(config.modalities, widths, strict=True)
+                build_unimodal_head(config, name, width) for name, width in zip(config.modalities, widths, strict=True)
             )
         self.add_model_tags(["audio-visual-classification", "multimodal", "hf_mmbalance"])  # searchable on the Hub
         self.post_init()
@@ -281,7 +252,8 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         Arguments and errors are those of `forward`. In training mode, modalities are dropped as there.
         """
         input_values, pixel_values = self._trained_inputs(input_values, pixel_values)
-        present = self._modality_mask(input_values, pixel_values, frame_mask, modality_mask)
+        untrained = self.config.untrained_modalities
+        present = present_modalities(input_values, pixel_values, frame_mask, modality_mask, untrained)
         if self.training:
             present = self._drop_modalities(present)
         audio, audio_output = self._audio_features(input_values, audio_mask, present, dict(kwargs))
@@ -307,7 +279,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
                         f"{what}: {name} features have shape {tuple(feature.shape)}, expected (B, {width})"
                     )
         audio, vision = self._trained_inputs(*features)
-        present = self._modality_mask(audio, vision, None, modality_mask)
+        present = present_modalities(audio, vision, None, modality_mask, self.config.untrained_modalities)
         if self.training:
             present = self._drop_modalities(present)
         if vision is not None and self.config.frame_pooling == "log_probs" and frame_log_probs is None:
@@ -340,45 +312,6 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
                 logger.warning_once(f"{name} is ignored: no clip that this model was trained on had it")
                 inputs[name] = None
         return inputs["audio"], inputs["vision"]
-
-    def _modality_mask(
-        self,
-        input_values: torch.Tensor | None,
-        pixel_values: torch.Tensor | None,
-        frame_mask: torch.Tensor | None,
-        modality_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
-        given = [values for values in (input_values, pixel_values) if values is not None]
-        if not given:
-            raise ValueError(f"no modality at all: pass input_values, pixel_values or both{self._untrained_note()}")
-        batch, device = given[0].shape[0], given[0].device
-        if any(values.shape[0] != batch for values in given):
-            raise ValueError(
-                f"input_values has {batch} clips, pixel_values {given[-1].shape[0]}: give the same number of both"
-            )
-        passed = torch.tensor([input_values is not None, pixel_values is not None], device=device)
-        mask = passed.expand(batch, 2)
-        if modality_mask is not None:
-            if modality_mask.shape != mask.shape:
-                raise ValueError(f"modality_mask has shape {tuple(modality_mask.shape)}, expected {tuple(mask.shape)}")
-            mask = mask & modality_mask.to(device).bool()
-        if frame_mask is not None and pixel_values is not None:
-            expected = (batch, pixel_values.shape[1] if pixel_values.dim() == 5 else 1)
-            if frame_mask.shape != expected:
-                raise ValueError(f"frame_mask has shape {tuple(frame_mask.shape)}, expected {expected}")
-            with_frames = frame_mask.to(device).bool().any(1)
-            mask = mask & torch.stack([torch.ones_like(with_frames), with_frames], dim=1)
-        if not torch.compiler.is_compiling() and not mask.any(1).all():
-            empty = (~mask.any(1)).nonzero().flatten().tolist()
-            raise ValueError(
-                f"no modality at all in clip(s) {empty} of the batch: every clip needs sound or"
-                f" frames{self._untrained_note()}"
-            )
-        return mask
-
-    def _untrained_note(self) -> str:
-        names = ", ".join(self.config.untrained_modalities)
-        return f" ({names} does not count: no clip that this model was trained on had it)" if names else ""
 
     def _drop_modalities(self, modality_mask: torch.Tensor) -> torch.Tensor:
         if not any(self.config.modality_dropout):
@@ -501,7 +434,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         labels: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Total, fused and unimodal loss, scalars."""
-        self._check_labels(labels, modality_mask.shape[0])
+        check_labels(labels, modality_mask.shape[0], self.num_labels)
         config, head = self.config, self.fusion
         # A modality has nothing to learn from a clip whose class it does not know.
         taught = modality_mask & torch.tensor(config.known_classes, device=labels.device)[:, labels].T
@@ -529,63 +462,6 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     def clip_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of every clip with the config's class weights and label smoothing: `(..., C)` -> `(...)`."""
         return clip_cross_entropy(logits, labels, self._class_weights(logits), self.config.label_smoothing)
-
-    def _check_labels(self, labels: torch.Tensor, batch: int) -> None:
-        if labels.shape != (batch,):
-            raise ValueError(f"labels has shape {tuple(labels.shape)}, expected {(batch,)}")
-        # Only on the CPU, where this needs no synchronisation; CUDA kernels check labels themselves.
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            wrong = labels[(labels < 0) | (labels >= self.num_labels)]
-            if len(wrong):
-                raise ValueError(
-                    f"label {int(wrong[0])} is outside the model's {self.num_labels} classes"
-                    f" (0 to {self.num_labels - 1}): check id2label"
-                )
-
-
-def _is_fusion_head(module: nn.Module) -> bool:
-    """Whether a module is a fusion head, possibly of another copy of this code.
-
-    The file of a user-defined head may import the interface from the installed package while the model's code was
-    loaded from the Hub: two classes with the same name, so that `isinstance` would be False.
-    """
-    kinds = type(module).__mro__
-    return any(kind.__name__ == "FusionHead" and kind.__module__.endswith("fusion_mmbalance") for kind in kinds)
-
-
-def _build_fusion(head_class: type[FusionHead], config: MMBalanceConfig, widths: tuple[int, ...]) -> FusionHead:
-    options = dict(config.fusion_options or {})
-    if not all(map(all, config.known_classes)):
-        if not head_class.takes_known_classes:
-            raise ValueError(
-                f"fusion={config.fusion!r} cannot be used where a modality does not know all classes (source_labels):"
-                " choose 'adaptive', or map a label to every class"
-            )
-        options["known"] = config.known_classes
-    if head_class.owns_unimodal_logits and (config.source_labels or config.frame_pooling == "log_probs"):
-        raise ValueError(
-            f"fusion={config.fusion!r} computes its unimodal logits itself: neither source_labels nor"
-            " frame_pooling='log_probs' can be used with it"
-        )
-    try:
-        return head_class(len(widths), config.num_labels or 0, widths, **options)
-    except TypeError as error:
-        raise ValueError(f"fusion={config.fusion!r} does not take fusion_options={options!r}: {error}") from error
-
-
-def _build_unimodal_head(
-    config: MMBalanceConfig, head_class: type[FusionHead], modality: str, width: int
-) -> nn.Module:
-    form = head_class.required_unimodal_head or config.unimodal_head
-    source = (config.source_labels or {}).get(modality)
-    if form == "cosine" and (source or config.frame_pooling == "log_probs"):
-        raise ValueError("cosine heads can neither be taken from classifiers nor used with frame_pooling='log_probs'")
-    if source:
-        options = {name: source[name] for name in ("classes", "layer_norm_eps", "layers")}
-        return SourceHead(width, len(source["labels"]), **options)
-    if form == "cosine":
-        return CosineClassifier(width, config.num_labels or 0, config.cosine_scale)
-    return nn.Linear(width, config.num_labels or 0)
 
 
 __all__ = ["EmbedOutput", "MMBalanceForAudioVisualClassification", "MMBalanceOutput", "MMBalancePreTrainedModel"]

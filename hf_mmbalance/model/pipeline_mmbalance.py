@@ -12,7 +12,7 @@ from transformers.models.audio_spectrogram_transformer import ASTFeatureExtracto
 from transformers.pipelines.base import ChunkPipeline
 from transformers.pipelines.pt_utils import KeyDataset, PipelineChunkIterator, PipelineIterator, PipelinePackIterator
 
-from .media_streams_mmbalance import LIMITS
+from .media_request_mmbalance import LIMITS
 from .reading_mmbalance import Clip, span_of
 from .windows_mmbalance import windows
 

@@ -15,7 +15,8 @@ from transformers.processing_utils import ProcessingKwargs, Unpack
 from transformers.utils import cached_file, logging
 
 from .inputs_mmbalance import is_batch_of_audio, is_batch_of_frames
-from .media_streams_mmbalance import LIMITS, Limits, MediaError, resample
+from .media_request_mmbalance import LIMITS, Limits, MediaError
+from .media_sound_mmbalance import resample
 from .reading_mmbalance import Clip, ReadingSpec, read
 from .towers_mmbalance import frames_per_clip
 

@@ -22,18 +22,10 @@ from .inputs_mmbalance import (
     shown_name,
     source_of,
 )
+from .media_frames_mmbalance import fit_frame, on_show
 from .media_mmbalance import Pick, read_media
-from .media_streams_mmbalance import (
-    LIMITS,
-    Box,
-    Limits,
-    MediaError,
-    check_crop,
-    cut_sound,
-    fit_frame,
-    on_show,
-    resample,
-)
+from .media_request_mmbalance import LIMITS, Box, Limits, MediaError, check_crop
+from .media_sound_mmbalance import cut_sound, resample
 
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import logging
 
 from .towers_mmbalance import frames_per_clip, tower_features
 
+
+logger = logging.get_logger(__name__)
 
 #: Nats by which the logit of a class that the head does not know lies below the lowest one that it knows.
 UNKNOWN_MARGIN = 20.0
@@ -26,6 +29,11 @@ class SourceHead(nn.Module):
     \\(z_c = \log \sum_{k \in c} p(k|x)\\) over the labels mapped to class c. Labels mapped to no class are left out. A
     class without labels is unknown to the head: its logit lies `UNKNOWN_MARGIN` below the lowest known one, and the
     adaptive head gives it no evidence.
+
+    Labels of a classifier trained with a sigmoid for each may be true together. Where exactly one of the labels mapped
+    to classes is true, Bayes' rule gives \\(p(k|x) \propto s_k \prod_{j \ne k} (1 - s_j) \propto s_k / (1 - s_k) =
+    e^{l_k}\\) for independent \\(s_k = \mathrm{sigmoid}(l_k)\\): the softmax of the logits, which is what \\(z\\)
+    amounts to in the decision.
 
     Args:
         hidden_size (`int`): Width of the features.
@@ -121,6 +129,12 @@ def source_head_of(classifier: PreTrainedModel) -> SourceHead:
             f"{type(classifier).__name__} has {len(bias)} outputs, but its config names {len(labels)} labels"
         )
     layers = getattr(classifier, LAYER_WEIGHTS, None)
+    if classifier.config.problem_type == "multi_label_classification":
+        logger.warning(
+            "%s was trained for labels that may be true together: its logits are read as if exactly one of the labels"
+            " mapped to classes were true",
+            classifier.config.name_or_path or type(classifier).__name__,
+        )
     head = SourceHead(
         weight.shape[1],
         len(labels),

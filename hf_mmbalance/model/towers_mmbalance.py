@@ -1,5 +1,6 @@
 """Towers: one feature per clip from a backbone, pooled over tokens and frames."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,6 +47,52 @@ def tower_width(config: PreTrainedConfig) -> int:
             f"backbone {config.model_type!r} has neither hidden_size nor hidden_sizes: it is not supported"
         )
     return width
+
+
+def present_modalities(
+    input_values: torch.Tensor | None,
+    pixel_values: torch.Tensor | None,
+    frame_mask: torch.Tensor | None,
+    modality_mask: torch.Tensor | None,
+    untrained: Sequence[str] = (),
+) -> torch.Tensor:
+    """Which modalities each clip of a batch has, `(B, 2)` bool: those that are passed and that no mask takes away.
+
+    Raises:
+        ValueError: if a clip has none (the `untrained` ones were left out of the inputs), or shapes disagree.
+    """
+    given = [values for values in (input_values, pixel_values) if values is not None]
+    if not given:
+        raise ValueError(f"no modality at all: pass input_values, pixel_values or both{_not_counted(untrained)}")
+    batch, device = given[0].shape[0], given[0].device
+    if any(values.shape[0] != batch for values in given):
+        raise ValueError(
+            f"input_values has {batch} clips, pixel_values {given[-1].shape[0]}: give the same number of both"
+        )
+    passed = torch.tensor([input_values is not None, pixel_values is not None], device=device)
+    mask = passed.expand(batch, 2)
+    if modality_mask is not None:
+        if modality_mask.shape != mask.shape:
+            raise ValueError(f"modality_mask has shape {tuple(modality_mask.shape)}, expected {tuple(mask.shape)}")
+        mask = mask & modality_mask.to(device).bool()
+    if frame_mask is not None and pixel_values is not None:
+        expected = (batch, pixel_values.shape[1] if pixel_values.dim() == 5 else 1)
+        if frame_mask.shape != expected:
+            raise ValueError(f"frame_mask has shape {tuple(frame_mask.shape)}, expected {expected}")
+        with_frames = frame_mask.to(device).bool().any(1)
+        mask = mask & torch.stack([torch.ones_like(with_frames), with_frames], dim=1)
+    if not torch.compiler.is_compiling() and not mask.any(1).all():
+        empty = (~mask.any(1)).nonzero().flatten().tolist()
+        raise ValueError(
+            f"no modality at all in clip(s) {empty} of the batch: every clip needs sound or"
+            f" frames{_not_counted(untrained)}"
+        )
+    return mask
+
+
+def _not_counted(untrained: Sequence[str]) -> str:
+    names = ", ".join(untrained)
+    return f" ({names} does not count: no clip that this model was trained on had it)" if names else ""
 
 
 def check_spectrograms(values: torch.Tensor, config: PreTrainedConfig) -> None:
@@ -231,19 +278,6 @@ class FramePooling(nn.Module):
         return self.norm_out(frames + self.dropout(self.contract(hidden)))
 
 
-class CosineClassifier(nn.Module):
-    """Logits s cos(w_c, f), which do not depend on the norms of features and class weights."""
-
-    def __init__(self, hidden_size: int, num_labels: int, scale: float):
-        super().__init__()
-        self.linear = nn.Linear(hidden_size, num_labels, bias=False)
-        self.scale = scale
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        normal = nn.functional.normalize
-        return self.scale * nn.functional.linear(normal(features, dim=-1), normal(self.linear.weight, dim=-1))
-
-
 def freeze_tower(tower: nn.Module, trainable_layers: int | str) -> None:
     """Train all layers of a tower (`"all"`), none (0), or the last k layers and all that follow them.
 
@@ -299,7 +333,6 @@ def _ast_grid(config: PreTrainedConfig) -> tuple[int, int]:
 
 
 __all__ = [
-    "CosineClassifier",
     "FramePooling",
     "tower_features",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 
 from .inputs_mmbalance import Source, is_file, shown_name, source_of
 from .media_mmbalance import Pick, declared_duration, read_media
-from .media_streams_mmbalance import LIMITS, Limits, MediaError
+from .media_request_mmbalance import LIMITS, Limits, MediaError
 from .reading_mmbalance import (
     DEFAULT_FRAMES,
     MODALITIES,

@@ -64,8 +64,9 @@ def run_robustness(arguments: argparse.Namespace) -> int:
 
 def _judge(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     from hf_mmbalance.data.corruptions import check_severity, kinds_of
+    from hf_mmbalance.robustness.cells import judge_cells
     from hf_mmbalance.robustness.judge import judge
-    from hf_mmbalance.robustness.run import judge_cells, load_run
+    from hf_mmbalance.robustness.run import load_run
 
     kinds = kinds_of(arguments.kinds)  # before a model is loaded
     severities = [check_severity(severity) for severity in arguments.severities]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_mmbalance.decision.figures import save
-from hf_mmbalance.robustness.run import CLEAN
+from hf_mmbalance.robustness.cells import CLEAN
 
 
 #: Colour-blind safe (Okabe & Ito); lines differ by marker too.

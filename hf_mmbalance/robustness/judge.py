@@ -9,7 +9,7 @@ import numpy as np
 
 from hf_mmbalance.decision.state import HeadState
 from hf_mmbalance.metrics import measures
-from hf_mmbalance.robustness.run import CLEAN, Cell
+from hf_mmbalance.robustness.cells import CLEAN, Cell
 
 
 Scores = dict[str, np.ndarray]  # one value per clip by method, NaN where a method cannot answer

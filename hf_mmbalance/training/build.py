@@ -14,7 +14,22 @@ from hf_mmbalance.hub.reach import check_reachable
 from hf_mmbalance.model.backbones_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
 from hf_mmbalance.training.arguments import ModelArguments
 from hf_mmbalance.training.batches import SpecAugment
-from hf_mmbalance.training.trainer import check_classes
+from hf_mmbalance.training.checks import check_classes
+
+
+# Fields of the model's config: what it is built from, and how its training goes.
+BUILT_FIELDS = (
+    "fusion",
+    "fusion_options",
+    "unimodal_head",
+    "frame_pooling",
+    "classifier_dropout",
+    "initializer_range",
+)
+LOSS_FIELDS = ("modality_dropout", "fused_loss_weight", "unimodal_loss_weight", "label_smoothing")
+TOWER_FIELDS = ("audio_model", "audio_config", "audio_max_length", "vision_model", "vision_config")
+IMAGE_STATISTICS = ("image_mean", "image_std")
+HEADS_ONLY_RATE = 1e-3  # usual learning rate of heads on frozen towers
 
 
 def build_model_and_processor(
@@ -36,9 +51,6 @@ def build_model_and_processor(
     return model, processor
 
 
-HEADS_ALONE_RATE = 1e-3
-
-
 def frozen_notes(arguments: ModelArguments, learning_rate: float) -> list[str]:
     """What a reader must know of frozen towers: random ones never learn, and heads want a larger learning rate."""
     if arguments.trainable_layers != "0":
@@ -50,10 +62,10 @@ def frozen_notes(arguments: ModelArguments, learning_rate: float) -> list[str]:
             f"tower(s) with random weights are frozen and learn nothing: {', '.join(configured)}; leave"
             " --trainable_layers out, or name pretrained towers"
         )
-    elif learning_rate < HEADS_ALONE_RATE:
+    elif learning_rate < HEADS_ONLY_RATE:
         notes.append(
             f"the towers are frozen and only the heads learn: --learning_rate {learning_rate:g} is small for heads,"
-            f" {HEADS_ALONE_RATE:g} is usual"
+            f" {HEADS_ONLY_RATE:g} is usual"
         )
     return notes
 
@@ -97,24 +109,6 @@ def _compose(
         **{name: getattr(arguments, name) for name in (*BUILT_FIELDS, *LOSS_FIELDS)},
     )
     return model, processor
-
-
-# Fields of the model's config: what it is built from, and how its training goes.
-BUILT_FIELDS = (
-    "fusion",
-    "fusion_options",
-    "unimodal_head",
-    "frame_pooling",
-    "classifier_dropout",
-    "initializer_range",
-)
-LOSS_FIELDS = (
-    "modality_dropout",
-    "fused_loss_weight",
-    "unimodal_loss_weight",
-    "label_smoothing",
-)
-TOWER_FIELDS = ("audio_model", "audio_config", "audio_max_length", "vision_model", "vision_config")
 
 
 def spec_augment(arguments: ModelArguments, seed: int) -> SpecAugment | None:
@@ -163,9 +157,6 @@ def _set_statistics(processor: MMBalanceProcessor, arguments: ModelArguments) ->
             value = getattr(arguments, name if name in IMAGE_STATISTICS else f"audio_{name}")
             if value is not None:
                 setattr(part, name, value)
-
-
-IMAGE_STATISTICS = ("image_mean", "image_std")
 
 
 def _backbone(arguments: ModelArguments, modality: str, default: str) -> str | PreTrainedConfig:

@@ -73,7 +73,7 @@ def frozen_clips(
     options = EmbedOptions(batch_size=arguments.training.per_device_eval_batch_size)
     names = {name: getattr(arguments.model, f"{name}_model") for name in model.config.modalities}
     embed(clips, model, processor, folder, draws=draws, options=options, names=names)
-    kept: dict[str, Any] = {"bayes": clips.bayes, "notes": clips.notes}
+    kept: dict[str, Any] = {"bayes": clips.bayes, "notes": clips.notes, "commit": clips.commit}
     return dataclasses.replace(Embeddings.read(folder).clip_splits(), **kept)
 
 

@@ -40,12 +40,13 @@ from hf_mmbalance.training.arguments import (
     parse_arguments,
 )
 from hf_mmbalance.training.build import build_model_and_processor, frozen_notes, spec_augment
+from hf_mmbalance.training.checks import check_classes
 from hf_mmbalance.training.curves import write_curves
 from hf_mmbalance.training.decision_layer import apply_head, corruption_plan
 from hf_mmbalance.training.frozen import frozen_clips, stored_clips
 from hf_mmbalance.training.interruption import Interrupted, StopOnSignal
 from hf_mmbalance.training.run_log import check_trackers, final_values
-from hf_mmbalance.training.trainer import MMBalanceTrainer, check_classes
+from hf_mmbalance.training.trainer import MMBalanceTrainer
 
 
 logger = logging.get_logger(__name__)
@@ -169,7 +170,6 @@ def origin_of(arguments: RunArguments, clips: ClipSplits) -> dict[str, Any]:
     """Data, base models, command and code of a run, for its results and its card."""
     return provenance(
         clips,
-        arguments.data.dataset,
         arguments.source,
         base_models(arguments.model),
         train_command(arguments.argv),

@@ -30,7 +30,8 @@ from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.processes import answered_by_main
-from hf_mmbalance.training.batches import ClipCollator, KeyedClips, SpecAugment, missing_modalities
+from hf_mmbalance.training.batches import ClipCollator, KeyedClips, SpecAugment
+from hf_mmbalance.training.checks import absent_modalities, check_classes, check_metric, check_splits
 from hf_mmbalance.training.decision_layer import DecisionArguments, apply_head, calibration_draws, fit
 from hf_mmbalance.training.run_log import LossParts, decision_values, learning_rates, use_readable_lines
 
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 BALANCING_STATE = "balancing.pt"
-LOOKED_AT = 200  # train clips read first to see which modalities there are
 
 
 class FollowEpochs(TrainerCallback):
@@ -437,54 +437,3 @@ def _init_worker(worker_id: int) -> None:
     # A signal to the whole group of processes is the trainer's to answer; workers end with it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-
-def check_splits(clips: ClipSplits, *needed: str) -> None:
-    """Splits that training cannot do without.
-
-    Raises:
-        ValueError: naming those that have no clips.
-    """
-    missing = [split for split in needed if not len(clips.splits.get(split, ()))]
-    if missing:
-        raise ValueError(f"dataset {clips.name!r} has no clips in split(s) {', '.join(missing)}")
-
-
-def absent_modalities(clips: ClipSplits) -> list[str]:
-    """Modalities that no train clip has: of 200 clips spread over the split or, where one lacks in those, of all."""
-    train = clips.splits["train"]
-    spread = np.unique(np.linspace(0, len(train) - 1, min(LOOKED_AT, len(train))).astype(int)).tolist()
-    absent: set[str] | None = None
-    for index in [*spread, *range(len(train))]:
-        if absent is not None and not absent:
-            break
-        missing = missing_modalities(train[index])
-        absent = missing if absent is None else absent & missing
-    return sorted(absent or ())
-
-
-def check_metric(name: str | None, modalities: list[str] | tuple[str, ...]) -> None:
-    """The measure that selects the model must be one that `evaluate` gives; better now than after an epoch.
-
-    Raises:
-        ValueError: naming those there are.
-    """
-    known = ["nll", "loss", "accuracy", "accuracy_sum", *(f"accuracy_{modality}" for modality in modalities)]
-    if name is not None and name.removeprefix("eval_") not in known:
-        raise ValueError(f"metric_for_best_model={name!r} is unknown: choose one of {', '.join(known)}")
-
-
-def check_classes(config: Any, classes: list[str]) -> None:
-    """A model and a dataset must name the same classes in the same order.
-
-    Raises:
-        ValueError: naming the first that differs.
-    """
-    named = [config.id2label[index] for index in range(config.num_labels)]
-    if named != list(classes):
-        pairs = zip(named + ["(none)"] * len(classes), list(classes) + ["(none)"] * len(named), strict=False)
-        ours, theirs = next((a, b) for a, b in pairs if a != b)
-        raise ValueError(
-            f"the model has other classes than the dataset: {ours!r} where the dataset has {theirs!r}"
-            f" ({len(named)} and {len(classes)} classes); use a model trained on these classes, or start a new one"
-        )

@@ -39,7 +39,7 @@ def attached(name: str | BalancingMethod, fusion: str | None = None, model: Any 
     method = build_method(name, options) if isinstance(name, str) else name
     fusion = fusion or FUSIONS.get(name if isinstance(name, str) else "", "sum")
     model = tiny_model(fusion=fusion) if model is None else model
-    method.num_clips = CLIPS
+    method.num_clips, method.progress, method.epoch = CLIPS, 0.0, 0
     method.attach(model)
     return model.train()
 

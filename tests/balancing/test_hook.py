@@ -272,3 +272,27 @@ class Doubled(BalancingMethod):
 def test_a_method_of_ones_own():
     expected = plain_gradients(fused_loss_weight=2.0, unimodal_loss_weight=0.0)
     assert_close(gradients(attached(Doubled())), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "value"),
+    [
+        ("inforeg", {}, "epoch"),
+        ("reconboost", {}, "epoch"),
+        ("frozen", {}, "progress"),
+        ("remix", {}, "progress"),
+        ("opm", {"warmup": 0.1}, "progress"),
+    ],
+)
+def test_what_a_loop_does_not_set_is_an_error_where_it_is_read(name, options, value):
+    model = attached(name, **options)
+    del vars(model.balancing)[value]
+    with pytest.raises(ValueError, match=f"reads {value}: set it before each batch"):
+        gradients(model)
+
+
+@pytest.mark.parametrize(("name", "options"), [("ogm_ge", {}), ("opm", {"warmup": 0.0}), ("remix", {"warmup": 0.0})])
+def test_a_method_without_a_schedule_needs_neither_epoch_nor_progress(name, options):
+    model = attached(name, **options)
+    del model.balancing.epoch, model.balancing.progress
+    gradients(model)

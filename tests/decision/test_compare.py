@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import pytest
 
 from hf_mmbalance import cli
 from hf_mmbalance.decision import figures
+from hf_mmbalance.decision.compare import Source, align
+from hf_mmbalance.decision.evaluation import baselines
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.metrics import measures
 
@@ -173,3 +176,20 @@ def test_labels_that_no_font_has_give_no_warning(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         files = figures.save(figures.draw(figures.comparison, {"rows": [row]}), tmp_path / "f")
     assert "鳥と犬: கிளி" in files[1].read_text(encoding="utf-8")
+
+
+def test_what_modalities_know_is_kept_where_clips_and_classes_are_put_in_order() -> None:
+    table = replace(make_table(n=40, classes=3), known=np.array([[1, 1, 0], [1, 1, 1]]))
+    order, rows = [2, 0, 1], np.arange(40)[::-1]
+    taken = table.take(rows)
+    other = replace(
+        taken,
+        classes=[table.classes[c] for c in order],
+        labels=np.argsort(order)[taken.labels],
+        logits=taken.logits[..., order],
+        known=table.known_classes[:, order],
+    )
+    sources = [Source("one", table), Source("other", other)]
+    align(sources)
+    np.testing.assert_array_equal(sources[1].table.known_classes, table.known_classes)
+    np.testing.assert_allclose(baselines(sources[1].table)["sum"], baselines(table)["sum"])

@@ -19,7 +19,16 @@ sys.modules.update(dict.fromkeys(filter(None, sys.argv.pop(1).split(","))))
 sys.argv[:] = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-_KEPT = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "MMBALANCE_DATA")
+_KEPT = (
+    "PATH",
+    "PYTHONPATH",
+    "LANG",
+    "LC_ALL",
+    "SYSTEMROOT",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "MMBALANCE_DATA",
+)
 
 
 def client_env(hub: HubServer, home: Path, token: str | None) -> dict[str, str]:

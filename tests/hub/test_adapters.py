@@ -38,7 +38,8 @@ for key, (name, options) in json.loads(sys.argv[1]).items():
     parts = clips.splits.values()
     first = next(iter(parts))[0]
     found[key] = {
-        "classes": clips.classes, "notes": clips.notes, "audio": len(first["audio"]), "frames": first["frames"].shape,
+        "classes": clips.classes, "notes": clips.notes, "commit": clips.commit, "name": clips.name,
+        "audio": len(first["audio"]), "frames": first["frames"].shape,
         "splits": {s: [part.ids, part.groups, part.labels] for s, part in clips.splits.items()},
     }
 print("FOUND", json.dumps(found))
@@ -98,6 +99,17 @@ def pushed(hub_server, run_client, tmp_path) -> None:
     run_client(PUSH, args=[str(tmp_path / "sets.json")], token=account.token)
 
 
+def head_of(hub, name: str) -> str:
+    """Commit that `main` of a data set stands at."""
+    return hub.server.store.repos["datasets", name].resolve("main").oid
+
+
+def first_of(hub, name: str) -> str:
+    """The first commit of a data set, which holds no clips."""
+    repository = hub.server.store.repos["datasets", name]
+    return list(repository.history(repository.resolve("main")))[-1].oid
+
+
 def sets_read(hub) -> set[str]:
     """Data sets of which some Parquet file was asked for."""
     asked = [re.match(r"/datasets/([^/]+/[^/]+)/resolve/.*\.parquet", record.path) for record in hub.log]
@@ -113,12 +125,16 @@ def _kinetics_sounds() -> list[str]:
 def test_sets_on_the_hub_are_read_as_they_are(hub, pushed, run_client, tmp_path):
     own = tmp_path / "mine.yaml"
     own.write_text("columns: {label: emotion}\nlabels: {calm: rest, angry: excited}\nsplits: {test: test}\n")
+    empty = first_of(hub, "mteb/AVE-Dataset")
     asked = {name: (name, {}) for name in adapter_names()} | {
         "renamed": ("mteb/elsewhere", {"dataset_adapter": "mteb/RAVDESS_AV"}),
         "own": ("mteb/elsewhere", {"dataset_adapter": str(own), **NO_TRAIN}),
         "without": ("mteb/RAVDESS_AV", {"dataset_adapter": "none"}),
         "wrong": ("mteb/untouched", {"dataset_adapter": "mteb/RAVDESS_AV"}),
         "rows": ("mteb/AVE-Dataset", {"in_memory": True}),
+        "pinned": (f"mteb/AVE-Dataset@{head_of(hub, 'mteb/AVE-Dataset')}", {}),
+        "empty": (f"mteb/AVE-Dataset@{empty}", {}),
+        "two": ("mteb/AVE-Dataset@main", {"revision": "next"}),
     }
     done = run_client(READ, args=[json.dumps(asked)])
     found = json.loads(done.stdout.split("FOUND ")[1])
@@ -132,6 +148,16 @@ def test_sets_on_the_hub_are_read_as_they_are(hub, pushed, run_client, tmp_path)
     assert {s: sorted(part[0]) for s, part in found["rows"]["splits"].items()} == {
         s: sorted(part[0]) for s, part in ave["splits"].items()
     }
+
+    assert ave["name"] == "mteb/AVE-Dataset" and ave["commit"] == head_of(hub, "mteb/AVE-Dataset")
+    assert found["pinned"] == ave
+    assert found["empty"] == (  # `datasets` would give the copy in the cache
+        f"mteb/AVE-Dataset: revision {empty} cannot be read from the Hub, and the cache holds {ave['commit']};"
+        " name that commit to use it"
+    )
+    assert found["two"] == "mteb/AVE-Dataset@main: revision=next is another one; give only one of the two"
+    described = [r for r in hub.log if r.method == "HEAD" and "mteb/VGGSound/resolve/main/README.md" in r.path]
+    assert len(described) == 1  # the repository is resolved once
 
     ravdess = found["mteb/RAVDESS_AV"]
     assert set(ravdess["splits"]) == {"train", "calibration", "validation", "test"}

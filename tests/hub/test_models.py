@@ -27,7 +27,8 @@ from .faults import CutAnswer, CutRequest, RacingCommit, Refuse, Slow
 CODE = {
     *("modeling_mmbalance.py", "configuration_mmbalance.py", "processing_mmbalance.py", "pipeline_mmbalance.py"),
     *("reading_mmbalance.py", "inputs_mmbalance.py", "windows_mmbalance.py", "media_mmbalance.py"),
-    *("fusion_mmbalance.py", "fusion_adaptive_mmbalance.py"),
+    *("media_request_mmbalance.py", "media_sound_mmbalance.py", "media_frames_mmbalance.py"),
+    *("heads_mmbalance.py", "losses_mmbalance.py", "fusion_mmbalance.py", "fusion_adaptive_mmbalance.py"),
 }
 PUSH = """
 import json, os, sys
@@ -308,42 +309,48 @@ print("ANSWERS", json.dumps(said))
 """
 
 
-def test_loads_that_cannot_be(hub, run_client, saved, tmp_path):
-    """The client's own words and one sentence on what to do; and what is merely slow or shaky is loaded."""
-    files = {path.name: path.read_bytes() for path in saved.iterdir()}
-    config = json.loads(files["config.json"])
+class Variants:
+    """Repositories with the files of a saved model, of which something is changed; all methods return the name."""
 
-    def seed(name: str, *, drop: str = "", private: bool = False, **changes) -> str:
-        kept = {name: data for name, data in files.items() if not (drop and re.search(drop, name))}
-        kept["config.json"] = json.dumps({**config, **changes}).encode()
-        hub.server.seed("models", f"{hub.user}/{name}", kept, private=private)
-        return f"{hub.user}/{name}"
+    def __init__(self, hub, saved: Path):
+        self.hub = hub
+        self.files = {path.name: path.read_bytes() for path in saved.iterdir()}
+        self.config = json.loads(self.files["config.json"])
 
-    def without_code(name: str) -> str:
-        plain = {key: value for key, value in config.items() if key not in ("auto_map", "custom_pipelines")}
-        parts = {"config.json": json.dumps(plain).encode(), "model.safetensors": files["model.safetensors"]}
-        parts["processor_config.json"] = files["processor_config.json"]
-        hub.server.seed("models", f"{hub.user}/{name}", parts)
-        return f"{hub.user}/{name}"
+    def seed(self, name: str, files: dict[str, bytes], private: bool = False) -> str:
+        self.hub.server.seed("models", f"{self.hub.user}/{name}", files, private=private)
+        return f"{self.hub.user}/{name}"
 
-    def hostile() -> str:
+    def changed(self, name: str, *, drop: str = "", private: bool = False, **changes) -> str:
+        """With other values in the config, and without the files whose names match."""
+        kept = {name: data for name, data in self.files.items() if not (drop and re.search(drop, name))}
+        return self.seed(name, {**kept, "config.json": json.dumps({**self.config, **changes}).encode()}, private)
+
+    def codeless(self) -> str:
+        plain = {key: value for key, value in self.config.items() if key not in ("auto_map", "custom_pipelines")}
+        kept = {name: self.files[name] for name in ("model.safetensors", "processor_config.json")}
+        return self.seed("codeless", {**kept, "config.json": json.dumps(plain).encode()})
+
+    def without_weights(self) -> dict[str, bytes]:
+        return {name: data for name, data in self.files.items() if not name.startswith("model.")}
+
+    def hostile(self) -> str:
         """Weights and a file whose names leave the folder."""
         shard = {"metadata": {"total_size": 4}, "weight_map": {"fusion.alpha": "../../../../escaped.safetensors"}}
-        parts = {name: data for name, data in files.items() if not name.startswith("model.")}
-        parts["model.safetensors.index.json"] = json.dumps(shard).encode()
-        parts["../../../../escaped.safetensors"] = files["model.safetensors"]
-        hub.server.seed("models", f"{hub.user}/hostile", parts)
-        return f"{hub.user}/hostile"
+        weights = {
+            "model.safetensors.index.json": json.dumps(shard).encode(),
+            "../../../../escaped.safetensors": self.files["model.safetensors"],
+        }
+        return self.seed("hostile", {**self.without_weights(), **weights})
 
-    def empty() -> str:
-        hub.server.seed("models", f"{hub.user}/empty", {"README.md": b""})
-        return f"{hub.user}/empty"
+    def pickled(self) -> str:
+        return self.seed("pickled", {**self.without_weights(), "pytorch_model.bin": b"not to be opened"})
 
-    def pickled() -> str:
-        parts = {name: data for name, data in files.items() if not name.startswith("model.")}
-        hub.server.seed("models", f"{hub.user}/pickled", {**parts, "pytorch_model.bin": b"not to be opened"})
-        return f"{hub.user}/pickled"
 
+def test_loads_that_cannot_be(hub, run_client, saved, tmp_path):
+    """The client's own words and one sentence on what to do; and what is merely slow or shaky is loaded."""
+    variants = Variants(hub, saved)
+    seed = variants.changed
     hub.fail(
         Refuse(path="/shaky/resolve/.*config.json", status=500),
         CutAnswer(path="/cut/resolve/.*safetensors", method="GET", after_bytes=1000),
@@ -354,7 +361,7 @@ def test_loads_that_cannot_be(hub, run_client, saved, tmp_path):
         (seed("shaky"), None): "^loaded$",
         (seed("cut"), None): "^loaded$",
         (seed("slow"), None): "^loaded$",
-        (without_code("codeless"), None): "^loaded$",
+        (variants.codeless(), None): "^loaded$",
         (f"{hub.user}/fine", "absent"): "not a valid git identifier.*Name a branch, tag or commit that exists",
         (f"{hub.user}/absent", None): r"absent is not a local folder.*Check the name \(user/name\)",
         (seed("secret", private=True), None): "Check the name .*for a private one, log in with `hf auth login`",
@@ -366,9 +373,12 @@ def test_loads_that_cannot_be(hub, run_client, saved, tmp_path):
         (seed("bert", model_type="bert"), None): "is a 'bert' model: name one that was trained with hf_mmbalance",
         (seed("escape", fusion="../../evil:Head"), None): "is not a valid name: give a registered one",
         (seed("own", fusion="evil:Head"), None): "read its evil.py, and if you trust it pass trust_remote_code=True",
-        (empty(), None): "has no config.json that names a model type.*push it again",
-        (hostile(), None): "cannot contain a '..' path segment",
-        (pickled(), None): "does not appear to have a file named model.safetensors",
+        (
+            variants.seed("empty", {"README.md": b""}),
+            None,
+        ): "has no config.json that names a model type.*push it again",
+        (variants.hostile(), None): "cannot contain a '..' path segment",
+        (variants.pickled(), None): "does not appear to have a file named model.safetensors",
     }
     home = tmp_path / "home"
     done = run_client(FAULTY_LOADS, args=[json.dumps(list(wanted))], token=None, timeout=200, home=home)

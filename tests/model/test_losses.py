@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mmbalance.model.modeling_mmbalance import clip_cross_entropy, tower_losses
+from hf_mmbalance.model.losses_mmbalance import clip_cross_entropy, tower_losses
 
 from .tiny import log_softmax, random_case, tiny_inputs, tiny_model
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from hf_mmbalance.model import media_streams_mmbalance
+from hf_mmbalance.model import media_frames_mmbalance
 from hf_mmbalance.model.media_mmbalance import MEDIA_REASONS, Limits, MediaError, read_audio, read_media, resample
 from tests.media_factory import grey_of, write_clip
 
@@ -75,16 +75,16 @@ def test_crop_takes_the_named_part(tmp_path):
 def test_skipping_between_key_frames_changes_nothing(tmp_path, monkeypatch):
     path = write_clip(tmp_path / "a.mp4", seconds=4.0, gop=5)
     decoded = []
-    whole = media_streams_mmbalance.FrameReader._decode_packet
+    whole = media_frames_mmbalance.FrameReader._decode_packet
     monkeypatch.setattr(
-        media_streams_mmbalance.FrameReader,
+        media_frames_mmbalance.FrameReader,
         "_decode_packet",
         lambda self, codec, packet: decoded.append(packet) or whole(self, codec, packet),
     )
     clip = read_media(path, num_frames=3, want_audio=False)
     assert np.abs(greys(clip.frames) - [grey_of(n) for n in (16, 50, 83)]).max() < 4
     assert len(decoded) < 40  # of 100 packets
-    monkeypatch.setattr(media_streams_mmbalance, "PACKET_STORE", 1000)  # too heavy to keep: read twice
+    monkeypatch.setattr(media_frames_mmbalance, "PACKET_STORE", 1000)  # too heavy to keep: read twice
     np.testing.assert_array_equal(read_media(path, num_frames=3, want_audio=False).frames, clip.frames)
 
 

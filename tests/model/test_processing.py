@@ -32,7 +32,7 @@ from hf_mmbalance.model.inputs_mmbalance import (
     is_batch_of_frames,
     round_sound,
 )
-from hf_mmbalance.model.media_streams_mmbalance import resample
+from hf_mmbalance.model.media_sound_mmbalance import resample
 
 from .tiny import tiny_model
 

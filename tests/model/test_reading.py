@@ -15,8 +15,9 @@ import soundfile
 
 from hf_mmbalance.model import inputs_mmbalance, media_mmbalance, windows_mmbalance
 from hf_mmbalance.model.inputs_mmbalance import source_of
+from hf_mmbalance.model.media_frames_mmbalance import upright
 from hf_mmbalance.model.media_mmbalance import MediaError, read_media
-from hf_mmbalance.model.media_streams_mmbalance import Limits, upright
+from hf_mmbalance.model.media_request_mmbalance import Limits
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec, cut, decode, read
 from hf_mmbalance.model.windows_mmbalance import windows
 from tests.media_factory import write_clip

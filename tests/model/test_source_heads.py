@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ from transformers import (
     WavLMConfig,
     WavLMForSequenceClassification,
 )
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
 
 from hf_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.source_heads_mmbalance import SourceHead, random_input, source_head_of
@@ -117,6 +120,28 @@ def test_log_probabilities_are_those_of_the_classifier(kind, config):
         found = head.label_log_probs(features)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert expected.std() > 0.05
+
+
+def test_sigmoids_are_read_as_if_exactly_one_mapped_label_were_true():
+    """Bayes' rule by enumeration of all outcomes of independent labels, of which "noise" counts for no class."""
+    classifier = voice()
+    classifier.config.problem_type = "multi_label_classification"
+    with CaptureLogger(logging.get_logger("hf_mmbalance.model.source_heads_mmbalance")) as said:
+        model = compose(classifier, ViTConfig(**VIT), id2label=CLASSES, label_maps={"audio": VOICE_MAP}).eval()
+    assert "ASTForAudioClassification was trained for labels that may be true together" in said.out
+    features = torch.randn(3, model.unimodal_heads[0].linear.in_features)
+    with torch.no_grad():
+        logits = model.unimodal_heads[0].linear(model.unimodal_heads[0].norm(features)).double()
+        found = model.unimodal_heads[0](features).double().softmax(-1)
+    mapped = {k: name for name, labels in VOICE_MAP.items() for k, label in enumerate(SOUNDS) if label in labels}
+    expected = torch.zeros(3, len(CLASSES), dtype=torch.float64)
+    for outcome in itertools.product((0, 1), repeat=len(SOUNDS)):
+        true = [k for k in mapped if outcome[k]]
+        if len(true) == 1:
+            drawn = torch.tensor(outcome, dtype=torch.bool)
+            (place,) = (c for c, name in CLASSES.items() if name == mapped[true[0]])
+            expected[:, place] += torch.where(drawn, logits.sigmoid(), (-logits).sigmoid()).prod(-1)
+    torch.testing.assert_close(found, expected / expected.sum(-1, keepdim=True), atol=1e-6, rtol=1e-5)
 
 
 def test_the_mean_over_raw_sound_is_that_of_the_classifier_under_its_mask():

@@ -17,8 +17,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
+from hf_mmbalance.model.heads_mmbalance import CosineClassifier
 from hf_mmbalance.model.towers_mmbalance import (
-    CosineClassifier,
     FramePooling,
     build_tower,
     fit_ast_positions,

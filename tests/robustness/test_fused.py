@@ -12,8 +12,9 @@ from transformers import AutoConfig, AutoModelForAudioClassification, AutoModelF
 
 from hf_mmbalance.cli import main
 from hf_mmbalance.metrics.measures import softmax
+from hf_mmbalance.robustness.cells import Cell
 from hf_mmbalance.robustness.judge import method_logits
-from hf_mmbalance.robustness.run import Cell, load_run
+from hf_mmbalance.robustness.run import load_run
 from tests.media_factory import write_clip
 from tests.training.tiny_runs import AUDIO, VISION
 

@@ -13,9 +13,11 @@ from hf_mmbalance.cli import main
 from hf_mmbalance.data import DataError
 from hf_mmbalance.data.corruptions import CORRUPTIONS
 from hf_mmbalance.metrics.measures import softmax
-from hf_mmbalance.robustness import run as robustness
+from hf_mmbalance.robustness import cells as cells_module
+from hf_mmbalance.robustness import run as run_module
+from hf_mmbalance.robustness.cells import Cell, cells_of, judge_cells
 from hf_mmbalance.robustness.judge import clip_scores, judge, method_logits
-from hf_mmbalance.robustness.run import Cell, cells_of, judge_cells, load_run
+from hf_mmbalance.robustness.run import RunOptions, load_run
 from tests.training.tiny_runs import tiny_run
 
 
@@ -50,7 +52,7 @@ def test_the_clean_cell_is_the_runs_own_test_row(folder, capsys):
 
 def test_a_second_call_goes_on_from_the_files(folder, tmp_path, monkeypatch):
     run, out = load_run(folder), tmp_path / "cells"
-    calls, predict = [], robustness.predict
+    calls, predict = [], cells_module.predict
 
     def counted(*arguments, **options):
         calls.append(1)
@@ -58,7 +60,7 @@ def test_a_second_call_goes_on_from_the_files(folder, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return predict(*arguments, **options)
 
-    monkeypatch.setattr(robustness, "predict", counted)
+    monkeypatch.setattr(cells_module, "predict", counted)
     with pytest.raises(KeyboardInterrupt):
         judge_cells(run, out, ["white_noise", "darkness"], [1, 5])
     assert sorted(path.name for path in out.iterdir()) == ["clean.npz", "settings.json", "white_noise-1.npz"]
@@ -103,6 +105,25 @@ def test_curves_and_table(folder, tmp_path, capsys):
 def test_bad_arguments_are_one_sentence(folder, capsys, options, message):
     assert main(["robustness", str(folder), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_data_set_on_the_hub_is_read_at_the_commit_that_the_run_read(monkeypatch):
+    data = {"name": "me/clips", "revision": "1" * 40}
+    trained = {
+        "arguments": {"dataset": "me/clips@v1", "revision": None, "group_column": "actor", "clip_seed": 3,
+                      "per_device_eval_batch_size": 4},
+        "provenance": {"data": data},
+    }  # fmt: skip
+    monkeypatch.setattr(run_module, "load_clips", lambda name, **options: (name, options))
+    expected = (f"me/clips@{'1' * 40}", {"group_column": "actor", "seed": 3})
+    assert RunOptions.of(trained).read_clips() == expected
+    fused = {
+        "arguments": {"dataset": "me/clips", "data.revision": ["v1"], "batch_size": 4, "draws": 1},
+        "classes": ["a", "b"], "heads": {}, "provenance": {"data": data},
+    }  # fmt: skip
+    monkeypatch.setattr(run_module, "load_dataset", lambda arguments, **more: [vars(arguments)])
+    read = RunOptions.of(fused).read_clips()
+    assert read["dataset"] == f"me/clips@{'1' * 40}" and "data.revision" not in read
 
 
 def test_a_folder_without_a_run(tmp_path, capsys):

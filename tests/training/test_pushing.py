@@ -152,23 +152,21 @@ def test_the_command_can_be_given_again_and_holds_no_token(monkeypatch):
     assert run.train_command(["--seed", "1"]) == "mmbalance train --seed 1"
 
 
-def test_origin_of_data_and_towers(tmp_path, monkeypatch):
+def test_origin_of_data_and_towers(tmp_path):
     local = tmp_path / "my_clips.csv"
     local.write_text("path,label\n")
     clips = random_splits()
     clips.name = str(local)
     arguments = parse_arguments([*TINY, "--output_dir", str(tmp_path / "run")])
     assert run.base_models(arguments.model) == []
-    arguments.data.dataset = str(local)
-    found = provenance.data_source(clips, arguments.data.dataset, arguments.source)
+    found = provenance.data_source(clips, arguments.source)
     assert (found["name"], found["on_hub"], found["revision"]) == ("my_clips.csv", False, None)
     assert found["splits"]["train"] == {"clips": 12, "groups": 12}
 
     arguments = parse_arguments(["--dataset", "me/clips", "--revision", "v1", "--use_cpu", "true"])
-    clips.name = "me/clips"
-    monkeypatch.setattr(provenance, "dataset_commit", lambda name, revision: f"{name}@{revision}")
-    found = provenance.data_source(clips, arguments.data.dataset, arguments.source)
-    assert (found["name"], found["on_hub"], found["revision"]) == ("me/clips", True, "me/clips@v1")
+    clips.name, clips.commit = "me/clips", "1" * 40
+    found = provenance.data_source(clips, arguments.source)
+    assert (found["name"], found["on_hub"], found["revision"]) == ("me/clips", True, "1" * 40)
     names = [base["name"] for base in run.base_models(arguments.model)]
     assert names == ["MIT/ast-finetuned-audioset-10-10-0.4593", "google/vit-base-patch16-224-in21k"]
 

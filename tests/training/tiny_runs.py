@@ -13,8 +13,9 @@ import torch
 from transformers import AutoConfig
 
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
+from hf_mmbalance.data import load_clips
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits
-from hf_mmbalance.training.arguments import MMBalanceTrainingArguments
+from hf_mmbalance.training.arguments import MMBalanceTrainingArguments, parse_arguments
 from hf_mmbalance.training.decision_layer import DecisionArguments
 from hf_mmbalance.training.run import main
 from hf_mmbalance.training.trainer import MMBalanceTrainer
@@ -41,6 +42,12 @@ TINY = (
     *("--seconds", "0.16", "--frames", "2", "--frame_size", "16"),
     *("--per_device_train_batch_size", "8", "--num_train_epochs", "2", "--learning_rate", "1e-2"),
 )
+
+
+def tiny_clips(*options: str) -> ClipSplits:
+    """The clips of a tiny run with these options."""
+    arguments = parse_arguments([*TINY, *options])
+    return load_clips("synthetic", **dataclasses.asdict(arguments.source))
 
 
 def tiny_run(folder: Path, *options: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ CLASSES = (
     "stomping_grapes tap_dancing tapping_guitar tapping_pen tickling"
 ).split()
 SECONDS = 10.0  # length of a Kinetics clip
-ID_LENGTH = 11  # of a YouTube id, which may itself hold _ and -
+# A YouTube id has 11 characters, among them _ and -.
 NAME = re.compile(r"^(?P<id>.{11})(?:_(?P<start>\d+)(?:_(?P<end>\d+))?)?$")
 MEDIA_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".flv", ".3gp", ".m4v")
 ANNOTATIONS_CARD = """

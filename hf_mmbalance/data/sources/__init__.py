@@ -41,7 +41,7 @@ def source_of(dataset: str) -> str:
         return "hub" if _is_built(path) else "folder"
     if path.suffix.lower() in TABLE_SUFFIXES or path.is_absolute() or dataset.startswith((".", "~")):
         raise DataError(f"{dataset}: no such file or folder")
-    if dataset.count("/") > 1 or path.is_file():
+    if dataset.partition("@")[0].count("/") > 1 or path.is_file():
         raise DataError(f"{dataset}: neither a folder, a CSV/TSV/Parquet table, nor a data set's name on the Hub")
     return "hub"
 
@@ -71,7 +71,7 @@ def load_clips(dataset: str, **options: Any) -> ClipSplits:
 
     Args:
         dataset: `synthetic`, `grid`, a folder of class folders, a CSV/TSV/Parquet table of clips, a folder built for
-            the `datasets` library, or a data set's name on the Hub.
+            the `datasets` library, or a data set's name on the Hub, also as `user/name@revision`.
         **options: fields of `options_class(dataset)`.
 
     Returns:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ class HubOptions(MediaOptions):
         f" package's own is used for {', '.join(adapter_names())}.",
     )
     config: str | None = option(None, "Configuration of the data set, e.g. fold3.")
-    revision: str | None = option(None, "Branch, tag or commit on the Hub.")
+    revision: str | None = option(None, "Branch, tag or commit on the Hub, as in user/name@revision.")
     audio_column: str | None = option(None, "Column with the sound.")
     frames_column: str | None = option(None, "Column with a list of images, or one image.")
     video_column: str | None = option(None, "Column with a video; gives both sound and frames.")
@@ -76,19 +78,70 @@ def hub_clips(name: str, options: HubOptions) -> ClipSplits:
     Raises:
         DataError: the data set does not exist, columns are missing or of a wrong type, clips that do not decode.
     """
-    from datasets import load_dataset, load_dataset_builder
-
+    name, options = pinned(name, options)
     adapter = find_adapter(name, options.dataset_adapter)
+    builder = open_builder(name, options)
+    if builder.info.features is not None:  # before anything is downloaded
+        find_columns(name, builder.info.features, adapted(options, adapter or Adapter(NONE)), adapter)
+    with _loading(name):
+        if options.in_memory:
+            loaded = builder.as_streaming_dataset()
+        else:
+            builder.download_and_prepare()
+            loaded = builder.as_dataset()
+    commit = commit_of(name, builder)
+    clips = clips_of(
+        loaded, options, name=name, stored=stored_reading(name, commit or options.revision), adapter=adapter
+    )
+    return replace(clips, commit=commit)
+
+
+def pinned(name: str, options: HubOptions) -> tuple[str, HubOptions]:
+    """Name and options of a data set that may be named as `user/name@revision`.
+
+    Raises:
+        DataError: the options name another revision.
+    """
+    repository, _, revision = name.partition("@")
+    if not revision or Path(name).exists():
+        return name, options
+    if options.revision not in (None, revision):
+        raise DataError(f"{name}: revision={options.revision} is another one; give only one of the two")
+    return repository, replace(options, revision=revision)
+
+
+def open_builder(name: str, options: HubOptions) -> Any:
+    """The `datasets` builder of a data set: it knows the files, and the columns where they are declared.
+
+    Raises:
+        DataError: there is no such data set, configuration or revision, or it cannot be reached.
+    """
+    from datasets import load_dataset_builder
+    from datasets.packaged_modules.cache.cache import Cache
+
+    with _loading(name):
+        builder = load_dataset_builder(name, options.config, revision=options.revision)
+    if isinstance(builder, Cache) and options.revision not in (None, builder.hash):
+        # What `datasets` falls back to is the newest copy in the cache, whichever revision was asked for.
+        raise DataError(
+            f"{name}: revision {options.revision} cannot be read from the Hub, and the cache holds {builder.hash};"
+            " name that commit to use it"
+        )
+    return builder
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
     try:
-        declared = load_dataset_builder(name, options.config, revision=options.revision).info.features
-        if declared is not None:  # before anything is downloaded
-            find_columns(name, declared, adapted(options, adapter or Adapter(NONE)), adapter)
-        loaded = load_dataset(name, options.config, revision=options.revision, streaming=options.in_memory)
-    except DataError:
-        raise
+        yield
     except Exception as error:  # many types: a missing folder, an unknown config, no network
         raise DataError(f"{name}: the data set cannot be loaded ({type(error).__name__}: {error})") from error
-    return clips_of(loaded, options, name=name, stored=stored_reading(name, options), adapter=adapter)
+
+
+def commit_of(name: str, builder: Any) -> str | None:
+    """Commit on the Hub that a builder reads (from the cache, where the Hub is not reached); None for a folder."""
+    found = str(builder.hash)
+    return found if not Path(name).exists() and re.fullmatch("[0-9a-f]{40}", found) else None
 
 
 def clips_of(
@@ -180,10 +233,10 @@ def _canonical_splits(name: str, loaded: Mapping[Any, Any], adapter: Adapter) ->
     return {known: loaded[split] for split, known in names.items() if known is not None}, notes
 
 
-def stored_reading(name: str, options: HubOptions) -> ReadingSpec | None:
+def stored_reading(name: str, revision: str | None) -> ReadingSpec | None:
     """How raw files were stored in a data set that this package built; None for others.
 
-    The report of the build is saved with its shards, in a folder or on the Hub.
+    The report of the build is saved with its shards, in a folder or, at a revision, on the Hub.
 
     Raises:
         DataError: the report exists but cannot be read.
@@ -194,7 +247,7 @@ def stored_reading(name: str, options: HubOptions) -> ReadingSpec | None:
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         try:
-            path = Path(hf_hub_download(name, REPORT, repo_type="dataset", revision=options.revision))
+            path = Path(hf_hub_download(name, REPORT, repo_type="dataset", revision=revision))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
             return None
     if not path.is_file():

@@ -75,38 +75,14 @@ def clips_from_rows(
     Raises:
         DataError: ids that occur twice, a single class, clips that do not decode.
     """
-    repeated = [clip for clip, count in Counter(row.id for row in rows).items() if count > 1]
-    if repeated:
-        sources = [row.source for row in rows if row.id == repeated[0]]
-        raise DataError(f"{len(repeated)} clip ids occur twice, e.g. {repeated[0]!r}: {', '.join(sources[:2])}")
-    if not classes and all(row.label is None for row in rows):
-        raise NoLabels(f"{name}: no clip has a label; name the classes with --classes")
-    if len(classes) < 2:
-        raise DataError(f"{name}: only one class ({', '.join(classes)}); at least two are needed")
+    _check_rows(name, rows, classes)
     rows = sorted(rows, key=lambda row: row.id)  # so that a seed gives the same splits for every source
-    place: dict[str | None, int] = {label: i for i, label in enumerate(classes)}
-    unlabelled, rows = [row for row in rows if row.label is None], [row for row in rows if row.label is not None]
-    fractions = {split: getattr(options, f"{split}_fraction") for split in ("test", "validation", "calibration")}
-    splits, more = (
-        fill_splits(
-            [row.id for row in rows],
-            [place[row.label] for row in rows],
-            [row.group for row in rows],
-            [row.split for row in rows],
-            fractions=fractions,
-            seed=options.seed,
-        )
-        if rows
-        else ([], [])
-    )
-    records: dict[str, list[ClipRecord]] = {}
-    for row, split in zip(rows, splits, strict=True):
-        record = ClipRecord(row.id, row.group, place[row.label], row.source, row.window)
-        records.setdefault(split, []).append(record)
+    unlabelled, labelled = [row for row in rows if row.label is None], [row for row in rows if row.label is not None]
+    records, split_notes = _records_in_splits(labelled, classes, options)
     if unlabelled:
         records[UNLABELLED] = [ClipRecord(row.id, row.group, 0, row.source, row.window) for row in unlabelled]
         notes = [*notes, f"{len(unlabelled)} clips have no label: they are only predicted"]
-    spec = options.reading(spans=any(row.window is not None for row in [*rows, *unlabelled]), stored=stored)
+    spec = options.reading(spans=any(row.window is not None for row in rows), stored=stored)
     media = {split: MediaClips(part, classes, options, split, spec, fetch) for split, part in records.items()}
     media, remarks = decode_all(media, options)
     datasets: dict[str, ClipDataset] = dict(media)
@@ -115,13 +91,52 @@ def clips_from_rows(
         list(classes),
         datasets,
         options.sampling_rate,
-        notes + more + remarks,
+        notes + split_notes + remarks,
         reading=spec,
         unlabelled=datasets.pop(UNLABELLED, None),
     )
-    shared = loaded.shared_groups()
-    if shared and len({row.group for row in rows}) > 1:
-        pairs = ", ".join(f"{first} and {second} ({len(groups)})" for (first, second), groups in shared.items())
-        example = next(iter(shared.values()))[0]
-        loaded.notes.append(f"groups are on both sides of splits: {pairs}, e.g. {example}")
+    if len({row.group for row in labelled}) > 1:
+        loaded.notes += _notes_on_groups(loaded)
     return loaded
+
+
+def _check_rows(name: str, rows: Sequence[Row], classes: Sequence[str]) -> None:
+    repeated = [clip for clip, count in Counter(row.id for row in rows).items() if count > 1]
+    if repeated:
+        sources = [row.source for row in rows if row.id == repeated[0]]
+        raise DataError(f"{len(repeated)} clip ids occur twice, e.g. {repeated[0]!r}: {', '.join(sources[:2])}")
+    if not classes and all(row.label is None for row in rows):
+        raise NoLabels(f"{name}: no clip has a label; name the classes with --classes")
+    if len(classes) < 2:
+        raise DataError(f"{name}: only one class ({', '.join(classes)}); at least two are needed")
+
+
+def _records_in_splits(
+    rows: Sequence[Row], classes: Sequence[str], options: MediaOptions
+) -> tuple[dict[str, list[ClipRecord]], list[str]]:
+    """Records of labelled rows by split, and notes on the splits that the source lacks."""
+    if not rows:
+        return {}, []
+    place: dict[str | None, int] = {label: i for i, label in enumerate(classes)}
+    splits, notes = fill_splits(
+        [row.id for row in rows],
+        [place[row.label] for row in rows],
+        [row.group for row in rows],
+        [row.split for row in rows],
+        fractions={split: getattr(options, f"{split}_fraction") for split in ("test", "validation", "calibration")},
+        seed=options.seed,
+    )
+    records: dict[str, list[ClipRecord]] = {}
+    for row, split in zip(rows, splits, strict=True):
+        record = ClipRecord(row.id, row.group, place[row.label], row.source, row.window)
+        records.setdefault(split, []).append(record)
+    return records, notes
+
+
+def _notes_on_groups(clips: ClipSplits) -> list[str]:
+    """Which groups are on both sides of splits."""
+    shared = clips.shared_groups()
+    if not shared:
+        return []
+    pairs = ", ".join(f"{first} and {second} ({len(groups)})" for (first, second), groups in shared.items())
+    return [f"groups are on both sides of splits: {pairs}, e.g. {next(iter(shared.values()))[0]}"]

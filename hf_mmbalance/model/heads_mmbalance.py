@@ -1,0 +1,83 @@
+"""The heads that a config asks for: the fusion head, and one unimodal head per modality."""
+
+import torch
+from torch import nn
+
+from .configuration_mmbalance import MMBalanceConfig
+from .fusion_files_mmbalance import fusion_class
+from .fusion_mmbalance import FusionHead
+from .source_heads_mmbalance import SourceHead
+
+
+class CosineClassifier(nn.Module):
+    """Logits s cos(w_c, f), which do not depend on the norms of features and class weights."""
+
+    def __init__(self, hidden_size: int, num_labels: int, scale: float):
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, num_labels, bias=False)
+        self.scale = scale
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        normal = nn.functional.normalize
+        return self.scale * nn.functional.linear(normal(features, dim=-1), normal(self.linear.weight, dim=-1))
+
+
+def is_fusion_head(module: nn.Module) -> bool:
+    """Whether a module is a fusion head, possibly of another copy of this code.
+
+    The file of a user-defined head may import the interface from the installed package while the model's code was
+    loaded from the Hub: two classes with the same name, so that `isinstance` would be False.
+    """
+    kinds = type(module).__mro__
+    return any(kind.__name__ == "FusionHead" and kind.__module__.endswith("fusion_mmbalance") for kind in kinds)
+
+
+def build_fusion(config: MMBalanceConfig, widths: tuple[int, ...]) -> FusionHead:
+    """The fusion head that a config names.
+
+    Args:
+        config ([`MMBalanceConfig`]): `fusion`, `fusion_options`, `source_labels` and `frame_pooling` are read.
+        widths (`tuple[int, ...]`): Width of every modality's features.
+
+    Raises:
+        ValueError: if there is no such head, or it does not take its options or cannot be used with other fields.
+    """
+    head_class = fusion_class(config.fusion)
+    options = dict(config.fusion_options or {})
+    if not all(map(all, config.known_classes)):
+        if not head_class.takes_known_classes:
+            raise ValueError(
+                f"fusion={config.fusion!r} cannot be used where a modality does not know all classes (source_labels):"
+                " choose 'adaptive', or map a label to every class"
+            )
+        options["known"] = config.known_classes
+    if head_class.owns_unimodal_logits and (config.source_labels or config.frame_pooling == "log_probs"):
+        raise ValueError(
+            f"fusion={config.fusion!r} computes its unimodal logits itself: neither source_labels nor"
+            " frame_pooling='log_probs' can be used with it"
+        )
+    try:
+        return head_class(len(widths), config.num_labels or 0, widths, **options)
+    except TypeError as error:
+        raise ValueError(f"fusion={config.fusion!r} does not take fusion_options={options!r}: {error}") from error
+
+
+def build_unimodal_head(config: MMBalanceConfig, modality: str, width: int) -> nn.Module:
+    """The head `(B, D) -> (B, C)` of one modality: linear, of cosines, or a classifier's own.
+
+    Raises:
+        ValueError: if a head of cosines is asked for where it cannot be used.
+    """
+    form = fusion_class(config.fusion).required_unimodal_head or config.unimodal_head
+    source = (config.source_labels or {}).get(modality)
+    if form == "cosine" and (source or config.frame_pooling == "log_probs"):
+        raise ValueError("cosine heads can neither be taken from classifiers nor used with frame_pooling='log_probs'")
+    if source:
+        options = {name: source[name] for name in ("classes", "layer_norm_eps", "layers")}
+        return SourceHead(width, len(source["labels"]), **options)
+    if form == "cosine":
+        return CosineClassifier(width, config.num_labels or 0, config.cosine_scale)
+    return nn.Linear(width, config.num_labels or 0)
+
+
+__all__ = ["CosineClassifier", "build_fusion", "build_unimodal_head", "is_fusion_head"]
