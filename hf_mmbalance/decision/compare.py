@@ -150,6 +150,7 @@ def align(sources: Sequence[Source]) -> DecisionTable:
             ids=taken.ids, groups=taken.groups, splits=taken.splits, kind=taken.kind, modalities=taken.modalities,
             labels=np.argsort(columns)[taken.labels], logits=taken.logits[..., columns], classes=base.classes,
             references={name: value[:, columns] for name, value in taken.references.items()},
+            clips=taken.clips, draws=taken.draws, known=taken.known_classes[:, columns],
         )  # fmt: skip
         source.refitted = None if source.refitted is None else source.refitted[rows][:, columns]
         for what in ("labels", "groups"):

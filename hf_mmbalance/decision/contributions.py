@@ -138,7 +138,7 @@ def balance(
     Two fusions of one table with the same seed are resampled alike, so the difference of their draws is paired.
     """
     phi = shapley(subset_values(fitted, table, value, prior))
-    right = (predict(np.where(table.mask[..., None], table.logits, 0.0)) == table.labels[:, None]).astype(float)
+    right = (predict(np.where(table.mask[..., None], table.log_probs, 0.0)) == table.labels[:, None]).astype(float)
     by_modality = np.where(table.mask, right, np.nan).T
     classes = len(table.classes)
     capability = class_mean_draws(by_modality, table, draws=draws, seed=seed) - 1 / classes
