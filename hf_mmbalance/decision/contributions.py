@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,9 @@ class Balance:
             "classes_without_contribution": int(shares(self.contribution[0])[1].sum()),
             "mean_lean": {},
         }
-        overall = np.nanmean(self.lean, axis=2)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Mean of empty slice")  # a modality that no judged clip has
+            overall = np.nanmean(self.lean, axis=2)
         for m, name in enumerate(names):
             report["mean_lean"][name] = {"value": float(overall[0, m]), "ci": interval(overall[1:, m])}
         for key in ("capability", "capability_share", "contribution", "participation", "lean"):
