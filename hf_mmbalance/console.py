@@ -166,8 +166,24 @@ def write_result(place: str | None, result: Any) -> None:
     if place == "-":
         sys.stdout.write(json_text(result))
     elif place is not None:
-        Path(place).parent.mkdir(parents=True, exist_ok=True)
+        check_place(place)
         write_json(Path(place), result)
+
+
+def check_place(place: str | Path | None) -> None:
+    """Make the folder of a file that will be written; before long work, so that its result is not lost.
+
+    Args:
+        place: of the file; `-` and None are nothing to check.
+
+    Raises:
+        OSError: a folder of that name, or one that cannot be made.
+    """
+    if place is None or str(place) == "-":
+        return
+    if Path(place).is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
+    Path(place).parent.mkdir(parents=True, exist_ok=True)
 
 
 def run_command(command: Callable[[], int], name: str = "", resume: str = "", options: Iterable[str] = ()) -> int:
