@@ -121,6 +121,13 @@ def add_json_option(parser: argparse.ArgumentParser, what: str = "result") -> No
     parser.add_argument("--json", metavar="FILE", help=f"write the {what} as JSON (- for the standard output)")
 
 
+def positive(text: str) -> int:
+    """An option's value: an integer of at least 1."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least 1")
+    return int(text)
+
+
 def shard(text: str) -> tuple[int, int]:
     """The value of `--shard I/N`: the part of one of N machines, counted from 0.
 

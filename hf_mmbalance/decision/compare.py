@@ -41,6 +41,7 @@ class Source:
         name: of the run's folder or the file.
         table: the clips to judge.
         configuration: runs with equal ones are seeds of one another; None for a table, which has none.
+        seed: of the run and of its data; None for a table.
         fusion: head of the run; None for a table.
         refitted: `(N, C)` fused logits of a decision layer fitted here, on clips it does not judge.
         notes: of that fit.
@@ -49,6 +50,7 @@ class Source:
     name: str
     table: DecisionTable
     configuration: str | None = None
+    seed: tuple[Any, Any] | None = None
     fusion: str | None = None
     refitted: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
@@ -112,7 +114,9 @@ def read_source(
     if folder and (folder / "results.json").is_file():
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         source.fusion = str(results.get("fusion", "own head"))
-        source.configuration = _configuration(results["arguments"]) if "arguments" in results else None
+        if "arguments" in results:
+            source.configuration = _configuration(results["arguments"])
+            source.seed = results["arguments"].get("seed"), results["arguments"].get("data_seed")
     if refit or not own:
         # The rows of a run that are judged, so that both of its decision layers answer the same clips.
         named = own or split != "test"
@@ -172,10 +176,21 @@ def _difference(source: Source, first: Source, what: str, ours: list[str], their
 
 
 def entries_of(sources: Sequence[Source]) -> list[Entry]:
-    """Lines of the comparison: by configuration its decision layers, then the sum and every modality."""
+    """Lines of the comparison: by configuration its decision layers, then the sum and every modality.
+
+    Raises:
+        TableError: two runs of one configuration with the same seed, which would count as a spread of 0.
+    """
     grouped: dict[str, list[Source]] = {}
-    for source in sources:
-        grouped.setdefault(source.configuration or f"table {source.name}", []).append(source)
+    for number, source in enumerate(sources):
+        members = grouped.setdefault(source.configuration or f"table {number}", [])
+        same = next((other for other in members if other.seed == source.seed), None)
+        if same is not None:
+            raise TableError(
+                f"{same.name} and {source.name} are runs of one configuration with the same seed"
+                f" ({(source.seed or [None])[0]}): name one of them, or runs of different seeds."
+            )
+        members.append(source)
     found: list[Entry] = []
     for name, members in zip(_names(list(grouped.values())), grouped.values(), strict=True):
         if all("fused" in member.table.references for member in members):
@@ -195,9 +210,11 @@ def entries_of(sources: Sequence[Source]) -> list[Entry]:
 
 
 def _names(groups: list[list[Source]]) -> list[str]:
-    """A name per configuration: of its runs without what numbers the seed, or of all where that is not unique."""
+    """A name per configuration: of its runs without the seed's number, of its first run, or that with a number."""
     short = [re.sub(r"[-_.]?(s|seed)[-_]?\d+$", "", members[0].name) or members[0].name for members in groups]
-    return [name if short.count(name) == 1 else members[0].name for name, members in zip(short, groups, strict=True)]
+    names = [name if short.count(name) == 1 else members[0].name for name, members in zip(short, groups, strict=True)]
+    numbered = [f"{name} ({names[: place + 1].count(name)})" for place, name in enumerate(names)]
+    return [name if names.count(name) == 1 else other for name, other in zip(names, numbered, strict=True)]
 
 
 def compare_sources(
