@@ -121,6 +121,13 @@ def add_json_option(parser: argparse.ArgumentParser, what: str = "result") -> No
     parser.add_argument("--json", metavar="FILE", help=f"write the {what} as JSON (- for the standard output)")
 
 
+def positive(text: str) -> int:
+    """An option's value: an integer of at least 1."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least 1")
+    return int(text)
+
+
 def shard(text: str) -> tuple[int, int]:
     """The value of `--shard I/N`: the part of one of N machines, counted from 0.
 
@@ -166,8 +173,24 @@ def write_result(place: str | None, result: Any) -> None:
     if place == "-":
         sys.stdout.write(json_text(result))
     elif place is not None:
-        Path(place).parent.mkdir(parents=True, exist_ok=True)
+        check_place(place)
         write_json(Path(place), result)
+
+
+def check_place(place: str | Path | None) -> None:
+    """Make the folder of a file that will be written; before long work, so that its result is not lost.
+
+    Args:
+        place: of the file; `-` and None are nothing to check.
+
+    Raises:
+        OSError: a folder of that name, or one that cannot be made.
+    """
+    if place is None or str(place) == "-":
+        return
+    if Path(place).is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
+    Path(place).parent.mkdir(parents=True, exist_ok=True)
 
 
 def run_command(command: Callable[[], int], name: str = "", resume: str = "", options: Iterable[str] = ()) -> int:

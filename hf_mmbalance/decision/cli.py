@@ -50,7 +50,7 @@ def add_diagnose(verbs: Any) -> None:
     parser.add_argument(
         "--report", type=Path, metavar="HTML", help="write one page, and PNG and SVG figures beside it"
     )
-    parser.add_argument("--draws", type=int, default=1000, help="bootstrap draws (default: %(default)s)")
+    parser.add_argument("--draws", type=console.positive, default=1000, help="bootstrap draws (default: %(default)s)")
 
 
 def run_decide(arguments: argparse.Namespace) -> int:

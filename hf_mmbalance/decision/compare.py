@@ -44,7 +44,7 @@ class Source:
         name: of the run's folder or the file.
         table: the clips to judge.
         configuration: runs with equal ones are seeds of one another; None for a table, which has none.
-        seed: of the run; None for a table.
+        seed: of the run and of its data; None for a table.
         fusion: head of the run; None for a table.
         refitted: `(N, C)` fused logits of a decision layer fitted here, on clips it does not judge.
         notes: of that fit.
@@ -53,7 +53,7 @@ class Source:
     name: str
     table: DecisionTable
     configuration: str | None = None
-    seed: int | None = None
+    seed: tuple[Any, Any] | None = None
     fusion: str | None = None
     refitted: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
@@ -111,7 +111,8 @@ def read_source(
         results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
         source.fusion = str(results.get("fusion", "own head"))
         if "arguments" in results:
-            source.configuration, source.seed = _configuration(results["arguments"]), results["arguments"].get("seed")
+            source.configuration = _configuration(results["arguments"])
+            source.seed = results["arguments"].get("seed"), results["arguments"].get("data_seed")
     if refit or not own:
         # The rows of a run that are judged, so that both of its decision layers answer the same clips.
         named = own or split != "test"
@@ -175,7 +176,7 @@ def _difference(source: Source, first: Source, what: str, ours: list[str], their
 def entries_of(sources: Sequence[Source]) -> list[Entry]:
     """Lines of the comparison: by configuration its decision layers, then the sum and every modality."""
     grouped: dict[tuple[str, int], list[Source]] = {}
-    same: Counter[tuple[str, int | None]] = Counter()
+    same: Counter[tuple[str, tuple[Any, Any] | None]] = Counter()
     for index, source in enumerate(sources):
         configuration = source.configuration or f"table {index}"
         # A run with the seed of another one is no further seed: it opens a configuration of its own.
@@ -200,9 +201,11 @@ def entries_of(sources: Sequence[Source]) -> list[Entry]:
 
 
 def _names(groups: list[list[Source]]) -> list[str]:
-    """A name per configuration: of its runs without what numbers the seed, or of all where that is not unique."""
+    """A name per configuration: of its runs without the seed's number, of its first run, or that with a number."""
     short = [re.sub(r"[-_.]?(s|seed)[-_]?\d+$", "", members[0].name) or members[0].name for members in groups]
-    return [name if short.count(name) == 1 else members[0].name for name, members in zip(short, groups, strict=True)]
+    names = [name if short.count(name) == 1 else members[0].name for name, members in zip(short, groups, strict=True)]
+    numbered = [f"{name} ({names[: place + 1].count(name)})" for place, name in enumerate(names)]
+    return [name if names.count(name) == 1 else other for name, other in zip(names, numbered, strict=True)]
 
 
 def compare_sources(

@@ -38,7 +38,7 @@ def add_compare(verbs: Any, find: Find) -> None:
     parser.add_argument("--baseline", metavar="NAME", help="compare all with this configuration (default: each pair)")
     parser.add_argument("--refit", action="store_true", help="fit a decision layer to the logits of every run too,"
                         " whatever head it has")  # fmt: skip
-    parser.add_argument("--draws", type=int, default=2000, help="bootstrap draws (default: %(default)s)")
+    parser.add_argument("--draws", type=console.positive, default=2000, help="bootstrap draws (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows as CSV")
     parser.add_argument("--latex", type=Path, metavar="FILE", help="write the rows as a LaTeX table")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,9 @@ class Balance:
             "classes_without_contribution": int(shares(self.contribution[0])[1].sum()),
             "mean_lean": {},
         }
-        overall = np.nanmean(self.lean, axis=2)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Mean of empty slice")  # a modality that no judged clip has
+            overall = np.nanmean(self.lean, axis=2)
         for m, name in enumerate(names):
             report["mean_lean"][name] = {"value": float(overall[0, m]), "ci": interval(overall[1:, m])}
         for key in ("capability", "capability_share", "contribution", "participation", "lean"):
@@ -138,7 +141,7 @@ def balance(
     Two fusions of one table with the same seed are resampled alike, so the difference of their draws is paired.
     """
     phi = shapley(subset_values(fitted, table, value, prior))
-    right = (predict(np.where(table.mask[..., None], table.logits, 0.0)) == table.labels[:, None]).astype(float)
+    right = (predict(np.where(table.mask[..., None], table.log_probs, 0.0)) == table.labels[:, None]).astype(float)
     by_modality = np.where(table.mask, right, np.nan).T
     classes = len(table.classes)
     capability = class_mean_draws(by_modality, table, draws=draws, seed=seed) - 1 / classes

@@ -158,14 +158,14 @@ def modality_detail(table: DecisionTable, m: int) -> dict[str, Any]:
         return {"n": 0}
     labels, classes = table.labels[here], len(table.classes)
     units = np.asarray(table.units)[here]
-    scores = table.logits[here, m]
-    log_p = log_softmax(scores)
+    scores = table.log_probs[here, m]
     hit = correct(scores, labels)
-    centred = scores - scores.mean(axis=1, keepdims=True)
-    top = np.sort(scores, axis=1)
+    logits = table.logits[here, m][:, table.known_classes[m]]
+    centred = logits - logits.mean(axis=1, keepdims=True)
+    top = np.sort(logits, axis=1)
     margin = top[:, -1] - top[:, -2]
     recall = [float(hit[labels == c].mean()) if (labels == c).any() else None for c in range(classes)]
-    area = [auc(log_p[:, c], labels == c) for c in range(classes)]
+    area = [auc(scores[:, c], labels == c) for c in range(classes)]
     return {
         "n": int(here.sum()),
         "accuracy": float(hit.mean()),
@@ -184,7 +184,7 @@ def modality_detail(table: DecisionTable, m: int) -> dict[str, Any]:
         "margin": _spread(margin),
         "margin_histogram": _histogram(margin),
         "confidence_by_class": [
-            _spread(np.exp(log_p[labels == c, c])) if (labels == c).any() else None for c in range(classes)
+            _spread(np.exp(scores[labels == c, c])) if (labels == c).any() else None for c in range(classes)
         ],
     }
 
@@ -261,7 +261,7 @@ def rescued(judged: DecisionReport, method: str) -> dict[str, Any]:
 
 
 def _own_right(table: DecisionTable) -> np.ndarray:
-    own = predict(np.where(table.mask[..., None], table.logits, 0.0))
+    own = predict(np.where(table.mask[..., None], table.log_probs, 0.0))
     return np.asarray((own == table.labels[:, None]) & table.mask)
 
 

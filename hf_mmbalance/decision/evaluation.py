@@ -221,6 +221,8 @@ def decide_splits(
 def decide_folds(table: DecisionTable, *, folds: int = 5, seed: int = 0, **options: Any) -> DecisionReport:
     """Cross-fit over group folds: every clip is judged by an allocation fitted on the other folds' groups.
 
+    With `known_groups` the folds are over clips, as in the fit: the place of use has the same groups.
+
     Rows of split `train` are left out where there are others: they only give the statistics of features.
 
     Args:
@@ -230,7 +232,7 @@ def decide_folds(table: DecisionTable, *, folds: int = 5, seed: int = 0, **optio
         **options: of `Allocation`.
 
     Raises:
-        TableError: if there are fewer than two groups.
+        TableError: if there are fewer than two groups, unless they are known.
     """
     notes: list[str] = []
     judged = table
@@ -243,10 +245,15 @@ def decide_folds(table: DecisionTable, *, folds: int = 5, seed: int = 0, **optio
             f"{int(train.sum())} rows of split 'train' are not judged; out of fold over the other {len(judged)}"
             f" (splits {', '.join(sorted(set(judged.splits)))})"
         )
-    if len(set(judged.groups)) < 2:
-        raise TableError("one group only: group folds need at least two; use --fit_split and --eval_split.")
+    known = bool(options.get("known_groups"))
+    if len(set(judged.groups)) < 2 and not known:
+        raise TableError(
+            "one group only: group folds need at least two; use --fit_split and --eval_split, or --known_groups where"
+            " the place of use has the same group."
+        )
     reference = _reference(table, judged)
-    fold = draw_folds(judged.labels, np.asarray(judged.groups), np.asarray(judged.clip_names), folds, seed)
+    groups = np.zeros(len(judged)) if known else np.asarray(judged.groups)
+    fold = draw_folds(judged.labels, groups, np.asarray(judged.clip_names), folds, seed)
     parts = []
     for k in range(int(fold.max()) + 1):
         allocation, warned = _fit(judged.take(fold != k), reference, {"seed": seed} | options)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hf_mmbalance.decision.optimise import Bounds, minimise
-from hf_mmbalance.decision.state import SLOPE, HeadState, as_tensors
+from hf_mmbalance.decision.state import SLOPE, HeadState, as_tensors, own_log_probs
 from hf_mmbalance.metrics.measures import capability, log_softmax, shares
 from hf_mmbalance.model.fusion_adaptive_mmbalance import calibrate, evidence_of, fused_logits
 
@@ -263,7 +263,9 @@ def fit_weights(
 
     anchor, size = pack(state), shape[0] * shape[1]
     bias = torch.from_numpy(state["bias"][seen])
-    target = torch.from_numpy(shares(np.nan_to_num(capability(data.logits, data.labels)))[0][:, seen])
+    target = torch.from_numpy(
+        shares(np.nan_to_num(capability(own_log_probs(data.logits, state.known), data.labels)))[0][:, seen]
+    )
 
     cross_entropy = partial(torch.nn.functional.cross_entropy, reduction="sum")
 

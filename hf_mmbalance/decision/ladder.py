@@ -246,7 +246,9 @@ def _fallbacks(parts: list[_Part], held_out: list[np.ndarray], data: FitData, sc
         _score([single(part.states["sum"], m) for part in parts[:-1]], held_out, data)
         for m in range(data.logits.shape[1])
     ]
-    best = int(np.argmin([score.nll.mean() for score in singles]))
+    # In clips without it a single modality is stood in for by the others: one that no clip has would equal the best.
+    present = data.mask.numpy().any(axis=0)
+    best = int(np.argmin([score.nll.mean() if here else np.inf for score, here in zip(singles, present, strict=True)]))
     scores["best_single"] = singles[best]
     for part in parts:
         part.states["best_single"] = single(part.states["sum"], best)

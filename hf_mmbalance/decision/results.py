@@ -56,7 +56,7 @@ def rows_of(table: DecisionTable, split: str, log_prior: np.ndarray) -> list[Row
     """Rows of each modality, the plain sum of the same towers without and with the prior, and the fusion."""
     every = np.ones(len(table.labels), dtype=bool)
     rows = [
-        measure(modality, split, np.nan_to_num(table.logits[:, index]), table, table.mask[:, index])
+        measure(modality, split, table.log_probs[:, index], table, table.mask[:, index])
         for index, modality in enumerate(table.modalities)
     ]
     rows.append(measure("sum", split, plain_sum(table), table, every))

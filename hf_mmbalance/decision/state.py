@@ -171,6 +171,23 @@ class HeadState:
         return factor
 
 
+def own_log_probs(logits: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """What each modality says by itself, `(N, M, C)` log-probabilities; NaN rows stay.
+
+    Within the classes that it knows the log-softmax of its logits, times their share of the classes; any other class
+    keeps its even prior 1 / C, as in the plain sum of a clip that has no other modality.
+
+    Args:
+        logits: `(N, M, C)`, NaN rows where missing.
+        known: `(M, C)` bool, the classes that each modality knows.
+    """
+    if known.all():
+        return log_softmax(logits)
+    share = known.mean(axis=-1, keepdims=True)
+    inside = log_softmax(np.where(known, logits, -np.inf)) + np.log(share)
+    return np.where(known | np.isnan(logits), inside, -np.log(known.shape[-1]))
+
+
 def as_tensors(logits: np.ndarray) -> tuple[Any, Any]:
     """Log-probabilities `(N, M, C)` (0 where missing) and mask `(N, M)` of logits with NaN rows, as torch tensors."""
     import torch

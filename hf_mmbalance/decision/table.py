@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from hf_mmbalance.decision.state import own_log_probs
 from hf_mmbalance.decision.table_files import TableError, read_file, write_file
-from hf_mmbalance.metrics.measures import MIN_GROUPS_FOR_CLUSTERS, log_softmax
+from hf_mmbalance.metrics.measures import MIN_GROUPS_FOR_CLUSTERS
 from hf_mmbalance.splits import canonical_split
 
 
@@ -117,8 +118,8 @@ class DecisionTable:
 
     @property
     def log_probs(self) -> np.ndarray:
-        """`(N, M, C)` log-softmaxed rows, NaN where missing: what the decision layer works on."""
-        return log_softmax(self.logits)
+        """`(N, M, C)` what each modality says by itself (see `own_log_probs`), NaN where missing."""
+        return own_log_probs(self.logits, self.known_classes)
 
     def take(self, index: np.ndarray | Sequence[int]) -> DecisionTable:
         """Rows by integer or boolean index."""

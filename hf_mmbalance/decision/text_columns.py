@@ -20,7 +20,8 @@ def read_columns(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     A matrix is either one column of lists (`logits.audio` with cells such as `[0.1, 2.3]`, as pandas writes them) or
     one column per class (`logits.audio.dog`, `logits.audio.cat`, in the same order for every modality; the part behind
-    the second dot is the class). Empty cells are missing.
+    the second dot is the class). Columns numbered 0, 1, 2, ... name no classes, and labels are then indices. Empty
+    cells are missing.
 
     Raises:
         ValueError: a cell that is not a number, or columns of different classes; names column and row.
@@ -41,17 +42,20 @@ def read_columns(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             columns[name] = _matrix(name, cells)
     for name, parts in wide.items():
         columns[name] = np.stack([_numbers(part, [row[part] for row in rows]) for part in parts], axis=1)
-    return columns, _classes({name: parts for name, parts in wide.items() if not name.startswith("features.")})
+    meta = _classes({name: parts for name, parts in wide.items() if not name.startswith("features.")})
+    if "label" in columns and any(name.isdigit() for name in meta.get("classes", ())):
+        columns["label"] = [row["label"].strip() for row in rows]  # names, not places in the header
+    return columns, meta
 
 
 def _classes(wide: dict[str, list[str]]) -> dict[str, Any]:
-    """Class names from the columns, unless they are only numbered."""
+    """Class names from the columns, unless they are only numbered from 0 in order."""
     named = {name: [part.split(".", 2)[2] for part in parts] for name, parts in wide.items()}
     first = next(iter(named.values()), [])
     for name, classes in named.items():
         if classes != first:
             raise ValueError(f"columns {name}.* are for the classes {classes}, others for {first}; use one order.")
-    return {} if all(name.isdigit() for name in first) else {"classes": first}
+    return {} if first == [str(number) for number in range(len(first))] else {"classes": first}
 
 
 def _plain(name: str, cells: list[str]) -> Any:

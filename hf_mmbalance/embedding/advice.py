@@ -47,7 +47,7 @@ def learning_curve(rows: Rows, options: FuseOptions) -> list[Point]:
 def point(labels: int, rows: Rows, unimodal: np.ndarray, fused: np.ndarray) -> Point:
     """One point of a curve from logits `(N, M, C)` and fused `(N, C)` of judged rows."""
     table = rows.table(unimodal, "test")
-    methods = {name: unimodal[:, m] for m, name in enumerate(table.modalities)}
+    methods = {name: table.log_probs[:, m] for m, name in enumerate(table.modalities)}
     methods |= {"sum": plain_sum(table), "fused": fused}
     found: Point = {"labels": labels, "judged_on": len(rows.ids), "accuracy": {}, "ci": {}, "nll": {}}
     for name, logits in methods.items():

@@ -236,7 +236,7 @@ def _weights_by_class(results: Results, table: DecisionTable) -> Figure:
     from hf_mmbalance.decision.figures import COLOURS
 
     names, modalities = results["classes"][:PICTURED], results["modalities"]
-    worth = measures.capability(table.logits, table.labels)
+    worth = measures.capability(table.log_probs, table.labels)
     panels = [("By itself: recall above chance", dict(zip(modalities, worth, strict=True)))]
     if results["weights"] is not None:
         panels.append(("Mean weight in the decision", results["weights"]))

@@ -66,6 +66,8 @@ def run_predict(arguments: argparse.Namespace) -> int:
     names = ("top_k", "window_seconds", "stride_seconds", "max_seconds", "batch_size")
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     inputs = inputs_of(arguments.clips, arguments.start, arguments.end)
+    for place in (arguments.json, arguments.csv):
+        console.check_place(place)
     check_torchaudio()
     check_device(arguments.device)
     classify = load_classifier(arguments.model, arguments.revision, arguments.trust_remote_code, arguments.device)
@@ -74,8 +76,10 @@ def run_predict(arguments: argparse.Namespace) -> int:
         try:
             answers.append({**item, "answer": classify(_source(item), modalities=modalities, **options)})
         except (ValueError, OSError) as error:
-            answers.append({**item, "error": console.message_of(error)})
-            console.print_error(error)
+            text = console.message_of(error)
+            text = text if item["clip"] in text else f"{item['clip']}: {text}"
+            answers.append({**item, "error": text})
+            console.print_error(text)
             continue
         if console.shows_text(arguments):
             console.say(render_answer(item["clip"], answers[-1]["answer"], classify.model.config.modalities))

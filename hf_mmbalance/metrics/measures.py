@@ -7,6 +7,7 @@ measure normalises them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from math import comb
 from typing import Any
@@ -332,10 +333,12 @@ def relative_balance_index(participation: Any, capability_share: Any) -> np.ndar
 
     Args:
         participation: `(..., M, C)`.
-        capability_share: `(..., M, C)`; classes that are NaN in either are left out.
+        capability_share: `(..., M, C)`; classes that are NaN in either are left out, and NaN is returned for none.
     """
     distance = 0.5 * np.abs(np.asarray(participation) - np.asarray(capability_share)).sum(axis=-2)
-    index = 1 - np.nanmean(distance, axis=-1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice")
+        index = 1 - np.nanmean(distance, axis=-1)
     return float(index) if np.ndim(index) == 0 else index
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_mmbalance.decision.state import HeadState
+from hf_mmbalance.decision.state import HeadState, own_log_probs
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.robustness.cells import CLEAN, Cell
 
@@ -29,7 +29,8 @@ def method_logits(
     logits = np.where(cell.modality_mask[:, :, None], cell.modality_logits, np.nan)
     state = HeadState.plain_sum(*logits.shape[1:]).with_known(known)
     total, once = (s.fuse(logits).logits for s in (state, state.replace(log_prior=log_prior)))
-    single = {name: logits[:, m] for m, name in enumerate(modalities)}
+    own = own_log_probs(logits, state.known)
+    single = {name: own[:, m] for m, name in enumerate(modalities)}
     return {**single, "sum": total, "prior_sum": once, FUSED: cell.logits}
 
 

@@ -272,7 +272,7 @@ class MMBalanceTrainer(Trainer):
             present = table.mask[:, index]
             if present.any():
                 metrics[f"accuracy_{modality}"] = measures.accuracy(
-                    table.logits[present, index], table.labels[present]
+                    table.log_probs[present, index], table.labels[present]
                 )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)

@@ -8,6 +8,7 @@ import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,6 +148,35 @@ def test_what_cannot_be_compared_is_refused_by_name(runs: Path, capsys, change, 
     table.write(runs / "bad" / "decisions.parquet")
     assert cli.main(["compare", str(runs / "ours-s0"), str(runs / "bad")]) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_runs_of_one_name_in_different_folders_are_different_configurations(tmp_path: Path, capsys: Any) -> None:
+    """Each head is compared with the sum of its own towers."""
+    write_run(tmp_path / "a" / "run", "adaptive", 0, 3.0, learning_rate=0.1)
+    write_run(tmp_path / "b" / "run", "adaptive", 1, 1.0, learning_rate=0.2)
+    found = compared(capsys, tmp_path / "a" / "run", tmp_path / "b" / "run")
+    rows = {(row["configuration"], row["method"]): row for row in found["rows"]}
+    for name in ("a", "b"):
+        pair = next(d for d in found["differences"] if d["second"] == f"{tmp_path / name / 'run'}: sum")
+        assert pair["first"] == str(tmp_path / name / "run")
+        own, total = (rows[pair["first"], method]["nll"] for method in ("adaptive", "sum"))
+        assert pair["nll"] == pytest.approx(own - total, abs=1e-5)
+
+
+def test_tables_of_one_name_are_not_seeds_of_one_another(tmp_path: Path, capsys: Any) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / name, "adaptive", ord(name), 2.0)
+    tables = [tmp_path / name / "decisions.parquet" for name in ("a", "b")]
+    found = compared(capsys, *tables)
+    assert {row["seeds"] for row in found["rows"]} == {1}
+    assert {row["configuration"] for row in found["rows"]} == {str(path) for path in tables}
+
+
+@pytest.mark.parametrize("draws", ["0", "-3"])
+def test_draws_must_be_positive(runs: Path, draws: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["compare", str(runs / "ours-s0"), "--draws", draws])
+    assert "must be an integer of at least 1" in capsys.readouterr().err
 
 
 def test_text_csv_latex_and_figure(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

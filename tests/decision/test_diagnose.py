@@ -204,6 +204,20 @@ def test_splits() -> None:
     assert any("in both" in note for note in decide_splits(table, **FAST).notes)
     with pytest.raises(TableError, match="one group only"):
         decide_folds(table, **FAST)
+    judged = decide_folds(table, folds=3, known_groups=True, rung="temperature")
+    assert [len(rows) for rows, _ in judged.parts] == [134, 133, 133]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("split", ["calibration", "test"])
+def test_a_modality_that_a_split_lacks(split: str) -> None:
+    """Missing in the fit it is not the best single modality; missing in the test it is diagnosed without warnings."""
+    table = make_table(n=200)
+    table.logits[np.array(table.splits) == split, 0] = np.nan
+    judged = decide_splits(table, rung="temperature")
+    assert judged.allocation.ladder_.best_single == 1
+    balances = diagnose(judged, draws=20)["balance"]
+    assert (balances["sum"]["index"] is None) == (split == "test")
 
 
 def test_geometry_by_hand() -> None:

@@ -13,10 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_mmbalance.decision.allocation import Allocation
+from hf_mmbalance.decision.compare import Source, align
+from hf_mmbalance.decision.diagnosis import modality_detail
 from hf_mmbalance.decision.evaluation import baselines
 from hf_mmbalance.decision.fits import FitData, fit_temperatures
+from hf_mmbalance.decision.results import rows_of
 from hf_mmbalance.decision.state import HeadState
 from hf_mmbalance.decision.table import DecisionTable, TableError
+from hf_mmbalance.robustness.cells import Cell
+from hf_mmbalance.robustness.judge import method_logits
 
 from .drawn_tables import make_table
 
@@ -137,6 +142,46 @@ def test_logits_of_unknown_classes_are_not_used(fitted: Allocation) -> None:
     total = baselines(table)["sum"]
     table.logits[:, 0, 2] = 50.0
     np.testing.assert_allclose(baselines(table)["sum"], total, atol=1e-9)
+
+
+def test_a_modality_by_itself_is_judged_within_the_classes_that_it_knows() -> None:
+    """By hand: p(. | K) = (3/4, 1/4) of two known classes of three, the third keeps its even share."""
+    logits = np.array([[[math.log(3), 0.0, 40.0], [0.0, 0.0, 0.0]], [[np.nan] * 3, [0.0, 1.0, 0.0]]])
+    table = make_table(n=20, classes=3).take([0, 1])
+    table.logits, table.labels, table.known = logits, np.array([0, 1]), KNOWN
+    table.references["fused"] = logits[:, 1]
+    found = baselines(table)
+    np.testing.assert_allclose(np.exp(found["audio"][0]), [0.5, 1 / 6, 1 / 3], atol=1e-12)
+    assert np.isnan(found["audio"][1]).all()
+    np.testing.assert_allclose(np.exp(found["mean_prob"][0]), [5 / 12, 1 / 4, 1 / 3], atol=1e-12)
+    row = rows_of(table, "test", np.log(PRIOR))[0]
+    assert (row["n"], row["accuracy"]) == (1, 1.0) and row["nll"] == pytest.approx(math.log(2))
+    cell = Cell("clean", 0, logits, table.log_probs[:, 0], table.mask, None)
+    np.testing.assert_allclose(method_logits(cell, table.modalities, np.log(PRIOR), KNOWN)["audio"], found["audio"])
+
+
+def test_the_diagnosis_of_a_modality_ignores_its_logits_of_unknown_classes() -> None:
+    table = known_table()
+    details = []
+    for value in (-20.0, 50.0):
+        table.logits[:, 0, 2] = value
+        details.append(modality_detail(table, 0))
+    assert details[0] == details[1] and details[0]["recall"][2] == 0
+
+
+def test_the_sum_of_every_compared_table_respects_what_is_known() -> None:
+    sources = [Source(name, known_table()) for name in ("first", "second")]
+    second = sources[1].table
+    order, columns = np.arange(len(second))[::-1], [2, 0, 1]
+    sources[1].table = DecisionTable(
+        [second.ids[i] for i in order], [second.groups[i] for i in order], [second.splits[i] for i in order],
+        np.argsort(columns)[second.labels[order]], second.logits[order][..., columns],
+        [second.classes[c] for c in columns], second.modalities, known=KNOWN[:, columns],
+    )  # fmt: skip
+    align(sources)
+    assert (sources[1].table.known_classes == KNOWN).all()
+    sums = [baselines(source.table)["sum"] for source in sources]
+    np.testing.assert_allclose(sums[0], sums[1], atol=1e-12)
 
 
 def test_a_balance_penalty_takes_the_rung_global() -> None:

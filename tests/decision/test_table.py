@@ -293,6 +293,19 @@ c;g2;test;dog;1;0;3;-3
 """
 
 
+def test_columns_that_are_numbered_in_another_order_name_the_classes(tmp_path: Path) -> None:
+    """As a sorted header gives them (0, 1, 10, 2, ...): a label is the name of a class, not a place in the header."""
+    header = "id,label,group,split," + ",".join(f"logits.{m}.{c}" for m in "av" for c in (10, 2, 1))
+    (tmp_path / "t.csv").write_text(
+        f"{header}\nx,2,g,test,0,5,0,0,5,0\ny,10,h,test,5,0,0,5,0,0\nz,1,i,test,0,0,5,0,0,5\n"
+    )
+    table = DecisionTable.read(tmp_path / "t.csv")
+    assert table.classes == ["10", "2", "1"] and table.labels.tolist() == [1, 0, 2]
+    (tmp_path / "t.csv").write_text(f"{header}\nx,0,g,test,0,5,0,0,5,0\n")
+    with pytest.raises(TableError, match="names of the classes"):
+        DecisionTable.read(tmp_path / "t.csv")
+
+
 def test_a_table_of_text_with_one_column_per_class(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(WIDE)
     table = DecisionTable.read(tmp_path / "t.csv")

@@ -103,6 +103,23 @@ def test_one_bad_clip_costs_that_clip(folder, model, tmp_path, capsys):
     assert "bad.mp4" in rows[0]["error"] and not rows[0]["label"] and rows[1]["label"] in CLASSES
 
 
+def test_a_span_that_cannot_be_read_names_its_clip(folder, model, tmp_path, capsys):
+    table = tmp_path / "spans.csv"
+    table.write_text(f"path,start,end\n{folder / 'a.mp4'},0.5,0.1\n{folder / 'a.mp4'},0.1,\n")
+    assert main(["predict", str(table), "--model", str(model), "--json", "-"]) == 2
+    for answer in json.loads(capsys.readouterr().out):
+        assert str(folder / "a.mp4") in answer["error"] and "start" in answer["error"]
+
+
+@pytest.mark.parametrize("option", ["--csv", "--json"])
+def test_where_answers_go_is_checked_before_anything_is_classified(folder, model, tmp_path, option, capsys):
+    assert main(["predict", str(folder), "--model", "no/such-model", option, str(tmp_path)]) == 2
+    assert "name a file, not a folder" in capsys.readouterr().err
+    place = tmp_path / "new" / "folder" / "answers"
+    assert main(["predict", str(folder / "a.mp4"), "--model", str(model), option, str(place)]) == 0
+    assert place.is_file()
+
+
 def test_a_model_of_spans_given_a_whole_clip_says_so_once(folder, model, monkeypatch):
     from hf_mmbalance.hub import load_classifier
     from hf_mmbalance.model import processing_mmbalance
