@@ -161,15 +161,20 @@ def write_csv(path: Path, answers: list[dict[str, Any]], modalities: list[str]) 
 
 
 def render_answer(clip: str, answer: list[dict[str, Any]], modalities: list[str]) -> str:
-    """The answer for one clip as a table; scores in per cent, shares of the decision between 0 and 1."""
+    """The answer for one clip as a table: scores and trust in per cent, shares of the decision's weight from 0 to 1."""
     head = ["class", "score", *(f"share {name}" for name in modalities), *(f"{name} score" for name in modalities)]
     rows = []
     for entry in answer:
         shares = [f"{entry['share'][name]:.2f}" if entry["share"] else "-" for name in modalities]
-        scores = [entry["modality_score"][name] for name in modalities]
-        percents = ["-" if score is None else f"{100 * score:.1f}" for score in scores]
-        rows.append([entry["label"], f"{100 * entry['score']:.1f}", *shares, *percents])
-    return f"\n{clip}\n{console.table(head, rows, indent='  ')}"
+        scores = [_percent(entry["modality_score"][name]) for name in modalities]
+        rows.append([entry["label"], _percent(entry["score"]), *shares, *scores])
+    trust = answer[0]["trust"] or {}
+    told = ", ".join(f"{name} {_percent(value)}" for name, value in trust.items())
+    return f"\n{clip}{told and f' (trust: {told})'}\n{console.table(head, rows, indent='  ')}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def load_classifier(

@@ -492,6 +492,9 @@ def test_the_command_prints_what_the_pipeline_says(hub, run_client, saved, clip,
     numbers = [100 * best["score"], *best["share"].values(), *(100 * v for v in best["modality_score"].values())]
     np.testing.assert_allclose([float(word) for word in row[1:]], numbers, atol=0.06)
     assert any(line and line[0] == expected[1][0]["label"] and "-" in line for line in lines), "a missing modality"
+    trust = {name: f"{100 * value:.1f}" for name, value in best["trust"].items()}
+    assert f"{clip} (trust: audio {trust['audio']}, vision {trust['vision']})" in done.stdout
+    assert f"{silent} (trust: audio -, vision" in done.stdout
 
 
 @pytest.mark.slow
