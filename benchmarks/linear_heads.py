@@ -5,8 +5,8 @@
 
 Clips are drawn as by `fuse_grid.py`, whose features these are. Both kinds of head are judged in the same folds, by
 held-out NLL at the temperature that the held-out logits need: the penalty of logistic regression (`PENALTIES`, per
-clip, for features of mean squared norm 1) is chosen as the shrinkage of the discriminants is. Prints the accuracy of each
-modality and of the sum of both, in percent, and the NLL of the sum, as means over draws.
+clip, for features of mean squared norm 1) is chosen as the shrinkage of the discriminants is. Prints the accuracy of
+each modality and of the sum of both, in percent, and the NLL of the sum, as means over draws.
 """
 
 from __future__ import annotations

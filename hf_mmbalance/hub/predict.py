@@ -161,7 +161,7 @@ def write_csv(path: Path, answers: list[dict[str, Any]], modalities: list[str]) 
 
 
 def render_answer(clip: str, answer: list[dict[str, Any]], modalities: list[str]) -> str:
-    """The answer for one clip as a table: scores and trust in per cent, shares of the decision's weight from 0 to 1."""
+    """The answer for one clip as a table: scores and trust in percent, shares of the decision's weight in 0..1."""
     head = ["class", "score", *(f"share {name}" for name in modalities), *(f"{name} score" for name in modalities)]
     rows = []
     for entry in answer:
