@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from hf_mmbalance.balancing import BalancingMethod, build_method
@@ -31,7 +29,7 @@ from hf_mmbalance.hub.model_push import prepare_repo
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.backbones_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
 from hf_mmbalance.processes import LOCK, answered_by_main, only_run_in
-from hf_mmbalance.provenance import base_model, command, provenance, versions
+from hf_mmbalance.provenance import base_model, provenance, versions
 from hf_mmbalance.training.arguments import (
     MMBalanceTrainingArguments,
     ModelArguments,
@@ -40,11 +38,18 @@ from hf_mmbalance.training.arguments import (
     parse_arguments,
 )
 from hf_mmbalance.training.build import build_model_and_processor, frozen_notes, spec_augment
-from hf_mmbalance.training.checks import check_classes
 from hf_mmbalance.training.curves import write_curves
 from hf_mmbalance.training.decision_layer import apply_head, corruption_plan
 from hf_mmbalance.training.frozen import frozen_clips, stored_clips
 from hf_mmbalance.training.interruption import Interrupted, StopOnSignal
+from hf_mmbalance.training.resuming import (
+    KeepOrigin,
+    changes_since,
+    is_complete,
+    last_complete_checkpoint,
+    resume_command,
+    train_command,
+)
 from hf_mmbalance.training.run_log import check_trackers, final_values
 from hf_mmbalance.training.trainer import MMBalanceTrainer
 
@@ -79,15 +84,16 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     set_seed(training.seed)
     with PartialState().local_main_process_first(), explained("reading clips"):
         clips = clips_to_train_on(arguments)
-    if checkpoint is not None:
-        _check_checkpoint(checkpoint, clips)
+    changes = [] if checkpoint is None else changes_since(Path(checkpoint), clips, arguments)
+    callbacks: list[TrainerCallback] = [KeepOrigin(clips, arguments, changes)]
     model, processor = build_model_and_processor(arguments.model, clips, seed=training.seed)
     settle_threads(model)
     clips = frozen_clips(clips, model, processor, arguments)
     if training.process_index == 0:
         origin = origin_of(arguments, clips)
         _announce(clips, model, frozen_notes(arguments.model, training.learning_rate))
-    callbacks = []
+        if changes:
+            logger.warning("note: resumed with other options than before: %s", "; ".join(changes))
     if training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=training.early_stopping_patience))
     augment = spec_augment(arguments.model, training.seed)
@@ -107,7 +113,7 @@ def run(arguments: RunArguments) -> dict[str, Any]:
                 trainer.train(resume_from_checkpoint=checkpoint)
         except Interrupted as stopped:
             if trainer.is_world_process_zero():
-                logger.warning("%s; go on with\n%s", stopped, resuming(arguments))
+                logger.warning("%s; go on with\n%s", stopped, resume_command(arguments))
             raise
         trainer.save_model(_internal_call=True)  # which does not push: there is no card yet
     results, table = conclude(trainer, clips, arguments)
@@ -116,7 +122,7 @@ def run(arguments: RunArguments) -> dict[str, Any]:
         # Clips up to this long are served whole, as they were here.
         processor.reading["longest_seconds"] = math.ceil(1000 * trainer.longest_seconds) / 1000
         processor.save_pretrained(str(training.output_dir))
-        results["provenance"] = origin
+        results |= {"provenance": origin, "resumed_with": changes}
         write_outputs(Path(str(training.output_dir)), results, table)
         write_curves(trainer.state.log_history, Path(str(training.output_dir)) / "curves.png")
         logger.warning("%s", render(results, clips))
@@ -143,27 +149,6 @@ def clips_to_train_on(arguments: RunArguments) -> ClipSplits:
     if plan is not None:
         clips.splits["train"] = ClipsCorruptedByEpoch(clips.splits["train"], plan)
     return clips
-
-
-def resuming(arguments: RunArguments) -> str:
-    """The command by which a run that was stopped goes on."""
-    kept: list[str] = []
-    words = iter(arguments.argv)
-    for word in words:
-        option = word.split("=")[0]
-        if option not in ("--output_dir", "--resume_from_checkpoint"):
-            kept.append(word)
-        elif option == word:
-            next(words, None)  # its value
-    return train_command(
-        [*kept, "--output_dir", str(arguments.training.output_dir), "--resume_from_checkpoint", "true"]
-    )
-
-
-def train_command(argv: list[str]) -> str:
-    """The command of a run as it can be given again."""
-    start = ["mmbalance", "train"] if Path(sys.argv[0]).name == "mmbalance" else ["accelerate", "launch", "train.py"]
-    return command([*start, *argv])
 
 
 def origin_of(arguments: RunArguments, clips: ClipSplits) -> dict[str, Any]:
@@ -260,28 +245,6 @@ def _settle(arguments: RunArguments) -> tuple[str, str | None]:
             " --resume_from_checkpoint true"
         )
     return str(folder), None if named is None else str(named)
-
-
-def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest `checkpoint-N` that was written to its end; a killed run may leave a half-written one behind."""
-    numbered = [path for path in folder.glob("checkpoint-*") if path.name.split("-", 1)[1].isdecimal()]
-    complete = [path for path in numbered if is_complete(path)]
-    return max(complete, key=lambda path: int(path.name.split("-", 1)[1]), default=None)
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether the file that is written last is there and whole."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _check_checkpoint(checkpoint: str, clips: ClipSplits) -> None:
-    from hf_mmbalance import MMBalanceConfig
-
-    check_classes(MMBalanceConfig.from_pretrained(checkpoint), clips.classes)
 
 
 def _announce(clips: ClipSplits, model: Any, notes: list[str]) -> None:

@@ -40,7 +40,7 @@ from hf_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.source_heads_mmbalance import SourceHead, random_input, source_head_of
 from hf_mmbalance.model.towers_mmbalance import tower_features
 
-from .test_remote_code import _check, _clips, _processor
+from .test_remote_code import _Case, _check, _clips, _processor
 from .tiny import AUDIO, CLASSES, SMALL, VISION, tiny_inputs, tiny_model
 
 
@@ -249,7 +249,7 @@ def test_loads_without_the_package(tmp_path):
     processor.save_pretrained(folder)
     with torch.no_grad():
         expected = [model(**processor(**inputs, sampling_rate=22_050)).logits for inputs in _clips()]
-    _check(folder, tmp_path, expected, "AutoModel")
+    _check(tmp_path, _Case(folder, expected))
 
 
 def test_from_saved_classifiers(tmp_path):

@@ -21,7 +21,7 @@ from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcess
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 from hf_mmbalance.model.source_heads_mmbalance import source_head_of
 
-from .test_remote_code import _check
+from .test_remote_code import _Case, _check
 from .test_source_heads import AST, FACE_MAP, FACES, labelled, randomised
 from .tiny import CLASSES, SMALL, tiny_inputs
 
@@ -164,4 +164,4 @@ def test_loads_without_the_package(folder, tmp_path, monkeypatch):
     with torch.no_grad():
         expected = [model(**processor(**inputs, sampling_rate=22_050)).logits for inputs in clips]
     monkeypatch.setattr("tests.model.test_remote_code._clips", lambda: clips)
-    _check(tmp_path / "saved", tmp_path, expected, "AutoModel")
+    _check(tmp_path, _Case(tmp_path / "saved", expected))

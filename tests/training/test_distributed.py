@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from hf_mmbalance.processes import check_joined, only_run_in, prefer_cpu_where_there_is_no_accelerator
 from hf_mmbalance.training import arguments
 from hf_mmbalance.training.cli import train
-from hf_mmbalance.training.run import last_complete_checkpoint
+from hf_mmbalance.training.resuming import last_complete_checkpoint
 from tests.media_factory import write_clip
 
 from .tiny_runs import AUDIO, TINY, TOWERS, VISION, state_of

@@ -20,7 +20,8 @@ from hf_mmbalance.training import run as run_module
 from hf_mmbalance.training.arguments import ModelArguments, parse_arguments
 from hf_mmbalance.training.build import frozen_notes
 from hf_mmbalance.training.cli import train
-from hf_mmbalance.training.run import last_complete_checkpoint, settle_output_dir
+from hf_mmbalance.training.resuming import last_complete_checkpoint
+from hf_mmbalance.training.run import settle_output_dir
 from tests.media_factory import write_clip
 
 from .tiny_runs import TINY, TOWERS, tiny_run
@@ -268,3 +269,17 @@ def test_frozen_towers_that_learn_nothing_are_noted():
     assert "random weights are frozen and learn nothing: audio;" in one and "--learning_rate 0.0001 is small" in two
     assert frozen_notes(ModelArguments(trainable_layers="0"), 1e-3) == []
     assert frozen_notes(ModelArguments(audio_config={"model_type": "vit"}), 1e-4) == []
+
+
+def test_a_resumed_run_tells_what_was_changed_and_refuses_other_clips(tmp_path, caplog):
+    run, resume = tmp_path / "run", ("--resume_from_checkpoint", "true")
+    first = tiny_run(run, "--num_train_epochs", "1")
+    assert first["resumed_with"] == []
+    with pytest.raises(ValueError, match=r"checkpoint-\d+ was trained on other clips \(train 24, .*; now train 16, "):
+        tiny_run(run, "--train_clips", "16", *resume)
+    with caplog.at_level("WARNING"):
+        longer = tiny_run(run, "--num_train_epochs", "2", "--report_to", "none", *resume)
+    assert longer["resumed_with"] == ["num_train_epochs 1.0 -> 2.0"]
+    assert "resumed with other options than before: num_train_epochs 1.0 -> 2.0" in caplog.text
+    again = tiny_run(run, "--num_train_epochs", "2", "--learning_rate", "5e-3", *resume)
+    assert again["resumed_with"] == ["num_train_epochs 1.0 -> 2.0", "learning_rate 0.01 -> 0.005"]
