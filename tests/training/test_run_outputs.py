@@ -50,7 +50,7 @@ def test_results_have_the_promised_form(run):
     assert list(results)[:8] == promised
     assert set(results) - set(promised) == {
         *("n_per_split", "fusion", "decision", "notes", "selected_by", "best_checkpoint", "arguments", "versions"),
-        "provenance",
+        *("provenance", "resumed_with"),
     }
     assert (results["dataset"], results["n"], results["ci_unit"]) == ("synthetic", 15, "group")
     assert results["classes"] == ["class0", "class1", "class2"] and results["modalities"] == ["audio", "vision"]
