@@ -75,7 +75,7 @@ def test_built_published_streamed_trained(hub, run_client, clips, tmp_path):
     assert titles == [f"Data: 50 clips ({done['tag']})", "A commit that came first", "initial commit"]
 
     refused = run_client(STREAM, args=[repo, done["tag"]], token=None, check=False)
-    assert refused.returncode == 1 and "cannot be opened" in refused.stderr
+    assert refused.returncode == 1 and "cannot be loaded" in refused.stderr
     hub.log.clear()
     streamed = run_client(STREAM, args=[repo, done["tag"]], without=["torchcodec"])
     assert streamed.stdout.startswith("4 (4, 24, 32, 3)"), streamed.stdout
