@@ -96,7 +96,7 @@ def fill_splits(
     fractions: dict[str, float],
     seed: int,
 ) -> tuple[list[str], list[str]]:
-    """Give every clip a split; absent splits are taken from train.
+    """Assign every clip to a split; absent splits are taken from train.
 
     Args:
         splits: a name among train, calibration, validation, test, or None (counted as train) for every clip.

@@ -126,6 +126,7 @@ class _Discriminant:
 
     centre: np.ndarray  # (R,) mean of all clips
     means: np.ndarray  # (C, R), shrunk, less the centre
+    turned: np.ndarray  # (C, R) the means along the directions
     variances: np.ndarray  # (R,) eigenvalues
     directions: np.ndarray  # (R, R) eigenvectors
     counts: np.ndarray  # (C,) clips (sums of weights)
@@ -137,12 +138,12 @@ class _Discriminant:
         means = one_hot.T @ points / np.maximum(counts, 1e-300)[:, None] - centre
         within = (points - centre - means[labels]) * np.sqrt(weights / weights.sum())[:, None]
         variances, directions = np.linalg.eigh(within.T @ within)
-        return cls(centre, means * (counts / (counts + 1))[:, None], np.maximum(variances, 0), directions, counts)
+        means *= (counts / (counts + 1))[:, None]
+        return cls(centre, means, means @ directions, np.maximum(variances, 0), directions, counts)
 
     def head(self, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
         """Weight `(C, R)` and bias `(C,)`. A class without clips scores as the mean class less log(2 N)."""
-        turned = self.means @ self.directions
-        weight = turned / (self.variances + shrinkage) @ self.directions.T
+        weight = self.turned / (self.variances + shrinkage) @ self.directions.T
         total, known = self.counts.sum(), self.counts > 0
         bias = (
             np.log((self.counts + 1) / (total + len(known))) - weight @ self.centre - (weight * self.means).sum(1) / 2

@@ -68,7 +68,7 @@ class RunOptions:
             int(arguments["batch_size"]),
             trained_on=[],
             fitted_on=arguments["corruptions"] if arguments["draws"] > 1 else [],
-            test_remedy="; fuse again with --test_fraction 0.3, or name a split of the clips test",
+            test_remedy="; fuse again with --test_fraction 0.3, or give some clips the split test",
         )
 
 

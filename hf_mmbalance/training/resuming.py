@@ -64,40 +64,51 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 class KeepOrigin(TrainerCallback):
-    """Writes into every checkpoint from which clips and options it comes, for `changes_since` to compare.
+    """Writes into every checkpoint from which clips and options it comes, and compares them when it is resumed.
 
     Args:
         clips: of the run.
         arguments: of the run.
-        changes: options that were changed when the run was resumed, as `changes_since` gives them.
+        checkpoint: the one to resume from, if any.
+
+    Attributes:
+        changes: options that differ from those of the run that made the checkpoint, e.g. `num_train_epochs 3 -> 5`;
+            those of earlier resumes come first.
+
+    Raises:
+        ValueError: the checkpoint has other classes or was trained on other clips.
     """
 
-    def __init__(self, clips: ClipSplits, arguments: RunArguments, changes: list[str]):
-        self.content = scrub_all({**_origin(clips, arguments), "changes": changes})
+    def __init__(self, clips: ClipSplits, arguments: RunArguments, checkpoint: str | None):
+        sizes = {split: len(part) for split, part in clips.splits.items()}
+        origin = {"fingerprint": fingerprint(clips), "clips": sizes, "arguments": arguments.to_dict()}
+        self.origin: dict[str, Any] = json.loads(json_text(scrub_all(origin)))  # as it will be read
+        self.changes: list[str] = []
+        if checkpoint is not None:
+            check_classes(MMBalanceConfig.from_pretrained(checkpoint), clips.classes)
+            self.changes = changes_since(Path(checkpoint), self.origin)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
-            write_json(folder / ORIGIN, self.content)
+            write_json(folder / ORIGIN, {**self.origin, "changes": self.changes})
         return control
 
 
-def changes_since(checkpoint: Path, clips: ClipSplits, arguments: RunArguments) -> list[str]:
-    """Options that differ from those of the run that made the checkpoint, e.g. `num_train_epochs 3 -> 5`.
+def changes_since(checkpoint: Path, now: dict[str, Any]) -> list[str]:
+    """How a run's origin differs from that of a checkpoint; `changes` of `KeepOrigin`.
 
-    Those of earlier resumes come first. Without the file (a checkpoint of another program) nothing can be compared.
+    Without the file (a checkpoint of another program) nothing can be compared.
 
     Raises:
         ValueError: the clips are others, so that the run's place in its epoch and the splits would be wrong.
     """
-    check_classes(MMBalanceConfig.from_pretrained(checkpoint), clips.classes)
     try:
         before = json.loads((checkpoint / ORIGIN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    now = json.loads(json_text(scrub_all(_origin(clips, arguments))))
     if before["fingerprint"] != now["fingerprint"]:
         raise ValueError(
             f"{checkpoint} was trained on other clips ({_sizes(before['clips'])}; now {_sizes(now['clips'])}): go on"
@@ -107,11 +118,6 @@ def changes_since(checkpoint: Path, clips: ClipSplits, arguments: RunArguments) 
     old, new = before["arguments"], now["arguments"]
     names = [name for name in new if name not in PLACES and old.get(name) != new[name]]
     return [*before["changes"], *(f"{name} {old.get(name)} -> {new[name]}" for name in names)]
-
-
-def _origin(clips: ClipSplits, arguments: RunArguments) -> dict[str, Any]:
-    sizes = {split: len(part) for split, part in clips.splits.items()}
-    return {"fingerprint": fingerprint(clips), "clips": sizes, "arguments": arguments.to_dict()}
 
 
 def _sizes(clips: dict[str, int]) -> str:

@@ -44,7 +44,6 @@ from hf_mmbalance.training.frozen import frozen_clips, stored_clips
 from hf_mmbalance.training.interruption import Interrupted, StopOnSignal
 from hf_mmbalance.training.resuming import (
     KeepOrigin,
-    changes_since,
     is_complete,
     last_complete_checkpoint,
     resume_command,
@@ -84,16 +83,16 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     set_seed(training.seed)
     with PartialState().local_main_process_first(), explained("reading clips"):
         clips = clips_to_train_on(arguments)
-    changes = [] if checkpoint is None else changes_since(Path(checkpoint), clips, arguments)
-    callbacks: list[TrainerCallback] = [KeepOrigin(clips, arguments, changes)]
+    kept = KeepOrigin(clips, arguments, checkpoint)
+    callbacks: list[TrainerCallback] = [kept]
     model, processor = build_model_and_processor(arguments.model, clips, seed=training.seed)
     settle_threads(model)
     clips = frozen_clips(clips, model, processor, arguments)
     if training.process_index == 0:
         origin = origin_of(arguments, clips)
         _announce(clips, model, frozen_notes(arguments.model, training.learning_rate))
-        if changes:
-            logger.warning("note: resumed with other options than before: %s", "; ".join(changes))
+        if kept.changes:
+            logger.warning("note: resumed with other options than before: %s", "; ".join(kept.changes))
     if training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=training.early_stopping_patience))
     augment = spec_augment(arguments.model, training.seed)
@@ -122,7 +121,7 @@ def run(arguments: RunArguments) -> dict[str, Any]:
         # Clips up to this long are served whole, as they were here.
         processor.reading["longest_seconds"] = math.ceil(1000 * trainer.longest_seconds) / 1000
         processor.save_pretrained(str(training.output_dir))
-        results |= {"provenance": origin, "resumed_with": changes}
+        results |= {"provenance": origin, "resumed_with": kept.changes}
         write_outputs(Path(str(training.output_dir)), results, table)
         write_curves(trainer.state.log_history, Path(str(training.output_dir)) / "curves.png")
         logger.warning("%s", render(results, clips))
