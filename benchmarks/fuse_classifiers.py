@@ -1,0 +1,147 @@
+"""Two ordinary classifiers fused with few labels, on GRID: against the better one and against their plain sum.
+
+    MMBALANCE_DATA=DATA python benchmarks/fuse_classifiers.py [--out FOLDER] [--labels 20 50 100 200]
+
+`ASTForAudioClassification` and `ViTForImageClassification` of transformers (two layers, width 32) are trained on 500
+clips and saved; `from_backbones` reads them with their own heads. Of the other 500 clips some are labelled, by class
+in turn, and the decision layer is fitted on them as by `mmbalance fuse`; all others are judged. Four pairs of
+classifiers, each trained on another half of the clips, and five draws of labelled clips for each.
+
+Tasks: digits in babble at -3 dB, by classifiers that learned in babble (`digits`) or in clean sound (`digits, new
+noise`); letters in clean sound. What the columns mean is said in `fuse_grid.py`; here `sum` adds the classifiers'
+log-probabilities as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from balancing_grid import BATCH, EPOCHS, TASKS, inputs_file, prepare, spectrogram, standardised, window_of
+from fuse_grid import drawn, judge, line
+from grid_probes import MEL, Grid, load
+from sklearn.model_selection import StratifiedShuffleSplit
+from transformers import (
+    AutoModelForAudioClassification,
+    AutoModelForImageClassification,
+    PreTrainedModel,
+    get_cosine_schedule_with_warmup,
+)
+from transformers.models.audio_spectrogram_transformer import ASTConfig
+from transformers.models.vit import ViTConfig
+from transformers.utils import logging
+
+from hf_mmbalance import MMBalanceForAudioVisualClassification
+from hf_mmbalance.console import say, table
+from hf_mmbalance.embedding.fuse import Rows
+from hf_mmbalance.json_files import write_json
+
+
+PAIRS, DRAWS, LEARNING_RATE = 4, 5, 3e-3
+VARIANTS = {"digits": ("digits", False), "digits, new noise": ("digits", True), "letters": ("letters", False)}
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+         "layer_norm_eps": 1e-5, "hidden_dropout_prob": 0.1, "initializer_range": 0.1}  # fmt: skip
+HEAD = ["labels", "audio", "vision", "sum", "fused", "fused - best", "fused - sum", "below best", "NLL sum",
+        "NLL fused", "estimate off by", "rungs"]  # fmt: skip
+
+
+def main() -> int:
+    """Print a table per task and write all numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("outputs/fuse_classifiers"))
+    parser.add_argument("--labels", nargs="+", type=int, default=[20, 50, 100, 200])
+    arguments = parser.parse_args()
+    if "MMBALANCE_DATA" not in os.environ:
+        parser.error("set MMBALANCE_DATA to the folder that holds grid_s1")
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    grid = load(arguments.out)
+    for name, (task, clean) in VARIANTS.items():
+        prepare(task, grid, arguments.out)
+        pairs = [pair_rows(grid, arguments.out, task, clean, seed) for seed in range(PAIRS)]
+        say(f"\n{name}: {len(pairs[0].ids)} clips that the classifiers did not learn from, {len(pairs[0].classes)}"
+            f" classes, {PAIRS} pairs of classifiers, {DRAWS} draws each")  # fmt: skip
+        report = {
+            count: [
+                judge(rows, drawn(rows.labels, count, np.random.default_rng([pair, draw, count])), draw)
+                for pair, rows in enumerate(pairs)
+                for draw in range(DRAWS)
+            ]
+            for count in arguments.labels
+        }
+        say(table(HEAD, [line(count, ["audio", "vision"], found) for count, found in report.items()]))
+        write_json(arguments.out / f"{name}.json", report)
+    return 0
+
+
+def pair_rows(grid: Grid, out: Path, task: str, clean: bool, seed: int) -> Rows:
+    """Train and save two classifiers, read them as one model, and run it over the clips they did not learn from."""
+    with np.load(inputs_file(task, out)) as found:
+        arrays = dict(found)
+    if clean:  # the sound to learn from; what is judged stays in noise
+        kind = TASKS[task]
+        sounds = [spectrogram(sound, window_of(kind, grid, row), kind) for row, sound in enumerate(grid.sound)]
+        arrays["learned"] = np.stack(sounds)[:, None]
+    labels = arrays["labels"]
+    train, rest = next(StratifiedShuffleSplit(1, test_size=0.5, random_state=seed).split(labels, labels))
+    data = standardised(arrays, train)
+    classes = [str(c) for c in range(labels.max() + 1)]
+    folders = {modality: out / f"{task}{'-clean' * clean}-{seed}" / modality for modality in ("audio", "vision")}
+    for modality, folder in folders.items():
+        if not (folder / "model.safetensors").is_file():
+            train_classifier(modality, data, train, classes, seed).save_pretrained(folder)
+    model = MMBalanceForAudioVisualClassification.from_backbones(
+        *(str(folder) for folder in folders.values()),
+        id2label=dict(enumerate(classes)),
+        label_maps=dict.fromkeys(folders, {name: [name] for name in classes}),
+    ).eval()
+    with torch.no_grad():
+        embedded = model.embed(data["judged"][rest], data["frames"][rest])
+        own = [head(feature) for head, feature in zip(model.unimodal_heads, embedded.features, strict=True)]
+    features, tokens, logits = (
+        {name: part.double().numpy() for name, part in zip(folders, parts, strict=True)}
+        for parts in (embedded.features, embedded.tokens, own)
+    )
+    names, known = np.array(grid.ids)[rest], np.ones((2, len(classes)), dtype=bool)
+    draws = np.zeros(len(rest), dtype=np.int64)
+    return Rows(names, names, names, labels[rest], draws, features, tokens, logits, classes, known)
+
+
+def train_classifier(
+    modality: str, data: dict[str, torch.Tensor], rows: np.ndarray, classes: list[str], seed: int
+) -> PreTrainedModel:
+    """A small classifier of one modality, trained on some clips."""
+    torch.manual_seed(seed)
+    names = {"id2label": dict(enumerate(classes)), "label2id": {name: c for c, name in enumerate(classes)}}
+    sound, frames = data["learned"], data["frames"]  # (N, draws, spectra, bands), (N, 3, rows, columns)
+    if modality == "audio":
+        shape = {"num_mel_bins": len(MEL), "max_length": sound.shape[2], "patch_size": 8}
+        config = ASTConfig(**SMALL, **shape, frequency_stride=8, time_stride=8, **names)
+        model = AutoModelForAudioClassification.from_config(config)
+    else:
+        config = ViTConfig(**SMALL, image_size=tuple(frames.shape[2:]), patch_size=(2, frames.shape[3]), **names)
+        model = AutoModelForImageClassification.from_config(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
+    steps_per_epoch = len(rows) // BATCH
+    scheduler = get_cosine_schedule_with_warmup(optimizer, steps_per_epoch * EPOCHS // 10, steps_per_epoch * EPOCHS)
+    rng = np.random.default_rng(seed)
+    model.train()
+    for _ in range(EPOCHS):
+        for batch in np.array_split(rng.permutation(rows), steps_per_epoch):
+            inputs = (
+                sound[batch, rng.integers(0, sound.shape[1], len(batch))] if modality == "audio" else frames[batch]
+            )
+            optimizer.zero_grad()
+            model(inputs, labels=data["labels"][batch]).loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimizer.step()
+            scheduler.step()
+    return model.eval()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
