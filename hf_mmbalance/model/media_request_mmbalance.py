@@ -141,6 +141,6 @@ class MediaRequest:
 def check_crop(crop: Box | None) -> None:
     """Raise a ValueError for a box that is not inside the frame."""
     if crop is not None:
-        left, top, right, bottom = crop
-        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        numbers = len(crop) == 4 and all(isinstance(edge, (int, float)) for edge in crop)
+        if not numbers or not (0 <= crop[0] < crop[2] <= 1 and 0 <= crop[1] < crop[3] <= 1):
             raise ValueError(f"crop is (left, top, right, bottom) as fractions of the frame in [0, 1], got {crop}")

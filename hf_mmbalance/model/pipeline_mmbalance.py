@@ -33,7 +33,8 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
     >>> classifier("clip.mp4", top_k=1)
     [{'label': 'angry', 'score': 0.81,
       'share': {'audio': 0.62, 'vision': 0.38},
-      'modality_score': {'audio': 0.74, 'vision': 0.55}}]
+      'modality_score': {'audio': 0.74, 'vision': 0.55},
+      'trust': {'audio': 0.74, 'vision': 0.58}}]
     ```
 
     Clips are read as in training (`processor.reading`). A clip that is longer than all training clips, and than the
@@ -82,7 +83,7 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
             - `label` (`str`);
             - `score` (`float`): probability of that class;
             - `share` (`dict[str, float]` or None): share of the decision's weight for that class that each
-              modality has; None for fusion heads without weights;
+              modality has, 0 if its weight is negative; None for fusion heads without weights;
             - `modality_score` (`dict[str, float | None]`): probability of that class from that modality
               only; None where it is missing;
             - `trust` (`dict[str, float | None]` or None): calibrated probability that a modality by itself is right
@@ -173,6 +174,7 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         single = [self._probabilities_from(outputs, present, modality) for modality in range(present.shape[1])]
         share = outputs.modality_weights
         if share is not None:
+            share = share.clamp(min=0.0)  # energy weights (`qmf`) may be negative
             share = share / share.sum(1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
         return {
             "score": outputs.logits.float().softmax(-1),

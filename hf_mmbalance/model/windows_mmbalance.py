@@ -17,6 +17,7 @@ from .reading_mmbalance import (
     DecodedClip,
     ReadingSpec,
     Span,
+    as_stored,
     cut,
     decode,
     log_notes,
@@ -56,7 +57,9 @@ def windows(
     for name, value in (("window_seconds", window_seconds), ("stride_seconds", stride_seconds)):
         if value is not None and not value > 0:
             raise ValueError(f"{name}={value!r} must be above 0")
-    if stride_seconds is not None and stride_seconds > (window_seconds or np.inf):
+    if stride_seconds is not None and window_seconds is None:
+        raise ValueError("stride_seconds is the step between windows: give window_seconds, their length, as well")
+    if stride_seconds is not None and window_seconds is not None and stride_seconds > window_seconds:
         raise ValueError(
             f"stride_seconds={stride_seconds:g} is longer than window_seconds={window_seconds:g}: parts of the clip"
             " would be skipped"
@@ -70,7 +73,7 @@ def windows(
     longest = max(SLACK * (longest or 0.0), window_seconds) + 1e-6
     parts = {"video": source} if is_file(source) else parts_of(source)
     source = source_of(parts["video"], limits) if set(parts) == {"video"} else source
-    if not is_file(source) or spec.stored is not None:
+    if not is_file(source):
         clip = decode(source, spec, **options)
         starts = _starts(clip.window[1], window_seconds, stride_seconds, longest)
         # Frames without sound have no times: they are one input.
@@ -85,7 +88,8 @@ def windows(
         yield read(source, spec, **options)
         return
     limits.check_seconds(shown_name(source), seconds)
-    yield from _windows_of_file(source, spec, starts, window_seconds, modalities, limits)
+    by_kind = _windows_of_file if spec.stored is None else _windows_as_stored
+    yield from by_kind(source, spec, starts, window_seconds, modalities, limits)
 
 
 def _starts(seconds: float, window: float, stride: float | None, longest: float) -> list[float]:
@@ -118,15 +122,36 @@ def _windows_of_file(
                 raise
             last = spans[0][0]
         for number, span in enumerate(spans, start=done):
-            if number and span[0] >= last:  # some files end long before their declared duration
-                declared = f"its declared duration is {starts[-1] + length:g} s"
-                logger.warning(f"{shown_name(source)} ends before {span[0]:g} s, {declared}")
+            if number and span[0] >= last:
+                _warn_of_early_end(source, span[0], starts[-1] + length)
                 return
             yield cut(clip, replace(spec, frames=count), span)
         done += group
         # The first window shows how many bytes the frames of a window take.
         window_bytes = 0 if clip.frames is None else clip.frames[0].nbytes * count
         group = max(WINDOW_BYTES // window_bytes, 1) if window_bytes else len(starts)
+
+
+def _windows_as_stored(
+    source: Source, spec: ReadingSpec, starts: list[float], length: float, modalities: tuple[str, ...], limits: Limits
+) -> Iterator[Clip]:
+    """Windows of a file, each converted as a clip of the built data set was, with the frames of one clip."""
+    assert spec.stored is not None
+    for start in starts:
+        window = {"video": source, "start": start, "end": start + length}
+        try:
+            row = as_stored(window, spec.stored, modalities, limits)
+        except MediaError as error:
+            if start == 0 or error.reason != "too_short":
+                raise
+            _warn_of_early_end(source, start, starts[-1] + length)
+            return
+        yield read(row, spec, modalities=modalities, limits=limits)
+
+
+def _warn_of_early_end(source: Source, seconds: float, declared: float) -> None:
+    """Some files end long before their declared duration."""
+    logger.warning(f"{shown_name(source)} ends before {seconds:g} s, its declared duration is {declared:g} s")
 
 
 def _decode_spans(

@@ -252,7 +252,7 @@ def test_frames_of_a_window_without_any_are_the_nearest():
     clip = {"audio": np.zeros(4000, np.float32), "sampling_rate": 1000, "frames": frames}
     windows = list(windows_of(clip, ReadingSpec(sampling_rate=1000), window_seconds=1.0))
     shown = [[int(frame[0, 0, 0]) for frame in window.parts["vision"]] for window in windows]
-    assert shown == [[10], [10], [10], [20]]  # as they appear at the centres of two halves, 1 and 3 s
+    assert shown == [[10], [10], [20], [20]]
     assert [len(window.parts["audio"]) for window in windows] == [1000] * 4
 
 
@@ -319,6 +319,16 @@ def test_every_head_answers_and_shares_sum_to_one(folder, fusion):
     for entry in answer:
         assert (entry["share"] is not None) == has_weights
         assert not has_weights or sum(entry["share"].values()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_negative_weights_have_no_share(folder):
+    """Energy weights are below 0 where all logits are."""
+    classify = make(fusion="qmf")
+    with torch.no_grad():
+        classify.model.unimodal_heads[0].bias.sub_(30.0)
+        weights = classify.model(**classify.processor(video=str(folder / "short.mkv"))).modality_weights
+    assert (weights[0, 0] < 0).all() and (weights[0, 1] > 0).all()
+    assert all(entry["share"] == {"audio": 0.0, "vision": 1.0} for entry in classify(str(folder / "short.mkv")))
 
 
 def test_top_k(classify, folder):
