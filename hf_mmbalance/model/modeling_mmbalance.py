@@ -293,9 +293,8 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
 
     def _given_log_probs(self, log_probs: torch.Tensor | None, present: torch.Tensor) -> torch.Tensor:
         """Checked `frame_log_probs`, 0 for clips without frames; by default no clip has any."""
-        head = self.unimodal_heads[1]
-        linear: nn.Linear = getattr(head, "linear", head)  # type: ignore[assignment]
-        expected = (len(present), linear.out_features)
+        head: Any = self.unimodal_heads[1]
+        expected = (len(present), getattr(head, "linear", head).out_features)
         if log_probs is None:
             return torch.zeros(expected, device=present.device)
         if log_probs.shape != expected:
