@@ -1,5 +1,6 @@
 """What is asked of a media file, within which limits, and the error with a reason where it cannot be given."""
 
+import numbers
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +50,12 @@ class Limits:
     max_seconds: float = 600.0
     max_pixels: int = 7680 * 4320
     max_bytes: int = 2 << 30
+
+    def __post_init__(self) -> None:
+        for name in ("max_seconds", "max_pixels", "max_bytes"):
+            value = getattr(self, name)
+            if not (isinstance(value, numbers.Real) and value > 0):
+                raise ValueError(f"{name}={value!r} must be a number above 0")
 
     def check_seconds(self, name: str, seconds: float) -> None:
         if seconds > self.max_seconds:

@@ -1,6 +1,7 @@
 """`pipeline("audio-visual-classification")`: classes of clips, and the share of each modality in the decision."""
 
 import dataclasses
+import numbers
 import os
 import types
 from collections.abc import Iterator, Mapping
@@ -117,8 +118,8 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         options = {name: value for name, value in options.items() if value is not None}
         if "modalities" in options:
             options["modalities"] = self._modalities(options["modalities"])
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k={top_k!r} must be at least 1")
+        if top_k is not None and not (isinstance(top_k, numbers.Integral) and top_k >= 1):
+            raise ValueError(f"top_k={top_k!r} must be at least 1, a whole number")
         return options, {}, {} if top_k is None else {"top_k": top_k}
 
     def _modalities(self, chosen: str | list[str]) -> tuple[str, ...]:
@@ -255,7 +256,8 @@ class _IndexedDataset(Dataset):
 
 def _as_dataset(inputs: Any) -> Any:
     """Wrap a dataset of another library or an iterable; other values are returned as they are, and refused later."""
-    if hasattr(inputs, "shape") and hasattr(inputs, "dtype"):  # an array without a key: its modality is not known
+    # An array without a key, whose modality is not known, or a table of pandas, whose rows have no number.
+    if hasattr(inputs, "shape") and (hasattr(inputs, "dtype") or hasattr(inputs, "dtypes")):
         return inputs
     if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
         return _IndexedDataset(_undecoded(inputs))

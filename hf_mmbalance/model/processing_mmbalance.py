@@ -127,7 +127,8 @@ class MMBalanceProcessor(ProcessorMixin):
                 Waveforms `(S,)`, `(channels, S)` or `(S, channels)` at any rate.
             frames: Frames of one clip (a list, or an array `(T, H, W, 3)`), or a list of those; clips may have
                 different numbers of frames; None in a list where a clip has none. Pass them uncropped: the
-                crop of `reading` is applied to them, and the number of frames that it gives is taken from them.
+                crop of `reading` is applied to them, and the number of frames that it gives is taken from them, each of
+                which counts as shown for an equal part of the clip.
             images: Alias of `frames` when nested; a flat list is one image per clip, and `pixel_values` stay
                 `(B, 3, H, W)`.
             video: File(s) whose sound and evenly spaced frames are taken; `audio` or `frames` passed as well
@@ -321,7 +322,7 @@ def _sources(audio: Any, frames: Any, video: Any, rate: int | None, start: Any, 
     if set(lengths.values()) != {batch}:
         raise ValueError(f"{' and '.join(lengths)} have different numbers of clips: {sorted(lengths.values())}")
     for name, value in (("start", start), ("end", end)):
-        values = list(value) if isinstance(value, (list, tuple)) else [value] * batch
+        values = list(value) if np.ndim(value) == 1 else [value] * batch
         if len(values) != batch:
             raise ValueError(f"{name} has {len(values)} entries for {batch} clips")
         given[name] = values

@@ -1,6 +1,7 @@
 """Clips that are too long for one input, read in windows."""
 
 import logging
+import numbers
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,7 @@ from .reading_mmbalance import (
 logger = logging.getLogger(__name__)
 
 SLACK = 1.1  # a clip up to this much longer than `longest` is still read whole
+MOST_WINDOWS = 100_000
 WINDOW_BYTES = 256 << 20  # frames of so many windows of a long clip are in memory at once
 
 
@@ -55,7 +57,7 @@ def windows(
         MediaError, ValueError: As [`read`], or for invalid numbers.
     """
     for name, value in (("window_seconds", window_seconds), ("stride_seconds", stride_seconds)):
-        if value is not None and not value > 0:
+        if value is not None and not (isinstance(value, numbers.Real) and value > 0):
             raise ValueError(f"{name}={value!r} must be above 0")
     if stride_seconds is not None and window_seconds is None:
         raise ValueError("stride_seconds is the step between windows: give window_seconds, their length, as well")
@@ -97,6 +99,11 @@ def _starts(seconds: float, window: float, stride: float | None, longest: float)
     if seconds <= longest:
         return [0.0]
     last = seconds - window
+    if last / (stride or window) > MOST_WINDOWS:
+        raise ValueError(
+            f"a window every {stride or window:g} s makes more than {MOST_WINDOWS} of a clip of {seconds:g} s: give a"
+            " larger stride_seconds or window_seconds"
+        )
     return [*np.arange(0.0, last - 1e-6, stride or window).tolist(), last]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -395,7 +396,17 @@ def test_an_address_is_downloaded(classify, folder, address, monkeypatch):
         ({"video": np.zeros((3, 4, 4, 3))}, {}, "a file of type ndarray is not supported"),
         ({"audio": np.zeros(3200), "sampling_rate": 16_000}, {"modalities": "vision"}, "has no vision"),
         ({"audio": np.zeros(32000), "sampling_rate": 16_000}, {"max_seconds": 1.5}, "2.0 s is over max_seconds=1.5"),
+        (pd.DataFrame({"video": ["x.mp4"]}), {}, "a clip of type DataFrame is not supported: give a path"),
         ("", {"top_k": 0}, "top_k=0 must be at least 1"),
+        ("", {"top_k": "3"}, "top_k='3' must be at least 1, a whole number"),
+        ("", {"max_seconds": "9"}, "max_seconds='9' must be a number above 0"),
+        ("", {"max_bytes": -1}, "max_bytes=-1 must be a number above 0"),
+        ("", {"window_seconds": "9"}, "window_seconds='9' must be above 0"),
+        (
+            {"audio": np.zeros(16_000), "sampling_rate": 16_000},
+            {"window_seconds": 0.1, "stride_seconds": 1e-9},
+            "a window every 1e-09 s makes more than 100000 of a clip of 1 s: give a larger",
+        ),
         ("", {"modalities": ["smell"]}, r"modalities=\['smell'\]: choose one or more of \['audio', 'vision'\]"),
         ("", {"modalities": []}, "choose one or more"),
         ("x.mp4", {"window_seconds": 0}, "window_seconds=0 must be above 0"),

@@ -114,6 +114,11 @@ def test_any_rate_gives_the_same_tone(rate):
     np.testing.assert_allclose(wave[shared], expected[shared], atol=5e-3)
 
 
+def test_sound_shorter_than_the_filter_of_the_resampler(processor):
+    assert resample(np.ones(1, np.float32), 44_100, RATE).tolist() == [0.0]
+    assert processor(audio=np.ones(1), sampling_rate=44_100)["modality_mask"].tolist() == [[True, False]]
+
+
 WAVE = _tone()
 FORMS = {
     "mono": WAVE,
@@ -296,6 +301,15 @@ def test_a_video_file_gives_its_own_sound_and_frames(processor, video):
     tone = processor(audio=_tone(44_100, 1.0), sampling_rate=44_100)["input_values"]
     # AAC is lossy: the loudest bins of the steady part must agree.
     assert torch.equal(out["input_values"][0, 8:20].argmax(1), tone[0, 8:20].argmax(1))
+
+
+def test_spans_of_several_files(processor, video):
+    spans = [processor(video=video, start=start, end=start + 0.5)["input_values"] for start in (0.0, 0.4)]
+    for starts in ([0.0, 0.4], (0.0, 0.4), np.array([0.0, 0.4]), torch.tensor([0.0, 0.4], dtype=torch.float64)):
+        ends = [start + 0.5 for start in starts]
+        assert torch.equal(processor(video=[video] * 2, start=starts, end=ends)["input_values"], torch.cat(spans))
+    with pytest.raises(ValueError, match="start has 1 entries for 2 clips"):
+        processor(video=[video] * 2, start=[0.0], end=[0.5])
 
 
 def test_inputs_passed_beside_a_video_stand_in_for_its_own(processor, video):
