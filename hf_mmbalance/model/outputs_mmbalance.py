@@ -73,7 +73,7 @@ class EmbedOutput(ModelOutput):
     """
 
     features: tuple[torch.Tensor, ...] = None  # type: ignore[assignment]  # ModelOutput wants defaults; always given
-    tokens: tuple[torch.Tensor, ...] = None  # type: ignore[assignment]  # None only where features were given alone
+    tokens: tuple[torch.Tensor, ...] = None  # type: ignore[assignment]  # None only where `forward` got none
     modality_mask: torch.Tensor = None  # type: ignore[assignment]
     frame_log_probs: torch.Tensor | None = None
     audio_model_output: ModelOutput | None = None

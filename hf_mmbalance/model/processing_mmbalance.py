@@ -127,8 +127,8 @@ class MMBalanceProcessor(ProcessorMixin):
                 Waveforms `(S,)`, `(channels, S)` or `(S, channels)` at any rate.
             frames: Frames of one clip (a list, or an array `(T, H, W, 3)`), or a list of those; clips may have
                 different numbers of frames; None in a list where a clip has none. Pass them uncropped: the
-                crop of `reading` is applied to them, and the number of frames that it gives is taken from them, each of
-                which counts as shown for an equal part of the clip.
+                crop of `reading` is applied to them, and the number of frames that it gives is taken from them; each
+                counts as shown for an equal part of the clip.
             images: Alias of `frames` when nested; a flat list is one image per clip, and `pixel_values` stay
                 `(B, 3, H, W)`.
             video: File(s) whose sound and evenly spaced frames are taken; `audio` or `frames` passed as well
