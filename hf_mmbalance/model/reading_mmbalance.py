@@ -138,7 +138,9 @@ def decode(
         span = (max(span[0] - spec.margin, 0.0), span[1] + spec.margin)
     parts = {"video": source} if is_file(source) else parts_of(source)
     if "video" in parts and spec.stored is not None:
-        parts = as_stored(parts, spec.stored, modalities, limits)
+        if span is not None and spec.unit == "clip":  # what is read counts as a clip of the built data set
+            parts, span = {**parts, "start": span[0], "end": span[1]}, None
+        parts = _as_stored(parts, spec.stored, modalities, limits)
     if set(parts) == {"video"}:
         file = source_of(parts["video"], limits)
         found = _decode_file(file, spec, span, around, whole_audio, modalities, limits)
@@ -285,7 +287,7 @@ def parts_of(source: Any) -> dict[str, Any]:
     return parts
 
 
-def as_stored(
+def _as_stored(
     source: dict[str, Any], stored: ReadingSpec, modalities: tuple[str, ...], limits: Limits
 ) -> dict[str, Any]:
     """A raw file, or its span from `start` to `end`, as a row of the built data set stores it."""

@@ -52,8 +52,8 @@ class ReadingSpec:
         longest_seconds (`float`, *optional*):
             Longest input that the model was trained or tested on.
         stored (`ReadingSpec`, *optional*):
-            How raw files were stored in the data set used for training; a raw file, or each window of a long one, is
-            converted in this way first.
+            How raw files were stored in the data set used for training. A raw file is converted so first: with
+            `unit="clip"` the part of it that is one input, else the whole file.
     """
 
     sampling_rate: int = 16_000

@@ -18,7 +18,6 @@ from .reading_mmbalance import (
     DecodedClip,
     ReadingSpec,
     Span,
-    as_stored,
     cut,
     decode,
     log_notes,
@@ -143,17 +142,15 @@ def _windows_as_stored(
     source: Source, spec: ReadingSpec, starts: list[float], length: float, modalities: tuple[str, ...], limits: Limits
 ) -> Iterator[Clip]:
     """Windows of a file, each converted as a clip of the built data set was, with the frames of one clip."""
-    assert spec.stored is not None
+    spec = replace(spec, unit="clip", margin=0.0)
     for start in starts:
-        window = {"video": source, "start": start, "end": start + length}
         try:
-            row = as_stored(window, spec.stored, modalities, limits)
+            yield read(source, spec, (start, start + length), modalities=modalities, limits=limits)
         except MediaError as error:
             if start == 0 or error.reason != "too_short":
                 raise
             _warn_of_early_end(source, start, starts[-1] + length)
             return
-        yield read(row, spec, modalities=modalities, limits=limits)
 
 
 def _warn_of_early_end(source: Source, seconds: float, declared: float) -> None:

@@ -250,7 +250,7 @@ def test_a_long_file_is_decoded_once_for_all_its_windows(film, monkeypatch):
         np.testing.assert_array_equal(clip.parts["vision"], expected.parts["vision"])
 
 
-def test_windows_of_a_raw_file_are_converted_as_clips_of_the_built_data_set(film, monkeypatch):
+def test_windows_and_spans_of_a_raw_file_are_converted_as_clips_of_the_built_data_set(film, monkeypatch):
     stored = ReadingSpec(frames=4, frame_size=(12, 16), image_format="png")
     spec = ReadingSpec(frames=2, frame_size=(12, 16), stored=stored)
     for number, clip in enumerate(windows(film, spec, window_seconds=0.5)):
@@ -259,6 +259,9 @@ def test_windows_of_a_raw_file_are_converted_as_clips_of_the_built_data_set(film
         np.testing.assert_array_equal(clip.parts["audio"], four.parts["audio"])
         np.testing.assert_array_equal(clip.parts["vision"], four.parts["vision"][[0, 2]])
     assert number == 3
+    part = read(film, spec, (0.3, 0.8))
+    np.testing.assert_array_equal(part.parts["vision"], read(film, stored, (0.3, 0.8)).parts["vision"][[0, 2]])
+    assert part.seconds == pytest.approx(0.5)
     warnings: list[str] = []
     monkeypatch.setattr(windows_mmbalance, "declared_duration", lambda source: 60.0)
     monkeypatch.setattr(windows_mmbalance.logger, "warning", warnings.append)
