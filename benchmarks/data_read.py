@@ -31,8 +31,8 @@ from hf_mmbalance.building.plan import EncodeOptions
 from hf_mmbalance.building.recipes.grid import plan_grid
 from hf_mmbalance.building.report import finish
 from hf_mmbalance.data.streaming import ClipStream, load
+from hf_mmbalance.model.log_mel_mmbalance import log_mel
 from hf_mmbalance.model.media_mmbalance import read_media
-from hf_mmbalance.model.processing_mmbalance import log_mel
 
 
 BATCH = 16

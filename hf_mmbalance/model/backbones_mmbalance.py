@@ -92,7 +92,7 @@ def compose_from_backbones(
     fusion = load_fusion_head(fusion)
     fusion_class(fusion)
     hub = {"trust_remote_code": trust_remote_code, "token": token, "cache_dir": cache_dir}
-    id2label = {int(index): label for index, label in sorted(id2label.items())}
+    id2label = _numbered(id2label)
     parts = {
         "audio": _load(audio, "audio", "input_values", dtype, audio_revision, hub, "audio" in maps),
         "vision": _load(vision, "vision", "pixel_values", dtype, vision_revision, hub, "vision" in maps),
@@ -108,7 +108,6 @@ def compose_from_backbones(
         fusion=fusion,
         source_labels=source_labels or None,
         id2label=id2label,
-        label2id={label: index for index, label in id2label.items()},
         **config_options,
     )
     model = model_class(config).to(dtype)
@@ -119,6 +118,16 @@ def compose_from_backbones(
             model.unimodal_heads[m].take_weights(part.head)
     model.freeze_towers(trainable_layers)
     return model
+
+
+def _numbered(id2label: dict[int, str]) -> dict[int, str]:
+    """Class names in the order of their numbers, which may be strings (as in JSON)."""
+    try:
+        return dict(sorted((int(number), name) for number, name in id2label.items()))
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(
+            f"id2label={id2label!r}: give the name of every class by its number, e.g. {{0: 'calm', 1: 'angry'}}"
+        ) from None
 
 
 def _check_names(config_options: dict[str, Any], label_maps: dict[str, LabelMap]) -> None:
@@ -135,6 +144,8 @@ def _source_labels(modality: str, part: _Loaded, label_map: LabelMap, classes: l
     assert part.head is not None
     for name in label_map:
         _check_name(name, classes, f"label_maps: {modality} names the class", "the model has the classes")
+        if isinstance(label_map[name], str):
+            raise ValueError(f"label_maps: {modality} needs a list for class {name!r}, e.g. [{label_map[name]!r}]")
     for name in (label for labels in label_map.values() for label in labels):
         _check_name(
             name, part.labels, f"label_maps: {modality} names the source label", "the classifier has the labels"

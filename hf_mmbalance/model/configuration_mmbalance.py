@@ -1,5 +1,6 @@
 """Configuration of the audio-visual classifier: two backbone configs, a pooling of frames and a fusion head."""
 
+import math
 import re
 from typing import Any
 
@@ -65,6 +66,8 @@ class MMBalanceConfig(PreTrainedConfig):
             Weight of each class in all losses; their mean over the training clips should be 1.
         untrained_modalities (`list[str]`, *optional*, defaults to `[]`):
             Modalities that no training clip had. The model ignores them, and refuses a clip that has no other.
+        id2label (`dict[int, str]`, *optional*):
+            Names of the classes, numbered from 0; `label2id` follows from it, and is read only where it is left out.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of new linear weights.
         format_version (`int`, *optional*, defaults to 1):
@@ -124,7 +127,10 @@ class MMBalanceConfig(PreTrainedConfig):
         self.modalities = list(self.modalities)
         self.modality_dropout = list(self.modality_dropout)
         self.untrained_modalities = list(self.untrained_modalities)
+        if self.id2label is None and self.label2id:
+            self.id2label = {int(number): name for name, number in self.label2id.items()}
         super().__post_init__(**kwargs)
+        self.label2id = {name: int(number) for number, name in (self.id2label or {}).items()}
 
     def validate_format(self) -> None:
         """Refuse a model saved by newer code, in which the same fields may have another meaning."""
@@ -219,7 +225,7 @@ class MMBalanceConfig(PreTrainedConfig):
         if len(set(names.values())) < len(names):
             raise ValueError(f"id2label: two classes have the same name in {list(names.values())}; rename one")
         weights = self.class_weights
-        if weights is not None and (len(weights) != self.num_labels or min(weights) <= 0):
+        if weights is not None and (len(weights) != self.num_labels or not all(0 < w < math.inf for w in weights)):
             raise ValueError(f"class_weights: give {self.num_labels} positive numbers, one for each class")
 
 

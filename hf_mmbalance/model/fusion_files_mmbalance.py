@@ -30,7 +30,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import logging
 
 from .fusion_adaptive_mmbalance import AdaptiveFusion  # noqa: F401  # registers the head
-from .fusion_mmbalance import FUSION_HEADS, FusionHead
+from .fusion_mmbalance import FUSION_HEADS, FusionHead, is_fusion_class
 from .fusion_uncertainty_mmbalance import MLAFusion, PDFFusion  # noqa: F401  # registers the heads
 
 
@@ -68,7 +68,8 @@ def load_fusion_head(name: str) -> str:
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if the file has no such class, or a name that the model's own files could have.
+        ValueError: if the file has no such class, the class is not a [`FusionHead`], or the file has a name that the
+            model's own files could have.
     """
     path, _, class_name = name.rpartition(":")
     if not path.endswith(".py"):
@@ -87,6 +88,8 @@ def load_fusion_head(name: str) -> str:
     head: Any = getattr(module, class_name, None)
     if not isinstance(head, type):
         raise ValueError(f"fusion head {name!r}: {file} has no class {class_name!r}")
+    if not is_fusion_class(head):
+        raise ValueError(f"fusion head {name!r}: {class_name} must be derived from FusionHead")
     registered = f"{file.stem}:{class_name}"
     FUSION_HEADS[registered] = head
     return registered

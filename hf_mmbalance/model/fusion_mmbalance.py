@@ -100,6 +100,15 @@ class FusionHead(nn.Module):
         """Set parameters and buffers that are neither Linear nor LayerNorm, by `transformers.initialization`."""
 
 
+def is_fusion_class(kind: type) -> bool:
+    """Whether a class is a [`FusionHead`], possibly of another copy of this code.
+
+    The file of a user-defined head may import the interface from the installed package while the model's code was
+    loaded from the Hub: two classes with the same name, so that `issubclass` would be False.
+    """
+    return any(c.__name__ == "FusionHead" and c.__module__.endswith("fusion_mmbalance") for c in kind.__mro__)
+
+
 FUSION_HEADS: dict[str, type[FusionHead]] = {}
 
 
@@ -366,6 +375,7 @@ __all__ = [
     "MeanProbFusion",
     "QMFFusion",
     "SumFusion",
+    "is_fusion_class",
     "masked_log_softmax",
     "mean_log_prob",
     "register_fusion_head",

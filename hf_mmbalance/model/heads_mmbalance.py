@@ -22,16 +22,6 @@ class CosineClassifier(nn.Module):
         return self.scale * nn.functional.linear(normal(features, dim=-1), normal(self.linear.weight, dim=-1))
 
 
-def is_fusion_head(module: nn.Module) -> bool:
-    """Whether a module is a fusion head, possibly of another copy of this code.
-
-    The file of a user-defined head may import the interface from the installed package while the model's code was
-    loaded from the Hub: two classes with the same name, so that `isinstance` would be False.
-    """
-    kinds = type(module).__mro__
-    return any(kind.__name__ == "FusionHead" and kind.__module__.endswith("fusion_mmbalance") for kind in kinds)
-
-
 def build_fusion(config: MMBalanceConfig, widths: tuple[int, ...]) -> FusionHead:
     """The fusion head that a config names.
 
@@ -80,4 +70,4 @@ def build_unimodal_head(config: MMBalanceConfig, modality: str, width: int) -> n
     return nn.Linear(width, config.num_labels or 0)
 
 
-__all__ = ["CosineClassifier", "build_fusion", "build_unimodal_head", "is_fusion_head"]
+__all__ = ["CosineClassifier", "build_fusion", "build_unimodal_head"]

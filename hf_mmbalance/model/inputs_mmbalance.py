@@ -33,6 +33,8 @@ Source = str | os.PathLike | bytes
 FileLike = (str, os.PathLike, bytes)
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
 FULL_SCALE = 32768.0
+LOUDEST = 100.0  # floats beyond it are integer samples that were not divided by full scale
+MOST_CHANNELS = 8
 ENCODED = "_hf_encoded"  # attribute in which a decoder of `datasets` keeps its file
 PLAIN_JPEG = ("yuvj420p", "yuvj422p", "yuvj444p")  # neither grey nor CMYK
 IDLE_SECONDS, DOWNLOAD_SECONDS, MOST_REDIRECTS = 60.0, 600.0, 5
@@ -164,6 +166,8 @@ def as_sound(audio: Any, sampling_rate: int | None, name: str, limits: Limits = 
     wave = _mono(to_numpy(audio), name)
     if not np.isfinite(wave).all():
         raise ValueError(f"{name} has NaN or infinite samples: repair it, or leave the sound out (None)")
+    if (peak := np.abs(wave).max()) > LOUDEST:
+        raise ValueError(f"{name} has samples of up to {peak:g}: pass floats in [-1, 1], or int16 or int32")
     limits.check_seconds(name, len(wave) / rate)
     return wave, rate
 
@@ -190,6 +194,11 @@ def _mono(wave: np.ndarray, name: str) -> np.ndarray:
         raise ValueError(f"{name} is empty: leave the sound out (None) if the clip has none")
     if wave.ndim not in (1, 2):
         raise ValueError(f"{name} has shape {wave.shape}: expected (samples,) or (channels, samples)")
+    if wave.ndim == 2 and min(wave.shape) > MOST_CHANNELS:
+        raise ValueError(
+            f"{name} has shape {wave.shape}: one clip may have up to {MOST_CHANNELS} channels; pass several clips as a"
+            " list"
+        )
     if wave.dtype.kind in "iu":
         half = 2.0 ** (8 * wave.dtype.itemsize - 1)
         wave = (wave.astype(np.float64) - (half if wave.dtype.kind == "u" else 0.0)) / half
@@ -242,13 +251,13 @@ def as_frames(
         frames = frames if getattr(frames, "ndim", 0) == 4 else [frames]
     if len(frames) == 0:
         raise ValueError("zero frames: leave the frames out (None) if the clip has none")
-    jpeg, done, total_bytes = _Jpeg(), [], 0
+    jpeg, done, total_bytes, white = _Jpeg(), [], 0, _white(frames)
     for number, frame in enumerate(frames):
         label = f"frame {number}"
         if is_file(frame) or frame is None:
             pixels = _image_file(frame, label, jpeg, limits)
         else:
-            pixels = _frame(frame, label)
+            pixels = _frame(frame, label, white)
             limits.check_pixels(label, pixels.shape[1], pixels.shape[0])
         done.append(fit_frame(pixels, crop, size))
         total_bytes += done[-1].nbytes
@@ -265,7 +274,13 @@ def is_batch_of_frames(frames: Any) -> bool:
     )
 
 
-def _frame(frame: Any, name: str) -> np.ndarray:
+def _white(frames: Any) -> float:
+    """White in a clip's float frames, 1 or 255: told from all of them, since a dark frame is below 1 in both."""
+    arrays = [to_numpy(frame) for frame in frames if isinstance(frame, (list, tuple)) or hasattr(frame, "dtype")]
+    return 1.0 if all(values.max() <= 1 for values in arrays if values.size and values.dtype.kind in "bf") else 255.0
+
+
+def _frame(frame: Any, name: str, white: float) -> np.ndarray:
     if Image is not None and isinstance(frame, Image.Image):
         frame = np.asarray(frame.convert("RGB"))
     frame = to_numpy(frame)
@@ -279,7 +294,7 @@ def _frame(frame: Any, name: str) -> np.ndarray:
         return frame
     if not np.isfinite(frame).all():
         raise ValueError(f"{name} has NaN or infinite pixels")
-    top = 1.0 if frame.dtype.kind in "bf" and frame.max() <= 1.0 else 255.0
+    top = white if frame.dtype.kind in "bf" else 255.0
     if frame.min() < 0 or frame.max() > 255:
         raise ValueError(f"{name} has pixels outside [0, 255]: pass uint8, or floats in [0, 1]")
     return np.round(frame.astype(np.float32) * (255.0 / top)).astype(np.uint8)

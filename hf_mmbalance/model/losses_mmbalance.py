@@ -37,10 +37,12 @@ def check_labels(labels: torch.Tensor, batch: int, classes: int) -> None:
     """Check that a batch has one label per clip, of the classes that there are.
 
     Raises:
-        ValueError: naming the shape, or the label.
+        ValueError: naming the shape, the type or the label.
     """
     if labels.shape != (batch,):
         raise ValueError(f"labels has shape {tuple(labels.shape)}, expected {(batch,)}")
+    if labels.dtype != torch.long:
+        raise ValueError(f"labels has type {labels.dtype}, expected torch.int64")
     # Only on the CPU, where this needs no synchronisation; CUDA kernels check labels themselves.
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
         wrong = labels[(labels < 0) | (labels >= classes)]

@@ -1,5 +1,6 @@
 """What is asked of a media file, within which limits, and the error with a reason where it cannot be given."""
 
+import numbers
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +50,12 @@ class Limits:
     max_seconds: float = 600.0
     max_pixels: int = 7680 * 4320
     max_bytes: int = 2 << 30
+
+    def __post_init__(self) -> None:
+        for name in ("max_seconds", "max_pixels", "max_bytes"):
+            value = getattr(self, name)
+            if not (isinstance(value, numbers.Real) and value > 0):
+                raise ValueError(f"{name}={value!r} must be a number above 0")
 
     def check_seconds(self, name: str, seconds: float) -> None:
         if seconds > self.max_seconds:
@@ -141,6 +148,6 @@ class MediaRequest:
 def check_crop(crop: Box | None) -> None:
     """Raise a ValueError for a box that is not inside the frame."""
     if crop is not None:
-        left, top, right, bottom = crop
-        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        numbers = len(crop) == 4 and all(isinstance(edge, (int, float)) for edge in crop)
+        if not numbers or not (0 <= crop[0] < crop[2] <= 1 and 0 <= crop[1] < crop[3] <= 1):
             raise ValueError(f"crop is (left, top, right, bottom) as fractions of the frame in [0, 1], got {crop}")

@@ -157,5 +157,4 @@ def resample(wave: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     frame.sample_rate = rate
     resampler = av.AudioResampler(format="fltp", layout="mono", rate=new_rate)
     parts = [part.to_ndarray()[0] for part in (*resampler.resample(frame), *resampler.resample(None))]
-    out = np.concatenate(parts)[:length]
-    return np.pad(out, (0, length - len(out)))
+    return np.concatenate([*parts, np.zeros(length, dtype=np.float32)])[:length]

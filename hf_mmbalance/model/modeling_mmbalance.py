@@ -13,8 +13,8 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .backbones_mmbalance import Backbone, compose_from_backbones
 from .configuration_mmbalance import MMBalanceConfig
 from .fusion_files_mmbalance import copy_fusion_file, portable_name, prepare_fusion_class
-from .fusion_mmbalance import FusionOutput
-from .heads_mmbalance import build_fusion, build_unimodal_head, is_fusion_head
+from .fusion_mmbalance import FusionOutput, is_fusion_class
+from .heads_mmbalance import build_fusion, build_unimodal_head
 from .losses_mmbalance import check_labels, clip_cross_entropy, tower_losses
 from .outputs_mmbalance import EmbedOutput, MMBalanceOutput, TrainingBatch
 from .source_heads_mmbalance import SourceHead, class_logits, label_log_probs
@@ -23,6 +23,7 @@ from .towers_mmbalance import (
     TowerFeatures,
     build_tower,
     check_audio_mask,
+    check_features,
     check_frames,
     check_spectrograms,
     frames_per_clip,
@@ -64,7 +65,7 @@ class MMBalancePreTrainedModel(PreTrainedModel):
             module.init_weights(self.config.initializer_range)
         elif isinstance(module, SourceHead):
             module.init_weights()
-        elif is_fusion_head(module):
+        elif is_fusion_class(type(module)):
             module.init_weights()  # type: ignore[operator]  # its class may come from another copy of this code
 
 
@@ -199,7 +200,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             The features that [`embed`] gave for these clips, in place of inputs; `None` for a modality that no clip
             has.
         modality_tokens (`tuple` of `torch.FloatTensor` of shape `(B, D_m)`, *optional*):
-            With `modality_features`: the mean tokens that [`embed`] gave; by default the features themselves.
+            With `modality_features`: the mean tokens that [`embed`] gave. Without them every clip counts as typical.
         frame_log_probs (`torch.FloatTensor` of shape `(B, K)`, *optional*):
             With `modality_features`: that output of [`embed`]; used with `frame_pooling="log_probs"`.
 
@@ -269,38 +270,36 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         frame_log_probs: torch.Tensor | None,
     ) -> EmbedOutput:
         """Features computed before, checked, with the modalities that are used."""
-        tokens = features if tokens is None else tokens
-        for given, what in ((features, "modality_features"), (tokens, "modality_tokens")):
-            if len(given) != len(self._widths):
-                raise ValueError(f"{what} has {len(given)} entries: give one of {self.config.modalities} each")
-            for name, feature, width in zip(self.config.modalities, given, self._widths, strict=True):
-                if feature is not None and (feature.dim() != 2 or feature.shape[1] != width):
-                    raise ValueError(
-                        f"{what}: {name} features have shape {tuple(feature.shape)}, expected (B, {width})"
-                    )
-        audio, vision = self._trained_inputs(*features)
-        present = present_modalities(audio, vision, None, modality_mask, self.config.untrained_modalities)
+        check_features(features, tokens, dict(zip(self.config.modalities, self._widths, strict=True)))
+        used = self._trained_inputs(*features)
+        present = present_modalities(*used, None, modality_mask, self.config.untrained_modalities)
         if self.training:
             present = self._drop_modalities(present)
-        if vision is not None and self.config.frame_pooling == "log_probs" and frame_log_probs is None:
-            raise ValueError(
-                "frame_pooling='log_probs' needs frame_log_probs with modality_features: pass those of embed()"
-            )
-        used, used_tokens = (
-            tuple(
-                self._no_features(m, present)[0]
-                if feature is None
-                else feature.to(self.dtype).masked_fill(~present[:, m : m + 1], 0.0)
-                for m, feature in enumerate(given)
-            )
-            for given in ((audio, vision), self._trained_inputs(*tokens))
+        if self.config.frame_pooling == "log_probs" and (used[1] is None or frame_log_probs is not None):
+            frame_log_probs = self._given_log_probs(frame_log_probs, present)
+        used_tokens = None if tokens is None else self._present_only(self._trained_inputs(*tokens), present)
+        return EmbedOutput(self._present_only(used, present), used_tokens, present, frame_log_probs)  # type: ignore[arg-type]
+
+    def _present_only(
+        self, values: tuple[torch.Tensor | None, ...], present: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Features, 0 for the modalities that are missing."""
+        return tuple(
+            self._no_features(m, present)[0]
+            if value is None
+            else value.to(self.dtype).masked_fill(~present[:, m : m + 1], 0.0)
+            for m, value in enumerate(values)
         )
-        if frame_log_probs is not None and not self.fusion.owns_unimodal_logits:
-            expected = (len(present), getattr(self.unimodal_heads[1], "linear", self.unimodal_heads[1]).out_features)
-            if frame_log_probs.shape != expected:
-                raise ValueError(f"frame_log_probs has shape {tuple(frame_log_probs.shape)}, expected {expected}")
-            frame_log_probs = frame_log_probs.masked_fill(~present[:, 1:], 0.0)
-        return EmbedOutput(used, used_tokens, present, frame_log_probs)
+
+    def _given_log_probs(self, log_probs: torch.Tensor | None, present: torch.Tensor) -> torch.Tensor:
+        """Checked `frame_log_probs`, 0 for clips without frames; by default no clip has any."""
+        head: Any = self.unimodal_heads[1]
+        expected = (len(present), getattr(head, "linear", head).out_features)
+        if log_probs is None:
+            return torch.zeros(expected, device=present.device)
+        if log_probs.shape != expected:
+            raise ValueError(f"frame_log_probs has shape {tuple(log_probs.shape)}, expected {expected}")
+        return log_probs.masked_fill(~present[:, 1:], 0.0)
 
     def _trained_inputs(
         self, input_values: torch.Tensor | None, pixel_values: torch.Tensor | None
@@ -334,12 +333,11 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         check_spectrograms(input_values, self.audio_model.config)
         # Values in place of missing sound (which may be NaN) must not reach the tower.
         present = modality_mask[:, 0].view(-1, *[1] * (input_values.dim() - 1))
-        values = input_values.masked_fill(~present, 0.0).to(self._input_dtype(self.audio_model))
+        values = input_values.masked_fill(~present, 0.0).to(self.audio_model.dtype)
         if audio_mask is not None:
             check_audio_mask(audio_mask, input_values, self.audio_model)
             # A clip without sound attends to all positions: its result is not used, but an empty softmax would be NaN.
-            audio_mask = audio_mask.bool() | ~audio_mask.any(1, keepdim=True)
-            audio_mask = audio_mask.long()
+            audio_mask = (audio_mask.bool() | ~audio_mask.any(1, keepdim=True)).long()
         head = None if self.fusion.owns_unimodal_logits else self.unimodal_heads[0]
         shares = head.layer_shares if isinstance(head, SourceHead) else None
         return tower_features(self.audio_model, values, audio_mask, shares, **kwargs)
@@ -365,7 +363,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             present = present & frame_mask.bool()
         check_frames(present, modality_mask[:, 1:], self.vision_model.config)
         values = pixel_values.masked_fill(~present[:, :, None, None, None], 0.0)
-        values = values.to(self._input_dtype(self.vision_model))
+        values = values.to(self.vision_model.dtype)
         if frames_per_clip(self.vision_model.config) is None:
             values = values.flatten(0, 1)
         else:
@@ -391,10 +389,6 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     def _no_features(self, modality: int, modality_mask: torch.Tensor) -> TowerFeatures:
         zeros = torch.zeros(len(modality_mask), self._widths[modality], device=modality_mask.device, dtype=self.dtype)
         return zeros, zeros
-
-    @staticmethod
-    def _input_dtype(tower: nn.Module) -> torch.dtype:
-        return next(tower.parameters()).dtype
 
     def decide(
         self,
@@ -422,7 +416,8 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             features = tuple(feature.detach() for feature in features)
         logits = [head(feature).float() for head, feature in zip(self.unimodal_heads, features, strict=True)]
         if self.config.frame_pooling == "log_probs":
-            assert frame_log_probs is not None  # computed with these features, or checked
+            if frame_log_probs is None:
+                raise ValueError("frame_pooling='log_probs' needs frame_log_probs: pass those of embed()")
             logits[1] = class_logits(self.unimodal_heads[1], frame_log_probs.float())
         return torch.stack(logits, dim=1)
 

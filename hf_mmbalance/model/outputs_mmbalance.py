@@ -26,8 +26,9 @@ class MMBalanceOutput(ModelOutput):
         modality_mask (`torch.LongTensor` of shape `(B, M)`): 1 for the modalities that the decision was made from.
         modality_features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`):
             Pooled feature of every tower, which its unimodal head reads.
-        modality_tokens (`tuple(torch.FloatTensor)` of shape `(B, D_m)`):
-            Mean of every tower's tokens (last hidden states), by which the adaptive head tells typical clips.
+        modality_tokens (`tuple(torch.FloatTensor)` of shape `(B, D_m)`, *optional*):
+            Mean of every tower's tokens (last hidden states), by which the adaptive head tells typical clips; `None`
+            where the model was given features without them.
         modality_trust (`torch.FloatTensor` of shape `(B, M)`, *optional*):
             Calibrated probability that each modality's own answer is right, 0 where it is missing; `None` where the
             head does not compute it.
@@ -62,7 +63,7 @@ class EmbedOutput(ModelOutput):
     Args:
         features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`):
             Pooled feature of every tower, which its head reads; any value where missing.
-        tokens (`tuple(torch.FloatTensor)` of shape `(B, D_m)`):
+        tokens (`tuple(torch.FloatTensor)` of shape `(B, D_m)`, *optional*):
             Mean of every tower's tokens (last hidden states), by which the adaptive head tells typical clips.
         modality_mask (`torch.BoolTensor` of shape `(B, M)`): Modalities present.
         frame_log_probs (`torch.FloatTensor` of shape `(B, K)`, *optional*):
@@ -72,7 +73,7 @@ class EmbedOutput(ModelOutput):
     """
 
     features: tuple[torch.Tensor, ...] = None  # type: ignore[assignment]  # ModelOutput wants defaults; always given
-    tokens: tuple[torch.Tensor, ...] = None  # type: ignore[assignment]
+    tokens: tuple[torch.Tensor, ...] = None  # type: ignore[assignment]  # None only where `forward` got none
     modality_mask: torch.Tensor = None  # type: ignore[assignment]
     frame_log_probs: torch.Tensor | None = None
     audio_model_output: ModelOutput | None = None

@@ -1,6 +1,7 @@
 """`pipeline("audio-visual-classification")`: classes of clips, and the share of each modality in the decision."""
 
 import dataclasses
+import numbers
 import os
 import types
 from collections.abc import Iterator, Mapping
@@ -33,7 +34,8 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
     >>> classifier("clip.mp4", top_k=1)
     [{'label': 'angry', 'score': 0.81,
       'share': {'audio': 0.62, 'vision': 0.38},
-      'modality_score': {'audio': 0.74, 'vision': 0.55}}]
+      'modality_score': {'audio': 0.74, 'vision': 0.55},
+      'trust': {'audio': 0.74, 'vision': 0.58}}]
     ```
 
     Clips are read as in training (`processor.reading`). A clip that is longer than all training clips, and than the
@@ -82,7 +84,7 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
             - `label` (`str`);
             - `score` (`float`): probability of that class;
             - `share` (`dict[str, float]` or None): share of the decision's weight for that class that each
-              modality has; None for fusion heads without weights;
+              modality has, 0 if its weight is negative; None for fusion heads without weights;
             - `modality_score` (`dict[str, float | None]`): probability of that class from that modality
               only; None where it is missing;
             - `trust` (`dict[str, float | None]` or None): calibrated probability that a modality by itself is right
@@ -116,8 +118,8 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         options = {name: value for name, value in options.items() if value is not None}
         if "modalities" in options:
             options["modalities"] = self._modalities(options["modalities"])
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k={top_k!r} must be at least 1")
+        if top_k is not None and not (isinstance(top_k, numbers.Integral) and top_k >= 1):
+            raise ValueError(f"top_k={top_k!r} must be at least 1, a whole number")
         return options, {}, {} if top_k is None else {"top_k": top_k}
 
     def _modalities(self, chosen: str | list[str]) -> tuple[str, ...]:
@@ -173,6 +175,7 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         single = [self._probabilities_from(outputs, present, modality) for modality in range(present.shape[1])]
         share = outputs.modality_weights
         if share is not None:
+            share = share.clamp(min=0.0)  # energy weights (`qmf`) may be negative
             share = share / share.sum(1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
         return {
             "score": outputs.logits.float().softmax(-1),
@@ -253,7 +256,8 @@ class _IndexedDataset(Dataset):
 
 def _as_dataset(inputs: Any) -> Any:
     """Wrap a dataset of another library or an iterable; other values are returned as they are, and refused later."""
-    if hasattr(inputs, "shape") and hasattr(inputs, "dtype"):  # an array without a key: its modality is not known
+    # An array without a key, whose modality is not known, or a table of pandas, whose rows have no number.
+    if hasattr(inputs, "shape") and (hasattr(inputs, "dtype") or hasattr(inputs, "dtypes")):
         return inputs
     if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
         return _IndexedDataset(_undecoded(inputs))

@@ -6,7 +6,7 @@ the [`ReadingSpec`] that is saved with the processor, so that a model gets the s
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,9 @@ from .inputs_mmbalance import (
 )
 from .media_frames_mmbalance import fit_frame, on_show
 from .media_mmbalance import Pick, read_media
-from .media_request_mmbalance import LIMITS, Box, Limits, MediaError, check_crop
+from .media_request_mmbalance import LIMITS, Limits, MediaError
 from .media_sound_mmbalance import cut_sound, resample
+from .reading_spec_mmbalance import ReadingSpec
 
 
 logger = logging.getLogger(__name__)
@@ -34,87 +35,8 @@ MODALITIES = ("audio", "vision")
 DEFAULT_FRAMES = 8  # taken from a file where the spec gives no number
 SHORT_WINDOW = 3.0  # seconds; in movable windows up to this length every frame is kept
 LARGEST_GAIN = 1e6
-RESAMPLER = "swresample"
 
 Span = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class ReadingSpec:
-    """
-    How a clip is read; saved in `processor_config.json`.
-
-    Args:
-        sampling_rate (`int`, *optional*, defaults to 16000):
-            Hz that sound is resampled to.
-        resampler (`str`, *optional*, defaults to `"swresample"`):
-            Resampling library; the only one supported.
-        round_audio (`bool`, *optional*, defaults to `True`):
-            Round sound to 16 bits, as data sets store it.
-        frames (`int`, *optional*):
-            Frames per input: those shown at the centres of equal parts of it. `None` takes 8 from a file, and all
-            frames that are passed as images.
-        fps (`float`, *optional*):
-            Frames per second, instead of `frames`; used by stored data sets only.
-        frame_size (`tuple[int, int]` or `int`, *optional*):
-            (height, width) of a frame, or its shorter side; `None` keeps the pixels.
-        crop (`tuple[float, float, float, float]`, *optional*):
-            Box cut from the upright frame: left, top, right, bottom as fractions of it.
-        image_format, image_quality (`str`, `int`, *optional*):
-            Frames are encoded in this format (`"jpeg"`, `"png"`) and decoded again before any other step.
-        unit (`str`, *optional*, defaults to `"clip"`):
-            Extent of one input: `"clip"`, a whole clip, or `"span"`, the time of one word or event in it.
-        margin (`float`, *optional*, defaults to 0.0):
-            Seconds kept before and after a span.
-        longest_seconds (`float`, *optional*):
-            Longest input that the model was trained or tested on.
-        stored (`ReadingSpec`, *optional*):
-            How raw files were stored in the data set used for training; a raw file is converted in this way first.
-    """
-
-    sampling_rate: int = 16_000
-    resampler: str = RESAMPLER
-    round_audio: bool = True
-    frames: int | None = None
-    fps: float | None = None
-    frame_size: int | tuple[int, int] | None = None
-    crop: Box | None = None
-    image_format: str | None = None
-    image_quality: int = 90
-    unit: str = "clip"
-    margin: float = 0.0
-    longest_seconds: float | None = None
-    stored: "ReadingSpec | None" = None
-
-    def __post_init__(self) -> None:
-        for name in ("frame_size", "crop"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, tuple(value) if isinstance(value, (list, tuple)) else value)
-        if isinstance(self.stored, Mapping):
-            object.__setattr__(self, "stored", ReadingSpec.from_dict(self.stored))
-        if self.resampler != RESAMPLER:
-            raise ValueError(f"reading: resampler={self.resampler!r} is unknown; this version has {RESAMPLER!r}")
-        if self.unit not in ("clip", "span"):
-            raise ValueError(f"reading: unit={self.unit!r} is unknown; choose 'clip' or 'span'")
-        if not isinstance(self.margin, (int, float)) or self.margin < 0:
-            raise ValueError(f"reading: margin={self.margin!r} must be seconds, at least 0")
-        check_crop(self.crop)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ReadingSpec":
-        """The spec from the result of `to_dict`, also after JSON.
-
-        Raises:
-            ValueError: a field that this version does not know, or an invalid value.
-        """
-        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise ValueError(f"reading: unknown field {unknown[0]!r}: the processor was saved by a newer version")
-        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -216,6 +138,8 @@ def decode(
         span = (max(span[0] - spec.margin, 0.0), span[1] + spec.margin)
     parts = {"video": source} if is_file(source) else parts_of(source)
     if "video" in parts and spec.stored is not None:
+        if span is not None and spec.unit == "clip":  # what is read counts as a clip of the built data set
+            parts, span = {**parts, "start": span[0], "end": span[1]}, None
         parts = _as_stored(parts, spec.stored, modalities, limits)
     if set(parts) == {"video"}:
         file = source_of(parts["video"], limits)
@@ -266,7 +190,7 @@ def span_of(source: Any, span: Span | None = None) -> Span | None:
     """The requested span: the argument, or else the source's `start` and `end`.
 
     Raises:
-        ValueError: only one end is given, or start is not before end.
+        ValueError: only one end is given, start is not before end, or the end is not after 0.
     """
     ends: tuple[Any, Any] = (None, None) if span is None else span
     if span is None and isinstance(source, Mapping):
@@ -276,8 +200,8 @@ def span_of(source: Any, span: Span | None = None) -> Span | None:
     if ends[0] is None:
         return None
     start, end = float(ends[0]), float(ends[1])
-    if not (np.isfinite([start, end]).all() and start < end):
-        raise ValueError(f"a span must have start < end (seconds), got {start:g} and {end:g}")
+    if not (np.isfinite([start, end]).all() and max(start, 0.0) < end):
+        raise ValueError(f"a span must have start < end and end > 0 (seconds), got {start:g} and {end:g}")
     return start, end
 
 
@@ -364,10 +288,10 @@ def parts_of(source: Any) -> dict[str, Any]:
 
 
 def _as_stored(
-    parts: dict[str, Any], stored: ReadingSpec, modalities: tuple[str, ...], limits: Limits
+    source: dict[str, Any], stored: ReadingSpec, modalities: tuple[str, ...], limits: Limits
 ) -> dict[str, Any]:
-    """The parts of a raw file as a row of the built data set stores them."""
-    clip = read(parts, stored, modalities=modalities, limits=limits)
+    """A raw file, or its span from `start` to `end`, as a row of the built data set stores it."""
+    clip = read(source, stored, modalities=modalities, limits=limits)
     row: dict[str, Any] = {}
     if clip.parts["audio"] is not None:
         row |= {"audio": clip.parts["audio"], "sampling_rate": clip.sampling_rate}
@@ -414,8 +338,12 @@ def _decode_parts(
     notes += ["no_video: the clip has no frames"] if frames is None else []
     seconds = 0.0 if audio is None else len(audio) / spec.sampling_rate
     if frames is not None and times is None:
+        if span is not None and audio is None:
+            raise ValueError(
+                "frames without sound have no times to cut a span from: give frame_times, or leave start and end out"
+            )
         seconds = seconds or float(len(frames))
-        times = (np.arange(len(frames)) + 0.5) * seconds / len(frames)  # as if spread evenly over the sound
+        times = np.arange(len(frames)) * seconds / len(frames)  # each is shown for an equal part of the sound
     if times is not None:
         seconds = seconds or float(times[-1]) + 1e-3
     window = (0.0, seconds) if span is None else (span[0], min(span[1], seconds))
@@ -443,15 +371,17 @@ def _audio_of(parts: dict[str, Any], spec: ReadingSpec, limits: Limits) -> np.nd
 
 def _frames_of(parts: dict[str, Any], spec: ReadingSpec, limits: Limits) -> tuple[Any, np.ndarray | None]:
     done = as_frames(parts["frames"], crop=spec.crop, size=spec.frame_size, limits=limits)
-    times = parts.get("frame_times")
-    if times is not None and len(times) != len(done):
-        raise MediaError("undecodable", f"{len(done)} frames but {len(times)} frame_times: give one time per frame")
-    if times is not None and not np.isfinite(np.asarray(times, dtype=np.float64)).all():
-        raise MediaError("undecodable", "frame_times must be finite numbers of seconds")
+    times = None if parts.get("frame_times") is None else np.asarray(parts["frame_times"], dtype=np.float64)
+    if times is not None and times.shape != (len(done),):
+        raise MediaError(
+            "undecodable", f"{len(done)} frames but frame_times of shape {times.shape}: give one time per frame"
+        )
+    if times is not None and not (np.isfinite(times).all() and (np.diff(times) >= 0).all()):
+        raise MediaError("undecodable", "frame_times must be finite numbers of seconds in ascending order")
     # Frames are stacked if their sizes are equal; without a frame_size in the spec they get the size of the first one.
     if not same_size(done) and spec.frame_size is None and spec.frames is not None:
         done = [fit_frame(frame, None, (done[0].shape[0], done[0].shape[1])) for frame in done]
-    return np.stack(done) if same_size(done) else done, None if times is None else np.asarray(times, dtype=np.float64)
+    return np.stack(done) if same_size(done) else done, times
 
 
 def _trim(clip: DecodedClip, spec: ReadingSpec, around: float, whole_audio: bool) -> DecodedClip:

@@ -139,6 +139,33 @@ def check_frames(frame_mask: torch.Tensor, modality_mask: torch.Tensor, config: 
             )
 
 
+def check_features(
+    features: Sequence[torch.Tensor | None], tokens: Sequence[torch.Tensor | None] | None, widths: dict[str, int]
+) -> None:
+    """Check features that were computed before.
+
+    Args:
+        features (`Sequence` of `torch.FloatTensor` of shape `(B, D_m)`): `None` for a modality that no clip has.
+        tokens (`Sequence` of `torch.FloatTensor` of shape `(B, D_m)`, *optional*): Mean tokens of the same clips.
+        widths: D_m of every modality, by name.
+
+    Raises:
+        ValueError: for another number of modalities or clips, or another width.
+    """
+    tokens = features if tokens is None else tokens
+    for given, what in ((features, "modality_features"), (tokens, "modality_tokens")):
+        if len(given) != len(widths):
+            raise ValueError(f"{what} has {len(given)} entries: give one of {list(widths)} each")
+        for (name, width), values in zip(widths.items(), given, strict=True):
+            if values is not None and (values.dim() != 2 or values.shape[1] != width):
+                raise ValueError(f"{what}: {name} features have shape {tuple(values.shape)}, expected (B, {width})")
+    if [values is None for values in features] != [values is None for values in tokens]:
+        raise ValueError("modality_tokens must be of the same modalities as modality_features")
+    counts = {len(values) for values in (*features, *tokens) if values is not None}
+    if len(counts) > 1:
+        raise ValueError(f"modality_features and modality_tokens are of {sorted(counts)} clips: give the same number")
+
+
 def check_audio_mask(mask: torch.Tensor, values: torch.Tensor, tower: PreTrainedModel) -> None:
     """Check that a mask of raw sound has its shape, and that the tower uses one.
 

@@ -1,6 +1,7 @@
 """Clips that are too long for one input, read in windows."""
 
 import logging
+import numbers
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,7 @@ from .reading_mmbalance import (
 logger = logging.getLogger(__name__)
 
 SLACK = 1.1  # a clip up to this much longer than `longest` is still read whole
+MOST_WINDOWS = 100_000
 WINDOW_BYTES = 256 << 20  # frames of so many windows of a long clip are in memory at once
 
 
@@ -54,9 +56,11 @@ def windows(
         MediaError, ValueError: As [`read`], or for invalid numbers.
     """
     for name, value in (("window_seconds", window_seconds), ("stride_seconds", stride_seconds)):
-        if value is not None and not value > 0:
+        if value is not None and not (isinstance(value, numbers.Real) and value > 0):
             raise ValueError(f"{name}={value!r} must be above 0")
-    if stride_seconds is not None and stride_seconds > (window_seconds or np.inf):
+    if stride_seconds is not None and window_seconds is None:
+        raise ValueError("stride_seconds is the step between windows: give window_seconds, their length, as well")
+    if stride_seconds is not None and window_seconds is not None and stride_seconds > window_seconds:
         raise ValueError(
             f"stride_seconds={stride_seconds:g} is longer than window_seconds={window_seconds:g}: parts of the clip"
             " would be skipped"
@@ -70,7 +74,7 @@ def windows(
     longest = max(SLACK * (longest or 0.0), window_seconds) + 1e-6
     parts = {"video": source} if is_file(source) else parts_of(source)
     source = source_of(parts["video"], limits) if set(parts) == {"video"} else source
-    if not is_file(source) or spec.stored is not None:
+    if not is_file(source):
         clip = decode(source, spec, **options)
         starts = _starts(clip.window[1], window_seconds, stride_seconds, longest)
         # Frames without sound have no times: they are one input.
@@ -85,7 +89,8 @@ def windows(
         yield read(source, spec, **options)
         return
     limits.check_seconds(shown_name(source), seconds)
-    yield from _windows_of_file(source, spec, starts, window_seconds, modalities, limits)
+    by_kind = _windows_of_file if spec.stored is None else _windows_as_stored
+    yield from by_kind(source, spec, starts, window_seconds, modalities, limits)
 
 
 def _starts(seconds: float, window: float, stride: float | None, longest: float) -> list[float]:
@@ -93,6 +98,11 @@ def _starts(seconds: float, window: float, stride: float | None, longest: float)
     if seconds <= longest:
         return [0.0]
     last = seconds - window
+    if last / (stride or window) > MOST_WINDOWS:
+        raise ValueError(
+            f"a window every {stride or window:g} s makes more than {MOST_WINDOWS} of a clip of {seconds:g} s: give a"
+            " larger stride_seconds or window_seconds"
+        )
     return [*np.arange(0.0, last - 1e-6, stride or window).tolist(), last]
 
 
@@ -118,15 +128,34 @@ def _windows_of_file(
                 raise
             last = spans[0][0]
         for number, span in enumerate(spans, start=done):
-            if number and span[0] >= last:  # some files end long before their declared duration
-                declared = f"its declared duration is {starts[-1] + length:g} s"
-                logger.warning(f"{shown_name(source)} ends before {span[0]:g} s, {declared}")
+            if number and span[0] >= last:
+                _warn_of_early_end(source, span[0], starts[-1] + length)
                 return
             yield cut(clip, replace(spec, frames=count), span)
         done += group
         # The first window shows how many bytes the frames of a window take.
         window_bytes = 0 if clip.frames is None else clip.frames[0].nbytes * count
         group = max(WINDOW_BYTES // window_bytes, 1) if window_bytes else len(starts)
+
+
+def _windows_as_stored(
+    source: Source, spec: ReadingSpec, starts: list[float], length: float, modalities: tuple[str, ...], limits: Limits
+) -> Iterator[Clip]:
+    """Windows of a file, each converted as a clip of the built data set was, with the frames of one clip."""
+    spec = replace(spec, unit="clip", margin=0.0)
+    for start in starts:
+        try:
+            yield read(source, spec, (start, start + length), modalities=modalities, limits=limits)
+        except MediaError as error:
+            if start == 0 or error.reason != "too_short":
+                raise
+            _warn_of_early_end(source, start, starts[-1] + length)
+            return
+
+
+def _warn_of_early_end(source: Source, seconds: float, declared: float) -> None:
+    """Some files end long before their declared duration."""
+    logger.warning(f"{shown_name(source)} ends before {seconds:g} s, its declared duration is {declared:g} s")
 
 
 def _decode_spans(

@@ -202,6 +202,22 @@ def test_unusable_backbones_and_options_are_refused(audio, vision, options, mess
         compose(audio, vision, id2label=CLASSES, **options)
 
 
+def test_classes_may_be_numbered_by_strings_as_in_json():
+    names = [f"class {k}" for k in range(11)]
+    config = ASTConfig(**AST.to_diff_dict() | {"id2label": dict(enumerate(names))})
+    classifier = ASTForAudioClassification(config)
+    maps = {"audio": {name: [name] for name in names}}
+    model = compose(classifier, VIT, id2label={str(k): name for k, name in enumerate(names)}, label_maps=maps)
+    assert list(model.config.id2label.items()) == list(enumerate(names))
+    assert model.config.source_labels["audio"]["classes"] == [[k] for k in range(11)]
+
+
+@pytest.mark.parametrize("classes", [["calm", "angry"], {"calm": 0, "angry": 1}, None])
+def test_classes_that_are_not_numbered_are_refused(classes):
+    with pytest.raises(ValueError, match="id2label=.*: give the name of every class by its number, e.g. {0: 'calm'"):
+        compose(AST, VIT, id2label=classes)
+
+
 def test_a_missing_fusion_file_is_refused():
     with pytest.raises(FileNotFoundError, match="fusion head 'no/head.py:Mine': file no/head.py does not exist"):
         compose(AST, VIT, id2label=CLASSES, fusion="no/head.py:Mine")

@@ -25,6 +25,14 @@ def test_backbone_configs_may_be_dicts_or_configs_of_any_kind():
     assert isinstance(config.audio_config, Wav2Vec2Config) and config.audio_config.hidden_size == 32
 
 
+def test_names_of_classes_are_kept_in_both_directions():
+    numbers = {"calm": 0, "angry": 1, "happy": 2, "sad": 3}
+    assert tiny_config().label2id == numbers
+    assert tiny_config(label2id={"calm": 3, "angry": 2, "happy": 1, "sad": 0}).label2id == numbers
+    only = MMBalanceConfig(label2id=numbers)
+    assert only.id2label == {0: "calm", 1: "angry", 2: "happy", 3: "sad"} and only.label2id == numbers
+
+
 def test_round_trip(tmp_path):
     config = tiny_config(
         fusion_options={"calibration": "vector"},
@@ -87,6 +95,7 @@ WRONG = [
     ({"fused_loss_weight": -1.0}, "fused_loss_weight=-1.0 must not be negative"),
     ({"class_weights": [1.0, 1.0]}, "class_weights: give 4 positive numbers, one for each class"),
     ({"class_weights": [1.0, 1.0, 0.0, 1.0]}, "class_weights: give 4 positive numbers"),
+    ({"class_weights": [1.0, float("nan"), 1.0, 1.0]}, "class_weights: give 4 positive numbers"),
     ({"id2label": {0: "calm"}}, "id2label: name at least 2 classes"),
     ({"id2label": {0: "calm", 2: "angry"}}, "id2label: number the classes from 0 to 1"),
     ({"id2label": {0: "calm", 1: "calm"}}, "id2label: two classes have the same name"),

@@ -182,6 +182,9 @@ def test_file_names_that_cannot_be_saved_with_a_model_are_refused(tmp_path, name
 def test_bad_names_are_refused(head_file):
     with pytest.raises(FileNotFoundError, match="file .*nowhere.py does not exist"):
         load_fusion_head("nowhere.py:Half")
+    head_file.write_text(HEAD + "\n\nclass Other(nn.Module):\n    pass\n")
+    with pytest.raises(ValueError, match=r"my_head.py:Other': Other must be derived from FusionHead"):
+        load_fusion_head(f"{head_file}:Other")
     with pytest.raises(ValueError, match="my_head.py has no class 'Whole'"):
         load_fusion_head(f"{head_file}:Whole")
     assert load_fusion_head("adaptive") == "adaptive"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import ASTFeatureExtractor
 
-from hf_mmbalance.model.processing_mmbalance import log_mel, mel_banks
+from hf_mmbalance.model.log_mel_mmbalance import log_mel, mel_banks
 
 
 RATE = 16_000

@@ -167,6 +167,8 @@ def test_labels_outside_the_classes_are_refused(label):
         ({"modality_mask": torch.ones(4, 3)}, r"modality_mask has shape \(4, 3\), expected \(4, 2\)"),
         ({"frame_mask": torch.ones(4, 2)}, r"frame_mask has shape \(4, 2\), expected \(4, 3\)"),
         ({"frame_mask": torch.ones(3)}, r"frame_mask has shape \(3,\), expected \(4, 3\)"),
+        ({"labels": torch.zeros(4)}, r"labels has type torch.float32, expected torch.int64"),
+        ({"labels": torch.zeros(4, dtype=torch.int32)}, r"labels has type torch.int32, expected torch.int64"),
         ({"labels": torch.zeros(4, 1, dtype=torch.long)}, r"labels has shape \(4, 1\), expected \(4,\)"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -252,7 +253,7 @@ def test_frames_of_a_window_without_any_are_the_nearest():
     clip = {"audio": np.zeros(4000, np.float32), "sampling_rate": 1000, "frames": frames}
     windows = list(windows_of(clip, ReadingSpec(sampling_rate=1000), window_seconds=1.0))
     shown = [[int(frame[0, 0, 0]) for frame in window.parts["vision"]] for window in windows]
-    assert shown == [[10], [10], [10], [20]]  # as they appear at the centres of two halves, 1 and 3 s
+    assert shown == [[10], [10], [20], [20]]
     assert [len(window.parts["audio"]) for window in windows] == [1000] * 4
 
 
@@ -321,6 +322,16 @@ def test_every_head_answers_and_shares_sum_to_one(folder, fusion):
         assert not has_weights or sum(entry["share"].values()) == pytest.approx(1.0, abs=1e-5)
 
 
+def test_negative_weights_have_no_share(folder):
+    """Energy weights are below 0 where all logits are."""
+    classify = make(fusion="qmf")
+    with torch.no_grad():
+        classify.model.unimodal_heads[0].bias.sub_(30.0)
+        weights = classify.model(**classify.processor(video=str(folder / "short.mkv"))).modality_weights
+    assert (weights[0, 0] < 0).all() and (weights[0, 1] > 0).all()
+    assert all(entry["share"] == {"audio": 0.0, "vision": 1.0} for entry in classify(str(folder / "short.mkv")))
+
+
 def test_top_k(classify, folder):
     path = str(folder / "short.mkv")
     assert len(classify(path, top_k=1)) == 1 and len(classify(path, top_k=99)) == len(CLASSES)
@@ -385,7 +396,17 @@ def test_an_address_is_downloaded(classify, folder, address, monkeypatch):
         ({"video": np.zeros((3, 4, 4, 3))}, {}, "a file of type ndarray is not supported"),
         ({"audio": np.zeros(3200), "sampling_rate": 16_000}, {"modalities": "vision"}, "has no vision"),
         ({"audio": np.zeros(32000), "sampling_rate": 16_000}, {"max_seconds": 1.5}, "2.0 s is over max_seconds=1.5"),
+        (pd.DataFrame({"video": ["x.mp4"]}), {}, "a clip of type DataFrame is not supported: give a path"),
         ("", {"top_k": 0}, "top_k=0 must be at least 1"),
+        ("", {"top_k": "3"}, "top_k='3' must be at least 1, a whole number"),
+        ("", {"max_seconds": "9"}, "max_seconds='9' must be a number above 0"),
+        ("", {"max_bytes": -1}, "max_bytes=-1 must be a number above 0"),
+        ("", {"window_seconds": "9"}, "window_seconds='9' must be above 0"),
+        (
+            {"audio": np.zeros(16_000), "sampling_rate": 16_000},
+            {"window_seconds": 0.1, "stride_seconds": 1e-9},
+            "a window every 1e-09 s makes more than 100000 of a clip of 1 s: give a larger",
+        ),
         ("", {"modalities": ["smell"]}, r"modalities=\['smell'\]: choose one or more of \['audio', 'vision'\]"),
         ("", {"modalities": []}, "choose one or more"),
         ("x.mp4", {"window_seconds": 0}, "window_seconds=0 must be above 0"),

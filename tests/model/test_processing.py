@@ -114,6 +114,11 @@ def test_any_rate_gives_the_same_tone(rate):
     np.testing.assert_allclose(wave[shared], expected[shared], atol=5e-3)
 
 
+def test_sound_shorter_than_the_filter_of_the_resampler(processor):
+    assert resample(np.ones(1, np.float32), 44_100, RATE).tolist() == [0.0]
+    assert processor(audio=np.ones(1), sampling_rate=44_100)["modality_mask"].tolist() == [[True, False]]
+
+
 WAVE = _tone()
 FORMS = {
     "mono": WAVE,
@@ -190,6 +195,21 @@ def test_frames_equal_the_image_processor(processor):
         assert out["modality_mask"].tolist() == [[False, True]] and out["frame_mask"].tolist() == [[True] * 3]
 
 
+def test_other_steps_of_the_image_processor_are_kept():
+    """A centre crop or padding of frames that have the processor's own size already."""
+    for options in (
+        {"do_center_crop": True, "crop_size": {"height": 8, "width": 8}},
+        {"do_pad": True, "pad_size": {"height": 24, "width": 24}},
+    ):
+        processor = MMBalanceProcessor(
+            ASTFeatureExtractor(num_mel_bins=16, max_length=24),
+            ViTImageProcessorPil(size={"height": 16, "width": 16}, **options),
+        )
+        expected = processor.image_processor(list(_frames()), return_tensors="pt").pixel_values
+        assert expected.shape[-1] != 16
+        torch.testing.assert_close(processor(frames=_frames())["pixel_values"][0], expected, atol=1e-5, rtol=0)
+
+
 PICTURES = _frames()
 FRAME_FORMS = {
     "list of arrays": list(PICTURES),
@@ -236,6 +256,13 @@ def test_dark_integer_frames_stay_dark():
     assert frames_of(dark)[0][0].max() == 1
 
 
+@pytest.mark.parametrize("kind", [np.asarray, list, torch.from_numpy])
+def test_a_dark_frame_of_floats_stays_dark_in_a_clip_up_to_255(kind):
+    """A clip that fades in: white is told from all frames, not from each."""
+    clip = np.stack([np.full((4, 4, 3), value, np.float32) for value in (0, 1, 200)])
+    assert [int(frame.max()) for frame in frames_of(kind(clip))[0]] == [0, 1, 200]
+
+
 def test_clips_of_differing_numbers_of_frames(every_frame):
     processor = every_frame
     clips = [_frames(2, seed=1), None, _frames(4, seed=2), list(_frames(1, seed=3))]
@@ -274,6 +301,15 @@ def test_a_video_file_gives_its_own_sound_and_frames(processor, video):
     tone = processor(audio=_tone(44_100, 1.0), sampling_rate=44_100)["input_values"]
     # AAC is lossy: the loudest bins of the steady part must agree.
     assert torch.equal(out["input_values"][0, 8:20].argmax(1), tone[0, 8:20].argmax(1))
+
+
+def test_spans_of_several_files(processor, video):
+    spans = [processor(video=video, start=start, end=start + 0.5)["input_values"] for start in (0.0, 0.4)]
+    for starts in ([0.0, 0.4], (0.0, 0.4), np.array([0.0, 0.4]), torch.tensor([0.0, 0.4], dtype=torch.float64)):
+        ends = [start + 0.5 for start in starts]
+        assert torch.equal(processor(video=[video] * 2, start=starts, end=ends)["input_values"], torch.cat(spans))
+    with pytest.raises(ValueError, match="start has 1 entries for 2 clips"):
+        processor(video=[video] * 2, start=[0.0], end=[0.5])
 
 
 def test_inputs_passed_beside_a_video_stand_in_for_its_own(processor, video):
@@ -315,6 +351,8 @@ def test_arrays_without_a_rate_are_refused(processor):
         ([], "audio is an empty list: pass at least one clip"),
         (np.zeros((2, 2, 2, 2)), r"clip 0: audio has shape \(2, 2, 2, 2\): expected \(samples,\)"),
         (np.zeros(9, np.int64), "clip 0: audio has samples of type int64: pass floats"),
+        (np.full(9, 20_000.0), r"clip 0: audio has samples of up to 20000: pass floats in \[-1, 1\], or int16"),
+        (np.zeros((16, 900)), r"clip 0: audio has shape \(16, 900\): .* 8 channels; pass several clips as a list"),
         ({"array": np.zeros(9)}, "clip 0: audio of type dict|'sampling_rate'"),
     ],
 )

@@ -27,6 +27,8 @@ SPEC = ReadingSpec(
     sampling_rate=16_000, frames=4, frame_size=(12, 16), crop=(0.1, 0.2, 0.8, 0.9), unit="span", margin=0.1
 )
 
+ALL = ReadingSpec(fps=25.0)
+
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -72,7 +74,12 @@ def test_parts_passed_with_a_video_are_cut_to_the_span(film, tmp_path):
 
 @pytest.mark.parametrize(
     ("span", "message"),
-    [((1.0, 1.0), "start < end"), ((float("nan"), 1.0), "start < end"), ((1.2, 0.4), "start < end")],
+    [
+        ((1.0, 1.0), "start < end"),
+        ((float("nan"), 1.0), "start < end"),
+        ((1.2, 0.4), "start < end"),
+        ((-2.0, -1.0), "end > 0"),
+    ],
 )
 def test_invalid_spans_are_refused(film, span, message):
     with pytest.raises(ValueError, match=message):
@@ -92,10 +99,65 @@ def test_a_spec_survives_json_and_refuses_unknown_fields():
         ({"unit": "word"}, "unit='word' is unknown"),
         ({"resampler": "soxr"}, "resampler='soxr' is unknown"),
         ({"crop": (0.5, 0.0, 0.2, 1.0)}, "crop is"),
+        ({"crop": (0.0, 0.0, 1.0)}, "crop is"),
         ({"margin": -1}, "margin=-1 must be seconds"),
+        ({"margin": float("nan")}, "margin=nan must be seconds"),
+        ({"sampling_rate": "16000"}, "sampling_rate='16000' must be a whole number"),
+        ({"frames": 0}, "frames=0 must be a whole number above 0"),
+        ({"frames": 2.5}, "frames=2.5 must be a whole number"),
+        ({"fps": 0}, "fps=0 must be a number above 0"),
+        ({"frame_size": (0, 8)}, r"frame_size=\(0, 8\) must be \(height, width\)"),
+        ({"frame_size": [8]}, r"frame_size=\(8,\) must be"),
+        ({"image_format": "gif"}, "image_format='gif' is unknown"),
+        ({"longest_seconds": -1.0}, "longest_seconds=-1.0 must be seconds"),
+        ({"stored": 3}, "stored=3 must be a ReadingSpec"),
     ):
         with pytest.raises(ValueError, match=message):
             ReadingSpec.from_dict(values)
+
+
+# -- frames in arrays -------------------------------------------------------------------------------------------
+
+
+def test_all_frames_of_a_file_are_read_as_the_file_is(film):
+    """Frames without times are spread over the sound: the same ones are taken from them as from the file."""
+    sound = read_media(film, want_frames=False)
+    every = {"audio": sound.audio, "sampling_rate": sound.sampling_rate, "frames": read(film, ALL).parts["vision"]}
+    assert len(every["frames"]) == 50
+    for count in (3, 5, 8):
+        spec = ReadingSpec(frames=count)
+        np.testing.assert_array_equal(read(every, spec).parts["vision"], read(film, spec).parts["vision"])
+    span = {"start": 0.5, "end": 1.1}
+    np.testing.assert_array_equal(
+        read({**every, **span}, SPEC).parts["vision"], read({"video": film, **span}, SPEC).parts["vision"]
+    )
+
+
+def test_fewer_frames_than_taken_are_repeated_equally_often():
+    frames = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (10, 20)])
+    found = read({"frames": frames}, ReadingSpec(frames=8)).parts["vision"]
+    assert found[:, 0, 0, 0].tolist() == [10] * 4 + [20] * 4
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([0.6, 0.3, 0.0], "in ascending order"),
+        ([0.0, float("nan"), 0.3], "must be finite"),
+        ([0.0, 0.3], r"3 frames but frame_times of shape \(2,\): give one time per frame"),
+        (0.3, r"frame_times of shape \(\)"),
+    ],
+)
+def test_wrong_times_of_frames_are_refused(times, message):
+    with pytest.raises(MediaError, match=message):
+        read({"frames": np.zeros((3, 4, 4, 3), np.uint8), "frame_times": times}, ReadingSpec(frames=2))
+
+
+def test_a_span_of_frames_without_times_or_sound_is_refused():
+    clip = {"frames": np.zeros((3, 4, 4, 3), np.uint8), "start": 0.1, "end": 0.3}
+    with pytest.raises(ValueError, match="have no times to cut a span from: give frame_times"):
+        read(clip, ReadingSpec(frames=2))
+    assert len(read({**clip, "frame_times": [0.0, 0.1, 0.2]}, ReadingSpec(frames=2)).parts["vision"]) == 2
 
 
 # -- orientation ------------------------------------------------------------------------------------------------
@@ -186,6 +248,30 @@ def test_a_long_file_is_decoded_once_for_all_its_windows(film, monkeypatch):
         expected = read(film, spec, (0.2 * number, 0.2 * number + 0.2))
         np.testing.assert_array_equal(clip.parts["audio"], expected.parts["audio"])
         np.testing.assert_array_equal(clip.parts["vision"], expected.parts["vision"])
+
+
+def test_windows_and_spans_of_a_raw_file_are_converted_as_clips_of_the_built_data_set(film, monkeypatch):
+    stored = ReadingSpec(frames=4, frame_size=(12, 16), image_format="png")
+    spec = ReadingSpec(frames=2, frame_size=(12, 16), stored=stored)
+    for number, clip in enumerate(windows(film, spec, window_seconds=0.5)):
+        span = (0.5 * number, 0.5 * number + 0.5)
+        four = read(film, stored, span)
+        np.testing.assert_array_equal(clip.parts["audio"], four.parts["audio"])
+        np.testing.assert_array_equal(clip.parts["vision"], four.parts["vision"][[0, 2]])
+    assert number == 3
+    part = read(film, spec, (0.3, 0.8))
+    np.testing.assert_array_equal(part.parts["vision"], read(film, stored, (0.3, 0.8)).parts["vision"][[0, 2]])
+    assert part.seconds == pytest.approx(0.5)
+    warnings: list[str] = []
+    monkeypatch.setattr(windows_mmbalance, "declared_duration", lambda source: 60.0)
+    monkeypatch.setattr(windows_mmbalance.logger, "warning", warnings.append)
+    assert len(list(windows(film, spec, window_seconds=1.0))) == 2
+    assert warnings == [f"{film} ends before 2 s, its declared duration is 60 s"]
+
+
+def test_windows_that_cannot_be_are_refused(film):
+    with pytest.raises(ValueError, match="stride_seconds is the step between windows: give window_seconds"):
+        next(windows(film, SPEC, stride_seconds=0.2))
 
 
 @pytest.fixture

@@ -327,6 +327,7 @@ def test_heads_of_another_form_are_refused(make, message):
         ({"sound": VOICE_MAP}, {}, r"label_maps names \['sound'\]: the modalities are \['audio', 'vision'\]"),
         ({"audio": {"angry": ["ang"]}}, {}, "are mapped to 1 of the 4 classes; at least 2 are needed"),
         ({"audio": {"angry": ["ang"], "sad": ["ang"]}}, {}, r"counts for one class, but \['ang'\] occur twice"),
+        ({"audio": {"angry": "ang"}}, {}, r"audio needs a list for class 'angry', e.g. \['ang'\]"),
         ({"audio": VOICE_MAP}, {"fusion": "sum"}, "fusion='sum' cannot be used where a modality does not know all"),
         ({"vision": FACE_MAP}, {"fusion": "concat"}, "fusion='concat' computes its unimodal logits itself"),
         ({"vision": FACE_MAP}, {"unimodal_head": "cosine"}, "cosine heads can neither be taken from classifiers"),
@@ -390,6 +391,31 @@ def test_features_of_one_modality(fusion):
     torch.testing.assert_close(model(modality_features=(features[0], None)).logits, expected)
 
 
+def test_sound_without_log_probabilities_of_frames():
+    model = tiny_model(frame_pooling="log_probs")
+    audio = tiny_inputs()["input_values"]
+    features = model.embed(input_values=audio).features
+    expected = model(input_values=audio).logits
+    torch.testing.assert_close(model(modality_features=(features[0], None)).logits, expected)
+
+
+def test_features_without_tokens_count_as_typical():
+    """The typicality of tokens says nothing about pooled features."""
+    model = tiny_model(fusion_options={"typicality": [4, 4]})
+    with torch.no_grad():
+        for name, buffer in model.fusion.named_buffers():
+            if name.startswith(("typicality_basis", "typicality_precision", "typicality_rest")):
+                buffer.uniform_(0.5, 1.0)
+        model.fusion.typicality_slope.copy_(torch.tensor([-0.3, -0.1]))
+        embedded = model.embed(**tiny_inputs())
+        found = model(modality_features=embedded.features)
+        typical = model.decide(embedded.features, embedded.modality_mask)[1]
+        told = model.decide(embedded.features, embedded.modality_mask, embedded.tokens)[1]
+    assert found.modality_tokens is None
+    torch.testing.assert_close(found.logits, typical.logits)
+    assert (told.logits - typical.logits).abs().max() > 1e-3
+
+
 def test_log_probabilities_are_averaged_over_the_frames_present():
     model, inputs = fused_pair(frame_pooling="log_probs"), tiny_inputs()
     with torch.no_grad():
@@ -406,9 +432,14 @@ def test_log_probabilities_are_averaged_over_the_frames_present():
     ("arguments", "message"),
     [
         ({"modality_features": (torch.zeros(2, 9), None)}, r"audio features have shape \(2, 9\), expected \(B, 16\)"),
-        ({"modality_features": (None, torch.zeros(2, 16))}, "needs frame_log_probs with modality_features"),
+        ({"modality_features": (None, torch.zeros(2, 16))}, "needs frame_log_probs: pass those of embed"),
         ({"modality_features": (None, None)}, "no modality at all"),
         ({"modality_features": (torch.zeros(2, 16),)}, "modality_features has 1 entries: give one of"),
+        ({"modality_features": (torch.zeros(2, 16), torch.zeros(3, 16))}, r"are of \[2, 3\] clips: give the same"),
+        (
+            {"modality_features": (torch.zeros(2, 16), None), "modality_tokens": (None, torch.zeros(2, 16))},
+            "modality_tokens must be of the same modalities as modality_features",
+        ),
         (
             {"modality_features": (None, torch.zeros(2, 16)), "frame_log_probs": torch.zeros(2, 3)},
             r"frame_log_probs has shape \(2, 3\), expected \(2, 4\)",
