@@ -238,21 +238,24 @@ def _folds(clips: Clips, options: Options) -> np.ndarray | None:
 
 
 def _fallbacks(parts: list[_Part], held_out: list[np.ndarray], data: FitData, scores: dict[str, RungScore]) -> int:
-    """Fit and score `sum` and every modality by itself; returns the best single modality."""
+    """Fit and score `sum` and `best_single`; returns the best single modality."""
     for part in parts:
         part.states["sum"] = scaled_sum(part.data)
     scores["sum"] = _score([part.states["sum"] for part in parts[:-1]], held_out, data)
-    singles = [
-        _score([single(part.states["sum"], m) for part in parts[:-1]], held_out, data)
-        for m in range(data.logits.shape[1])
-    ]
-    # In clips without it a single modality is stood in for by the others: one that no clip has would equal the best.
+    modalities = range(data.logits.shape[1])
     present = data.mask.numpy().any(axis=0)
-    best = int(np.argmin([score.nll.mean() if here else np.inf for score, here in zip(singles, present, strict=True)]))
-    scores["best_single"] = singles[best]
+
+    def loss(m: int) -> float:
+        """Held-out NLL of a modality; in clips without it the others stand in, so that all are judged by all clips."""
+        order = [m, *(other for other in modalities if other != m)]
+        nll = _score([single(part.states["sum"], order) for part in parts[:-1]], held_out, data).nll.mean()
+        return float(nll) if present[m] else np.inf  # one that no clip has would equal the best
+
+    order = sorted(modalities, key=loss)
     for part in parts:
-        part.states["best_single"] = single(part.states["sum"], best)
-    return best
+        part.states["best_single"] = single(part.states["sum"], order)
+    scores["best_single"] = _score([part.states["best_single"] for part in parts[:-1]], held_out, data)
+    return order[0]
 
 
 def _score(
