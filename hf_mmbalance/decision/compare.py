@@ -98,7 +98,7 @@ def read_source(
         **options: of `decide_table`.
 
     Raises:
-        TableError: a table that cannot be used, or without such a split.
+        TableError: a table that cannot be used, or without such a split; damaged results of a run.
     """
     folder, file = path if path.is_dir() else None, table_path(path)
     with warnings.catch_warnings():
@@ -108,11 +108,14 @@ def read_source(
     own = "fused" in table.references
     source = Source(name, table.select(split) if own else table)
     if folder and (folder / RESULTS).is_file():
-        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-        source.fusion = str(results.get("fusion", "own head"))
-        if "arguments" in results:
-            source.configuration = _configuration(results["arguments"])
-            source.seed = results["arguments"].get("seed"), results["arguments"].get("data_seed")
+        try:
+            results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+            source.fusion = str(results.get("fusion", "own head"))
+            if "arguments" in results:
+                source.configuration = _configuration(results["arguments"])
+                source.seed = results["arguments"].get("seed"), results["arguments"].get("data_seed")
+        except (ValueError, AttributeError) as error:
+            raise TableError(f"{folder / RESULTS}: damaged, or not the results of a run ({error}).") from error
     if refit or not own:
         # The rows of a run that are judged, so that both of its decision layers answer the same clips.
         named = own or split != "test"
@@ -229,7 +232,7 @@ def compare_sources(
     """
     table = align(sources)
     entries = entries_of(sources)
-    unit, counts = resampled_counts(table.groups, len(table), draws=draws, seed=seed)
+    unit, counts = resampled_counts(table.units, len(table), draws=draws, seed=seed)
     rows = [_row(entry, table, unit, counts) for entry in entries]
     pairs = _pairs(entries, baseline)
     differences = [_paired(a, b, table, draws, seed) for a, b in pairs]
@@ -248,7 +251,7 @@ def compare_sources(
 
 
 def _row(entry: Entry, table: DecisionTable, unit: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
-    there = ~np.isnan(entry.logits[0]).any(axis=1)
+    there = ~np.isnan(entry.logits).any(axis=(0, 2))  # answered in every seed
     row: dict[str, Any] = {"configuration": entry.configuration, "method": entry.method, "kind": entry.kind,
                            "seeds": len(entry.logits), "n": int(there.sum())}  # fmt: skip
     if not there.any():

@@ -199,6 +199,42 @@ def test_text_csv_latex_and_figure(runs: Path, capsys: pytest.CaptureFixture[str
     assert "--baseline 'nobody' is not one of ours, theirs" in capsys.readouterr().err
 
 
+def test_draws_of_a_clip_are_one_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three equal draws of every clip of one speaker carry no more than the clip: intervals are as wide."""
+    table = write_run(tmp_path / "one", "adaptive", 0, 1.0)
+    table.groups = ["one"] * len(table)
+    rows = np.repeat(np.arange(len(table)), 3)
+    tripled = DecisionTable(
+        ids=[f"{i}-{d}" for d, i in enumerate(rows)], groups=["one"] * len(rows), splits=["test"] * len(rows),
+        labels=table.labels[rows], logits=table.logits[rows], classes=table.classes, modalities=table.modalities,
+        references={"fused": table.references["fused"][rows]}, clips=[str(i) for i in rows],
+        draws=np.arange(len(rows)) % 3,
+    )  # fmt: skip
+    widths = []
+    for name, one in (("one", table), ("three", tripled)):
+        one.write(tmp_path / name / "decisions.parquet")
+        found = compared(capsys, tmp_path / name / "decisions.parquet")
+        assert found["ci_unit"] == "clip"
+        widths.append(np.ptp(found["rows"][0]["accuracy_ci"]))
+    assert widths[1] == pytest.approx(widths[0], rel=0.15)
+
+
+def test_a_clip_that_a_seed_does_not_answer_is_left_out_of_its_row(runs: Path, capsys) -> None:
+    file = runs / "ours-s1" / "decisions.parquet"
+    table = DecisionTable.read(file)
+    table.logits[table.splits.index("test"), 0] = np.nan
+    table.write(file)
+    rows = {row["method"]: row for row in compared(capsys, runs / "ours-s0", runs / "ours-s1")["rows"]}
+    assert rows["audio"]["seeds"] == 2 and rows["audio"]["n"] == rows["adaptive"]["n"] - 1
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"arguments": 3}'])
+def test_damaged_results_are_named(runs: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (runs / "ours-s0" / "results.json").write_text(text)
+    assert cli.main(["compare", str(runs / "ours-s0"), str(runs / "theirs-s0")]) == 2
+    assert "results.json: damaged, or not the results of a run" in capsys.readouterr().err
+
+
 def test_labels_that_no_font_has_give_no_warning(tmp_path: Path) -> None:
     row = {"configuration": "鳥と犬", "method": "கிளி", "kind": "trained", "n": 3, "accuracy": 0.5, "nll": 1.0}
     row |= {"accuracy_ci": [0.4, 0.6], "nll_ci": [0.9, 1.1]}
