@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -142,6 +143,8 @@ class Allocation(ClassifierMixin, BaseEstimator):
         draw = checked_column(draws, "draws", np.zeros(len(labels), dtype=np.int64))
         if draw.dtype.kind not in "biu" or draw.min() < 0:
             raise ValueError(f"draws are {draw.dtype}; expected integers from 0 (0 = the clean clip).")
+        if len(set(zip(names, group, labels.tolist(), strict=True))) > len(set(names)):
+            raise ValueError("draws of one clip have different groups or labels.")
         self._clips = Clips(FitData(logits, labels, known=known), group, names, draw)
         with one_thread():
             notes = self._fit_typicality(features, reference)
@@ -385,12 +388,15 @@ class Allocation(ClassifierMixin, BaseEstimator):
         return made
 
     def _check_options(self) -> None:
-        if self.folds < 2 or not len(self.strengths) or min(self.strengths) <= 0:
-            raise ValueError("folds must be at least 2 and strengths positive.")
+        if not isinstance(self.folds, Integral) or self.folds < 2:
+            raise ValueError(f"folds is {self.folds}; it must be an integer of at least 2.")
+        strengths = np.asarray(self.strengths, dtype=np.float64)
+        if strengths.ndim != 1 or not len(strengths) or not ((strengths > 0) & np.isfinite(strengths)).all():
+            raise ValueError(f"strengths are {self.strengths}; they must be a list of positive numbers.")
         if self.structure not in STRUCTURES:
             raise ValueError(f"structure is {self.structure!r}; choose among {', '.join(STRUCTURES)}.")
-        if not self.balance >= 0:
-            raise ValueError(f"balance is {self.balance}; it must be at least 0.")
+        if not 0 <= self.balance < np.inf:
+            raise ValueError(f"balance is {self.balance}; it must be a number of at least 0.")
 
     def _checked(self, X: Any) -> np.ndarray:
         check_is_fitted(self, "state_")

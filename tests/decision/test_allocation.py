@@ -104,6 +104,9 @@ def test_shift_is_told_and_sameness_is_not() -> None:
     allocation = Allocation(rung="global", **FAST).fit(data["logits"], data["labels"], data["groups"])
     for seed in range(2, 12):
         assert allocation.check_shift(draw(n=300, seed=seed)["logits"]) == []
+    for seed in range(2, 6):
+        for clip in draw(n=30, seed=seed)["logits"]:  # one clip has no spread that would tell how much is chance
+            assert not any("confident" in text for text in allocation.check_shift(clip[None], warn=False))
     unsure = data["logits"] * np.array([1.0, 0.2])[:, None]
     with pytest.warns(UserWarning, match="modality 1 is less confident"):
         allocation.check_shift(unsure)
@@ -226,6 +229,7 @@ def spoiled(value: float) -> np.ndarray:
         (bad(groups=[float("nan"), *range(59)]), "groups has 1 empty entries"),
         (bad(draws=np.full(60, 0.5)), "expected integers from 0"),
         (bad(draws=np.full(60, -1)), "expected integers from 0"),
+        (bad(clips=["one"] * 60), "draws of one clip have different groups or labels"),
     ],
 )
 def test_refused(arguments: dict[str, Any], message: str) -> None:
@@ -237,6 +241,8 @@ def test_refused_options_and_other_shapes_at_use(fitted: tuple[Allocation, dict[
     allocation, data = fitted
     for options, message in [({"folds": 1}, "folds"), ({"strengths": (0.0,)}, "strengths"), ({"rung": "x"}, "unknown"),
                              ({"structure": "x"}, "structure is 'x'"), ({"balance": -1.0}, "balance is -1.0"),
+                             ({"balance": np.inf}, "balance is inf"), ({"strengths": 3.0}, "list of positive"),
+                             ({"strengths": (3.0, np.nan)}, "strengths are"), ({"folds": 2.5}, "folds is 2.5"),
                              ({"prior": [0.5, 0.5]}, "prior must be 4")]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
             Allocation(**options).fit(data["logits"], data["labels"], data["groups"])
