@@ -215,14 +215,17 @@ def _decide(path: Path, arguments: argparse.Namespace) -> Any:
         trained = state_of_run(path) if path.is_dir() else None
     for entry in caught:
         console.say(f"warning: {entry.message}", aside=True)
-    evaluated = decide_table(
-        table,
-        fit_split=arguments.fit_split,
-        eval_split=arguments.eval_split,
-        folds=arguments.group_folds,
-        seed=arguments.seed,
-        **options,
-    )
+    try:
+        evaluated = decide_table(
+            table,
+            fit_split=arguments.fit_split,
+            eval_split=arguments.eval_split,
+            folds=arguments.group_folds,
+            seed=arguments.seed,
+            **options,
+        )
+    except TableError as error:
+        raise TableError(f"{path}: {error}" if len(arguments.tables) > 1 else str(error)) from None
     if trained is not None:
         evaluated.add_head("model", trained)
     elif path.is_dir() and "reference.fused" in evaluated.fusions:

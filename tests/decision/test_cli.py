@@ -82,6 +82,7 @@ def test_classes_file(table_file: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (("TABLE", "--rung", "klass"), "'klass' is unknown"),
         (("TABLE", "--group_folds", "0"), "there must be at least 2 folds"),
         (("TABLE", "TABLE"), "is given twice"),
+        (("TABLE", "other.npz", "--eval_split", "val"), "decisions.parquet: no clip has split 'validation'"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(

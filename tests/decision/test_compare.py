@@ -137,7 +137,7 @@ def test_tables_of_one_name_are_told_apart(runs: Path, capsys: pytest.CaptureFix
         (lambda t: t.take(range(1, len(t))), r"bad and ours-s0 have different clips \(1 only in ours-s0, e.g. 'clip"),
         (lambda t: setattr(t, "classes", ["dog", "cow", "鳥"]), "different classes.*'cow'"),
         (lambda t: t.labels.__setitem__(0, (t.labels[0] + 1) % 3), "bad and ours-s0 disagree on the label of clip"),
-        (lambda t: setattr(t, "splits", ["calibration"] * len(t)), "no clip has split 'test'"),
+        (lambda t: setattr(t, "splits", ["calibration"] * len(t)), "error: bad: no clip has split 'test'"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_by_name(runs: Path, capsys, change, message: str) -> None:
@@ -226,6 +226,14 @@ def test_a_clip_that_a_seed_does_not_answer_is_left_out_of_its_row(runs: Path, c
     table.write(file)
     rows = {row["method"]: row for row in compared(capsys, runs / "ours-s0", runs / "ours-s1")["rows"]}
     assert rows["audio"]["seeds"] == 2 and rows["audio"]["n"] == rows["adaptive"]["n"] - 1
+
+
+def test_what_is_odd_about_a_table_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["id,label,logits.a.x,logits.a.y,logits.b.x,logits.b.y"]
+    lines += [f"{i},{i % 2},{-i % 3},{i % 3},{i % 5},{-i % 5}" for i in range(40)]
+    (tmp_path / "theirs.csv").write_text("\n".join(lines))
+    notes = compared(capsys, tmp_path / "theirs.csv", "--draws", "20")["notes"]
+    assert any(note.startswith("theirs: no 'group' column: every clip counts as its own group") for note in notes)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"arguments": 3}'])
