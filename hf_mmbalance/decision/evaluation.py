@@ -318,7 +318,10 @@ def _excluded_by_prior(allocation: Allocation, table: DecisionTable) -> list[str
     if not excluded:
         return []
     names, clips = ", ".join(table.classes[c] for c in excluded), int(np.isin(table.labels, excluded).sum())
-    return [f"the prior of {names} is 0, but {clips} of the clips to judge are of it: give it what it has there"]
+    return [
+        f"the prior given for {names} is 0, but {clips} of the judged clips have that label: almost none of them can"
+        " be decided right"
+    ]
 
 
 def prior_sum(allocation: Allocation) -> HeadState:

@@ -306,7 +306,7 @@ def share_divergence(weights: torch.Tensor, target: torch.Tensor) -> torch.Tenso
 
 
 def scaled_sum(data: FitData) -> HeadState:
-    """The plain sum under one fitted temperature; a modality that is alone in a clip uses its own temperature.
+    """The plain sum under one fitted temperature; the only modality of a clip is under its own temperature.
 
     With weights T_m / T the temperatures cancel: sum_m (T_m / T) l_m / T_m = (sum_m l_m) / T. Where a modality does
     not know some class they cancel up to a constant per clip between the classes that it knows and the others. In a
@@ -326,8 +326,8 @@ def scaled_sum(data: FitData) -> HeadState:
 def single(state: HeadState, order: Sequence[int]) -> HeadState:
     """Of each clip one modality under its temperature: the first of `order` that it has.
 
-    The weights of a head can say this of two modalities, as one that is alone in a clip has weight 1. Of more they
-    cannot: where one is missing, the weight of another lies between 0 and 1.
+    With two modalities the weights of a head say this, as the only modality of a clip has weight 1. With more they
+    cannot: where one is missing, the weights of others lie between 0 and 1.
     """
     weights = np.zeros(state.shape)
     weights[order[0]] = 1.0

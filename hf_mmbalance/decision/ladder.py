@@ -36,7 +36,7 @@ PARENTS: dict[str, str | None] = {
     "dirichlet": "typicality",
 }
 FALLBACKS = ("sum", "prior_sum", "best_single")
-#: What can be chosen where the groups are too few to show how a rung fares on a new one.
+#: What can be chosen where the groups are too few to judge a rung on a new one.
 STIFF = ("sum", "prior_sum", "temperature", "typicality", "global")
 #: Rungs that add no buffer to the head: checkpoints of one run must load into each other.
 DEFAULT_STRUCTURE = ("sum", "prior_sum", "temperature", "global", "bias", "class")
@@ -192,9 +192,10 @@ def allowed_rungs(clips: Clips, options: Options) -> tuple[list[str], list[str]]
     if number < MIN_GROUPS and not options.known_groups:
         allowed = [rung for rung in allowed if rung in STIFF]
         notes.append(
-            f"{number} group(s): folds cannot show how a rung fares on a new group, so only {', '.join(STIFF)} and the"
-            f" best single modality can be chosen (at least {MIN_GROUPS} groups, or --known_groups where the place of"
-            f" use has the same groups, are needed for more); {', '.join(SHOWN)} are shown beside them"
+            f"{number} group(s): too few to judge a rung on groups that it was not fitted on, so only"
+            f" {', '.join(STIFF)} and the best single modality can be chosen (at least {MIN_GROUPS} groups, or"
+            " --known_groups where the place of use has the same groups, are needed for more);"
+            f" {', '.join(SHOWN)} are shown beside them"
         )
     elif classes > MAX_CLASSES:
         allowed = [rung for rung in allowed if rung != "dirichlet"]

@@ -13,7 +13,7 @@ from hf_mmbalance.metrics.measures import log_softmax
 
 #: A mean has moved if it lies this many (fitting) standard deviations off ...
 MOVED_SPREADS = 0.5
-#: ... and this many standard errors of the difference, so that chance alone does not warn.
+#: ... and this many standard errors of the difference, so that chance does not warn.
 MOVED_ERRORS = 4.0
 MOVED_RATE = 0.2
 

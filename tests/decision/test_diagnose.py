@@ -265,9 +265,9 @@ def test_a_prior_that_rules_out_clips_to_judge_is_told() -> None:
     table = make_table(n=300, classes=3)
     number = int((table.select("test").labels == 2).sum())
     told = decide_splits(table, rung="temperature", prior=[0.5, 0.5, 0.0]).notes
-    assert any(f"the prior of class 2 is 0, but {number} of the clips to judge are of it" in note for note in told)
+    assert any(f"the prior given for class 2 is 0, but {number} of the judged clips" in note for note in told)
     others = decide_splits(table, rung="temperature", prior=[0.5, 0.4, 0.1]).notes
-    assert not any("the prior of" in note for note in others)
+    assert not any("the prior given" in note for note in others)
 
 
 def test_splits_that_are_not_there_are_told_and_single_folds_refused() -> None:

@@ -190,6 +190,15 @@ def test_missing_group_and_split_are_warned_fallbacks(tmp_path: Path) -> None:
     assert table.groups == ["a", "b"] and table.splits == ["test", "test"]
 
 
+def test_draws_without_their_clip_are_warned_of(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="no 'clip' column: every draw counts as a clip of its own"):
+        DecisionTable.read(write(tmp_path / "t.parquet", draw=[0, 1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DecisionTable.read(write(tmp_path / "t.parquet", draw=[0, 0]))
+        DecisionTable.read(write(tmp_path / "t.parquet", draw=[0, 1], clip=["a", "b"]))
+
+
 def test_wrong_number_of_class_names(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="3 class names for logits of 2 classes"):
         DecisionTable.read(write(tmp_path / "t.parquet"), classes=["a", "b", "c"])

@@ -22,7 +22,7 @@ from .measures import (
 
 
 _DESCRIPTION = """Balance of a decision layer that adds weighted log-probabilities of modalities: capability (recall
-above chance of each modality alone), contribution (exact Shapley value of accuracy), participation (contribution
+above chance of each modality by itself), contribution (exact Shapley value of accuracy), participation (contribution
 normalised over modalities), lean (participation minus capability share), the relative balance index, and which clips
 the fusion rescues or loses."""
 
@@ -38,7 +38,7 @@ Args:
     modalities (optional): M names, for the keys of the result.
 Returns:
     accuracy, relative_balance_index, lost (floats); lean, rescued (by modality); weak (name of the modality that is
-    right least often); capability, contribution, participation (by modality, a list a class).
+    right least often); capability, contribution, participation (by modality, one number per class).
 Examples:
     >>> metric = evaluate.load("modality_balance")
     >>> metric.compute(predictions=[[[2.0, 0.0], [0.5, 0.0]], [[0.0, 1.0], [0.3, 0.0]]], references=[0, 1])
