@@ -22,7 +22,8 @@ def read_text_table(path: Path, required: Sequence[str]) -> list[dict[str, str]]
         required: Names of columns by which the header is recognised; not all of them need be there.
 
     Raises:
-        ValueError: another encoding, no header, a line with more cells than the header; names file and remedy.
+        ValueError: another encoding, no header, two columns of one name, a line with more cells than the header; names
+            file and remedy.
     """
     text = _decoded(path)
     lines = text.splitlines()
@@ -39,6 +40,9 @@ def read_text_table(path: Path, required: Sequence[str]) -> list[dict[str, str]]
             f"{path}: the first line holds data, not the names of the columns ({lines[0][:60]!r}); put a line such as"
             f" {separator.join(required)} above it"
         )
+    twice = next((name for name in head if name and head.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{path}: there are two columns {twice!r}; rename or remove one")
     for number, row in enumerate(rows[1:], start=2):
         if len(row) > len(head):
             raise ValueError(

@@ -34,6 +34,7 @@ def test_the_header_decides_between_separators(tmp_path: Path) -> None:
         (b"path,label\na.mp4,sch\xf6n\n", r"line 2: not UTF-8 \(byte 0xf6, which is 'ö' in Windows-1252\).*iconv"),
         (b"clips/a.mp4,dog\nclips/b.mp4,cat\n", "first line holds data.*put a line such as path,label"),
         (b"a.wav;dog\n", "put a line such as path;label"),
+        (b"path,label,label\na.mp4,dog,cat\n", "there are two columns 'label'; rename or remove one"),
         (b"path,label\na,b.mp4,dog\n", "line 2: 3 cells for 2 columns; put cells that hold ',' in double quotes"),
     ],
 )
@@ -48,5 +49,7 @@ def test_columns_of_other_names_are_a_header_all_the_same(tmp_path: Path) -> Non
     table = tmp_path / "t.csv"
     table.write_text("file,class\na.mp4,dog\n")
     assert read_text_table(table, COLUMNS) == [{"file": "a.mp4", "class": "dog"}]
+    table.write_text("path,label,,\na.mp4,dog,,\n")
+    assert read_text_table(table, COLUMNS) == [{"path": "a.mp4", "label": "dog", "": ""}]
     table.write_text("")
     assert read_text_table(table, COLUMNS) == []

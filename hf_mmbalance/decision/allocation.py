@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 
 from hf_mmbalance.decision.description import describe_state
@@ -36,7 +38,7 @@ from hf_mmbalance.decision.ladder import (
 )
 from hf_mmbalance.decision.optimise import one_thread
 from hf_mmbalance.decision.shift import LogitProfile, checked_prior, estimate_prior, shift_prior
-from hf_mmbalance.decision.state import SLOPE, Fused, HeadState
+from hf_mmbalance.decision.state import SLOPE, Fused, HeadState, own_log_probs
 from hf_mmbalance.decision.typicality import MIN_CLIPS, Features, fit_typicality
 from hf_mmbalance.metrics.measures import log_softmax, predict
 
@@ -62,7 +64,8 @@ class Allocation(ClassifierMixin, BaseEstimator):
             groups do not rule out the freer rungs.
         balance: weight of a penalty that pulls the weights' shares towards capability shares, in nats; above 0 the
             rung `class` (`global` where the groups are too few) is fitted and taken.
-        prior: `(C,)` class prior of the place of use where it is known and differs from the fitting clips'.
+        prior: `(C,)` class prior of the place of use where it is known and differs from the fitting clips'; it takes
+            their prior's place in every rung.
         structure: "default" keeps to rungs that add no buffer to the model's head; "any" allows all.
         strengths: precisions of the prior that shrinks a rung to its parent, strongest first.
 
@@ -107,8 +110,8 @@ class Allocation(ClassifierMixin, BaseEstimator):
             X: `(N, M, C)` unimodal logits or log-probabilities.
             y: `(N,)` class indices.
             groups: `(N,)` group of every clip; None takes every clip as its own group.
-            features: one `(N, D_m)` per modality, by name or in the order of X (None where there are none); for
-                the rung `typicality`.
+            features: one `(N, D_m)` per modality (None where there are none), in the order of X; for the rung
+                `typicality`. The names of a mapping are kept: later ones may come in any order.
             reference: features (as above) and labels of the towers' own training clips, for class means and
                 covariance; None takes them from the fitting clips, out of fold.
             clips: `(N,)` name of the clip that a row is a draw of; None takes every row as its own clip.
@@ -124,13 +127,24 @@ class Allocation(ClassifierMixin, BaseEstimator):
         self._check_options()
         self.n_modalities_, classes = logits.shape[1:]
         self.classes_ = np.arange(classes)
-        self.modality_names_ = [f"modality {m}" for m in range(self.n_modalities_)]
+        numbered = [f"modality {m}" for m in range(self.n_modalities_)]
+        self.modality_names_ = list(features) if isinstance(features, Mapping) else numbered
+        if len(self.modality_names_) != self.n_modalities_:
+            raise ValueError(
+                f"features of {', '.join(self.modality_names_)} for {self.n_modalities_} modalities; give None where"
+                " there are none."
+            )
         self.class_names_ = [str(c) for c in range(classes)]
         known = None if known is None else checked_known(known, logits.shape[1:])
-        shifted = None if self.prior is None else checked_prior(self.prior, classes)
+        if self.prior is not None:
+            checked_prior(self.prior, classes)
         names = checked_column(clips, "clips", np.arange(len(labels))).astype(str)
         group = checked_column(groups, "groups", names).astype(str)
         draw = checked_column(draws, "draws", np.zeros(len(labels), dtype=np.int64))
+        if draw.dtype.kind not in "biu" or draw.min() < 0:
+            raise ValueError(f"draws are {draw.dtype}; expected integers from 0 (0 = the clean clip).")
+        if len(set(zip(names, group, labels.tolist(), strict=True))) > len(set(names)):
+            raise ValueError("draws of one clip have different groups or labels.")
         self._clips = Clips(FitData(logits, labels, known=known), group, names, draw)
         with one_thread():
             notes = self._fit_typicality(features, reference)
@@ -140,11 +154,9 @@ class Allocation(ClassifierMixin, BaseEstimator):
         for note in self.notes_:
             warnings.warn(note, stacklevel=2)
         self.chosen_, self.reason_ = self.ladder_.chosen, self.ladder_.reason
-        self.state_ = self.complete(self.ladder_.states[self.chosen_])
         self.prior_ = np.exp(fit_prior(labels, classes))
-        if shifted is not None:
-            self.state_ = self.state_.replace(prior_shift=np.log(shifted) - np.log(self.prior_))
-        self.profile_ = LogitProfile.of(logits, group)
+        self.state_ = self.complete(self.ladder_.states[self.chosen_])
+        self.profile_ = LogitProfile.of(own_log_probs(logits, self.state_.known), group)
         return self
 
     def fit_table(self, table: DecisionTable, reference: DecisionTable | None = None) -> Self:
@@ -172,11 +184,12 @@ class Allocation(ClassifierMixin, BaseEstimator):
         data = clips.data
         if features is None or self.structure != "any":
             return []
-        own = checked_features(features, len(data.labels), self.n_modalities_)
+        own = checked_features(features, len(data.labels), self.modality_names_)
         if len(np.unique(clips.names)) < MIN_CLIPS:
             return [f"typicality: fewer than {MIN_CLIPS} clips to fit on; it is left out"]
         self.statistics_, typicality, notes = fit_typicality(
-            own, data.labels, data.mask.numpy(), data.logits.shape[2], reference=checked_reference(reference, own),
+            own, data.labels, data.mask.numpy(), data.logits.shape[2],
+            reference=checked_reference(reference, own, self.modality_names_, data.logits.shape[2]),
             groups=clips.groups, clips=clips.names, draws=clips.draws, folds=self.folds, seed=self.seed,
         )  # fmt: skip
         if self.statistics_:
@@ -199,14 +212,23 @@ class Allocation(ClassifierMixin, BaseEstimator):
         )
 
     def choose_among(self, rungs: Sequence[str]) -> None:
-        """Choose again, by the same rule, among some of the rungs that were fitted (and the fallbacks)."""
+        """Choose again, by the same rule, among some of the rungs that were fitted (and the fallbacks).
+
+        Raises:
+            ValueError: where nothing could be fitted, or after `load`, which keeps one rung.
+        """
         check_is_fitted(self, "state_")
+        if not hasattr(self, "ladder_") or not self.ladder_.scores:
+            raise ValueError("there is one rung only, and nothing to choose among.")
         allowed = [rung for rung in self.ladder_.states if rung in rungs]
         self.chosen_, self.reason_ = choose(self.ladder_.scores, self._clips, allowed)
         self.state_ = self.complete(self.ladder_.states[self.chosen_])
 
     def complete(self, state: HeadState) -> HeadState:
-        """A state of the ladder with the statistics of the towers' features, where it uses them."""
+        """A state of the ladder as it is used: under the prior in use, with the statistics that typicality needs."""
+        if self.prior is not None:
+            shift = np.log(checked_prior(self.prior, len(self.prior_))) - np.log(self.prior_)
+            state = state.replace(prior_shift=shift)
         if SLOPE not in state.arrays or not state[SLOPE].any():
             return HeadState({name: value for name, value in state.arrays.items() if name != SLOPE})
         return state.replace(**self.statistics_)
@@ -223,9 +245,17 @@ class Allocation(ClassifierMixin, BaseEstimator):
             return rebalanced(self.ladder_, self._clips, self._options, balance)
 
     def fuse(self, X: Any, features: Any = None) -> Fused:
-        """Logits, weights, contributions and trust of clips `X (N, M, C)` with features as in `fit`."""
-        check_is_fitted(self, "state_")
+        """Logits, weights, contributions and trust of clips `X (N, M, C)` with features as in `fit`.
+
+        Without features every clip counts as typical; where the allocation uses typicality, a warning says so.
+        """
         logits = self._checked(X)
+        if features is None and SLOPE in self.state_.arrays:
+            warnings.warn(
+                "this allocation weights modalities by their features, and none are given: every clip counts as"
+                " typical",
+                stacklevel=2,
+            )
         return self.state_.fuse(logits, self.typicality(logits, features))
 
     def typicality(self, X: Any, features: Any = None) -> np.ndarray | None:
@@ -235,7 +265,7 @@ class Allocation(ClassifierMixin, BaseEstimator):
         logits = self._checked(X)
         slope = {SLOPE: np.zeros(self.n_modalities_)}
         state = HeadState.plain_sum(*logits.shape[1:]).replace(**self.statistics_, **slope)
-        given = checked_features(features, len(logits), self.n_modalities_)
+        given = checked_features(features, len(logits), self.modality_names_)
         return state.typicality(given, ~np.isnan(logits[:, :, 0]))
 
     def decision_function(self, X: Any, features: Any = None) -> np.ndarray:
@@ -270,10 +300,15 @@ class Allocation(ClassifierMixin, BaseEstimator):
         best = predict(self.decision_function(X, features))
         return np.asarray(self.classes_[best])
 
+    def score(self, X: Any, y: Any, sample_weight: Any = None, features: Any = None) -> float:
+        """Accuracy of `predict` on clips with class indices `y (N,)`."""
+        return float(accuracy_score(y, self.predict(X, features), sample_weight=sample_weight))
+
     def check_shift(self, X: Any, *, warn: bool = True) -> list[str]:
         """In what these logits are unlike the fitting ones, as sentences; also warns unless told not to."""
         check_is_fitted(self, "state_")
-        found = self.profile_.differences(self._checked(X), self.modality_names_)
+        log_probs = own_log_probs(self._checked(X), self.state_.known)
+        found = self.profile_.differences(log_probs, self.modality_names_)
         if found and warn:
             warnings.warn("the evaluated logits are unlike the fitted ones: " + "; ".join(found), stacklevel=2)
         return found
@@ -298,22 +333,10 @@ class Allocation(ClassifierMixin, BaseEstimator):
             ValueError: if the model has another number of modalities or classes, other names or order of them, or
                 features of another width.
         """
-        import torch
-
-        from hf_mmbalance.model.fusion_adaptive_mmbalance import AdaptiveFusion
+        from hf_mmbalance.decision.write_to_model import write_to_model
 
         check_is_fitted(self, "state_")
-        self._check_model(model)
-        old, options = model.fusion, self.state_.options
-        head = self.state_.head(old.feature_sizes).float()
-        same = isinstance(old, AdaptiveFusion) and (old.calibration, old.ranks) == (head.calibration, head.ranks)
-        if same:
-            with torch.no_grad():
-                old.load_state_dict(head.state_dict())
-        else:
-            model.fusion = head.to(next(model.parameters()).device).train(old.training)
-        model.config.fusion = "adaptive"
-        model.config.fusion_options = options or None
+        write_to_model(self, model)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `allocation.npz` into a folder; `load` reads it back."""
@@ -332,7 +355,8 @@ class Allocation(ClassifierMixin, BaseEstimator):
             "profile": self.profile_.as_dict(),
         }
         arrays: dict[str, Any] = dict(self.state_.arrays)
-        np.savez_compressed(folder / FILE_NAME, description=np.array(json.dumps(content)), **arrays)
+        description = json.dumps(content, default=lambda value: value.item())  # numbers of numpy
+        np.savez_compressed(folder / FILE_NAME, description=np.array(description), **arrays)
         return folder / FILE_NAME
 
     @classmethod
@@ -340,15 +364,18 @@ class Allocation(ClassifierMixin, BaseEstimator):
         """Read what `save` wrote; `ladder_` (the other rungs) is not kept.
 
         Raises:
-            ValueError: if the folder holds no allocation.
+            ValueError: if the folder holds no allocation, or a damaged one.
         """
         path = Path(folder) / FILE_NAME
         if not path.is_file():
             raise ValueError(f"{path}: no such file; give a folder written by Allocation.save or `decide --save`.")
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        content = json.loads(str(arrays.pop("description")))
-        made = cls(**content["parameters"])
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            content = json.loads(str(arrays.pop("description")))
+            made = cls(**content["parameters"])
+        except Exception as error:  # a damaged archive may raise anything: zlib, zipfile, struct, MemoryError
+            raise ValueError(f"{path}: damaged, or not written by Allocation.save ({error!r}).") from error
         made.chosen_, made.reason_, made.notes_ = content["chosen"], content["reason"], content["notes"]
         made.modality_names_, made.class_names_ = content["modalities"], content["classes"]
         made.state_ = HeadState(arrays)
@@ -361,12 +388,15 @@ class Allocation(ClassifierMixin, BaseEstimator):
         return made
 
     def _check_options(self) -> None:
-        if self.folds < 2 or not len(self.strengths) or min(self.strengths) <= 0:
-            raise ValueError("folds must be at least 2 and strengths positive.")
+        if not isinstance(self.folds, Integral) or self.folds < 2:
+            raise ValueError(f"folds is {self.folds}; it must be an integer of at least 2.")
+        strengths = np.asarray(self.strengths, dtype=np.float64)
+        if strengths.ndim != 1 or not len(strengths) or not ((strengths > 0) & np.isfinite(strengths)).all():
+            raise ValueError(f"strengths are {self.strengths}; they must be a list of positive numbers.")
         if self.structure not in STRUCTURES:
             raise ValueError(f"structure is {self.structure!r}; choose among {', '.join(STRUCTURES)}.")
-        if not self.balance >= 0:
-            raise ValueError(f"balance is {self.balance}; it must be at least 0.")
+        if not 0 <= self.balance < np.inf:
+            raise ValueError(f"balance is {self.balance}; it must be a number of at least 0.")
 
     def _checked(self, X: Any) -> np.ndarray:
         check_is_fitted(self, "state_")
@@ -376,61 +406,20 @@ class Allocation(ClassifierMixin, BaseEstimator):
             raise ValueError(f"X has {logits.shape[1:]} modalities and classes; the fit had {expected}.")
         return logits
 
-    def _check_model(self, model: Any) -> None:
-        have = (model.fusion.num_modalities, model.fusion.num_labels)
-        if have != (self.n_modalities_, len(self.classes_)):
-            raise ValueError(f"the model has {have} modalities and classes, the allocation was fitted on"
-                             f" {(self.n_modalities_, len(self.classes_))}.")  # fmt: skip
-        labels = [str(model.config.id2label[i]) for i in range(have[1])] if model.config.id2label else []
-        named = not all(name == str(i) for i, name in enumerate(self.class_names_))
-        if named and labels and labels != self.class_names_ and not all(x.startswith("LABEL_") for x in labels):
-            raise ValueError(
-                f"the model's classes {labels[:5]}... are not those of the fit {self.class_names_[:5]}..."
-            )
-        modalities = list(getattr(model.config, "modalities", self.modality_names_))
-        if not self.modality_names_[0].startswith("modality ") and modalities != self.modality_names_:
-            raise ValueError(f"the model's modalities are {modalities}, those of the fit {self.modality_names_}.")
-        known = np.asarray(getattr(model.config, "known_classes", np.ones(have)), dtype=bool)
-        if not np.array_equal(known, self.state_.known):
-            raise ValueError(
-                f"the model's modalities know {known.sum(axis=1).tolist()} of {have[1]} classes, those of the fit"
-                f" others ({self.state_.known.sum(axis=1).tolist()}): fit on a table whose `known` is the model's"
-            )
-        widths = [self.state_.arrays.get(f"typicality_mean_{m}") for m in range(have[0])]
-        for m, mean in enumerate(widths):
-            if mean is not None and len(mean) != model.fusion.feature_sizes[m]:
-                raise ValueError(
-                    f"the model's {self.modality_names_[m]} features have width {model.fusion.feature_sizes[m]}, those"
-                    f" of the fit {len(mean)}."
-                )
 
-
-def fit_decision_layer(
-    table: DecisionTable,
-    *,
-    rung: str = "auto",
-    known_groups: bool = False,
-    balance: float = 0.0,
-    seed: int = 0,
-    structure: str = "any",
-    **options: Any,
-) -> Allocation:
+def fit_decision_layer(table: DecisionTable, **options: Any) -> Allocation:
     """Fit the decision layer on a table's calibration rows: what training and `mmbalance decide` both call.
 
     Args:
         table: rows of split `calibration` (all draws); those of `train`, if there are any, give only the class means
             and covariance of features. Rows of other splits are not touched.
-        rung, known_groups, balance, seed, structure: see [`Allocation`].
-        **options: further arguments of `Allocation`.
+        **options: of [`Allocation`].
 
     Raises:
         TableError: if the table has no calibration rows.
     """
-    allocation = Allocation(
-        rung=rung, known_groups=known_groups, balance=balance, seed=seed, structure=structure, **options
-    )
     reference = table.select("train") if "train" in table.splits else None
-    return allocation.fit_table(table.select("calibration"), reference)
+    return Allocation(**options).fit_table(table.select("calibration"), reference)
 
 
 def _by_name(table: DecisionTable) -> Features:

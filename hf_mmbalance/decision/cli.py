@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ def add_diagnose(verbs: Any) -> None:
 
 def run_decide(arguments: argparse.Namespace) -> int:
     """Run `decide`; returns the exit status."""
+    console.check_place(arguments.json)
     names, several = _names(arguments.tables), len(arguments.tables) > 1
     reports: dict[str, Any] = {}
     with console.progress(len(names), "fitting", "table") as step:
@@ -66,7 +68,7 @@ def run_decide(arguments: argparse.Namespace) -> int:
                     console.say(f"== {name}")
                 print_ladder(reports[name])
             if arguments.save:
-                folder = arguments.save / name if several else arguments.save
+                folder = arguments.save / _as_folder(name) if several else arguments.save
                 console.say(f"saved {judged.allocation.save(folder)}", aside=True)
             step()
     console.write_result(arguments.json, reports if several else reports[names[0]])
@@ -77,6 +79,8 @@ def run_diagnose(arguments: argparse.Namespace) -> int:
     """Run `diagnose`; returns the exit status."""
     from hf_mmbalance.decision.diagnosis import diagnose
 
+    for place in (arguments.json, arguments.report):
+        console.check_place(place)
     reports, names = [], _names(arguments.tables)
     with console.progress(len(names), "diagnosing", "table") as step:
         for path in arguments.tables:
@@ -98,9 +102,21 @@ def run_diagnose(arguments: argparse.Namespace) -> int:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """A name per table or run folder: its own, or its path where two have the same."""
+    """A name per table or run folder: its own, or its path where two have the same.
+
+    Raises:
+        ValueError: if one is given twice.
+    """
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is given twice")
     short = [path.stem if path.is_file() else path.name for path in paths]
     return [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
+
+
+def _as_folder(name: str) -> str:
+    """A name that is a path as the name of one folder."""
+    return re.sub(r"[\\/:]+", "_", name).strip("_.") or "table"
 
 
 def print_ladder(report: dict[str, Any]) -> None:
@@ -196,17 +212,20 @@ def _decide(path: Path, arguments: argparse.Namespace) -> Any:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         table = DecisionTable.read(table_path(path), read_classes(arguments.classes))
+        trained = state_of_run(path) if path.is_dir() else None
     for entry in caught:
         console.say(f"warning: {entry.message}", aside=True)
-    evaluated = decide_table(
-        table,
-        fit_split=arguments.fit_split,
-        eval_split=arguments.eval_split,
-        folds=arguments.group_folds,
-        seed=arguments.seed,
-        **options,
-    )
-    trained = state_of_run(path) if path.is_dir() else None
+    try:
+        evaluated = decide_table(
+            table,
+            fit_split=arguments.fit_split,
+            eval_split=arguments.eval_split,
+            folds=arguments.group_folds,
+            seed=arguments.seed,
+            **options,
+        )
+    except TableError as error:
+        raise TableError(f"{path}: {error}" if len(arguments.tables) > 1 else str(error)) from None
     if trained is not None:
         evaluated.add_head("model", trained)
     elif path.is_dir() and "reference.fused" in evaluated.fusions:
@@ -230,12 +249,20 @@ def read_prior(text: str) -> list[float]:
 
 
 def read_classes(path: Path | None) -> list[str] | None:
-    """Class names from a file: a JSON list, or one per line."""
+    """Class names from a file: a JSON list, or one per line.
+
+    Raises:
+        TableError: if it is not UTF-8 or a broken list.
+    """
     if path is None:
         return None
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise TableError(f"--classes {path}: not UTF-8 (byte {error.start}); save the file as UTF-8.") from None
-    names = json.loads(text) if text.lstrip().startswith("[") else [line for line in text.splitlines() if line.strip()]
-    return [str(name).strip() for name in names]
+    if not text.lstrip().startswith("["):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        return [str(name).strip() for name in json.loads(text)]
+    except ValueError as error:
+        raise TableError(f"--classes {path}: it starts like a JSON list but is none ({error}).") from None

@@ -98,28 +98,41 @@ def read_source(
         **options: of `decide_table`.
 
     Raises:
-        TableError: a table that cannot be used, or without such a split.
+        TableError: a table that cannot be used, or without such a split; damaged results of a run.
     """
     folder, file = path if path.is_dir() else None, table_path(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         table = DecisionTable.read(file)
     name = name or (path.name if folder else path.stem)
-    own = "fused" in table.references
-    source = Source(name, table.select(split) if own else table)
+    source = Source(name, table, notes=[f"{name}: {entry.message}" for entry in caught])
     if folder and (folder / RESULTS).is_file():
-        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        _read_results(source, folder / RESULTS)
+    own = "fused" in table.references
+    try:
+        if own:
+            source.table = table.select(split)
+        if refit or not own:
+            # The rows of a run that are judged, so that both of its decision layers answer the same clips.
+            named = own or split != "test"
+            judged = decide_table(table, eval_split=split if named else None, **options)
+            source.table, source.refitted = judged.table, judged.fusions["adaptive"]
+            source.notes += [f"{name}: {note}" for note in judged.notes]
+    except TableError as error:
+        raise TableError(f"{name}: {error}") from None
+    return source
+
+
+def _read_results(source: Source, file: Path) -> None:
+    """Head, configuration and seed of a run, from its `results.json`."""
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
         source.fusion = str(results.get("fusion", "own head"))
         if "arguments" in results:
             source.configuration = _configuration(results["arguments"])
             source.seed = results["arguments"].get("seed"), results["arguments"].get("data_seed")
-    if refit or not own:
-        # The rows of a run that are judged, so that both of its decision layers answer the same clips.
-        named = own or split != "test"
-        judged = decide_table(table, eval_split=split if named else None, **options)
-        source.table, source.refitted = judged.table, judged.fusions["adaptive"]
-        source.notes += [f"{name}: {note}" for note in judged.notes]
-    return source
+    except (ValueError, AttributeError) as error:
+        raise TableError(f"{file}: damaged, or not the results of a run ({error}).") from error
 
 
 def _configuration(arguments: dict[str, Any]) -> str:
@@ -229,7 +242,7 @@ def compare_sources(
     """
     table = align(sources)
     entries = entries_of(sources)
-    unit, counts = resampled_counts(table.groups, len(table), draws=draws, seed=seed)
+    unit, counts = resampled_counts(table.units, len(table), draws=draws, seed=seed)
     rows = [_row(entry, table, unit, counts) for entry in entries]
     pairs = _pairs(entries, baseline)
     differences = [_paired(a, b, table, draws, seed) for a, b in pairs]
@@ -248,7 +261,7 @@ def compare_sources(
 
 
 def _row(entry: Entry, table: DecisionTable, unit: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
-    there = ~np.isnan(entry.logits[0]).any(axis=1)
+    there = ~np.isnan(entry.logits).any(axis=(0, 2))  # answered in every seed
     row: dict[str, Any] = {"configuration": entry.configuration, "method": entry.method, "kind": entry.kind,
                            "seeds": len(entry.logits), "n": int(there.sum())}  # fmt: skip
     if not there.any():

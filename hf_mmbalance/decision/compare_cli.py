@@ -51,6 +51,8 @@ def run_compare(arguments: argparse.Namespace, find: Find) -> int:
     from hf_mmbalance.decision.compare import compare_sources, read_source
     from hf_mmbalance.decision.compare_output import latex_of, text_of, write_csv
 
+    for place in (arguments.json, arguments.csv, arguments.latex):
+        console.check_place(place)
     options = {"split": arguments.eval_split, "refit": arguments.refit}
     with console.progress(len(arguments.sources), "reading", "table") as step:
         sources = []

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.base import clone
 
 from hf_mmbalance.decision.folds import group_folds
+from hf_mmbalance.decision.inputs import checked_column
 
 
 def cross_fit_logits(
@@ -40,11 +41,13 @@ def cross_fit_logits(
         ValueError: if the names differ, lengths differ, or a fold leaves a modality nothing to learn from.
     """
     labels = np.asarray(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0:
+        raise ValueError(f"labels have shape {labels.shape} and type {labels.dtype}; expected (N,) class indices.")
     if list(estimators) != [name for name in estimators if name in features] or len(estimators) != len(features):
         raise ValueError(
             f"estimators ({', '.join(estimators)}) and features ({', '.join(features)}) must name the same modalities."
         )
-    names = np.arange(len(labels)).astype(str) if groups is None else np.asarray(groups)
+    names = checked_column(groups, "groups", np.arange(len(labels)))
     fold, classes = group_folds(names, folds, seed), int(labels.max()) + 1
     logits = np.full((len(labels), len(estimators), classes), np.nan)
     for m, (name, estimator) in enumerate(estimators.items()):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_mmbalance.decision.state import SLOPE, HeadState
+from hf_mmbalance.decision.state import ORDER, SLOPE, HeadState
 
 
 def describe_state(state: HeadState, modalities: Sequence[str], classes: Sequence[str]) -> dict[str, Any]:
@@ -30,12 +30,19 @@ def describe_state(state: HeadState, modalities: Sequence[str], classes: Sequenc
 def _lines(state: HeadState, found: dict[str, Any]) -> list[str]:
     spans = {name: (min(row), max(row)) for name, row in found["weights"].items()}
     lines = ["temperature " + ", ".join(f"{name} {value:.3g}" for name, value in found["temperature"].items())]
-    lines.append("weight " + ", ".join(
-        f"{name} {low:.3g}" if high - low < 1e-9 else f"{name} {low:.3g} to {high:.3g} by class"
-        for name, (low, high) in spans.items()
-    ))  # fmt: skip
+    if ORDER in state.arrays:
+        names = [list(spans)[int(m)] for m in state[ORDER]]
+        lines.append(f"each clip is decided by the first of {', '.join(names)} that it has")
+    else:
+        lines.append("weight " + ", ".join(
+            f"{name} {low:.3g}" if high - low < 1e-9 else f"{name} {low:.3g} to {high:.3g} by class"
+            for name, (low, high) in spans.items()
+        ))  # fmt: skip
     prior = np.exp(state["log_prior"])
     lines.append(f"prior {prior.min():.3g} to {prior.max():.3g}, counted once")
+    if np.any(state["prior_shift"]):
+        shift = np.exp(state["prior_shift"])
+        lines.append(f"prior of the place of use, {shift.min():.3g} to {shift.max():.3g} times that of the fit")
     if np.any(state["bias"]):
         lines.append(f"class bias {state['bias'].min():+.3g} to {state['bias'].max():+.3g}")
     if state.calibration != "temperature":

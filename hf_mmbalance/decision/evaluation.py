@@ -175,19 +175,26 @@ def decide_table(
         **options: of `Allocation`.
 
     Raises:
-        TableError: if folds and splits are both given, or only the towers' training clips could be judged.
+        TableError: if folds and splits are both given, there are fewer than two folds, or only the towers' training
+            clips could be judged.
     """
     if folds is not None and (fit_split or eval_split):
         raise TableError("give --group_folds, or --fit_split and --eval_split, not both.")
+    if folds is not None and folds < 2:
+        raise TableError(f"--group_folds {folds}: there must be at least 2 folds.")
     fit, judged = fit_split or "calibration", eval_split or "test"
-    if folds is None and (fit_split or eval_split or {fit, judged} <= set(table.splits)):
+    absent = [name for name in (fit, judged) if name not in table.splits]
+    if folds is None and (fit_split or eval_split or not absent):
         return decide_splits(table, fit_split=fit, eval_split=judged, seed=seed, **options)
     if folds is None and set(table.splits) == {"train"}:
         raise TableError(
             "every row has split 'train': the towers' own training clips say nothing about new ones. Export clips that"
             " the towers did not learn from, or give --group_folds if the logits are out of fold."
         )
-    return decide_folds(table, folds=folds or 5, seed=seed, **options)
+    report = decide_folds(table, folds=folds or 5, seed=seed, **options)
+    if folds is None:
+        report.notes.insert(0, f"no clips of split {' or '.join(absent)}: fitted and judged out of fold")
+    return report
 
 
 def decide_splits(
@@ -290,7 +297,7 @@ def _assemble(
     everywhere[1:1] = [name for name in ("best_single",) if all(name in part.ladder_.states for _, part in parts)]
     for name in everywhere:
         states[name] = [FittedPart.of(rows, part.complete(part.ladder_.states[name]), table) for rows, part in parts]
-    states["prior_sum"] = [FittedPart(rows, prior_sum(part)) for rows, part in parts]
+    states["prior_sum"] = [FittedPart(rows, part.complete(prior_sum(part))) for rows, part in parts]
     states["adaptive"] = [FittedPart.of(rows, part.state_, table) for rows, part in parts]
     found = {name: fused_logits(table.logits, fitted) for name, fitted in states.items()}
     # The row `sum` is the sum as everyone adds it up; under one fitted temperature it is the fallback.
@@ -299,7 +306,22 @@ def _assemble(
     fusions |= {"mean_prob": fusions.pop("mean_prob")} | found
     for name, logits in table.references.items():
         fusions[f"reference.{name}"] = logits
-    return DecisionReport(table, fusions, states, final, parts, fit_clips, clip_nll(scaled, table.labels), list(notes))
+    notes = [*notes, *_excluded_by_prior(final, table)]
+    return DecisionReport(table, fusions, states, final, parts, fit_clips, clip_nll(scaled, table.labels), notes)
+
+
+def _excluded_by_prior(allocation: Allocation, table: DecisionTable) -> list[str]:
+    """Classes that occur among the clips to judge though the prior of the place of use is 0."""
+    if allocation.prior is None:
+        return []
+    excluded = [c for c in np.unique(table.labels) if allocation.prior[c] == 0]
+    if not excluded:
+        return []
+    names, clips = ", ".join(table.classes[c] for c in excluded), int(np.isin(table.labels, excluded).sum())
+    return [
+        f"the prior given for {names} is 0, but {clips} of the judged clips have that label: almost none of them can"
+        " be decided right"
+    ]
 
 
 def prior_sum(allocation: Allocation) -> HeadState:

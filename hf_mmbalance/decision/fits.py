@@ -6,14 +6,14 @@ strength / (2 N). Classes without clips keep the parent's values and do not comp
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 
 from hf_mmbalance.decision.optimise import Bounds, minimise
-from hf_mmbalance.decision.state import SLOPE, HeadState, as_tensors, own_log_probs
+from hf_mmbalance.decision.state import ORDER, SLOPE, HeadState, as_tensors, own_log_probs
 from hf_mmbalance.metrics.measures import capability, log_softmax, shares
 from hf_mmbalance.model.fusion_adaptive_mmbalance import calibrate, evidence_of, fused_logits
 
@@ -248,13 +248,11 @@ def fit_weights(
     """
     data = data.several()
     seen, modalities = data.seen, state.shape[0]
-    own = {name: torch.from_numpy(np.asarray(value)) for name, value in state.arrays.items()}
-    typicality = None if data.typicality is None else torch.from_numpy(data.typicality)
-    posteriors = calibrate(data.log_probs, data.mask, own, typicality)
-    evidence, several = evidence_of(posteriors, data.mask, own["log_prior"])
-    evidence = evidence[..., seen].contiguous()
-    fixed = {name: own[name][seen] for name in ("log_prior", "prior_shift")}
     shape = (modalities, 1 if tied else len(seen))
+    loss_at = weighting_loss(data, state)
+    able = capability(own_log_probs(data.logits, state.known), data.labels)[:, seen]
+    target = torch.from_numpy(shares(np.nan_to_num(able))[0])
+    bias = torch.from_numpy(state["bias"][seen])
 
     def pack(value: HeadState) -> np.ndarray:
         weights = value["weights"][:, seen]
@@ -262,20 +260,10 @@ def fit_weights(
         return np.concatenate([weights.ravel(), value["bias"][seen] if with_bias else []])
 
     anchor, size = pack(state), shape[0] * shape[1]
-    bias = torch.from_numpy(state["bias"][seen])
-    target = torch.from_numpy(
-        shares(np.nan_to_num(capability(own_log_probs(data.logits, state.known), data.labels)))[0][:, seen]
-    )
-
-    cross_entropy = partial(torch.nn.functional.cross_entropy, reduction="sum")
 
     def loss(theta: torch.Tensor) -> torch.Tensor:
         weights = theta[:size].reshape(shape).expand(modalities, len(seen))
-        changed = {"weights": weights, "bias": theta[size:] if with_bias else bias}
-        value = sum(
-            cross_entropy(fused_logits(evidence[part], several[part], fixed | changed), data.target[part])
-            for part in blocks(len(evidence), evidence[0].numel())
-        ) / len(evidence)
+        value = loss_at(weights, theta[size:] if with_bias else bias)
         if balance:
             value = value + balance * share_divergence(weights, target)
         return value + pull(theta, anchor, strength, len(data.labels))
@@ -283,13 +271,32 @@ def fit_weights(
     bounds: Bounds = [(SMALLEST_WEIGHT, None)] * size + [(None, None)] * (len(anchor) - size)
     theta = minimise(loss, anchor if start is None else pack(start), bounds)
     weights, biases = state["weights"].copy(), state["bias"].copy()
-    if tied:
-        weights[:] = theta[:size, None]
-    else:
-        weights[:, seen] = theta[:size].reshape(shape)
+    weights[:, slice(None) if tied else seen] = theta[:size].reshape(shape)
     if with_bias:
         biases[seen] = theta[size:]
     return state.replace(weights=weights, bias=biases)
+
+
+def weighting_loss(data: FitData, state: HeadState) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Mean NLL of the clips, over the classes that occur, as a function of weights `(M, S)` and a bias `(S,)`.
+
+    Calibration and prior are those of `state`, and the evidence that they give is computed once.
+    """
+    own = {name: torch.from_numpy(np.asarray(value)) for name, value in state.arrays.items()}
+    typicality = None if data.typicality is None else torch.from_numpy(data.typicality)
+    posteriors = calibrate(data.log_probs, data.mask, own, typicality)
+    evidence, several = evidence_of(posteriors, data.mask, own["log_prior"])
+    evidence = evidence[..., data.seen].contiguous()
+    fixed = {name: own[name][data.seen] for name in ("log_prior", "prior_shift")}
+
+    def loss(weights: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros((), dtype=evidence.dtype)
+        for part in blocks(len(evidence), evidence[0].numel()):
+            fused = fused_logits(evidence[part], several[part], {**fixed, "weights": weights, "bias": bias})
+            total = total + torch.nn.functional.cross_entropy(fused, data.target[part], reduction="sum")
+        return total / len(evidence)
+
+    return loss
 
 
 def share_divergence(weights: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -299,10 +306,11 @@ def share_divergence(weights: torch.Tensor, target: torch.Tensor) -> torch.Tenso
 
 
 def scaled_sum(data: FitData) -> HeadState:
-    """The plain sum under one fitted temperature; a modality that is alone in a clip uses its own temperature.
+    """The plain sum under one fitted temperature; the only modality of a clip is under its own temperature.
 
     With weights T_m / T the temperatures cancel: sum_m (T_m / T) l_m / T_m = (sum_m l_m) / T. Where a modality does
-    not know some class they cancel up to a constant per clip between the classes that it knows and the others.
+    not know some class they cancel up to a constant per clip between the classes that it knows and the others. In a
+    clip with some of more than two modalities they cancel in part: there the head moves every weight towards 1.
     """
     neutral = data.plain_sum()
     own = fit_temperatures(data, neutral)
@@ -315,9 +323,14 @@ def scaled_sum(data: FitData) -> HeadState:
     return own.replace(weights=weights)
 
 
-def single(state: HeadState, modality: int) -> HeadState:
-    """One modality under its temperature; in clips without it the others are used, equally."""
+def single(state: HeadState, order: Sequence[int]) -> HeadState:
+    """Of each clip one modality under its temperature: the first of `order` that it has.
+
+    With two modalities the weights of a head say this, as the only modality of a clip has weight 1. With more they
+    cannot: where one is missing, the weights of others lie between 0 and 1.
+    """
     weights = np.zeros(state.shape)
-    weights[modality] = 1.0
-    plain = HeadState.plain_sum(*state.shape).with_known(state.known)
-    return plain.replace(log_temperature=state["log_temperature"], weights=weights)
+    weights[order[0]] = 1.0
+    found = HeadState.plain_sum(*state.shape).with_known(state.known)
+    found = found.replace(log_temperature=state["log_temperature"], weights=weights)
+    return found.replace(**{ORDER: np.array(order, dtype=np.float64)}) if len(order) > 2 else found

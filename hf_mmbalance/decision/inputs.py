@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,15 +54,29 @@ def checked_labels(y: Any, logits: np.ndarray) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def checked_features(features: Any, clips: int, modalities: int) -> list[np.ndarray | None]:
-    """Features as one `(N, D_m)` array or None per modality; a mapping is taken in its own order.
+def checked_features(features: Any, clips: int, modalities: Sequence[str]) -> list[np.ndarray | None]:
+    """Features as one `(N, D_m)` array or None per modality, in the order of `modalities`.
+
+    Args:
+        features: a mapping by name, of some or all modalities; or a sequence in their order.
+        clips: N.
+        modalities: M names.
 
     Raises:
-        ValueError: for another number of modalities or rows, or a row that is partly NaN or infinite.
+        ValueError: for names or a number of modalities that do not fit, another number of rows, or a row that is
+            partly NaN or infinite.
     """
-    given = list(features.values()) if isinstance(features, Mapping) else list(features)
-    if len(given) != modalities:
-        raise ValueError(f"features of {len(given)} modalities for {modalities}; give None where there are none.")
+    if isinstance(features, Mapping):
+        unknown = [str(name) for name in features if name not in modalities]
+        if unknown:
+            raise ValueError(f"features of {', '.join(unknown)}: the modalities are {', '.join(modalities)}.")
+        given = [features.get(name) for name in modalities]
+    else:
+        given = list(features)
+        if len(given) != len(modalities):
+            raise ValueError(
+                f"features of {len(given)} modalities for {len(modalities)}; give None where there are none."
+            )
     found: list[np.ndarray | None] = []
     for m, value in enumerate(given):
         array = None if value is None else np.asarray(value, dtype=np.float64)
@@ -80,21 +94,25 @@ def checked_features(features: Any, clips: int, modalities: int) -> list[np.ndar
 
 
 def checked_reference(
-    reference: tuple[Any, Any] | None, own: list[np.ndarray | None]
+    reference: tuple[Any, Any] | None, own: list[np.ndarray | None], modalities: Sequence[str], classes: int
 ) -> tuple[list[np.ndarray | None], np.ndarray] | None:
     """Features and labels of the towers' training clips; None where none of them has features.
 
     Args:
         reference: features and labels, as given.
         own: checked features of the fitting clips.
+        modalities: M names.
+        classes: C.
 
     Raises:
-        ValueError: if features have other widths than those of the fitting clips.
+        ValueError: if features have other widths than those of the fitting clips, or labels are not of their classes.
     """
     if reference is None:
         return None
     labels = np.asarray(reference[1])
-    features = checked_features(reference[0], len(labels), len(own))
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not np.isin(labels, np.arange(classes)).all():
+        raise ValueError(f"labels of the reference clips must be integers from 0 to {classes - 1}, one per clip.")
+    features = checked_features(reference[0], len(labels), modalities)
     if all(value is None or np.isnan(value).all() for value in features):
         return None
     pairs = [(a, b) for a, b in zip(own, features, strict=True) if a is not None and b is not None]
@@ -107,9 +125,12 @@ def checked_column(values: Any, name: str, default: np.ndarray) -> np.ndarray:
     """`values` as an array with one entry per clip; `default` for None.
 
     Raises:
-        ValueError: for another number of entries.
+        ValueError: for another number of entries, or None or NaN among them.
     """
     found = default if values is None else np.asarray(values)
-    if len(found) != len(default):
-        raise ValueError(f"{name} has {len(found)} entries for {len(default)} clips.")
+    if found.shape != default.shape:
+        raise ValueError(f"{name} has {len(found) if found.ndim else 1} entries for {len(default)} clips.")
+    empty = sum(value is None or value != value for value in found.tolist())  # NaN is not equal to itself
+    if empty:
+        raise ValueError(f"{name} has {empty} empty entries; one name for all of them would make them one.")
     return found

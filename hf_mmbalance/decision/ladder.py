@@ -36,7 +36,7 @@ PARENTS: dict[str, str | None] = {
     "dirichlet": "typicality",
 }
 FALLBACKS = ("sum", "prior_sum", "best_single")
-#: What can be chosen where the groups are too few to show how a rung fares on a new one.
+#: What can be chosen where the groups are too few to judge a rung on a new one.
 STIFF = ("sum", "prior_sum", "temperature", "typicality", "global")
 #: Rungs that add no buffer to the head: checkpoints of one run must load into each other.
 DEFAULT_STRUCTURE = ("sum", "prior_sum", "temperature", "global", "bias", "class")
@@ -192,9 +192,10 @@ def allowed_rungs(clips: Clips, options: Options) -> tuple[list[str], list[str]]
     if number < MIN_GROUPS and not options.known_groups:
         allowed = [rung for rung in allowed if rung in STIFF]
         notes.append(
-            f"{number} group(s): folds cannot show how a rung fares on a new group, so only {', '.join(STIFF)} and the"
-            f" best single modality can be chosen (at least {MIN_GROUPS} groups, or --known_groups where the place of"
-            f" use has the same groups, are needed for more); {', '.join(SHOWN)} are shown beside them"
+            f"{number} group(s): too few to judge a rung on groups that it was not fitted on, so only"
+            f" {', '.join(STIFF)} and the best single modality can be chosen (at least {MIN_GROUPS} groups, or"
+            " --known_groups where the place of use has the same groups, are needed for more);"
+            f" {', '.join(SHOWN)} are shown beside them"
         )
     elif classes > MAX_CLASSES:
         allowed = [rung for rung in allowed if rung != "dirichlet"]
@@ -238,21 +239,24 @@ def _folds(clips: Clips, options: Options) -> np.ndarray | None:
 
 
 def _fallbacks(parts: list[_Part], held_out: list[np.ndarray], data: FitData, scores: dict[str, RungScore]) -> int:
-    """Fit and score `sum` and every modality by itself; returns the best single modality."""
+    """Fit and score `sum` and `best_single`; returns the best single modality."""
     for part in parts:
         part.states["sum"] = scaled_sum(part.data)
     scores["sum"] = _score([part.states["sum"] for part in parts[:-1]], held_out, data)
-    singles = [
-        _score([single(part.states["sum"], m) for part in parts[:-1]], held_out, data)
-        for m in range(data.logits.shape[1])
-    ]
-    # In clips without it a single modality is stood in for by the others: one that no clip has would equal the best.
+    modalities = range(data.logits.shape[1])
     present = data.mask.numpy().any(axis=0)
-    best = int(np.argmin([score.nll.mean() if here else np.inf for score, here in zip(singles, present, strict=True)]))
-    scores["best_single"] = singles[best]
+
+    def loss(m: int) -> float:
+        """Held-out NLL of a modality; in clips without it the others stand in, so that all are judged by all clips."""
+        order = [m, *(other for other in modalities if other != m)]
+        nll = _score([single(part.states["sum"], order) for part in parts[:-1]], held_out, data).nll.mean()
+        return float(nll) if present[m] else np.inf  # one that no clip has would equal the best
+
+    order = sorted(modalities, key=loss)
     for part in parts:
-        part.states["best_single"] = single(part.states["sum"], best)
-    return best
+        part.states["best_single"] = single(part.states["sum"], order)
+    scores["best_single"] = _score([part.states["best_single"] for part in parts[:-1]], held_out, data)
+    return order[0]
 
 
 def _score(

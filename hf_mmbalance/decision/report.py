@@ -16,7 +16,7 @@ from hf_mmbalance.decision.report_text import GLOSSARY, layer_name, summary
 Report = dict[str, Any]
 PAGE = Path(__file__).with_name("report.html")
 CAPTIONS = {
-    "weights_by_class": "What each modality can do alone, what the decision layer gives it, and where the two part."
+    "weights_by_class": "What each modality can do by itself, what the decision layer gives it, and the difference."
     " Thin lines are 95 % bootstrap intervals.",
     "trust": "Calibrated probability that a modality by itself is right, for every clip. Good trust puts the clips it"
     " gets right (filled) to the right of those it gets wrong (dashed).",

@@ -13,7 +13,7 @@ from hf_mmbalance.metrics.measures import log_softmax
 
 #: A mean has moved if it lies this many (fitting) standard deviations off ...
 MOVED_SPREADS = 0.5
-#: ... and this many standard errors of the difference, so that chance alone does not warn.
+#: ... and this many standard errors of the difference, so that chance does not warn.
 MOVED_ERRORS = 4.0
 MOVED_RATE = 0.2
 
@@ -68,7 +68,9 @@ class LogitProfile:
                 continue
             entropy, p = _entropy(logits[here, m])
             moved = float(entropy.mean()) - self.entropy[m]
-            error = np.hypot(self.entropy_error[m], entropy.std() / np.sqrt(len(entropy)))
+            # Of few clips the spread says little: one clip has none.
+            spread = max(entropy.std(), self.entropy_spread[m])
+            error = np.hypot(self.entropy_error[m], spread / np.sqrt(len(entropy)))
             if abs(moved) > max(MOVED_SPREADS * self.entropy_spread[m], MOVED_ERRORS * error):
                 change = "less confident" if moved > 0 else "more confident"
                 found.append(f"{name} is {change} than in the fit (mean entropy {entropy.mean():.2f} against"

@@ -15,10 +15,14 @@ from hf_mmbalance.metrics.measures import log_softmax
 
 
 if TYPE_CHECKING:
+    import torch
+
     from hf_mmbalance.model.fusion_adaptive_mmbalance import AdaptiveFusion
 
 #: Buffer that says that a head uses typicality.
 SLOPE = "typicality_slope"
+#: Modalities `(M,)`, best first, of a state that decides by the first of them that a clip has; no buffer of a head.
+ORDER = "order"
 
 
 @dataclass
@@ -39,7 +43,8 @@ class HeadState:
 
     Args:
         arrays: name of a buffer -> float64 array. `typicality_*` but the slope describe the towers' features and may
-            be left out where typicality is given by the caller.
+            be left out where typicality is given by the caller. `order` (see `ORDER`) is the one entry that no head
+            can hold.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -102,7 +107,12 @@ class HeadState:
 
         Args:
             feature_sizes: width of every modality's features; taken from the state where it has them.
+
+        Raises:
+            ValueError: if the state decides by an order of more than two modalities.
         """
+        if ORDER in self.arrays:
+            raise ValueError("a head weights all modalities of a clip; it cannot use only the best one of each clip.")
         import torch
 
         from hf_mmbalance.model.fusion_adaptive_mmbalance import AdaptiveFusion
@@ -126,9 +136,20 @@ class HeadState:
         own = {name: torch.from_numpy(np.asarray(value)) for name, value in self.arrays.items()}
         known = None if typicality is None else torch.from_numpy(typicality)
         with torch.no_grad():
-            out = combine(calibrate(log_probs, mask, own, known), mask, own)
-        logits, weights, contributions, trust = (value.numpy() for value in out.to_tuple())
-        return Fused(logits, weights, contributions, trust)
+            posteriors = calibrate(log_probs, mask, own, known)
+            fused, weights, contributions, trust = combine(posteriors, mask, own).to_tuple()
+            if ORDER in self.arrays:
+                first = self._first_of_order(mask)
+                fused, weights, contributions, _ = combine(posteriors, first, own).to_tuple()
+        return Fused(fused.numpy(), weights.numpy(), contributions.numpy(), trust.numpy())
+
+    def _first_of_order(self, mask: torch.Tensor) -> torch.Tensor:
+        """`(N, M)` bool, of the modalities present only the first of `order`."""
+        import torch
+
+        order = torch.from_numpy(self[ORDER]).long()
+        first = order[mask[:, order].int().argmax(dim=1)]
+        return torch.zeros_like(mask).scatter_(1, first[:, None], True) & mask
 
     def typicality(self, features: Sequence[np.ndarray | None], mask: np.ndarray) -> np.ndarray | None:
         """Typicality `(N, M)` of features, one `(N, D_m)` (or None) per modality; None where the state uses none.
@@ -203,11 +224,22 @@ def state_of_run(folder: str | os.PathLike[str]) -> HeadState | None:
 
     Args:
         folder: holds `config.json` and `model.safetensors` (or its shards).
+
+    Raises:
+        ValueError: if the files are damaged.
     """
+    from safetensors import SafetensorError
+
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         return None
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        return _saved_state(folder, json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise ValueError(f"{folder}: config.json or the weights are damaged ({error!r}).") from error
+
+
+def _saved_state(folder: Path, config: dict[str, Any]) -> HeadState | None:
     if config.get("fusion") == "sum":
         return HeadState.plain_sum(len(config.get("modalities", ["audio", "vision"])), len(config["id2label"]))
     if config.get("fusion") != "adaptive":

@@ -366,6 +366,12 @@ def _assemble(columns: dict[str, Any], meta: dict[str, Any], classes: Sequence[s
         )
     if "split" not in columns:
         warnings.warn("no 'split' column: all clips are taken as split 'test'.", stacklevel=3)
+    if "clip" not in columns and np.any(np.asarray(columns.get("draw", 0)) != 0):
+        warnings.warn(
+            "no 'clip' column: every draw counts as a clip of its own, so draws of one clip can be on both sides of a"
+            " fold.",
+            stacklevel=3,
+        )
     blocks = [np.asarray(columns[f"logits.{m}"], dtype=np.float64) for m in modalities]
     widths = {block.shape[1] for block in blocks if block.ndim == 2 and block.shape[1]}
     if len(widths) != 1:

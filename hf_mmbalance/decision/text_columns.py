@@ -63,19 +63,21 @@ def _plain(name: str, cells: list[str]) -> Any:
         return [cell or None for cell in cells]
     if name in ("id", "label", "clip", "draw", "split") and not all(cells):
         raise ValueError(f"column {name!r} has {cells.count('')} empty entries.")
-    if name == "draw" or (name == "label" and all(re.fullmatch(r"-?\d+", cell) for cell in cells)):
+    if name in ("label", "draw") and all(re.fullmatch(r"-?\d+", cell) for cell in cells):
         return _numbers(name, cells).astype(np.int64)
     return cells
 
 
-def _numbers(name: str, cells: list[str]) -> np.ndarray:
+def _numbers(name: str, cells: list[str], row: int | None = None) -> np.ndarray:
+    """The numbers of a column's cells, or of the list in one `row` of it; NaN where empty."""
     found = np.full(len(cells), np.nan)
-    for row, cell in enumerate(cells):
+    for place, cell in enumerate(cells):
         if cell.strip():
             try:
-                found[row] = float(cell)
+                found[place] = float(cell)
             except ValueError:
-                raise ValueError(f"row {row + 1}, column {name!r}: {cell!r} is not a number.") from None
+                number = (place if row is None else row) + 1
+                raise ValueError(f"row {number}, column {name!r}: {cell!r} is not a number.") from None
     return found
 
 
@@ -88,5 +90,5 @@ def _matrix(name: str, cells: list[str]) -> np.ndarray:
     found = np.full((len(rows), width), np.nan)
     for index, row in enumerate(rows):
         if row:
-            found[index] = _numbers(name, row)
+            found[index] = _numbers(name, row, index)
     return found

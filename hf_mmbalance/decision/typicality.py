@@ -70,9 +70,7 @@ def tower_statistics(features: np.ndarray, labels: np.ndarray, classes: int) -> 
         rest = 1.0 / (outside / (width - rank) + shrunk)
     variance, turn = np.linalg.eigh(basis @ covariance @ basis.T)
     basis = turn.T @ basis
-    all_centres = np.repeat(
-        centres[:1] @ basis.T, classes, axis=0
-    )  # classes without clips repeat another's: no effect
+    all_centres = np.repeat(centres[:1] @ basis.T, classes, axis=0)  # a class without clips repeats another's
     all_centres[seen] = centres @ basis.T
     precision = 1.0 / (np.maximum(variance, 0.0) + shrunk)
     return {"mean": mean, "basis": basis, "precision": precision, "centres": all_centres, "rest": np.array(rest)}
@@ -142,41 +140,47 @@ def fit_typicality(
         Buffers `typicality_*` but the slope (empty where no modality has usable features), typicality `(N, M)` with 0
         where it is not known, and notes.
     """
-    notes: list[str] = []
-    shape = (mask.shape[1], classes)
+    notes, clean = [], draws == 0
+    learned, learned_labels = (_rows(features, clean), labels[clean]) if reference is None else reference
+    arrays, without = statistics(learned, learned_labels, classes)
+    if len(without) == len(features) or all(value is None for value in features):
+        return {}, np.zeros(mask.shape), ["typicality: no modality has features that vary; it is left out"]
     if reference is None:
         notes.append("typicality: no features of training clips; class means come from the fitting clips, out of fold")
-        clean = draws == 0
-        arrays, without = statistics(_rows(features, clean), labels[clean], classes)
-        distances = np.full(mask.shape, np.nan)
         fold = draw_folds(labels, groups, clips, folds, seed)
-        for k in range(int(fold.max()) + 1):
-            part = statistics(_rows(features, clean & (fold != k)), labels[clean & (fold != k)], classes)[0]
-            if len(without) < len(features):
-                distances[fold == k] = log_distances(part, shape, _rows(features, fold == k))
+        distances = out_of_fold_distances(features, labels, classes, clean, fold)
     else:
-        arrays, without = statistics(*reference, classes)
-        distances = log_distances(arrays, shape, features)
-    if len(without) == len(features):
-        return {}, np.zeros(mask.shape), ["typicality: no modality has features that vary; it is left out"]
+        distances = log_distances(arrays, (mask.shape[1], classes), features)
     notes += [
         f"typicality: features of modality {m} are missing, constant or of fewer than {MIN_CLIPS} clips"
         for m in without
     ]
     distances[~mask] = np.nan
-    for m in set(range(shape[0])) - set(without):
+    for m in set(range(mask.shape[1])) - set(without):
         known = np.isfinite(distances[:, m])
         unknown = int((mask[:, m] & ~known).sum())
         if unknown:
             notes.append(
                 f"typicality: {unknown} clip(s) have modality {m} but not its features; they count as typical"
             )
-        typical = known & (draws == 0) if (known & (draws == 0)).any() else known
+        typical = known & clean if (known & clean).any() else known
         if typical.any():
             arrays["typicality_location"][m] = distances[typical, m].mean()
             arrays["typicality_scale"][m] = distances[typical, m].std() or 1.0
     standard = (distances - arrays["typicality_location"]) / arrays["typicality_scale"]
     return arrays, np.nan_to_num(np.clip(standard, 0.0, TYPICALITY_BOUND)), notes
+
+
+def out_of_fold_distances(
+    features: Features, labels: np.ndarray, classes: int, clean: np.ndarray, fold: np.ndarray
+) -> np.ndarray:
+    """Log distances `(N, M)` of every clip by the statistics of the `clean (N,)` clips of the other folds."""
+    found = np.full((len(labels), len(features)), np.nan)
+    for k in range(int(fold.max()) + 1):
+        learn, judge = clean & (fold != k), fold == k
+        arrays, _ = statistics(_rows(features, learn), labels[learn], classes)
+        found[judge] = log_distances(arrays, (len(features), classes), _rows(features, judge))
+    return found
 
 
 def _rows(features: Features, rows: np.ndarray) -> Features:

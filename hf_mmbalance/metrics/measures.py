@@ -384,4 +384,6 @@ def _checked(logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
         )
     if np.isnan(logits).any():
         raise ValueError("logits contain NaN; leave out the clips where the modality is missing.")
+    if not np.isfinite(logits.max(axis=1)).all():
+        raise ValueError("a row of logits has no finite maximum (a class at inf, or all at -inf).")
     return logits, labels

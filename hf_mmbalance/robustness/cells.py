@@ -61,10 +61,10 @@ class Cell:
         """
         try:
             with np.load(path) as file:
-                arrays = {name: file[name] if name in file.files else None for name in OUTPUTS}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+                arrays = {name: file[name] for name in OUTPUTS if name != "modality_trust" or name in file.files}
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise DataError(f"{path} cannot be read ({error}): remove it, and it will be made again") from None
-        return cls(kind, severity, *(arrays[name] for name in OUTPUTS))  # type: ignore[arg-type]
+        return cls(kind, severity, **{"modality_trust": None, **arrays})
 
 
 def predict(run: Run, clips: ClipDataset, batch_size: int, device: str | None = None) -> dict[str, np.ndarray]:
@@ -139,11 +139,12 @@ def judge_cells(
 
 
 def _settings(run: Run, seed: int) -> dict[str, Any]:
-    weights = hashlib.blake2b(digest_size=16)
-    for file in sorted([*run.folder.glob("*.safetensors"), run.folder / "config.json"]):
-        weights.update(file.read_bytes())
+    model = hashlib.blake2b(digest_size=16)
+    for pattern in ("*.safetensors", "*.py", "*config.json"):  # weights, a head's own file, model and processor
+        for file in sorted(run.folder.glob(pattern)):
+            model.update(file.read_bytes())
     clips = hashlib.blake2b("\n".join(run.clips.ids).encode(), digest_size=16)
-    return {"model": weights.hexdigest(), "clips": clips.hexdigest(), "seed": seed}
+    return {"model": model.hexdigest(), "clips": clips.hexdigest(), "seed": seed}
 
 
 def _check_same(path: Path, settings: dict[str, Any]) -> None:
@@ -155,7 +156,8 @@ def _check_same(path: Path, settings: dict[str, Any]) -> None:
         changed = [name for name, value in settings.items() if before.get(name) != value]
         if changed:
             raise DataError(
-                f"{path.parent} holds results of another {', '.join(changed)}: remove it or choose another --out"
+                f"{path.parent} holds results of other settings ({', '.join(changed)}): remove it or choose another"
+                " --out"
             )
     draft = path.with_suffix(".part")
     draft.write_text(json.dumps(settings, indent=1) + "\n")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hf_mmbalance.decision.figures import save
+from hf_mmbalance.decision.figures import draw, panels, save
 from hf_mmbalance.robustness.cells import CLEAN
 
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Colour-blind safe (Okabe & Ito); lines differ by marker too.
 COLOURS = ("#0072b2", "#d55e00", "#999999", "#e69f00", "#000000", "#009e73", "#cc79a7", "#56b4e9")
@@ -19,37 +22,28 @@ COLUMNS = 4
 
 def write_figures(report: dict[str, Any], folder: Path) -> list[Path]:
     """Write `accuracy`, `nll` and, where the model gives it, `trust` as PNG, SVG and PDF; returns the files."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    folder.mkdir(parents=True, exist_ok=True)
     clean = next(row for row in report["cells"] if row["kind"] == CLEAN)
-    kinds = list(dict.fromkeys(row["kind"] for row in report["cells"] if row["kind"] != CLEAN))
-    files: list[Path] = []
-    for measure in ("accuracy", "nll", "trust") if kinds else ():
-        if measure not in clean:
-            continue
-        rows = -(-len(kinds) // COLUMNS)
-        columns = min(len(kinds), COLUMNS)
-        figure, axes = pyplot.subplots(
-            rows, columns, figsize=(2.6 * columns + 0.6, 2.1 * rows + 0.7), sharey=True, squeeze=False,
-            layout="constrained",
-        )  # fmt: skip
-        for panel in axes.flat[len(kinds) :]:
-            panel.set_axis_off()
-        for kind, panel in zip(kinds, axes.flat, strict=False):
-            cells = [clean, *(row for row in report["cells"] if row["kind"] == kind)]
-            _draw(panel, cells, measure, f"{kind}{' (seen)' if cells[-1]['seen'] else ''}")
-        for panel in axes[:, 0]:
-            panel.set_ylabel(LABELS[measure])
-        figure.supxlabel("severity (0: clean)")
-        handles, names = axes.flat[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
-        files += save(figure, folder / measure)
-        pyplot.close(figure)
-    return files
+    others = [row for row in report["cells"] if row["kind"] != CLEAN]
+    shown = [measure for measure in LABELS if others and measure in clean]
+    return [file for measure in shown for file in save(draw(_curves, clean, others, measure), folder / measure)]
+
+
+def _curves(clean: dict[str, Any], others: Sequence[dict[str, Any]], measure: str) -> Figure:
+    """One panel per kind of corruption."""
+    kinds = list(dict.fromkeys(row["kind"] for row in others))
+    rows, columns = -(-len(kinds) // COLUMNS), min(len(kinds), COLUMNS)
+    figure, axes = panels(rows, columns, (2.6 * columns + 0.6, 2.1 * rows + 0.7), sharey=True)
+    for panel in axes[len(kinds) :]:
+        panel.set_axis_off()
+    for kind, panel in zip(kinds, axes, strict=False):
+        cells = [clean, *(row for row in others if row["kind"] == kind)]
+        _draw(panel, cells, measure, f"{kind}{' (seen)' if cells[-1]['seen'] else ''}")
+    for panel in axes[::columns]:
+        panel.set_ylabel(LABELS[measure])
+    figure.supxlabel("severity (0: clean)")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names))
+    return figure
 
 
 def _draw(panel: Any, cells: Sequence[dict[str, Any]], measure: str, title: str) -> None:

@@ -103,8 +103,8 @@ class Run:
         return np.array(self.model.config.known_classes, dtype=bool)
 
 
-class FirstClips(ClipDataset):
-    """Clips spread evenly over a data set, where a part of it is enough."""
+class SomeClips(ClipDataset):
+    """So many clips of a data set, spread evenly over it."""
 
     def __init__(self, dataset: ClipDataset, count: int):
         self.dataset = dataset
@@ -136,15 +136,16 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         dataset, options = results["arguments"]["dataset"], RunOptions.of(results)
+        fusion, classes = results["fusion"], list(results["classes"])
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}; name the output folder of a finished training run") from None
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{file} is damaged or was not written by a training run of this version") from None
     if max_clips is not None and max_clips < 1:
         raise DataError(f"max_clips must be at least 1, got {max_clips}")
-    check_head({"fusion": results["fusion"]}, str(folder), trust_remote_code)
+    check_head({"fusion": fusion}, str(folder), trust_remote_code)
     splits = options.read_clips()
-    if list(splits.classes) != list(results["classes"]):
+    if list(splits.classes) != classes:
         raise DataError(f"{dataset} has other classes than the run in {folder}: it was changed since")
     test = splits.splits.get("test")
     if test is None or not len(test):
@@ -155,7 +156,7 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
         options,
         model.eval(),
         MMBalanceProcessor.from_pretrained(folder),
-        test if max_clips is None else FirstClips(test, max_clips),
+        test if max_clips is None else SomeClips(test, max_clips),
         log_prior_of_run(folder, "calibration" if is_fitted(model) else "train"),
     )
 

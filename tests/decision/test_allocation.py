@@ -69,8 +69,27 @@ def test_save_and_load(fitted: tuple[Allocation, dict[str, Any]], tmp_path: Path
     np.testing.assert_array_equal(back.predict_proba(data["logits"]), allocation.predict_proba(data["logits"]))
     assert (back.chosen_, back.reason_) == (allocation.chosen_, allocation.reason_)
     assert back.check_shift(data["logits"]) == []
+    with pytest.raises(ValueError, match="one rung only"):
+        back.choose_among(["sum"])
     with pytest.raises(ValueError, match="allocation.npz: no such file"):
         Allocation.load(tmp_path)
+
+
+def test_options_of_numpy_are_saved(tmp_path: Path) -> None:
+    data = draw(n=60)
+    options: dict[str, Any] = {"seed": np.int64(3), "strengths": np.array([30, 3]), "folds": np.int32(2)}
+    Allocation(**options).fit(data["logits"], data["labels"], data["groups"]).save(tmp_path)
+    assert Allocation.load(tmp_path).get_params()["strengths"] == [30, 3]
+
+
+def test_damaged_files_are_refused_by_name(fitted: tuple[Allocation, dict[str, Any]], tmp_path: Path) -> None:
+    path = fitted[0].save(tmp_path)
+    whole = path.read_bytes()
+    np.savez(tmp_path / "other.npz", a=np.zeros(2))
+    for content in (b"", whole[: len(whole) // 2], b"no archive", (tmp_path / "other.npz").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="allocation.npz: damaged, or not written by"):
+            Allocation.load(tmp_path)
 
 
 @pytest.mark.parametrize("modalities", [2, 5])
@@ -85,6 +104,9 @@ def test_shift_is_told_and_sameness_is_not() -> None:
     allocation = Allocation(rung="global", **FAST).fit(data["logits"], data["labels"], data["groups"])
     for seed in range(2, 12):
         assert allocation.check_shift(draw(n=300, seed=seed)["logits"]) == []
+    for seed in range(2, 6):
+        for clip in draw(n=30, seed=seed)["logits"]:  # one clip has no spread that would tell how much is chance
+            assert not any("confident" in text for text in allocation.check_shift(clip[None], warn=False))
     unsure = data["logits"] * np.array([1.0, 0.2])[:, None]
     with pytest.warns(UserWarning, match="modality 1 is less confident"):
         allocation.check_shift(unsure)
@@ -170,6 +192,11 @@ def test_cross_fitting_never_judges_a_group_it_learned() -> None:
     assert abs((logits[5:, 1].argmax(1) == labels[5:]).mean() - 1 / 3) < 0.12
     with pytest.raises(ValueError, match="same modalities"):
         cross_fit_logits({"a": LogisticRegression()}, own, labels)
+    both = {"a": LogisticRegression(), "b": LogisticRegression()}
+    with pytest.raises(ValueError, match="expected .N,. class indices"):
+        cross_fit_logits(both, own, np.array(["x", "y", "z"])[labels])
+    with pytest.raises(ValueError, match="groups has 299 entries for 300"):
+        cross_fit_logits(both, own, labels, groups[1:])
 
 
 # ---- bad input
@@ -198,17 +225,24 @@ def spoiled(value: float) -> np.ndarray:
         (bad(y=np.zeros(60)), "integers"),
         (bad(y=np.full(60, 4)), r"classes are 0\.\.3"),
         (bad(groups=["a"]), "groups has 1 entries"),
+        (bad(groups=[None] * 30 + ["a"] * 30), "groups has 30 empty entries"),
+        (bad(groups=[float("nan"), *range(59)]), "groups has 1 empty entries"),
+        (bad(draws=np.full(60, 0.5)), "expected integers from 0"),
+        (bad(draws=np.full(60, -1)), "expected integers from 0"),
+        (bad(clips=["one"] * 60), "draws of one clip have different groups or labels"),
     ],
 )
 def test_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Allocation(**FAST).fit(arguments["X"], arguments["y"], arguments["groups"])
+        Allocation(**FAST).fit(**arguments)
 
 
 def test_refused_options_and_other_shapes_at_use(fitted: tuple[Allocation, dict[str, Any]]) -> None:
     allocation, data = fitted
     for options, message in [({"folds": 1}, "folds"), ({"strengths": (0.0,)}, "strengths"), ({"rung": "x"}, "unknown"),
                              ({"structure": "x"}, "structure is 'x'"), ({"balance": -1.0}, "balance is -1.0"),
+                             ({"balance": np.inf}, "balance is inf"), ({"strengths": 3.0}, "list of positive"),
+                             ({"strengths": (3.0, np.nan)}, "strengths are"), ({"folds": 2.5}, "folds is 2.5"),
                              ({"prior": [0.5, 0.5]}, "prior must be 4")]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
             Allocation(**options).fit(data["logits"], data["labels"], data["groups"])
@@ -297,6 +331,16 @@ def test_a_known_prior_is_used_by_every_rung_and_written_into_the_state() -> Non
         want = plain.predict_proba(data["logits"], prior=new)
         np.testing.assert_allclose(known.predict_proba(data["logits"]), want, atol=1e-9)
         np.testing.assert_allclose(known.predict_proba(data["logits"], prior=new), want, atol=1e-9)
+
+
+def test_a_known_prior_stays_when_a_rung_is_chosen_again_and_is_described() -> None:
+    data = draw(n=300)
+    known = Allocation(prior=[0.7, 0.1, 0.1, 0.1], **FAST).fit(data["logits"], data["labels"], data["groups"])
+    shift = known.state_["prior_shift"].copy()
+    assert shift[0] > 0.5
+    known.choose_among(["temperature"])
+    np.testing.assert_array_equal(known.state_["prior_shift"], shift)
+    assert any(line.startswith("prior of the place of use, 0.") for line in known.describe()["lines"])
 
 
 def test_prior_counted_right_under_a_shift() -> None:

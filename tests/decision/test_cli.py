@@ -80,6 +80,9 @@ def test_classes_file(table_file: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (("TABLE", "--fit_split", "train"), "no clip has split 'train'"),
         (("TABLE", "--fit_split", "test", "--group_folds", "3"), "not both"),
         (("TABLE", "--rung", "klass"), "'klass' is unknown"),
+        (("TABLE", "--group_folds", "0"), "there must be at least 2 folds"),
+        (("TABLE", "TABLE"), "is given twice"),
+        (("TABLE", "other.npz", "--eval_split", "val"), "decisions.parquet: no clip has split 'validation'"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(
@@ -141,6 +144,48 @@ def test_what_weights_and_biases_bring_is_shown_for_a_single_speaker_too(
     said = capsys.readouterr().out
     assert all(f"\n{label} " in said for label in ("global", "+ bias", "+ class weights"))
     assert "can be chosen" in said
+
+
+def test_allocations_of_tables_of_one_name_are_kept_apart_in_the_folder_asked_for(tmp_path: Path) -> None:
+    tables = [tmp_path / name / "decisions.parquet" for name in ("a", "b")]
+    for seed, path in enumerate(tables):
+        make_table(n=60, classes=3, seed=seed).write(path)
+    assert run("decide", *tables, "--rung", "temperature", "--save", tmp_path / "kept") == 0
+    kept = sorted((tmp_path / "kept").iterdir())
+    assert len(kept) == 2 and [path.name[-19:] for path in kept] == ["a_decisions.parquet", "b_decisions.parquet"]
+    assert all(Allocation.load(path).chosen_ == "temperature" for path in kept)
+
+
+@pytest.mark.parametrize("text", ['["a", "b"', '["a", nan]'])
+def test_a_broken_list_of_classes_is_named(
+    table_file: Path, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "classes.json").write_text(text)
+    assert run("decide", table_file, "--classes", tmp_path / "classes.json") == 2
+    error = capsys.readouterr().err
+    assert "classes.json: it starts like a JSON list but is none" in error and error.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_fit(
+    table_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hf_mmbalance.decision.evaluation.decide_table", lambda *a, **o: pytest.fail("fitted"))
+    for words in (("decide", table_file, "--json"), ("diagnose", table_file, "--report")):
+        assert run(*words, tmp_path) == 2
+        assert "name a file, not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["config", "no labels", "weights"])
+def test_a_run_folder_with_a_damaged_model_is_one_line(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_table(n=60, classes=3).write(tmp_path / "decisions.parquet")
+    text = {"config": "{", "no labels": '{"fusion": "sum"}', "weights": '{"fusion": "adaptive"}'}[damage]
+    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "model.safetensors").write_bytes(b"half")
+    assert run("decide", tmp_path, "--rung", "temperature") == 2
+    error = capsys.readouterr().err
+    assert "config.json or the weights are damaged" in error and error.count("\n") == 1
 
 
 def test_a_run_folders_own_head_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

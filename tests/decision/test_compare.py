@@ -137,7 +137,7 @@ def test_tables_of_one_name_are_told_apart(runs: Path, capsys: pytest.CaptureFix
         (lambda t: t.take(range(1, len(t))), r"bad and ours-s0 have different clips \(1 only in ours-s0, e.g. 'clip"),
         (lambda t: setattr(t, "classes", ["dog", "cow", "鳥"]), "different classes.*'cow'"),
         (lambda t: t.labels.__setitem__(0, (t.labels[0] + 1) % 3), "bad and ours-s0 disagree on the label of clip"),
-        (lambda t: setattr(t, "splits", ["calibration"] * len(t)), "no clip has split 'test'"),
+        (lambda t: setattr(t, "splits", ["calibration"] * len(t)), "error: bad: no clip has split 'test'"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_by_name(runs: Path, capsys, change, message: str) -> None:
@@ -197,6 +197,50 @@ def test_text_csv_latex_and_figure(runs: Path, capsys: pytest.CaptureFixture[str
     assert (runs / "c" / "iv.png").stat().st_size > 5000 and (runs / "c" / "iv.pdf").read_bytes()[:4] == b"%PDF"
     assert cli.main(["compare", *sources, "--baseline", "nobody"]) == 2
     assert "--baseline 'nobody' is not one of ours, theirs" in capsys.readouterr().err
+
+
+def test_draws_of_a_clip_are_one_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three equal draws of every clip of one speaker carry no more than the clip: intervals are as wide."""
+    table = write_run(tmp_path / "one", "adaptive", 0, 1.0)
+    table.groups = ["one"] * len(table)
+    rows = np.repeat(np.arange(len(table)), 3)
+    tripled = DecisionTable(
+        ids=[f"{i}-{d}" for d, i in enumerate(rows)], groups=["one"] * len(rows), splits=["test"] * len(rows),
+        labels=table.labels[rows], logits=table.logits[rows], classes=table.classes, modalities=table.modalities,
+        references={"fused": table.references["fused"][rows]}, clips=[str(i) for i in rows],
+        draws=np.arange(len(rows)) % 3,
+    )  # fmt: skip
+    widths = []
+    for name, one in (("one", table), ("three", tripled)):
+        one.write(tmp_path / name / "decisions.parquet")
+        found = compared(capsys, tmp_path / name / "decisions.parquet")
+        assert found["ci_unit"] == "clip"
+        widths.append(np.ptp(found["rows"][0]["accuracy_ci"]))
+    assert widths[1] == pytest.approx(widths[0], rel=0.15)
+
+
+def test_a_clip_that_a_seed_does_not_answer_is_left_out_of_its_row(runs: Path, capsys) -> None:
+    file = runs / "ours-s1" / "decisions.parquet"
+    table = DecisionTable.read(file)
+    table.logits[table.splits.index("test"), 0] = np.nan
+    table.write(file)
+    rows = {row["method"]: row for row in compared(capsys, runs / "ours-s0", runs / "ours-s1")["rows"]}
+    assert rows["audio"]["seeds"] == 2 and rows["audio"]["n"] == rows["adaptive"]["n"] - 1
+
+
+def test_what_is_odd_about_a_table_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["id,label,logits.a.x,logits.a.y,logits.b.x,logits.b.y"]
+    lines += [f"{i},{i % 2},{-i % 3},{i % 3},{i % 5},{-i % 5}" for i in range(40)]
+    (tmp_path / "theirs.csv").write_text("\n".join(lines))
+    notes = compared(capsys, tmp_path / "theirs.csv", "--draws", "20")["notes"]
+    assert any(note.startswith("theirs: no 'group' column: every clip counts as its own group") for note in notes)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"arguments": 3}'])
+def test_damaged_results_are_named(runs: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (runs / "ours-s0" / "results.json").write_text(text)
+    assert cli.main(["compare", str(runs / "ours-s0"), str(runs / "theirs-s0")]) == 2
+    assert "results.json: damaged, or not the results of a run" in capsys.readouterr().err
 
 
 def test_labels_that_no_font_has_give_no_warning(tmp_path: Path) -> None:

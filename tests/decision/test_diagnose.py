@@ -247,6 +247,39 @@ def test_geometry_skips_clips_without_the_modality() -> None:
     assert feature_geometry(table)["modalities"]["vision"]["n"] == 40
 
 
+def test_every_row_counts_a_known_prior() -> None:
+    """The row of the chosen rung is the row `adaptive`, and all log odds move by those of the priors."""
+    table = make_table(n=300, classes=3)
+    new = np.array([0.8, 0.1, 0.1])
+    plain = decide_splits(table, rung="temperature")
+    known = decide_splits(table, rung="temperature", prior=new)
+    np.testing.assert_array_equal(known.fusions["temperature"], known.fusions["adaptive"])
+    moved = np.log(new) - np.log(plain.allocation.prior_)
+    for method in ("prior_sum", "best_single", "temperature", "adaptive"):
+        difference = known.fusions[method] - plain.fusions[method]
+        np.testing.assert_allclose(difference, np.tile(moved, (len(known.table), 1)), atol=1e-9, err_msg=method)
+    np.testing.assert_array_equal(known.fusions["sum"], plain.fusions["sum"])
+
+
+def test_a_prior_that_rules_out_clips_to_judge_is_told() -> None:
+    table = make_table(n=300, classes=3)
+    number = int((table.select("test").labels == 2).sum())
+    told = decide_splits(table, rung="temperature", prior=[0.5, 0.5, 0.0]).notes
+    assert any(f"the prior given for class 2 is 0, but {number} of the judged clips" in note for note in told)
+    others = decide_splits(table, rung="temperature", prior=[0.5, 0.4, 0.1]).notes
+    assert not any("the prior given" in note for note in others)
+
+
+def test_splits_that_are_not_there_are_told_and_single_folds_refused() -> None:
+    table = make_table(n=200, classes=3)
+    table.splits = ["validation"] * 200
+    found = decide_table(table, rung="temperature")
+    assert found.notes[0] == "no clips of split calibration or test: fitted and judged out of fold"
+    for folds in (1, 0, -2):
+        with pytest.raises(TableError, match="at least 2 folds"):
+            decide_table(table, folds=folds)
+
+
 def test_rows_of_train_are_never_judged_unsaid() -> None:
     table = make_table(n=300)
     table.splits = ["train" if i % 3 else "test" for i in range(300)]

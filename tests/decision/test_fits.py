@@ -161,7 +161,7 @@ def test_the_scaled_sum_decides_as_the_plain_sum() -> None:
 
 def test_a_single_modality_is_its_own_posterior_where_it_is_present() -> None:
     data, base = parts(n=200, missing=0.3)
-    found = log_softmax(single(base, 1).fuse(data.logits).logits)
+    found = log_softmax(single(base, [1, 0]).fuse(data.logits).logits)
     there = ~np.isnan(data.logits[:, 1, 0])
     want = log_softmax(log_softmax(data.logits[:, 1]) / np.exp(base["log_temperature"][1]))
     np.testing.assert_allclose(found[there], want[there], atol=1e-9)

@@ -133,6 +133,7 @@ def test_logits_of_unknown_classes_are_not_used(fitted: Allocation) -> None:
     other = table.logits.copy()
     other[:, 0, 2] = 50.0
     np.testing.assert_allclose(fitted.predict_proba(other), fitted.predict_proba(table.logits), atol=1e-9)
+    assert fitted.check_shift(other, warn=False) == []
     changed = known_table()
     changed.logits[:, 0, 2] = -30.0
     with pytest.warns(UserWarning):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from hf_mmbalance.decision.allocation import Allocation
 from hf_mmbalance.decision.ladder import PARENTS
-from hf_mmbalance.decision.state import HeadState
+from hf_mmbalance.decision.state import ORDER, HeadState
 from hf_mmbalance.metrics.measures import log_softmax
 
 from .drawn_tables import draw, draw_with_features
@@ -55,7 +57,7 @@ def fitted() -> tuple[Allocation, dict[str, np.ndarray]]:
     return allocation.fit(data["logits"], data["labels"], data["groups"], data["features"]), data
 
 
-@pytest.mark.parametrize("rung", [*PARENTS, "best_single"])
+@pytest.mark.parametrize("rung", list(PARENTS))
 def test_the_models_head_decides_alike(fitted: tuple[Allocation, dict[str, np.ndarray]], rung: str) -> None:
     allocation, data = fitted
     state = allocation.complete(allocation.ladder_.states[rung])
@@ -72,6 +74,40 @@ def test_the_models_head_decides_alike(fitted: tuple[Allocation, dict[str, np.nd
     assert ("typicality" in state.options) == (
         rung in ("typicality", "global", "bias", "class", "vector", "dirichlet")
     )
+
+
+def test_best_single_decides_by_the_best_modality_that_a_clip_has(
+    fitted: tuple[Allocation, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    """Of three modalities too, where the head's weights would let another one in beside it."""
+    allocation, data = fitted
+    state, logits = allocation.ladder_.states["best_single"], data["logits"]
+    order = state[ORDER].astype(int)
+    assert order[0] == allocation.ladder_.best_single and sorted(order) == [0, 1, 2]
+    fused, mask = state.fuse(logits), ~np.isnan(logits).any(axis=2)
+    for clip, row in enumerate(logits):
+        m = next(m for m in order if mask[clip, m])
+        own = log_softmax(log_softmax(row[m]) / np.exp(state["log_temperature"][m]))
+        np.testing.assert_allclose(log_softmax(fused.logits[clip]), own, atol=1e-12)
+        np.testing.assert_array_equal(fused.weights[clip, :, 0], np.arange(3) == m)
+        np.testing.assert_allclose(fused.trust[clip, m], np.exp(own).max())
+    assert (fused.trust[mask] > 0).all(), "trust is told of the others too"
+    allocation.state_ = state
+    named = ", ".join(f"modality {m}" for m in order)
+    assert f"each clip is decided by the first of {named} that it has" in allocation.describe()["lines"]
+    allocation.save(tmp_path)
+    np.testing.assert_array_equal(Allocation.load(tmp_path).decision_function(logits), fused.logits)
+    with pytest.raises(ValueError, match="a head weights all modalities"):
+        state.head()
+
+
+def test_best_single_of_two_modalities_is_a_state_of_the_head() -> None:
+    data = draw(n=200, missing=0.2)
+    allocation = Allocation(strengths=(3.0,)).fit(data["logits"], data["labels"], data["groups"])
+    state = allocation.ladder_.states["best_single"]
+    mask = ~np.isnan(data["logits"]).any(axis=2)
+    out = state.head()(torch.from_numpy(np.nan_to_num(data["logits"])), torch.from_numpy(mask))
+    np.testing.assert_allclose(out.logits.numpy(), state.fuse(data["logits"]).logits)
 
 
 def test_typicality_of_other_widths_is_refused(fitted: tuple[Allocation, dict[str, np.ndarray]]) -> None:

@@ -190,6 +190,15 @@ def test_missing_group_and_split_are_warned_fallbacks(tmp_path: Path) -> None:
     assert table.groups == ["a", "b"] and table.splits == ["test", "test"]
 
 
+def test_draws_without_their_clip_are_warned_of(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="no 'clip' column: every draw counts as a clip of its own"):
+        DecisionTable.read(write(tmp_path / "t.parquet", draw=[0, 1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DecisionTable.read(write(tmp_path / "t.parquet", draw=[0, 0]))
+        DecisionTable.read(write(tmp_path / "t.parquet", draw=[0, 1], clip=["a", "b"]))
+
+
 def test_wrong_number_of_class_names(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="3 class names for logits of 2 classes"):
         DecisionTable.read(write(tmp_path / "t.parquet"), classes=["a", "b", "c"])
@@ -325,6 +334,18 @@ def test_a_table_of_text_with_lists(tmp_path: Path, form: str) -> None:
     assert table.labels.tolist() == [0, 1, 0] and not table.mask[0, 1] and table.classes == ["no", "yes"]
 
 
+def test_cells_of_lists_are_named_by_row(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('id,label,logits.a,logits.b\nx,0,"[1, 2]","[1, 2]"\ny,1,"[2x, 1]","[1, 2]"\n')
+    with pytest.raises(TableError, match=r"row 2, column 'logits.a': '2x' is not a number"):
+        DecisionTable.read(tmp_path / "t.csv")
+
+
+def test_draws_that_are_no_integers_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(WIDE.replace("split;", "draw;").replace("test;", "0.5;"))
+    with pytest.raises(TableError, match="'draw' must hold integers from 0"):
+        DecisionTable.read(tmp_path / "t.csv")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
@@ -335,6 +356,7 @@ def test_a_table_of_text_with_lists(tmp_path: Path, form: str) -> None:
         ("b;g1;test;dog", "b;g1;test;", "column 'label' has 1 empty"),
         ("id;group;split;label;", "1;g1;test;dog;", "first line holds data|column.s. missing"),
         ("dog", "d\xf6g", "not UTF-8"),
+        ("logits.vision.dog", "logits.audio.dog", "two columns 'logits.audio.dog'"),
     ],
 )
 def test_bad_tables_of_text(tmp_path: Path, old: str, new: str, words: str) -> None:

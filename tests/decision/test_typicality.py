@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -184,6 +185,53 @@ def test_the_one_call_uses_train_rows_for_statistics_only() -> None:
                       for name, value in table.features.items()}  # fmt: skip
     with pytest.warns(UserWarning, match="no features of training clips"):
         assert "typicality" in fit_decision_layer(other).ladder_.states
+
+
+def test_features_by_name_may_come_in_any_order() -> None:
+    data = draw_with_features(n=200)
+    names = ("audio", "vision")
+    features = dict(zip(names, data["features"], strict=True))
+    reference = (dict(zip(names, data["clean"][0], strict=True)), data["clean"][1])
+    allocation = Allocation(rung="typicality", folds=2)
+    turned = {name: features[name] for name in reversed(names)}
+    allocation.fit(data["logits"], data["labels"], data["groups"], features, reference, None, data["draws"])
+    right = allocation.decision_function(data["logits"], data["features"])
+    np.testing.assert_array_equal(allocation.decision_function(data["logits"], turned), right)
+    assert not np.allclose(allocation.decision_function(data["logits"], list(turned.values())), right)
+    assert allocation.score(data["logits"], data["labels"], features=turned) == accuracy(right, data["labels"])
+    half = allocation.decision_function(data["logits"], {"vision": features["vision"]})
+    np.testing.assert_array_equal(half, allocation.decision_function(data["logits"], [None, data["features"][1]]))
+    with pytest.raises(ValueError, match="features of sound: the modalities are audio, vision"):
+        allocation.predict(data["logits"], {"sound": features["audio"]})
+    with pytest.raises(ValueError, match="features of audio for 2 modalities"):
+        Allocation().fit(data["logits"], data["labels"], features={"audio": features["audio"]})
+
+
+def test_missing_features_are_told_where_they_matter() -> None:
+    """A decision without them is another one than that which was judged."""
+    data = draw_with_features(n=200)
+    allocation = fitted_on(data, rung="typicality")
+    with pytest.warns(UserWarning, match="none are given: every clip counts as typical"):
+        allocation.predict(data["logits"])
+    plain = fitted_on(data, rung="temperature")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain.predict(data["logits"])
+
+
+@pytest.mark.parametrize("labels", [np.full(300, 4), np.full(300, -1), np.zeros(300), np.array(["a"] * 300)])
+def test_labels_of_reference_clips_are_checked(labels: np.ndarray) -> None:
+    data = draw_with_features(n=60)
+    with pytest.raises(ValueError, match="labels of the reference clips must be integers from 0 to 3"):
+        Allocation().fit(data["logits"], data["labels"], None, data["features"], (data["clean"][0], labels))
+
+
+def test_features_of_the_training_clips_only_are_not_enough() -> None:
+    data = draw_with_features(n=60)
+    with pytest.warns(UserWarning, match="no modality has features that vary"):
+        Allocation(folds=2, strengths=(3.0,)).fit(
+            data["logits"], data["labels"], data["groups"], [None, None], data["clean"]
+        )
 
 
 def test_partly_nan_features_are_refused() -> None:

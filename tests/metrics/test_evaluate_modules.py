@@ -80,6 +80,27 @@ def test_modality_balance_follows_the_weights(load: Any) -> None:
     assert got["contribution"]["modality_0"] == [0.25, 0.25]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"predictions": np.zeros((2, 1, 2))}, "M >= 2 and C >= 2"),
+        ({"predictions": np.full((2, 2, 2), -np.inf)}, "partly NaN or infinite"),
+        ({"predictions": np.array([[[0.0, np.nan], [1, 2]]] * 2)}, "partly NaN or infinite"),
+        ({"predictions": np.full((2, 2, 2), np.nan)}, "no modality at all"),
+        ({"references": [0, 2]}, r"must lie in 0\.\.1"),
+        ({"references": [0, -1]}, r"must lie in 0\.\.1"),
+        ({"weights": np.ones((2, 3))}, r"weights have shape \(2, 3\)"),
+        ({"bias": [1.0]}, r"bias has shape \(1,\)"),
+        ({"modalities": ["audio"]}, "1 modality names for 2"),
+    ],
+)
+def test_modality_balance_refuses_what_it_cannot_judge(load: Any, change: dict[str, Any], message: str) -> None:
+    given = {"predictions": np.array([[[4.0, 0.0], [0.0, 1.0]], [[0.0, 4.0], [1.0, 0.0]]]), "references": [0, 1]}
+    metric = load("modality_balance")
+    with pytest.raises(ValueError, match=message):
+        metric.compute(**given | change)
+
+
 def test_additive_subsets_are_the_heads() -> None:
     from hf_mmbalance.decision.state import HeadState
 

@@ -181,6 +181,8 @@ def test_rescued_and_lost_by_hand() -> None:
         (np.zeros((0, 3)), np.array([], dtype=int), "no clips"),
         (np.zeros((2, 3)), np.array([0]), "expected logits"),
         (np.full((2, 3), np.nan), np.array([0, 1]), "NaN"),
+        (np.array([[np.inf, 0.0], [0.0, 1.0]]), np.array([0, 1]), "no finite maximum"),
+        (np.array([[-np.inf, -np.inf], [0.0, 1.0]]), np.array([0, 1]), "no finite maximum"),
     ],
 )
 def test_bad_input_is_refused(logits: np.ndarray, labels: np.ndarray, message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,13 +76,27 @@ def test_a_second_call_goes_on_from_the_files(folder, tmp_path, monkeypatch):
 
 def test_results_of_other_settings_are_not_mixed(folder, tmp_path):
     judge_cells(load_run(folder), tmp_path, ["darkness"], [1])
-    with pytest.raises(DataError, match="another seed"):
+    with pytest.raises(DataError, match=r"other settings \(seed\)"):
         judge_cells(load_run(folder), tmp_path, ["darkness"], [1], seed=1)
-    with pytest.raises(DataError, match="another clips"):
+    with pytest.raises(DataError, match=r"other settings \(clips\)"):
         judge_cells(load_run(folder, max_clips=4), tmp_path, ["darkness"], [1])
-    (tmp_path / "darkness-1.npz").write_bytes(b"half")
-    with pytest.raises(DataError, match="darkness-1.npz cannot be read"):
+    for content in (b"half", b""):
+        (tmp_path / "darkness-1.npz").write_bytes(content)
+        with pytest.raises(DataError, match="darkness-1.npz cannot be read"):
+            judge_cells(load_run(folder), tmp_path, ["darkness"], [1])
+    np.savez(tmp_path / "darkness-1.npz", logits=np.zeros((15, 3)))
+    with pytest.raises(DataError, match="darkness-1.npz cannot be read.*modality_logits"):
         judge_cells(load_run(folder), tmp_path, ["darkness"], [1])
+
+
+def test_another_processor_makes_other_results(folder, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    judge_cells(load_run(copy), tmp_path / "cells", ["darkness"], [1])
+    config = copy / "processor_config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(DataError, match=r"other settings \(model\)"):
+        judge_cells(load_run(copy), tmp_path / "cells", ["darkness"], [1])
 
 
 def test_curves_and_table(folder, tmp_path, capsys):
@@ -129,9 +144,14 @@ def test_a_data_set_on_the_hub_is_read_at_the_commit_that_the_run_read(monkeypat
 def test_a_folder_without_a_run(tmp_path, capsys):
     assert main(["robustness", str(tmp_path / "nothing")]) == 2
     assert "results.json" in capsys.readouterr().err
-    (tmp_path / "results.json").write_text("{")
-    assert main(["robustness", str(tmp_path)]) == 2
-    assert "damaged" in capsys.readouterr().err
+    results = {
+        "arguments": {"dataset": "x", "per_device_eval_batch_size": 1},
+        "provenance": {"data": {"revision": None}},
+    }
+    for text in ("{", "[]", json.dumps(results)):
+        (tmp_path / "results.json").write_text(text)
+        assert main(["robustness", str(tmp_path)]) == 2
+        assert "damaged" in capsys.readouterr().err
 
 
 def cell(kind: str, severity: int, logits: np.ndarray, mask: np.ndarray, trust: np.ndarray | None = None) -> Cell:

@@ -9,7 +9,6 @@ import evaluate
 import numpy as np
 
 from .measures import (
-    accuracy,
     additive_subsets,
     capability,
     class_means,
@@ -23,7 +22,7 @@ from .measures import (
 
 
 _DESCRIPTION = """Balance of a decision layer that adds weighted log-probabilities of modalities: capability (recall
-above chance of each modality alone), contribution (exact Shapley value of accuracy), participation (contribution
+above chance of each modality by itself), contribution (exact Shapley value of accuracy), participation (contribution
 normalised over modalities), lean (participation minus capability share), the relative balance index, and which clips
 the fusion rescues or loses."""
 
@@ -39,7 +38,7 @@ Args:
     modalities (optional): M names, for the keys of the result.
 Returns:
     accuracy, relative_balance_index, lost (floats); lean, rescued (by modality); weak (name of the modality that is
-    right least often); capability, contribution, participation (by modality, a list a class).
+    right least often); capability, contribution, participation (by modality, one number per class).
 Examples:
     >>> metric = evaluate.load("modality_balance")
     >>> metric.compute(predictions=[[[2.0, 0.0], [0.5, 0.0]], [[0.0, 1.0], [0.3, 0.0]]], references=[0, 1])
@@ -64,27 +63,39 @@ class ModalityBalance(evaluate.Metric):
         self, predictions: Any, references: Any, weights: Any = None, bias: Any = None, modalities: Any = None
     ) -> dict[str, Any]:
         logits, labels = np.asarray(predictions, dtype=np.float64), np.asarray(references)
-        if logits.ndim != 3:
-            raise ValueError(f"predictions have shape {logits.shape}; expected (N, M, C) unimodal logits.")
+        if logits.ndim != 3 or min(logits.shape[1:]) < 2:
+            raise ValueError(
+                f"predictions have shape {logits.shape}; expected (N, M, C) unimodal logits with M >= 2 and C >= 2."
+            )
         _, number, classes = logits.shape
         names = list(modalities) if modalities is not None else [f"modality_{m}" for m in range(number)]
         if len(names) != number:
             raise ValueError(f"{len(names)} modality names for {number} modalities.")
-        fused = additive_subsets(logits, weights, bias)
-        there = ~np.isnan(fused[..., 0])
-        if not there[-1].all():
+        if weights is not None and np.shape(weights) not in (logits.shape[1:], logits.shape):
+            raise ValueError(f"weights have shape {np.shape(weights)}; expected {logits.shape[1:]} or {logits.shape}.")
+        if bias is not None and np.shape(bias) != (classes,):
+            raise ValueError(f"bias has shape {np.shape(bias)}; expected {(classes,)}.")
+        present = ~np.all(np.isnan(logits), axis=2)
+        if not np.all(np.isfinite(logits[present])):
+            raise ValueError(
+                "a row of logits is partly NaN or infinite; a missing modality is NaN as a whole, and log(0) should be"
+                " clipped, e.g. log(p + 1e-12)."
+            )
+        if not np.all(np.any(present, axis=1)):
             raise ValueError("a clip has no modality at all; leave it out.")
+        fused = additive_subsets(logits, weights, bias)
+        hit = correct(fused[-1], labels)  # checks the labels too
+        there = ~np.isnan(fused[..., 0])
         hits = np.where(there, predict(np.nan_to_num(fused)) == labels, 1 / classes)
         hits[0] = 1 / classes
         contribution = class_means(shapley(hits), labels, classes)
         able = capability(logits, labels)
         participation, worth = shares(contribution)[0], shares(able)[0]
-        present = ~np.isnan(logits).any(axis=2)
         single = (predict(np.nan_to_num(logits)) == labels[:, None]) & present
-        parts = rescued_and_lost(single, correct(fused[-1], labels))
+        parts = rescued_and_lost(single, hit)
         lean = np.nanmean(participation - worth, axis=1)
         return {
-            "accuracy": accuracy(fused[-1], labels),
+            "accuracy": float(hit.mean()),
             "relative_balance_index": relative_balance_index(participation, worth),
             "lean": dict(zip(names, lean.tolist(), strict=True)),
             "rescued": dict(zip(names, parts["rescued"].tolist(), strict=True)),
