@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
@@ -30,6 +29,7 @@ from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.processes import answered_by_main
+from hf_mmbalance.progress import bar
 from hf_mmbalance.training.batches import ClipCollator, KeyedClips, SpecAugment
 from hf_mmbalance.training.checks import absent_modalities, check_classes, check_metric, check_splits
 from hf_mmbalance.training.decision_layer import DecisionArguments, apply_head, calibration_draws, fit
@@ -336,9 +336,7 @@ class MMBalanceTrainer(Trainer):
         head = self.accelerator.unwrap_model(self.model).fusion
         parts: dict[str, list[torch.Tensor]] = {}
         shown = self.is_world_process_zero() and not self.args.disable_tqdm
-        for batch in tqdm(
-            self.get_eval_dataloader(clips), desc=split, unit="batch", leave=False, disable=None if shown else True
-        ):
+        for batch in bar(self.get_eval_dataloader(clips), desc=split, unit="batch", leave=False, disable=not shown):
             batch = self._prepare_inputs(batch)
             kept = {name: batch.pop(name) for name in ("clip_index", "clip_seconds")}
             batch.pop("labels")
