@@ -165,8 +165,10 @@ class RunArguments:
         """Plain values, with what `results.json` keeps of a run's configuration."""
         training = self.training.to_dict()
         ours = {f.name for f in dataclasses.fields(MMBalanceTrainingArguments)} - {"hub_token"}
-        source = dataclasses.asdict(self.source)
-        source["clip_seed"] = source.pop("seed")
+        source = {}
+        if self.data.embeddings is None:  # whose clips were read before
+            source = dataclasses.asdict(self.source)
+            source["clip_seed"] = source.pop("seed")
         return {
             **dataclasses.asdict(self.data),
             **source,
@@ -193,6 +195,12 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     chosen, argv = first.parse_known_args(argv)
     config_file = chosen.config
     settings = {} if config_file is None else read_config(config_file)
+    if _peek(argv, "--embeddings") is not None and _peek(argv, "--dataset") is not None:
+        raise ValueError("--dataset has no place beside --embeddings, which are those of a data set: leave it out")
+    if isinstance(settings.get("dataset"), list | dict):
+        raise ValueError(f"{config_file}: dataset: {settings['dataset']!r} is not the name of one data set")
+    if settings.get("dataset") is not None:
+        settings["dataset"] = str(settings["dataset"])  # a folder may be called 2024
     dataset = _peek(argv, "--dataset") or settings.get("dataset") or "synthetic"
     if dataset == "synthetic" and config_file is None and _peek(argv, "--embeddings") is None:
         settings = read_config(SYNTHETIC)
@@ -349,6 +357,10 @@ def _typed(action: argparse.Action, value: Any, name: str) -> Any:
     several = action.nargs in ("+", "*")
     if several and not isinstance(value, list):
         raise ValueError(f"{name}: {value!r} is not a list; write [{value}]")
+    if value is False and action.dest.endswith("_strategy"):
+        return "no"  # which YAML 1.1 reads as false
+    if action.type is str and type(value) in (int, float):
+        return str(value)
     if action.type not in (int, float):
         return value
     try:

@@ -61,6 +61,13 @@ def test_a_folder_that_holds_another_run(tmp_path):
         settle("--output_dir", str(tmp_path / "results.json"))
 
 
+def test_features_of_a_run_that_ended_before_its_first_checkpoint_are_not_another_run(tmp_path):
+    (tmp_path / "embeddings").mkdir()
+    assert settle("--output_dir", str(tmp_path)) == (None, str(tmp_path))
+    with pytest.raises(ValueError, match="no complete checkpoint; leave the option out"):
+        settle("--output_dir", str(tmp_path), "--resume_from_checkpoint", "true")
+
+
 def test_going_on_with_the_last_complete_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="nothing to resume from"):
         settle("--output_dir", str(tmp_path), "--resume_from_checkpoint", "true")
@@ -283,3 +290,7 @@ def test_a_resumed_run_tells_what_was_changed_and_refuses_other_clips(tmp_path, 
     assert "resumed with other options than before: num_train_epochs 1.0 -> 2.0" in caplog.text
     again = tiny_run(run, "--num_train_epochs", "2", "--learning_rate", "5e-3", *resume)
     assert again["resumed_with"] == ["num_train_epochs 1.0 -> 2.0", "learning_rate 0.01 -> 0.005"]
+    for origin in run.glob("checkpoint-*/run.json"):
+        origin.write_text(origin.read_text().replace('"processes": 1', '"processes": 2'))
+    fewer = tiny_run(run, "--num_train_epochs", "2", *resume)
+    assert "processes 2 -> 1" in fewer["resumed_with"]
