@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -28,6 +29,20 @@ def bar(items: Iterable[Any] | None = None, *, disable: bool = False, **options:
     return _Lines(items, **options)
 
 
+@contextmanager
+def without_transformers_bars() -> Iterator[None]:
+    """Leave out bars of transformers, such as that of the single file of every checkpoint."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 class _Lines(tqdm):
     def __init__(self, items: Iterable[Any] | None, **options: Any):
         lines = {
@@ -39,8 +54,7 @@ class _Lines(tqdm):
         }
         super().__init__(items, **{**options, **lines})
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
         text = str(self) if msg is None else msg
         if text:
             say(text, aside=True)
-        return True

@@ -29,7 +29,7 @@ from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.processes import answered_by_main
-from hf_mmbalance.progress import bar
+from hf_mmbalance.progress import bar, without_transformers_bars
 from hf_mmbalance.training.batches import ClipCollator, KeyedClips, SpecAugment
 from hf_mmbalance.training.checks import absent_modalities, check_classes, check_metric, check_splits
 from hf_mmbalance.training.decision_layer import DecisionArguments, apply_head, calibration_draws, fit
@@ -366,7 +366,8 @@ class MMBalanceTrainer(Trainer):
             raise UserError(f"{folder} could not be written ({str(error).splitlines()[0]}): {remedy}") from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        with without_transformers_bars():
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
             self.processor.save_pretrained(output_dir if output_dir is not None else self.args.output_dir)
 
