@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ def build_method(name: str, options: dict[str, Any] | None = None) -> BalancingM
     if unknown:
         known = ", ".join(f"{key} ({value!r})" for key, value in taken.items()) or "none"
         raise ValueError(f"balancing_options: {name!r} does not take {', '.join(unknown)}; its options are {known}")
+    for key, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"balancing_options: {key}={value} is not a number that {name!r} can use")
     try:
         return method(**options)
     except TypeError as error:

@@ -99,6 +99,17 @@ class ModelArguments:
     def __post_init__(self) -> None:
         for name in ("audio_config", "vision_config", "fusion_options", "balancing_options"):
             setattr(self, name, _as_mapping(name, getattr(self, name)))
+        for name in (
+            "frequency_masks", "frequency_mask_width", "time_masks", "time_mask_width", "initializer_range"
+        ):  # fmt: skip
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        for name in ("image_mean", "image_std"):
+            if getattr(self, name) is not None and len(getattr(self, name)) != 3:
+                raise ValueError(f"{name}={getattr(self, name)} must be three numbers, one for each colour")
+        for name, values in (("audio_std", [self.audio_std]), ("image_std", self.image_std or [])):
+            if not all(value is None or value > 0 for value in values):
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
 
 
 @dataclass
@@ -130,6 +141,9 @@ class MMBalanceTrainingArguments(TrainingArguments):
         if self.hub_token is not None:
             # Trainer pickles its arguments into every checkpoint, and a command line is seen by all on a machine.
             raise ValueError("hub_token is not taken: log in with `hf auth login`, or set HF_TOKEN")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.greater_is_better is None:
             self.greater_is_better = "accuracy" in (self.metric_for_best_model or "")
         super().__post_init__()

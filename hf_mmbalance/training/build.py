@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, set_seed
 
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
@@ -106,19 +110,31 @@ def _compose(
         trust_remote_code=arguments.trust_remote_code,
     )
     _set_statistics(processor, arguments)
-    model = MMBalanceForAudioVisualClassification.from_backbones(
-        audio,
-        vision,
-        id2label=dict(enumerate(clips.classes)),
-        audio_max_length=processor.feature_extractor.max_length if is_ast else arguments.audio_max_length,
-        audio_revision=arguments.audio_revision,
-        vision_revision=arguments.vision_revision,
-        trust_remote_code=arguments.trust_remote_code,
-        trainable_layers=_layers(arguments.trainable_layers),
-        class_weights=_class_weights(clips) if arguments.class_weighted_loss else None,
-        **{name: getattr(arguments, name) for name in (*BUILT_FIELDS, *LOSS_FIELDS)},
-    )
+    with _options_checked():
+        model = MMBalanceForAudioVisualClassification.from_backbones(
+            audio,
+            vision,
+            id2label=dict(enumerate(clips.classes)),
+            audio_max_length=processor.feature_extractor.max_length if is_ast else arguments.audio_max_length,
+            audio_revision=arguments.audio_revision,
+            vision_revision=arguments.vision_revision,
+            trust_remote_code=arguments.trust_remote_code,
+            trainable_layers=_layers(arguments.trainable_layers),
+            class_weights=_class_weights(clips) if arguments.class_weighted_loss else None,
+            **{name: getattr(arguments, name) for name in (*BUILT_FIELDS, *LOSS_FIELDS)},
+        )
     return model, processor
+
+
+@contextmanager
+def _options_checked() -> Iterator[None]:
+    """A field of the config that was given as an option is reported as one, not as a config of another version."""
+    try:
+        yield
+    except StrictDataclassError as error:
+        if str(error.__cause__).startswith((*BUILT_FIELDS, *LOSS_FIELDS)):
+            raise ValueError(str(error.__cause__)) from None  # `explained` reads causes
+        raise
 
 
 def spec_augment(arguments: ModelArguments, seed: int) -> SpecAugment | None:
@@ -153,6 +169,8 @@ def _load_trained(
             raise ValueError(f"--{field} {asked}: {name} was built with {built!r}, which training on cannot change")
     for field in LOSS_FIELDS:
         setattr(model.config, field, getattr(arguments, field))
+    model.config.validate_choices()
+    model.config.validate_modalities()
     model.config.class_weights = _class_weights(clips) if arguments.class_weighted_loss else None
     model.freeze_towers(_layers(arguments.trainable_layers))
     processor = MMBalanceProcessor.from_pretrained(name)

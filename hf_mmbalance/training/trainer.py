@@ -31,7 +31,13 @@ from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.processes import answered_by_main
 from hf_mmbalance.progress import bar, without_transformers_bars
 from hf_mmbalance.training.batches import ClipCollator, KeyedClips, SpecAugment
-from hf_mmbalance.training.checks import absent_modalities, check_classes, check_metric, check_splits
+from hf_mmbalance.training.checks import (
+    absent_modalities,
+    check_classes,
+    check_loss_weights,
+    check_metric,
+    check_splits,
+)
 from hf_mmbalance.training.decision_layer import DecisionArguments, apply_head, calibration_draws, fit
 from hf_mmbalance.training.run_log import LossParts, decision_values, learning_rates, use_readable_lines
 
@@ -154,7 +160,9 @@ class MMBalanceTrainer(Trainer):
             raise ValueError(
                 f"the fusion head {model.config.fusion!r} learns by a loss of its own: --balancing {needed}"
             )
-        if self.balancing is not None:
+        if self.balancing is None:
+            check_loss_weights(model)
+        else:
             self.balancing.seed, self.balancing.num_clips = self.args.seed, len(self.clips.splits["train"])
             self.balancing.attach(model)
 

@@ -90,6 +90,11 @@ def test_values_out_of_range(name, options):
         build_method(name, options)
 
 
+def test_a_strength_that_is_not_a_number():
+    with pytest.raises(ValueError, match="balancing_options: alpha=nan is not a number that 'ogm' can use"):
+        build_method("ogm", {"alpha": float("nan")})
+
+
 @pytest.mark.parametrize(
     ("name", "options"), [("ogm", {"alpha": "high"}), ("opm", {"base": None}), ("modality_dropout", {"rates": None})]
 )
