@@ -157,10 +157,10 @@ def say(text: str, *, aside: bool = False) -> None:
 
 @contextmanager
 def progress(total: int, action: str, unit: str) -> Iterator[Callable[[], Any]]:
-    """A progress bar with the time left, on the standard error of a terminal; what it yields advances it by one."""
-    from tqdm import tqdm
+    """Progress with the time left, on the standard error; what it yields advances it by one."""
+    from hf_mmbalance import progress as shown
 
-    with tqdm(total=total, desc=action, unit=unit, disable=True if total < 2 else None, leave=False) as bar:
+    with shown.bar(total=total, desc=action, unit=unit, disable=total < 2, leave=False) as bar:
         yield bar.update
 
 

@@ -43,7 +43,7 @@ def provenance(
 
 def data_source(clips: ClipSplits, source: Any) -> dict[str, Any]:
     """Name, commit on the Hub (None for data that are not from there), fingerprint, counts and notes."""
-    on_hub = isinstance(source, HubOptions) and not Path(clips.name).exists()
+    on_hub = clips.commit is not None or (isinstance(source, HubOptions) and not Path(clips.name).exists())
     return {
         "name": clips.name if on_hub else Path(clips.name).name,
         "on_hub": on_hub,

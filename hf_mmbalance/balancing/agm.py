@@ -12,6 +12,9 @@ from hf_mmbalance.balancing.scores import complete_clips
 from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 
 
+LARGEST = 700.0  # exponent of which exp() is a finite number
+
+
 @register_balancing_method("agm")
 class AGM(BalancingMethod):
     r"""Tower m's gradients are multiplied by exp(alpha * min(tau_m - r_m, 10)), once per optimiser step.
@@ -58,9 +61,9 @@ class AGM(BalancingMethod):
 
     def coefficients(self, scores: list[float], means: list[float]) -> list[float]:
         """exp(alpha * min(tau_m - r_m, 10)) from s `(2,)` and S `(2,)`."""
-        ratios = [math.exp(scores[1 - m] - scores[m]) for m in range(2)]
-        references = [math.exp(means[1 - m] - means[m]) for m in range(2)]
+        ratios = [math.exp(min(scores[1 - m] - scores[m], LARGEST)) for m in range(2)]
+        references = [math.exp(min(means[1 - m] - means[m], LARGEST)) for m in range(2)]
         return [
-            math.exp(self.alpha * min(reference - ratio, 10.0))
+            math.exp(min(self.alpha * min(reference - ratio, 10.0), LARGEST))
             for reference, ratio in zip(references, ratios, strict=True)
         ]

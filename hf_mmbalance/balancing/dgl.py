@@ -22,13 +22,15 @@ class DGL(BalancingMethod):
         strength: Part of the fused gradient that is replaced; 0 is joint training, 1 the method.
     """
 
+    needs_pooled_features = True
+
     def __init__(self, alpha: float = 4.0, strength: float = 1.0):
         if not 0 <= strength <= 1:
             raise ValueError(f"dgl: strength={strength!r} must lie in [0, 1]")
         self.alpha, self.strength = alpha, strength
 
     def loss(self, batch: TrainingBatch) -> torch.Tensor:
-        if self.strength:
+        if self.strength and any(feature.requires_grad for feature in batch.features):  # not of frozen towers
             self._replace(batch)
         return batch.loss
 

@@ -23,7 +23,7 @@ class Frozen(BalancingMethod):
 
     unimodal_loss_weight = 1.0
     needs_whole_gradients = True
-    decides_again = True
+    needs_pooled_features = True
 
     def __init__(self, pretraining: float = 0.7):
         if not 0 < pretraining < 1:
@@ -51,5 +51,4 @@ class Frozen(BalancingMethod):
         return self.connected(self.fused_weight * self.model.clip_losses(fused.logits, batch.labels).mean(), batch)
 
     def modulate(self, totals: dict[str, torch.Tensor]) -> None:
-        if self.pretrained:
-            self.drop_empty_gradients()
+        self.drop_empty_gradients()

@@ -62,8 +62,13 @@ class MCR(BalancingMethod):
                 raise ValueError(f"mcr: {name}={value!r} must not be negative")
         if not -1 <= strategy <= 1:
             raise ValueError(f"mcr: strategy={strategy!r} must lie in [-1, 1]")
+        if permutations < 1 or permutations != int(permutations):
+            raise ValueError(f"mcr: permutations={permutations!r} must be a whole number of at least 1")
+        for name, value in (("temperature", temperature), ("learning_rate", learning_rate)):
+            if not value > 0:
+                raise ValueError(f"mcr: {name}={value!r} must be above 0")
         self.information, self.contrast, self.bottleneck = information, contrast, bottleneck
-        self.strategy, self.permutations, self.temperature = strategy, permutations, temperature
+        self.strategy, self.permutations, self.temperature = strategy, int(permutations), temperature
         self.learning_rate = learning_rate
 
     def _check(self, model: MMBalanceForAudioVisualClassification) -> None:

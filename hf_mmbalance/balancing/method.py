@@ -70,8 +70,8 @@ class BalancingMethod:
     needs_whole_gradients = False
     #: The method knows clips by their places in the train split: `num_clips` and `clip_index` must be set.
     needs_clip_index = False
-    #: The method has the model decide again from features: not defined where vision's logits come from every frame.
-    decides_again = False
+    #: The method decides from, or acts at, pooled features: not defined where vision's logits come from every frame.
+    needs_pooled_features = False
 
     model: MMBalanceForAudioVisualClassification
     #: Weights of the losses in use: the config's.
@@ -133,8 +133,8 @@ class BalancingMethod:
                 f"{name} needs unimodal logits that are parts of the decision; the fusion head {fusion!r} has none:"
                 " use one that does, such as sum, concat, qmf or adaptive"
             )
-        if self.decides_again and model.config.frame_pooling == "log_probs":
-            raise ValueError(f"{name} decides from pooled features: use another frame_pooling than 'log_probs'")
+        if self.needs_pooled_features and model.config.frame_pooling == "log_probs":
+            raise ValueError(f"{name} works on pooled features: use another frame_pooling than 'log_probs'")
         if self.needs_clip_index and self.num_clips is None:
             raise ValueError(f"{name} knows each clip of the train split: set num_clips, their number, before attach")
 
@@ -238,7 +238,8 @@ class BalancingMethod:
                     kept = self._separate.get(parameter)
                     self._separate[parameter] = gradient if kept is None else kept.add_(gradient)
 
-        self.on_backward(loss, act)
+        if parameters:  # none where the towers are frozen
+            self.on_backward(loss, act)
 
     def separated(self, parameter: nn.Parameter) -> torch.Tensor:
         """The gradient kept apart, as the step's mean over processes, on the scale of `parameter.grad`.

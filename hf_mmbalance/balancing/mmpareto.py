@@ -12,6 +12,9 @@ from hf_mmbalance.balancing.registry import register_balancing_method
 from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 
 
+ROUNDING = 1e-6  # of inner products in float32, relative
+
+
 def min_norm_weight(joint: torch.Tensor, cross: torch.Tensor, unimodal: torch.Tensor) -> torch.Tensor:
     """Weight w of g_j in the shortest vector w g_j + (1 - w) g_u, from <g_j, g_j>, <g_j, g_u>, <g_u, g_u>.
 
@@ -69,10 +72,13 @@ class MMPareto(BalancingMethod):
         finite = torch.isfinite(joint_joint + own_own)
         conflict = (cross <= 0) & finite
         weight = torch.where(conflict, min_norm_weight(joint_joint, cross, own_own), torch.full_like(cross, 0.5))
-        length = weight**2 * joint_joint + 2 * weight * (1 - weight) * cross + (1 - weight) ** 2 * own_own
+        squares = weight**2 * joint_joint + (1 - weight) ** 2 * own_own
+        length = squares + 2 * weight * (1 - weight) * cross
         full = joint_joint + 2 * cross + own_own
-        longer = (full / (4 * length).clamp(min=torch.finfo(length.dtype).tiny)).sqrt()
-        factor = self.gamma * torch.where(conflict, longer.clamp(min=1), torch.ones_like(longer))
+        longer = (full / (4 * length)).sqrt()
+        # Opposite gradients cancel: what rounding leaves of the shortest vector has no direction to be lengthened in.
+        lengthened = conflict & (length > ROUNDING * squares) & (longer > 1)
+        factor = self.gamma * torch.where(lengthened, longer, torch.ones_like(longer))
         torch._foreach_mul_(joint, (2 * weight * factor).to(joint[0].dtype))
         torch._foreach_mul_(own, (2 * (1 - weight) * factor).to(own[0].dtype))
         torch._foreach_add_(joint, own)

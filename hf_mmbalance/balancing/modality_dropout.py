@@ -15,16 +15,24 @@ class ModalityDropout(BalancingMethod):
 
     Args:
         rates: Probability for each modality, or one for all; 0.3 by default.
+
+    Raises:
+        ValueError: by `attach`, for rates that the config does not take, or if it has others.
     """
 
     needs_split = False
 
     def __init__(self, rates: float | list[float] = 0.3):
-        self.rates = rates
+        self.rates = float(rates) if isinstance(rates, int | float) else [float(rate) for rate in rates]
 
     def attach(self, model: MMBalanceForAudioVisualClassification) -> None:
         super().attach(model)
-        count = len(model.config.modalities)
-        rates = [float(self.rates)] * count if isinstance(self.rates, int | float) else list(self.rates)
-        model.config.modality_dropout = rates
-        model.config.validate_modalities()
+        config = model.config
+        rates = [self.rates] * len(config.modalities) if isinstance(self.rates, float) else self.rates
+        if any(config.modality_dropout) and config.modality_dropout != rates:
+            raise ValueError(
+                f"modality_dropout: the method's rates are {rates}, the config's are {config.modality_dropout}; give"
+                " only one of the two"
+            )
+        config.modality_dropout = rates
+        config.validate_modalities()

@@ -16,10 +16,11 @@ class OLM(BalancingMethod):
 
     Task loss: sum_k CE(w_k z_k, y). Coefficients, by an Adam of their own, also minimise (as GradNorm, on logits)
 
-        L_w = sum_i sum_k | n_ik - mean_l(n_il) r_k |
+        L_w = mean_i sum_k | n_ik - mean_l(n_il) r_k |
         n_ik = w_k |z_ik|,   r_k = (CE_k / CE_k,0) / mean_l(CE_l / CE_l,0)
 
-    with norms, means and r_k constant in the gradient. Both losses reach the coefficients, as in the published code.
+    with norms, means and r_k constant in the gradient. Both losses reach the coefficients, as in the published code,
+    where both are sums over the batch: as means they have the same weights relative to each other, whatever its size.
     CE_k,0 is the loss of the first step (the published code takes it from the last batch of the first epoch).
     Evaluation uses z_k as it is: the coefficients act on training only. A clip that lacks a modality adds no term for
     it, and its mean runs over what it has.
@@ -71,7 +72,7 @@ class OLM(BalancingMethod):
 
 
 def norm_gradient(coefficients: torch.Tensor, norms: torch.Tensor, ratio: torch.Tensor) -> torch.Tensor:
-    """Gradient of L_w: d/dw_k = sum_i sign(n_ik - mean_l(n_il) r_k) |z_ik|.
+    """Gradient of L_w: d/dw_k = mean_i sign(n_ik - mean_l(n_il) r_k) |z_ik|.
 
     Args:
         coefficients: w `(K,)`.
@@ -81,4 +82,4 @@ def norm_gradient(coefficients: torch.Tensor, norms: torch.Tensor, ratio: torch.
     scaled = norms * coefficients
     present = norms > 0
     mean = scaled.sum(1, keepdim=True) / present.sum(1, keepdim=True).clamp(min=1)
-    return (torch.sign(scaled - mean * ratio) * norms).sum(0)
+    return (torch.sign(scaled - mean * ratio) * norms).mean(0)

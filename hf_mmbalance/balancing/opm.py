@@ -35,7 +35,7 @@ class OPM(BalancingMethod):
 
     two_modalities = True
     needs_clip_index = True
-    decides_again = True
+    needs_pooled_features = True
 
     def __init__(self, base: float = 0.5, strength: float = 0.5, probability: float = 0.7, warmup: float = 0.0):
         for name, value in (("base", base), ("probability", probability), ("warmup", warmup)):

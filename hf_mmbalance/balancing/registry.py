@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def build_method(name: str, options: dict[str, Any] | None = None) -> BalancingM
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if there is no such method, or it does not take the options; the message lists what there is.
+        ValueError: if there is no such method (the message lists those there are), or it does not take the options.
     """
     method = _load(name) if ".py:" in name else BALANCING_METHODS.get(name)
     if method is None:
@@ -52,7 +53,13 @@ def build_method(name: str, options: dict[str, Any] | None = None) -> BalancingM
     if unknown:
         known = ", ".join(f"{key} ({value!r})" for key, value in taken.items()) or "none"
         raise ValueError(f"balancing_options: {name!r} does not take {', '.join(unknown)}; its options are {known}")
-    return method(**options)
+    for key, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"balancing_options: {key}={value} is not a number that {name!r} can use")
+    try:
+        return method(**options)
+    except TypeError as error:
+        raise ValueError(f"balancing_options: {name!r} does not take these values, {options}: {error}") from error
 
 
 def options_of(method: type[BalancingMethod]) -> dict[str, Any]:

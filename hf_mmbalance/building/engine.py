@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from hf_mmbalance.building.encode import arrow_schema, encode_clip, features_of
 from hf_mmbalance.building.plan import BuildPlan, EncodeOptions, PlannedClip, Shard
@@ -26,6 +26,7 @@ from hf_mmbalance.console import UserError
 from hf_mmbalance.data.clips import DataError
 from hf_mmbalance.json_files import write_json
 from hf_mmbalance.model.media_mmbalance import MediaError
+from hf_mmbalance.progress import bar as progress_bar
 
 
 ROWS_PER_GROUP = 32  # rows held in memory while writing and reading
@@ -76,7 +77,7 @@ def build(
             draft.unlink(missing_ok=True)
     started = time.perf_counter()
     clips = sum(len(shard.clips) for shard in todo)
-    with tqdm(total=clips, desc=f"building {plan.name}", unit="clip", disable=None if clips else True) as bar:
+    with progress_bar(total=clips, desc=f"building {plan.name}", unit="clip", disable=not clips) as bar:
         steady = _run(plan, out, todo, num_proc, bar)
     return {"clips": clips, "seconds": time.perf_counter() - started, "steady_clips_per_second": steady}
 

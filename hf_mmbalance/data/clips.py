@@ -43,7 +43,8 @@ class ClipDataset(ABC):
 
     `dataset[3]` reads the fourth clip as it is; `dataset[3, 7]` reads it augmented for epoch 7, keyed by seed, epoch
     and clip id. An example is `{"id": str, "group": str, "label": int, "audio": float32 (S,) or None,
-    "sampling_rate": int, "frames": uint8 (T, H, W, 3) or None, "seconds": float}`, the seconds those of its sound.
+    "sampling_rate": int, "frames": uint8 (T, H, W, 3) or None, "seconds": float}`, the seconds those of its sound or,
+    without any, of its frames.
 
     Attributes:
         ids, groups, labels: one entry per clip; a group (actor, speaker, source video) should be in one split only.
@@ -90,7 +91,7 @@ class ClipDataset(ABC):
             "audio": audio,
             "sampling_rate": self.sampling_rate,
             "frames": frames,
-            "seconds": 0.0 if audio is None else len(audio) / self.sampling_rate,
+            "seconds": self.silent_seconds(place) if audio is None else len(audio) / self.sampling_rate,
         }
 
     def __iter__(self) -> Iterator[Clip]:
@@ -99,6 +100,10 @@ class ClipDataset(ABC):
     @abstractmethod
     def media(self, place: int, epoch: int | None) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Audio `(S,)` and frames `(T, H, W, 3)` of one clip; augmented where `epoch` is given."""
+
+    def silent_seconds(self, place: int) -> float:
+        """Length of a clip without sound; 0 where it is not known."""
+        return 0.0
 
     def class_counts(self) -> dict[str, int]:
         """Number of clips of every class, zeros included."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from tqdm.auto import tqdm
-
 from hf_mmbalance.data.clips import DataError
 from hf_mmbalance.data.media_clips import MediaClips
 from hf_mmbalance.data.options import MediaOptions
 from hf_mmbalance.model.media_mmbalance import MediaError
+from hf_mmbalance.progress import bar
 
 
 def decode_all(splits: dict[str, MediaClips], options: MediaOptions) -> tuple[dict[str, MediaClips], list[str]]:
@@ -52,12 +51,12 @@ def decode_all(splits: dict[str, MediaClips], options: MediaOptions) -> tuple[di
 
     with ThreadPoolExecutor(options.workers or os.cpu_count() or 1) as pool:
         list(
-            tqdm(
+            bar(
                 pool.map(decode_one, places),
                 total=len(places),
                 desc="decoding clips",
                 unit="clip",
-                disable=True if len(places) < 50 else None,
+                disable=len(places) < 50,
             )
         )
     notes += [f"{count} clips: {remark}" for remark, count in sorted(remarks.items())]

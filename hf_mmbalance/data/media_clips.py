@@ -92,6 +92,7 @@ class MediaClips(ClipDataset):
         self.records, self.options, self.split, self.spec, self.fetch = list(records), options, split, spec, fetch
         self.around = options.shift if split == "train" else 0.0
         self._kept: dict[int, DecodedClip] | None = None
+        self._silent_seconds: dict[int, float] = {}
 
     def decoded(self, place: int) -> DecodedClip:
         """The decoded clip, from memory or the cache folder if present there."""
@@ -118,6 +119,15 @@ class MediaClips(ClipDataset):
     def media(self, place: int, epoch: int | None) -> tuple[np.ndarray | None, np.ndarray | None]:
         clip, voices = self.decoded(place), lambda rng: self._voices(place, rng)
         return augmented(clip, self.spec, self.ids[place], self.options, self.split, epoch, voices)
+
+    def silent_seconds(self, place: int) -> float:
+        if place not in self._silent_seconds:
+            clip = self.decoded(place)
+            times = clip.frame_times
+            # Frames without times are decoded as one per second, which is nobody's length.
+            made_up = times is None or np.array_equal(times, np.arange(len(times)) + 0.5)
+            self._silent_seconds[place] = 0.0 if made_up else clip.window[1] - clip.window[0]
+        return self._silent_seconds[place]
 
     def _voices(self, place: int, rng: np.random.Generator) -> list[np.ndarray]:
         """The sound of six other clips of the split, on the same clock."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from hf_mmbalance.decision.fits import (
     SCALAR_STRENGTH,
@@ -21,6 +21,7 @@ from hf_mmbalance.decision.fits import (
 from hf_mmbalance.decision.folds import draw_folds, standard_error
 from hf_mmbalance.decision.state import HeadState
 from hf_mmbalance.metrics.measures import clip_nll, correct
+from hf_mmbalance.progress import bar as progress_bar
 
 
 #: Rung -> parent, from stiff to free; `sum` is the root. Without features the parent of `typicality` takes its place.
@@ -157,7 +158,7 @@ def fit_ladder(clips: Clips, options: Options) -> Ladder:
         beside = [name for name in beside if name not in BY_CLASS]
     rungs = [*(name for name in PARENTS if name in allowed and name != "sum"), *beside]
     fits = [len(parts) * (len(options.strengths) if name in SHRUNK else 1) for name in rungs]
-    with tqdm(total=sum(fits), desc="decision layer", unit="fit", delay=BAR_AFTER, leave=False, disable=None) as bar:
+    with progress_bar(total=sum(fits), desc="decision layer", unit="fit", delay=BAR_AFTER, leave=False) as bar:
         for done, name in zip(np.cumsum(fits), rungs, strict=True):
             scores[name] = _climb(name, parts, held_out, data, options, bar)
             bar.update(int(done) - bar.n)  # a walk may end before the last strength

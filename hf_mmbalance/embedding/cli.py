@@ -11,7 +11,6 @@ from hf_mmbalance.embedding.dataset_options import add_dataset_options, load_dat
 
 
 if TYPE_CHECKING:
-    from hf_mmbalance.data.clips import ClipSplits
     from hf_mmbalance.embedding.build import TowerName
 
 EMBED = """Run frozen towers once over every clip and keep their features, so that nothing need run them again.
@@ -72,7 +71,8 @@ def add_fuse(verbs: Any) -> None:
                         " classifier -> class")  # fmt: skip
     parser.add_argument("--backbone_only", nargs="+", default=[], choices=("audio", "vision"), metavar="MODALITY",
                         help="take no head from this classifier: fit one")  # fmt: skip
-    parser.add_argument("--embeddings", type=Path, metavar="FOLDER", help="for the features (default: OUT/embeddings)")
+    parser.add_argument("--embeddings", type=Path, metavar="FOLDER", help="for the features (default: OUT/embeddings);"
+                        " those in it that fit are used, others are removed")  # fmt: skip
     parser.add_argument("--rung", default="auto", help="of the decision layer, by name (default: by cross-validation)")
     parser.add_argument("--known_groups", action="store_true", help="the place of use has the same groups (speakers,"
                         " cameras) as these clips")  # fmt: skip
@@ -131,7 +131,8 @@ def run_embed(arguments: argparse.Namespace) -> int:
     if arguments.dataset is None or arguments.audio_model is None or arguments.vision_model is None:
         raise ValueError("give the clips, --audio_model and --vision_model; or --merge the folders of shards")
     clips, _ = load_dataset(arguments)
-    _say_notes(clips)
+    for note in clips.notes if main else ():
+        console.say(f"note: {note}", aside=True)
     towers = _towers(arguments)
     model, processor = build_towers(towers, clips, {}, trust_remote_code=arguments.trust_remote_code)
     splits = tuple(arguments.draws_of)
@@ -155,11 +156,6 @@ def _towers(arguments: argparse.Namespace) -> dict[str, TowerName]:
         )
         for modality in ("audio", "vision")
     }
-
-
-def _say_notes(clips: ClipSplits) -> None:
-    for note in clips.notes:
-        console.say(f"note: {note}", aside=True)
 
 
 def run_fuse(arguments: argparse.Namespace) -> int:

@@ -11,13 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from accelerate import PartialState
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers.models.audio_spectrogram_transformer import ASTFeatureExtractor
 
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError
 from hf_mmbalance.embedding.addresses import content_key, tower_fingerprint
+from hf_mmbalance.embedding.build import TowerName
 from hf_mmbalance.embedding.draws import Draws
 from hf_mmbalance.embedding.parts import (
     PLAN,
@@ -32,6 +34,7 @@ from hf_mmbalance.json_files import write_json
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.model.reading_mmbalance import Clip
+from hf_mmbalance.progress import bar as progress_bar
 
 
 Item = TypeVar("Item")
@@ -48,7 +51,7 @@ class EmbedOptions:
     Attributes:
         batch_size: clips per forward pass.
         clips_per_part: clips per file; what an interruption may cost.
-        dtype: `float32`, `bfloat16` or `float16`, in which towers compute; features are stored in float32.
+        dtype: `float32`, `bfloat16` or `float16`, in which towers compute; weights and stored features are float32.
     """
 
     batch_size: int = 8
@@ -79,7 +82,7 @@ def embed(
     *,
     draws: Draws | None = None,
     options: EmbedOptions | None = None,
-    names: dict[str, str] | None = None,
+    towers: dict[str, TowerName] | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> dict[str, int]:
     """Write the features of every clip and draw into a folder; what is there already is kept.
@@ -89,12 +92,12 @@ def embed(
 
     Args:
         clips: the clips, of any source.
-        model: its towers are run, in evaluation mode.
+        model: its towers are run, in evaluation mode, on the device of this process, where it is left.
         processor: that of the model; saved beside the features.
         out: the folder. Features of the same content from the same tower are taken from what is there.
         draws: versions of each clip; by default the clean one only.
         options: batch size, size of parts, precision.
-        names: where each modality's tower comes from, to be recorded.
+        towers: where each modality's tower comes from, to be recorded.
         shard: (i, n): only every n-th part from the i-th on, for n machines; then `merge`.
 
     Returns:
@@ -109,10 +112,9 @@ def embed(
     if not 0 <= shard[0] < shard[1]:
         raise EmbeddingError(f"--shard i/n needs 0 <= i < n, got {shard[0]}/{shard[1]}")
     datasets = draws.of(clips)
-    dtype = DTYPES[options.dtype]
-    model = model.to(state.device, dtype).eval()  # type: ignore[call-overload]
+    model = model.to(state.device).eval()  # type: ignore[arg-type]
     parts = list(_parts(datasets, options.clips_per_part))
-    plan = _plan(clips, datasets, model, processor, draws, options, len(parts), names or {})
+    plan = _plan(clips, datasets, model, processor, draws, options, len(parts), towers or {})
     if state.is_main_process:
         _open_folder(out, plan)
         processor.save_pretrained(str(out / "processor"))
@@ -157,7 +159,7 @@ def merge(folders: list[Path], out: Path) -> None:
     """
     plans = [read_plan(folder) for folder in folders]
     for folder, plan in zip(folders, plans, strict=True):
-        if any(plan[name] != plans[0][name] for name in ("fingerprint", "towers", "parts")):
+        if _identity(plan) != _identity(plans[0]):
             raise EmbeddingError(f"{folder} was made of other clips, towers or options than {folders[0]}")
     if out.exists() and any(out.iterdir()):
         raise EmbeddingError(f"{out} is not empty: give a new folder")
@@ -187,14 +189,19 @@ def read_plan(folder: Path) -> dict[str, Any]:
         raise EmbeddingError(f"{folder / PLAN} is damaged ({error}): remove the folder and embed again") from None
 
 
+def _identity(plan: dict[str, Any]) -> tuple[Any, ...]:
+    """What parts of one folder have in common; where a machine found the towers is not part of it."""
+    return plan["fingerprint"], plan["parts"], [tower["fingerprint"] for tower in plan["towers"].values()]
+
+
 def tower_folder(out: Path, plan: dict[str, Any], modality: str) -> Path:
     """Where the parts of one modality are."""
     return out / f"{modality}-{plan['towers'][modality]['fingerprint'][:12]}"
 
 
 _PLAN_FIELDS = (
-    "dataset", "classes", "modalities", "sampling_rate", "notes", "fingerprint", "towers", "parts", "draws", "options",
-    "clips", "reading",
+    "dataset", "commit", "classes", "modalities", "sampling_rate", "notes", "fingerprint", "towers", "parts", "draws",
+    "options", "clips", "reading",
 )  # fmt: skip
 
 
@@ -206,16 +213,17 @@ def _plan(
     draws: Draws,
     options: EmbedOptions,
     parts: int,
-    names: dict[str, str],
+    towers: dict[str, TowerName],
 ) -> dict[str, Any]:
     digest = hashlib.blake2b(digest_size=16)
     for split, dataset in datasets.items():
         for row in zip(dataset.ids, dataset.groups, dataset.labels, strict=True):
             digest.update(f"{split}\0{row}\0".encode())
     modalities = list(model.config.modalities)
-    towers = {
+    origin = {name: {"name": tower.name, "revision": tower.revision} for name, tower in towers.items()}
+    used = {
         modality: {
-            "name": names.get(modality),
+            **origin.get(modality, {"name": None, "revision": None}),
             "fingerprint": tower_fingerprint(model, processor, modality, DTYPES[options.dtype]),
             "width": width,
         }
@@ -223,12 +231,13 @@ def _plan(
     }
     return {
         "dataset": clips.name,
+        "commit": clips.commit,
         "classes": list(clips.classes),
         "modalities": modalities,
         "sampling_rate": clips.sampling_rate,
         "notes": list(clips.notes),
         "fingerprint": digest.hexdigest(),
-        "towers": towers,
+        "towers": used,
         "parts": parts,
         "draws": {**asdict(draws), "corruptions": list(draws.corruptions), "splits": list(draws.splits)},
         "options": asdict(options),
@@ -269,12 +278,12 @@ def _run(
 ) -> dict[str, int]:
     counts = {"computed": 0, "reused": 0}
     total = sum(len(part.rows) for part in parts) * len(plan["modalities"])
-    shown = None if PartialState().is_main_process else True
 
     def read(part: Part) -> list[dict[str, Any]]:
         return [datasets[part.split][i] for i in part.rows]
 
-    with tqdm(total=total, desc="embedding", unit="feature", disable=shown) as bar:
+    hidden = not PartialState().is_main_process
+    with progress_bar(total=total, desc="embedding", unit="feature", disable=hidden) as bar:
         for part, examples in _one_ahead(read, parts):
             for modality in plan["modalities"]:
                 folder = tower_folder(out, plan, modality)
@@ -389,8 +398,15 @@ class _Towers:
         where = self.model.device
         index = list(self.model.config.modalities).index(modality)
         inputs: dict[str, Any] = {name: value.to(where) for name, value in tensors.items()}
-        output = self.model.embed(**inputs)
+        dtype = DTYPES[self.options.dtype]
+        with torch.autocast(where.type, dtype, enabled=dtype != torch.float32):  # which leaves the weights as they are
+            output = self.model.embed(**inputs)
         vectors, tokens = (part[index].float().cpu().numpy() for part in (output.features, output.tokens))
+        if not (np.isfinite(vectors).all() and np.isfinite(tokens).all()):  # stored, they would be missing clips
+            raise EmbeddingError(
+                f"the {modality} tower gives features that are not finite in {self.options.dtype}: use --dtype"
+                " float32; if that is what it was, its weights are damaged"
+            )
         log_probs = output.frame_log_probs if modality == "vision" else None
         labels = [None] * len(vectors) if log_probs is None else log_probs.float().cpu().numpy()
         return [Feature(*parts) for parts in zip(vectors, tokens, labels, strict=True)]

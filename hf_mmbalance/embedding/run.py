@@ -60,7 +60,7 @@ def embed_clips(
 
     Args:
         arguments: of the command line.
-        towers: by modality; their names are recorded.
+        towers: by modality; their names and revisions are recorded.
         clips: what is embedded.
         model, processor: of the towers.
         out: folder of the features.
@@ -78,7 +78,7 @@ def embed_clips(
         out,
         draws=Draws(arguments.draws, tuple(arguments.corruptions), splits, augmented, arguments.seed),
         options=EmbedOptions(batch_size=arguments.batch_size, dtype=dtype),
-        names={modality: tower.name for modality, tower in towers.items()},
+        towers=towers,
         shard=getattr(arguments, "shard", (0, 1)),
     )
 
@@ -120,13 +120,14 @@ def fuse_models(arguments: argparse.Namespace, towers: dict[str, TowerName]) -> 
         )
     folder = arguments.embeddings or arguments.out / "embeddings"
     embed_clips(arguments, towers, clips, model, processor, folder)
+    model.cpu()  # type: ignore[call-arg]  # where stored features are read
     stored = Embeddings.read(folder)
     options = FuseOptions(arguments.rung, arguments.known_groups, seed=arguments.seed)
     results, table = _fit(model, stored, options, notes)
     results |= _description(arguments, clips, source, towers, labels, stored, notes)
     if PartialState().is_main_process:
         processor.reading["longest_seconds"] = math.ceil(1000 * float(stored.seconds.max(initial=0.0))) / 1000
-        model.float().cpu().save_pretrained(arguments.out)  # type: ignore[call-arg]
+        model.save_pretrained(arguments.out)
         processor.save_pretrained(str(arguments.out))
         write_outputs(arguments.out, {**results, "versions": versions()}, table)
         _answer(model, stored, arguments.out)

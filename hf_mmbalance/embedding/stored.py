@@ -30,7 +30,7 @@ class Embeddings:
         folder: where they were read.
         ids, clips, groups, splits: N names.
         labels, draws: `(N,)` int64.
-        seconds: `(N,)` of the sound.
+        seconds: `(N,)` of the sound or, without any, of the frames.
         features, tokens: modality -> `(N, D_m)` float32, NaN rows where it is missing: pooled features, which heads
             read, and means of the tower's tokens, by which the decision layer tells typical clips.
         log_probs: modality -> `(N, K)` float32 log-probabilities of its classifier's own labels, mean over frames,
@@ -114,14 +114,20 @@ class Embeddings:
         return MMBalanceProcessor.from_pretrained(str(self.folder / "processor"))
 
     def check_towers(self, model: MMBalanceForAudioVisualClassification, processor: MMBalanceProcessor) -> None:
-        """Refuse a model whose towers are not those that the features come from.
+        """Refuse a model whose towers are not those that the features come from, or are not all that it needs.
 
         Raises:
-            EmbeddingError: names the modality.
+            EmbeddingError: names the modality, or the pooling over frames.
         """
         from hf_mmbalance.embedding.addresses import tower_fingerprint
         from hf_mmbalance.embedding.embed import DTYPES
 
+        pooling = model.config.frame_pooling
+        if pooling != "mean":
+            raise EmbeddingError(
+                f"frame_pooling={pooling!r} learns from single frames, and {self.folder} holds means over them: use"
+                " 'mean', or the clips themselves"
+            )
         dtype = DTYPES[self.plan["options"]["dtype"]]
         for modality in self.modalities:
             if tower_fingerprint(model, processor, modality, dtype) != self.plan["towers"][modality]["fingerprint"]:
@@ -144,6 +150,7 @@ class Embeddings:
             self.plan["sampling_rate"],
             list(self.plan["notes"]),
             reading=ReadingSpec.from_dict(self.plan["reading"]),
+            commit=self.plan["commit"],
         )
 
 

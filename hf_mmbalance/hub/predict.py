@@ -7,8 +7,6 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
 from hf_mmbalance import console
 from hf_mmbalance.data.clips import DataError
 from hf_mmbalance.data.files import walk_files
@@ -17,6 +15,7 @@ from hf_mmbalance.data.sources.table import TABLE_SUFFIXES, read_table
 from hf_mmbalance.hub.errors import HubError, advice_for, explained
 from hf_mmbalance.hub.limits import check_config, check_head, check_loaded, check_processor
 from hf_mmbalance.hub.reach import check_reachable
+from hf_mmbalance.progress import bar
 
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
     check_device(arguments.device)
     classify = load_classifier(arguments.model, arguments.revision, arguments.trust_remote_code, arguments.device)
     answers: list[dict[str, Any]] = []
-    for item in tqdm(inputs, desc="predicting", unit="clip", disable=True if len(inputs) < BAR_FROM else None):
+    for item in bar(inputs, desc="predicting", unit="clip", disable=len(inputs) < BAR_FROM):
         try:
             answers.append({**item, "answer": classify(_source(item), modalities=modalities, **options)})
         except (ValueError, OSError) as error:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from hf_mmbalance.data.clips import ClipDataset, DataError
 from hf_mmbalance.data.corruptions import SEVERITIES, ClipsOfOneCorruption, check_severity, kinds_of
+from hf_mmbalance.progress import bar
 from hf_mmbalance.robustness.run import Run
 from hf_mmbalance.training.batches import ClipCollator
 
@@ -126,7 +126,7 @@ def judge_cells(
     out.mkdir(parents=True, exist_ok=True)
     _check_same(out / "settings.json", _settings(run, seed))
     cells = []
-    for kind, severity in tqdm(cells_of(names, severities), desc="cells", unit="cell", disable=None):
+    for kind, severity in bar(cells_of(names, severities), desc="cells", unit="cell"):
         path = out / (f"{kind}-{severity}.npz" if severity else f"{kind}.npz")
         if not path.exists():
             clips = run.clips if kind == CLEAN else ClipsOfOneCorruption(run.clips, kind, severity, seed)

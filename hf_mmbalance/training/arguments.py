@@ -99,6 +99,17 @@ class ModelArguments:
     def __post_init__(self) -> None:
         for name in ("audio_config", "vision_config", "fusion_options", "balancing_options"):
             setattr(self, name, _as_mapping(name, getattr(self, name)))
+        for name in (
+            "frequency_masks", "frequency_mask_width", "time_masks", "time_mask_width", "initializer_range"
+        ):  # fmt: skip
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        for name in ("image_mean", "image_std"):
+            if getattr(self, name) is not None and len(getattr(self, name)) != 3:
+                raise ValueError(f"{name}={getattr(self, name)} must be three numbers, one for each colour")
+        for name, values in (("audio_std", [self.audio_std]), ("image_std", self.image_std or [])):
+            if not all(value is None or value > 0 for value in values):
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
 
 
 @dataclass
@@ -130,6 +141,9 @@ class MMBalanceTrainingArguments(TrainingArguments):
         if self.hub_token is not None:
             # Trainer pickles its arguments into every checkpoint, and a command line is seen by all on a machine.
             raise ValueError("hub_token is not taken: log in with `hf auth login`, or set HF_TOKEN")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.greater_is_better is None:
             self.greater_is_better = "accuracy" in (self.metric_for_best_model or "")
         super().__post_init__()
@@ -165,8 +179,10 @@ class RunArguments:
         """Plain values, with what `results.json` keeps of a run's configuration."""
         training = self.training.to_dict()
         ours = {f.name for f in dataclasses.fields(MMBalanceTrainingArguments)} - {"hub_token"}
-        source = dataclasses.asdict(self.source)
-        source["clip_seed"] = source.pop("seed")
+        source = {}
+        if self.data.embeddings is None:  # whose clips were read before
+            source = dataclasses.asdict(self.source)
+            source["clip_seed"] = source.pop("seed")
         return {
             **dataclasses.asdict(self.data),
             **source,
@@ -193,6 +209,12 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     chosen, argv = first.parse_known_args(argv)
     config_file = chosen.config
     settings = {} if config_file is None else read_config(config_file)
+    if _peek(argv, "--embeddings") is not None and _peek(argv, "--dataset") is not None:
+        raise ValueError("--dataset has no place beside --embeddings, which are those of a data set: leave it out")
+    if isinstance(settings.get("dataset"), list | dict):
+        raise ValueError(f"{config_file}: dataset: {settings['dataset']!r} is not the name of one data set")
+    if settings.get("dataset") is not None:
+        settings["dataset"] = str(settings["dataset"])  # a folder may be called 2024
     dataset = _peek(argv, "--dataset") or settings.get("dataset") or "synthetic"
     if dataset == "synthetic" and config_file is None and _peek(argv, "--embeddings") is None:
         settings = read_config(SYNTHETIC)
@@ -349,6 +371,10 @@ def _typed(action: argparse.Action, value: Any, name: str) -> Any:
     several = action.nargs in ("+", "*")
     if several and not isinstance(value, list):
         raise ValueError(f"{name}: {value!r} is not a list; write [{value}]")
+    if value is False and action.dest.endswith("_strategy"):
+        return "no"  # which YAML 1.1 reads as false
+    if action.type is str and type(value) in (int, float):
+        return str(value)
     if action.type not in (int, float):
         return value
     try:

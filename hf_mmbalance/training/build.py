@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, set_seed
 
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
 from hf_mmbalance.data.clips import ClipSplits
-from hf_mmbalance.embedding.build import fitted_frames, reading_of
+from hf_mmbalance.embedding.build import TowerName, fitted_frames, reading_of
 from hf_mmbalance.hub.errors import explained
 from hf_mmbalance.hub.limits import check_head
 from hf_mmbalance.hub.reach import check_reachable
@@ -29,6 +33,7 @@ BUILT_FIELDS = (
 LOSS_FIELDS = ("modality_dropout", "fused_loss_weight", "unimodal_loss_weight", "label_smoothing")
 TOWER_FIELDS = ("audio_model", "audio_config", "audio_max_length", "vision_model", "vision_config")
 IMAGE_STATISTICS = ("image_mean", "image_std")
+DEFAULTS = {"audio": DEFAULT_AUDIO, "vision": DEFAULT_VISION}
 HEADS_ONLY_RATE = 1e-3  # usual learning rate of heads on frozen towers
 
 
@@ -53,7 +58,7 @@ def build_model_and_processor(
 
 def frozen_notes(arguments: ModelArguments, learning_rate: float) -> list[str]:
     """What a reader must know of frozen towers: random ones never learn, and heads want a larger learning rate."""
-    if arguments.trainable_layers != "0":
+    if str(arguments.trainable_layers) != "0":
         return []
     notes = []
     configured = [name for name in ("audio", "vision") if getattr(arguments, f"{name}_config") is not None]
@@ -70,21 +75,30 @@ def frozen_notes(arguments: ModelArguments, learning_rate: float) -> list[str]:
     return notes
 
 
+def tower_names(arguments: ModelArguments) -> dict[str, TowerName]:
+    """The pretrained towers by modality; none where training starts from a trained model or from a config."""
+    if arguments.model_name_or_path is not None:
+        return {}
+    return {
+        modality: TowerName(
+            getattr(arguments, f"{modality}_model") or default, getattr(arguments, f"{modality}_revision")
+        )
+        for modality, default in DEFAULTS.items()
+        if getattr(arguments, f"{modality}_config") is None
+    }
+
+
 def _check_reachable(arguments: ModelArguments) -> None:
     if arguments.model_name_or_path is not None:
         check_reachable(arguments.model_name_or_path)
-        return
-    for modality, default in (("audio", DEFAULT_AUDIO), ("vision", DEFAULT_VISION)):
-        if getattr(arguments, f"{modality}_config") is None:
-            name = getattr(arguments, f"{modality}_model") or default
-            check_reachable(name, getattr(arguments, f"{modality}_revision"))
+    for tower in tower_names(arguments).values():
+        check_reachable(tower.name, tower.revision)
 
 
 def _compose(
     arguments: ModelArguments, clips: ClipSplits
 ) -> tuple[MMBalanceForAudioVisualClassification, MMBalanceProcessor]:
-    audio = _backbone(arguments, "audio", DEFAULT_AUDIO)
-    vision = _backbone(arguments, "vision", DEFAULT_VISION)
+    audio, vision = (_backbone(arguments, modality) for modality in DEFAULTS)
     is_ast = _audio_type(arguments, audio) == "audio-spectrogram-transformer"
     processor = MMBalanceProcessor.from_backbones(
         audio,
@@ -96,19 +110,31 @@ def _compose(
         trust_remote_code=arguments.trust_remote_code,
     )
     _set_statistics(processor, arguments)
-    model = MMBalanceForAudioVisualClassification.from_backbones(
-        audio,
-        vision,
-        id2label=dict(enumerate(clips.classes)),
-        audio_max_length=processor.feature_extractor.max_length if is_ast else arguments.audio_max_length,
-        audio_revision=arguments.audio_revision,
-        vision_revision=arguments.vision_revision,
-        trust_remote_code=arguments.trust_remote_code,
-        trainable_layers=_layers(arguments.trainable_layers),
-        class_weights=_class_weights(clips) if arguments.class_weighted_loss else None,
-        **{name: getattr(arguments, name) for name in (*BUILT_FIELDS, *LOSS_FIELDS)},
-    )
+    with _options_checked():
+        model = MMBalanceForAudioVisualClassification.from_backbones(
+            audio,
+            vision,
+            id2label=dict(enumerate(clips.classes)),
+            audio_max_length=processor.feature_extractor.max_length if is_ast else arguments.audio_max_length,
+            audio_revision=arguments.audio_revision,
+            vision_revision=arguments.vision_revision,
+            trust_remote_code=arguments.trust_remote_code,
+            trainable_layers=_layers(arguments.trainable_layers),
+            class_weights=_class_weights(clips) if arguments.class_weighted_loss else None,
+            **{name: getattr(arguments, name) for name in (*BUILT_FIELDS, *LOSS_FIELDS)},
+        )
     return model, processor
+
+
+@contextmanager
+def _options_checked() -> Iterator[None]:
+    """A field of the config that was given as an option is reported as one, not as a config of another version."""
+    try:
+        yield
+    except StrictDataclassError as error:
+        if str(error.__cause__).startswith((*BUILT_FIELDS, *LOSS_FIELDS)):
+            raise ValueError(str(error.__cause__)) from None  # `explained` reads causes
+        raise
 
 
 def spec_augment(arguments: ModelArguments, seed: int) -> SpecAugment | None:
@@ -143,6 +169,8 @@ def _load_trained(
             raise ValueError(f"--{field} {asked}: {name} was built with {built!r}, which training on cannot change")
     for field in LOSS_FIELDS:
         setattr(model.config, field, getattr(arguments, field))
+    model.config.validate_choices()
+    model.config.validate_modalities()
     model.config.class_weights = _class_weights(clips) if arguments.class_weighted_loss else None
     model.freeze_towers(_layers(arguments.trainable_layers))
     processor = MMBalanceProcessor.from_pretrained(name)
@@ -159,10 +187,10 @@ def _set_statistics(processor: MMBalanceProcessor, arguments: ModelArguments) ->
                 setattr(part, name, value)
 
 
-def _backbone(arguments: ModelArguments, modality: str, default: str) -> str | PreTrainedConfig:
+def _backbone(arguments: ModelArguments, modality: str) -> str | PreTrainedConfig:
     name, given = getattr(arguments, f"{modality}_model"), getattr(arguments, f"{modality}_config")
     if given is None:
-        return name or default
+        return name or DEFAULTS[modality]
     if name is not None:
         raise ValueError(f"{modality}_model={name!r} and {modality}_config are both given: leave one of the two out")
     config = dict(given)

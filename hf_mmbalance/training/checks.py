@@ -48,6 +48,23 @@ def check_metric(name: str | None, modalities: list[str] | tuple[str, ...]) -> N
         raise ValueError(f"metric_for_best_model={name!r} is unknown: choose one of {', '.join(known)}")
 
 
+def check_loss_weights(model: Any) -> None:
+    """A model must have a loss to learn by.
+
+    Raises:
+        ValueError: both weights of the losses are 0.
+    """
+    config, head = model.config, model.fusion
+    fused = head.default_fused_loss_weight if config.fused_loss_weight is None else config.fused_loss_weight
+    unimodal = (
+        head.default_unimodal_loss_weight if config.unimodal_loss_weight is None else config.unimodal_loss_weight
+    )
+    if not (fused or unimodal):
+        raise ValueError(
+            f"fused_loss_weight={fused:g} and unimodal_loss_weight={unimodal:g}: the towers have no loss to learn by"
+        )
+
+
 def check_classes(config: Any, classes: list[str]) -> None:
     """A model and a dataset must name the same classes in the same order.
 

@@ -34,7 +34,7 @@ def train(argv: list[str] | None = None) -> int:
     except Exception as error:
         if not console.is_expected(error):
             raise
-        console.print_error(console.with_flags(str(error), _option_names()))
+        console.print_error(console.with_flags(console.message_of(error), _option_names()))
         return console.REFUSED
     return 0
 

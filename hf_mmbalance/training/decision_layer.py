@@ -51,6 +51,8 @@ class DecisionArguments:
         if self.decision_rung not in ("auto", *PARENTS):
             known = ", ".join(PARENTS)
             raise ValueError(f"decision_rung={self.decision_rung!r} is unknown: choose auto or one of {known}")
+        if not self.decision_balance >= 0:
+            raise ValueError(f"decision_balance={self.decision_balance} must be at least 0")
 
 
 def corruption_plan(names: list[str], draws: int = 3, seed: int = 0) -> CorruptionPlan | None:

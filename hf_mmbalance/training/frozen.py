@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from transformers.utils import logging
 
@@ -14,10 +13,13 @@ from hf_mmbalance.embedding.embed import EmbedOptions, embed
 from hf_mmbalance.embedding.stored import EmbeddedClips, Embeddings
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
-from hf_mmbalance.training.arguments import RunArguments
+from hf_mmbalance.training.arguments import ModelArguments, RunArguments
+from hf_mmbalance.training.build import tower_names
 
 
 logger = logging.get_logger(__name__)
+
+FEATURES = "embeddings"  # folder in that of a run
 
 
 def stored_clips(arguments: RunArguments) -> ClipSplits:
@@ -35,10 +37,21 @@ def stored_clips(arguments: RunArguments) -> ClipSplits:
         raise ValueError("--embeddings holds features, which SpecAugment and --train_corruptions cannot change:"
                          " leave them out, or embed with --augmented")  # fmt: skip
     stored = Embeddings.read(str(arguments.data.embeddings))
+    arguments.data.dataset = stored.plan["dataset"]
+    if model.model_name_or_path is None:
+        _name_towers(model, stored)
     length = getattr(stored.processor.feature_extractor, "max_length", None)
     if model.audio_max_length is None and model.audio_config is None and model.model_name_or_path is None:
         model.audio_max_length = length
     return stored.clip_splits()
+
+
+def _name_towers(model: ModelArguments, stored: Embeddings) -> None:
+    """Where no tower is named, the model gets those that the features come from."""
+    for modality, tower in stored.plan["towers"].items():
+        if getattr(model, f"{modality}_model") is None and getattr(model, f"{modality}_config") is None:
+            setattr(model, f"{modality}_model", tower["name"])
+            setattr(model, f"{modality}_revision", getattr(model, f"{modality}_revision") or tower["revision"])
 
 
 def frozen_clips(
@@ -62,7 +75,7 @@ def frozen_clips(
     if reason is not None:
         logger.warning("the towers are frozen, but run in every epoch: %s", reason)
         return clips
-    folder = Path(str(arguments.training.output_dir)) / "embeddings"
+    folder = Path(str(arguments.training.output_dir)) / FEATURES
     decision = arguments.decision
     fitted = bool(model.fusion.fitted) and decision.calibration_corruptions != ["none"]
     draws = Draws(
@@ -71,16 +84,14 @@ def frozen_clips(
         seed=arguments.training.seed,
     )
     options = EmbedOptions(batch_size=arguments.training.per_device_eval_batch_size)
-    names = {name: getattr(arguments.model, f"{name}_model") for name in model.config.modalities}
-    embed(clips, model, processor, folder, draws=draws, options=options, names=names)
-    kept: dict[str, Any] = {"bayes": clips.bayes, "notes": clips.notes, "commit": clips.commit}
-    return dataclasses.replace(Embeddings.read(folder).clip_splits(), **kept)
+    embed(clips, model, processor, folder, draws=draws, options=options, towers=tower_names(arguments.model))
+    return dataclasses.replace(Embeddings.read(folder).clip_splits(), bayes=clips.bayes)
 
 
 def _why_not(clips: ClipSplits, model: MMBalanceForAudioVisualClassification, arguments: RunArguments) -> str | None:
     """Why the towers' features cannot be kept, in words; None where they can."""
-    if model.config.frame_pooling == "temporal":
-        return "--frame_pooling temporal learns from the features of single frames"
+    if model.config.frame_pooling != "mean":
+        return f"--frame_pooling {model.config.frame_pooling} learns from the features of single frames"
     if arguments.model.frequency_masks or arguments.model.time_masks:
         return "SpecAugment changes the spectrograms of train clips"
     if changes_by_epoch(clips.splits["train"]):

@@ -72,8 +72,8 @@ class KeepOrigin(TrainerCallback):
         checkpoint: the one to resume from, if any.
 
     Attributes:
-        changes: options that differ from those of the run that made the checkpoint, e.g. `num_train_epochs 3 -> 5`;
-            those of earlier resumes come first.
+        changes: options (and number of processes) that differ from those of the run that made the checkpoint, e.g.
+            `num_train_epochs 3 -> 5`; those of earlier resumes come first.
 
     Raises:
         ValueError: the checkpoint has other classes or was trained on other clips.
@@ -81,7 +81,8 @@ class KeepOrigin(TrainerCallback):
 
     def __init__(self, clips: ClipSplits, arguments: RunArguments, checkpoint: str | None):
         sizes = {split: len(part) for split, part in clips.splits.items()}
-        origin = {"fingerprint": fingerprint(clips), "clips": sizes, "arguments": arguments.to_dict()}
+        options = {**arguments.to_dict(), "processes": arguments.training.world_size}  # clips per step depend on it
+        origin = {"fingerprint": fingerprint(clips), "clips": sizes, "arguments": options}
         self.origin: dict[str, Any] = json.loads(json_text(scrub_all(origin)))  # as it will be read
         self.changes: list[str] = []
         if checkpoint is not None:

@@ -27,7 +27,6 @@ from hf_mmbalance.hub.errors import HubError, explained
 from hf_mmbalance.hub.model_card import pinned_revision, write_card
 from hf_mmbalance.hub.model_push import prepare_repo
 from hf_mmbalance.metrics import measures
-from hf_mmbalance.model.backbones_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
 from hf_mmbalance.processes import LOCK, answered_by_main, only_run_in
 from hf_mmbalance.provenance import base_model, provenance, versions
 from hf_mmbalance.training.arguments import (
@@ -37,10 +36,10 @@ from hf_mmbalance.training.arguments import (
     option_names,
     parse_arguments,
 )
-from hf_mmbalance.training.build import build_model_and_processor, frozen_notes, spec_augment
+from hf_mmbalance.training.build import build_model_and_processor, frozen_notes, spec_augment, tower_names
 from hf_mmbalance.training.curves import write_curves
 from hf_mmbalance.training.decision_layer import apply_head, corruption_plan
-from hf_mmbalance.training.frozen import frozen_clips, stored_clips
+from hf_mmbalance.training.frozen import FEATURES, frozen_clips, stored_clips
 from hf_mmbalance.training.interruption import Interrupted, StopOnSignal
 from hf_mmbalance.training.resuming import (
     KeepOrigin,
@@ -112,7 +111,9 @@ def run(arguments: RunArguments) -> dict[str, Any]:
                 trainer.train(resume_from_checkpoint=checkpoint)
         except Interrupted as stopped:
             if trainer.is_world_process_zero():
-                logger.warning("%s; go on with\n%s", stopped, resume_command(arguments))
+                count = training.world_size
+                same = f" (launched as before: {count} processes)" if count > 1 else ""
+                logger.warning("%s; go on with%s\n%s", stopped, same, resume_command(arguments))
             raise
         trainer.save_model(_internal_call=True)  # which does not push: there is no card yet
     results, table = conclude(trainer, clips, arguments)
@@ -165,11 +166,7 @@ def base_models(model: ModelArguments) -> list[dict[str, str | None]]:
     """Pretrained towers (or the trained model that training started from) and the commit of those from the Hub."""
     if model.model_name_or_path is not None:
         return [base_model("whole", model.model_name_or_path, None)]
-    return [
-        base_model(modality, getattr(model, f"{modality}_model") or default, getattr(model, f"{modality}_revision"))
-        for modality, default in (("audio", DEFAULT_AUDIO), ("vision", DEFAULT_VISION))
-        if getattr(model, f"{modality}_config") is None
-    ]
+    return [base_model(modality, tower.name, tower.revision) for modality, tower in tower_names(model).items()]
 
 
 def _open_repo(training: MMBalanceTrainingArguments) -> str:
@@ -224,7 +221,7 @@ def _settle(arguments: RunArguments) -> tuple[str, str | None]:
     if not training.output_dir:
         if resume in RESUME_LAST:
             raise ValueError("--resume_from_checkpoint true needs --output_dir: the folder of the run to go on with")
-        name = Path(arguments.data.dataset.rstrip("/")).stem or "clips"
+        name = Path((arguments.data.embeddings or arguments.data.dataset).rstrip("/")).stem or "clips"
         training.output_dir = f"outputs/{name}-{time.strftime('%Y%m%d-%H%M%S')}-s{training.seed}"
     folder = Path(str(training.output_dir))
     if folder.exists() and not folder.is_dir():
@@ -238,7 +235,9 @@ def _settle(arguments: RunArguments) -> tuple[str, str | None]:
     if named is not None and not is_complete(named):
         raise ValueError(f"{named} is not a complete checkpoint of a run: it lacks a readable trainer_state.json")
     goes_on = named is not None and named.resolve().parent == folder.resolve()
-    if not goes_on and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+    # Features of a run that ended before its first checkpoint: `embed` takes those that fit.
+    nothing_yet = (LOCK, FEATURES)
+    if not goes_on and folder.is_dir() and any(path.name not in nothing_yet for path in folder.iterdir()):
         raise ValueError(
             f"output folder {folder} holds another run: choose a new --output_dir, or go on with that run by"
             " --resume_from_checkpoint true"

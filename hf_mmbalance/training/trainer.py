@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
@@ -30,8 +29,15 @@ from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.processes import answered_by_main
+from hf_mmbalance.progress import bar, without_transformers_bars
 from hf_mmbalance.training.batches import ClipCollator, KeyedClips, SpecAugment
-from hf_mmbalance.training.checks import absent_modalities, check_classes, check_metric, check_splits
+from hf_mmbalance.training.checks import (
+    absent_modalities,
+    check_classes,
+    check_loss_weights,
+    check_metric,
+    check_splits,
+)
 from hf_mmbalance.training.decision_layer import DecisionArguments, apply_head, calibration_draws, fit
 from hf_mmbalance.training.run_log import LossParts, decision_values, learning_rates, use_readable_lines
 
@@ -154,7 +160,9 @@ class MMBalanceTrainer(Trainer):
             raise ValueError(
                 f"the fusion head {model.config.fusion!r} learns by a loss of its own: --balancing {needed}"
             )
-        if self.balancing is not None:
+        if self.balancing is None:
+            check_loss_weights(model)
+        else:
             self.balancing.seed, self.balancing.num_clips = self.args.seed, len(self.clips.splits["train"])
             self.balancing.attach(model)
 
@@ -336,9 +344,7 @@ class MMBalanceTrainer(Trainer):
         head = self.accelerator.unwrap_model(self.model).fusion
         parts: dict[str, list[torch.Tensor]] = {}
         shown = self.is_world_process_zero() and not self.args.disable_tqdm
-        for batch in tqdm(
-            self.get_eval_dataloader(clips), desc=split, unit="batch", leave=False, disable=None if shown else True
-        ):
+        for batch in bar(self.get_eval_dataloader(clips), desc=split, unit="batch", leave=False, disable=not shown):
             batch = self._prepare_inputs(batch)
             kept = {name: batch.pop(name) for name in ("clip_index", "clip_seconds")}
             batch.pop("labels")
@@ -368,7 +374,8 @@ class MMBalanceTrainer(Trainer):
             raise UserError(f"{folder} could not be written ({str(error).splitlines()[0]}): {remedy}") from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        with without_transformers_bars():
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
             self.processor.save_pretrained(output_dir if output_dir is not None else self.args.output_dir)
 

@@ -49,3 +49,10 @@ def test_two_steps_by_hand():
             torch.testing.assert_close(found[m], factor * plain[m], rtol=1e-4, atol=1e-7)
         means, count = (means * count + scores) / (count + 1), count + 1
     np.testing.assert_allclose(model.balancing.state["mean_scores"].numpy(), means, rtol=1e-5)
+
+
+def test_losses_that_are_far_apart_give_finite_coefficients():
+    method = attached("agm", alpha=1.5).balancing
+    ahead, behind = method.coefficients([0.0, 1000.0], [0.0, 0.0])
+    assert ahead == 0.0 and behind == pytest.approx(math.exp(1.5))
+    assert all(map(math.isfinite, attached("agm", alpha=100.0).balancing.coefficients([0.0, 9.0], [0.0, 90.0])))

@@ -48,6 +48,13 @@ def test_modality_dropout_is_the_models(rates, expected):
     assert present.tolist() == pytest.approx([1 - a + a * v, 1 - v + a * v], abs=0.05)
 
 
+def test_rates_of_the_method_and_others_of_the_config_are_refused():
+    with pytest.raises(ValueError, match=r"the method's rates are \[0.3, 0.3\], the config's are \[0.5, 0.0\]"):
+        attached("modality_dropout", model=tiny_model(modality_dropout=[0.5, 0.0]))
+    model = attached("modality_dropout", rates=0.2)
+    assert attached("modality_dropout", model=model, rates=0.2).config.modality_dropout == [0.2, 0.2]
+
+
 def test_a_rate_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"modality_dropout=\[1.0, 0.0\]: give one rate in \[0, 1\)"):
         attached("modality_dropout", model=tiny_model(), rates=[1.0, 0.0])

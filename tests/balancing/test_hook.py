@@ -10,6 +10,7 @@ from hf_mmbalance.balancing import BalancingMethod, build_method
 from ..model.tiny import tiny_model
 from .steps import (
     CLIPS,
+    FUSIONS,
     NAMES,
     PAIRED,
     attached,
@@ -138,11 +139,10 @@ def test_a_batch_without_any_sound(name):
     assert all(torch.isfinite(value).all() for value in gradients(attached(name), inputs).values())
 
 
-def test_vision_that_is_decided_frame_by_frame_is_refused_where_features_are_decided_again():
-    with pytest.raises(
-        ValueError, match="OPM decides from pooled features: use another frame_pooling than 'log_probs'"
-    ):
-        attached("opm", model=tiny_model(fusion="sum", frame_pooling="log_probs"))
+@pytest.mark.parametrize("name", ["opm", "dgl"])
+def test_vision_that_is_decided_frame_by_frame_is_refused_where_pooled_features_are_needed(name):
+    with pytest.raises(ValueError, match="works on pooled features: use another frame_pooling than 'log_probs'"):
+        attached(name, model=tiny_model(fusion="sum", frame_pooling="log_probs"))
 
 
 def test_the_hook_is_for_training_with_labels_only():
@@ -238,6 +238,15 @@ def backward_only(model) -> None:
     inputs = clips()
     model.balancing.clip_index = inputs.pop("clip_index")
     model(**inputs).loss.backward()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_towers_that_are_frozen_have_no_gradients_and_the_rest_learns(name):
+    model = tiny_model(fusion=FUSIONS.get(name, "sum"))
+    model.freeze_towers(0)
+    found = gradients(attached(name, model=model))
+    assert found and all(torch.isfinite(value).all() for value in found.values())
+    assert not [key for key in found if key.startswith(("audio_model.", "vision_model."))]
 
 
 def test_a_pass_without_gradients_counts_for_nothing():

@@ -86,3 +86,17 @@ def test_a_gradient_that_overflowed_is_left_to_the_scaler():
     parameters[0].grad = torch.full_like(parameters[0], 2.0)
     method.combine(parameters, [torch.full_like(parameters[0], float("inf"))])
     assert not torch.isfinite(parameters[0].grad).any()
+
+
+@pytest.mark.parametrize("factor", [-1.0, -3.0, -0.7])
+def test_opposite_gradients_cancel_and_nothing_is_lengthened(factor):
+    """The shortest vector is 0 but for rounding, which has no direction: lengthened, it would be infinite."""
+    method = attached("mmpareto").balancing
+    parameters = method.tower_parameters()[0]
+    generator = torch.Generator().manual_seed(0)
+    own = [torch.randn(parameter.shape, generator=generator) for parameter in parameters]
+    for parameter, gradient in zip(parameters, own, strict=True):
+        parameter.grad = factor * gradient + gradient
+    length = torch.cat([gradient.flatten() for gradient in own]).norm()
+    method.combine(parameters, [gradient.clone() for gradient in own])
+    assert torch.cat([parameter.grad.flatten() for parameter in parameters]).norm() < 1e-3 * length

@@ -72,6 +72,10 @@ def test_a_name_is_given_once():
         ("qmf", {"weight": -1.0}),
         ("mcr", {"information": -1.0}),
         ("mcr", {"strategy": 2.0}),
+        ("mcr", {"permutations": 0}),
+        ("mcr", {"permutations": 2.5}),
+        ("mcr", {"temperature": 0.0}),
+        ("mcr", {"learning_rate": -1.0}),
         ("opm", {"base": 1.5}),
         ("remix", {"gamma": -1.0}),
         ("remix", {"warmup": 2.0}),
@@ -83,4 +87,17 @@ def test_a_name_is_given_once():
 )
 def test_values_out_of_range(name, options):
     with pytest.raises(ValueError, match=f"{name}: {next(iter(options))}="):
+        build_method(name, options)
+
+
+def test_a_strength_that_is_not_a_number():
+    with pytest.raises(ValueError, match="balancing_options: alpha=nan is not a number that 'ogm' can use"):
+        build_method("ogm", {"alpha": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("ogm", {"alpha": "high"}), ("opm", {"base": None}), ("modality_dropout", {"rates": None})]
+)
+def test_values_of_the_wrong_kind(name, options):
+    with pytest.raises(ValueError, match=f"'{name}' does not take these values, .*{next(iter(options))}"):
         build_method(name, options)

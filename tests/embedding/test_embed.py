@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from hf_mmbalance.data.clips import DataError
 from hf_mmbalance.embedding import embed as embed_module
+from hf_mmbalance.embedding.build import TowerName
 from hf_mmbalance.embedding.draws import Draws
 from hf_mmbalance.embedding.embed import EmbedOptions, embed, finish, merge, read_plan
 from hf_mmbalance.embedding.parts import EmbeddingError
@@ -70,13 +71,25 @@ def test_the_bar_moves_with_every_batch_and_ends_at_its_total(tmp_path, monkeypa
         def update(self, n=1):
             self.steps.append(n)
 
-    monkeypatch.setattr(embed_module, "tqdm", Bar)
+    monkeypatch.setattr(embed_module, "progress_bar", Bar)
     run(tmp_path)
     run(tmp_path)  # all of it is there
     shutil.rmtree(next(tmp_path.glob("audio-*")))
     run(tmp_path)
     assert [bar.planned for bar in bars] == [sum(bar.steps) for bar in bars] == [60, 60, 60]  # 30 rows, two towers
     assert max(bars[0].steps) <= OPTIONS.batch_size
+
+
+def test_half_precision_is_that_of_the_towers_work_not_of_their_weights(tmp_path):
+    """A model that trains on the features is one of the same towers; one that is saved has its weights."""
+    model, half = tiny_model(), EmbedOptions(batch_size=4, dtype="bfloat16")
+    embed(random_splits(), model, tiny_processor(), tmp_path / "half", options=half)
+    assert all(torch.equal(value, tiny_model().state_dict()[name]) for name, value in model.state_dict().items())
+    stored = Embeddings.read(tmp_path / "half")
+    stored.check_towers(tiny_model(), tiny_processor())
+    run(tmp_path / "whole", random_splits())
+    for name, values in Embeddings.read(tmp_path / "whole").features.items():
+        assert 0 < np.abs(stored.features[name] - values).max() < 0.05 * np.abs(values).max()
 
 
 def test_what_is_there_is_not_computed_again_and_not_a_byte_changes(tmp_path):
@@ -183,6 +196,14 @@ def test_shards_of_two_machines_make_the_same_folder(tmp_path):
         merge([tmp_path / "part0", tmp_path / "other"], tmp_path / "mixed")
 
 
+def test_shards_may_have_found_their_towers_in_different_folders(tmp_path):
+    for index in range(2):
+        places = {name: TowerName(f"/machine{index}/{name}") for name in ("audio", "vision")}
+        run(tmp_path / f"part{index}", shard=(index, 2), towers=places)
+    merge([tmp_path / "part0", tmp_path / "part1"], tmp_path / "merged")
+    assert read_plan(tmp_path / "merged")["towers"]["audio"]["name"] == "/machine0/audio"
+
+
 def test_stored_clips_stand_for_the_clips(tmp_path):
     clips = random_splits(without=WITHOUT)
     run(tmp_path, clips)
@@ -207,6 +228,15 @@ def test_unusable_folders_and_options_are_refused(tmp_path):
         EmbedOptions(dtype="float8")
     with pytest.raises(DataError, match="draws must be at least 1"):
         Draws(corrupted=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_not_taken_for_missing_clips(tmp_path, value):
+    model = tiny_model()
+    with torch.no_grad():
+        model.vision_model.get_parameter("layernorm.weight").fill_(value)
+    with pytest.raises(EmbeddingError, match="the vision tower gives features that are not finite in float32"):
+        run(tmp_path, model=model)
 
 
 def test_a_damaged_part_is_named(tmp_path):

@@ -216,6 +216,16 @@ def test_features_that_are_there_are_used_again(fused, table, towers, tmp_path, 
     assert again["rows"] == first["rows"]
 
 
+def test_half_precision_does_not_round_what_is_saved(table, towers, tmp_path):
+    assert fuse(table, tmp_path / "half", towers, "--dtype", "bfloat16") == 0
+    model = MMBalanceForAudioVisualClassification.from_pretrained(tmp_path / "half")
+    tower = AutoModel.from_pretrained(towers["vision"]).state_dict()
+    saved = model.vision_model.state_dict()
+    assert all(torch.equal(saved[name], value) for name, value in tower.items() if name in saved)
+    for head in model.unimodal_heads:
+        assert not torch.equal(head.weight, head.weight.bfloat16().float())
+
+
 def test_a_folder_with_something_in_it_is_refused(table, towers, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("mine")
     assert fuse(table, tmp_path, towers) == 2

@@ -91,6 +91,20 @@ def test_numbers_that_yaml_takes_for_text(tmp_path):
     assert parse("--config", str(tmp_path / "a.yaml")).training.learning_rate == 1e-4
 
 
+def test_text_that_yaml_takes_for_something_else(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "dataset: 2024\nrun_name: 7\ntrainable_layers: 0\nsave_strategy: no\nlogging_strategy: no\n"
+        "load_best_model_at_end: no\nresume_from_checkpoint: true\n"
+    )
+    run = parse("--config", str(tmp_path / "a.yaml"))
+    assert (run.data.dataset, run.training.run_name, run.model.trainable_layers) == ("2024", "7", "0")
+    assert (run.training.save_strategy, run.training.logging_strategy) == ("no", "no")
+    assert run.training.resume_from_checkpoint is True
+    (tmp_path / "a.yaml").write_text("dataset: [a, b]\n")
+    with pytest.raises(ValueError, match=r"a.yaml: dataset: \['a', 'b'\] is not the name of one data set"):
+        parse("--config", str(tmp_path / "a.yaml"))
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoConfig, AutoModel
 
 from hf_mmbalance.cli import main as mmbalance
 from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.embedding.build import TowerName, build_towers
+from hf_mmbalance.embedding.embed import embed
 from hf_mmbalance.embedding.parts import EmbeddingError
 from hf_mmbalance.training import frozen
 from hf_mmbalance.training.arguments import SYNTHETIC, read_config
 from hf_mmbalance.training.run import main
 
-from .tiny_runs import TINY, tiny_run
+from .tiny_runs import AUDIO, TINY, VISION, random_splits, tiny_run
 
 
 FROZEN = ("--trainable_layers", "0", "--calibration_draws", "2", "--calibration_clips", "24")
@@ -63,6 +67,9 @@ def test_what_features_cannot_give_is_refused(cached, tmp_path):
     with pytest.raises(EmbeddingError, match="has 2 draw.s. of each calibration clip.*embed with `--draws 3"):
         same = _statistics(json.loads((cached / "results.json").read_text()))
         main([*_towers(), *_training(tmp_path / "c"), *stored, *same, "--calibration_draws", "3"])
+    for pooling in ("temporal", "log_probs"):
+        with pytest.raises(EmbeddingError, match=f"frame_pooling='{pooling}' learns from single frames"):
+            main([*_towers(), *_training(tmp_path / pooling), *stored, *same, "--frame_pooling", pooling])
     with pytest.raises(EmbeddingError, match="holds no embeddings.json"):
         main([*_towers(), *_training(tmp_path / "d"), "--embeddings", str(tmp_path)])
 
@@ -71,6 +78,11 @@ def test_augmented_clips_go_through_the_towers_with_the_reason(tmp_path, caplog)
     tiny_run(tmp_path / "run", *FROZEN, "--num_train_epochs", "1")
     assert "the towers are frozen, but run in every epoch: train clips are augmented" in caplog.text
     assert not (tmp_path / "run" / "embeddings").exists()
+
+
+def test_frames_that_are_pooled_after_the_heads_go_through_the_towers(recipe, tmp_path, caplog):
+    tiny_run(tmp_path / "run", *FROZEN, *recipe, "--num_train_epochs", "1", "--frame_pooling", "log_probs")
+    assert "--frame_pooling log_probs learns from the features of single frames" in caplog.text
 
 
 def _towers() -> list[str]:
@@ -96,6 +108,58 @@ def test_training_from_a_folder_gives_the_same_heads(cached, tmp_path):
     assert rows["fused"] == pytest.approx(expected["fused"], abs=1e-4)
 
 
+@pytest.fixture(scope="module")
+def from_hub(tmp_path_factory):
+    """Features of saved towers and of clips that say they are from the Hub."""
+    folder = tmp_path_factory.mktemp("embedded")
+    towers = {}
+    for modality, tower in (("audio", AUDIO), ("vision", VISION)):
+        AutoModel.from_config(AutoConfig.for_model(**tower)).save_pretrained(folder / modality)
+        towers[modality] = TowerName(str(folder / modality))
+    clips = dataclasses.replace(random_splits(), name="me/clips", commit="1" * 40)
+    model, processor = build_towers(towers, clips, {})
+    embed(clips, model, processor, folder / "features", towers=towers)
+    return folder
+
+
+def test_a_run_from_features_says_of_which_clips_and_towers_they_are(from_hub, tmp_path, monkeypatch):
+    """No tower and no data set is named: both are recorded with the features."""
+    monkeypatch.chdir(tmp_path)
+    stored = ["--embeddings", str(from_hub / "features")]
+    results = main([*stored, "--calibration_draws", "1", "--num_train_epochs", "1", "--use_cpu", "true"])
+    data = results["provenance"]["data"]
+    assert (data["name"], data["on_hub"], data["revision"]) == ("me/clips", True, "1" * 40)
+    bases = {base["modality"]: base["name"] for base in results["provenance"]["base_models"]}
+    assert bases == {modality: str(from_hub / modality) for modality in ("audio", "vision")}
+    assert results["arguments"]["dataset"] == "me/clips"
+    assert "noise" not in results["arguments"]  # options of a data set that was not read
+    assert [path.name.startswith("features-") for path in (tmp_path / "outputs").iterdir()] == [True]
+
+
+def test_a_data_set_beside_features_is_refused(from_hub):
+    with pytest.raises(ValueError, match="--dataset has no place beside --embeddings"):
+        main(["--embeddings", str(from_hub / "features"), "--dataset", "grid"])
+
+
+def test_a_run_that_was_killed_while_it_embedded_goes_on_there(recipe, tmp_path, monkeypatch):
+    folder, computed = tmp_path / "run", []
+
+    def embed_and(stop: bool):
+        def wrapped(*args, **kwargs):
+            computed.append(embed(*args, **kwargs)["computed"])
+            if stop:
+                raise KeyboardInterrupt
+
+        return wrapped
+
+    monkeypatch.setattr(frozen, "embed", embed_and(stop=True))
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(folder, *FROZEN, *recipe, "--num_train_epochs", "1")
+    monkeypatch.setattr(frozen, "embed", embed_and(stop=False))
+    tiny_run(folder, *FROZEN, *recipe, "--num_train_epochs", "1")
+    assert computed[0] > 0 and computed[1] == 0
+
+
 def _statistics(results: dict) -> list[str]:
     """Options of the recipe of the first run that its towers and their training depend on."""
     ours = {entry for entry in read_config(SYNTHETIC)}
@@ -113,10 +177,6 @@ def _statistics(results: dict) -> list[str]:
 
 
 def test_embed_from_the_command_line(tmp_path, capsys):
-    from transformers import AutoConfig, AutoModel
-
-    from .tiny_runs import AUDIO, VISION
-
     towers = []
     for name, tower in (("audio", AUDIO), ("vision", VISION)):
         AutoModel.from_config(AutoConfig.for_model(**tower)).save_pretrained(tmp_path / name)

@@ -61,6 +61,13 @@ def test_a_folder_that_holds_another_run(tmp_path):
         settle("--output_dir", str(tmp_path / "results.json"))
 
 
+def test_features_of_a_run_that_ended_before_its_first_checkpoint_are_not_another_run(tmp_path):
+    (tmp_path / "embeddings").mkdir()
+    assert settle("--output_dir", str(tmp_path)) == (None, str(tmp_path))
+    with pytest.raises(ValueError, match="no complete checkpoint; leave the option out"):
+        settle("--output_dir", str(tmp_path), "--resume_from_checkpoint", "true")
+
+
 def test_going_on_with_the_last_complete_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="nothing to resume from"):
         settle("--output_dir", str(tmp_path), "--resume_from_checkpoint", "true")
@@ -174,6 +181,12 @@ def test_a_checkpoint_of_other_classes(finished, tmp_path, way):
     assert way == "resume" or not (tmp_path / "run").exists()
 
 
+def test_a_trained_model_takes_no_options_out_of_range(finished, tmp_path):
+    with pytest.raises(ValueError, match="label_smoothing=5.0 must lie in"):
+        run_module.main(["--model_name_or_path", str(finished), "--output_dir", str(tmp_path / "run"), "--use_cpu",
+                         "true", "--classes", "3", "--label_smoothing", "5"])  # fmt: skip
+
+
 def test_a_finished_run_resumed_gives_the_same_results(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "again")
     os.remove(tmp_path / "again" / "results.json")
@@ -244,6 +257,17 @@ def test_a_modality_that_no_clip_has(tmp_path, capsys):
         (["--train_corruptions", "babbel"], "unknown corruption 'babbel'; did you mean 'babble'"),
         (["--calibration_corruptions", "blurr"], "unknown corruption 'blurr'; did you mean 'blur'"),
         (["--calibration_draws", "0"], "draws must be at least 1"),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size 0 must be at least 1"),
+        (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps 0 must be at least 1"),
+        (["--time_masks", "1", "--time_mask_width", "-2"], "--time_mask_width -2 must not be negative"),
+        (["--initializer_range", "-1"], "--initializer_range -1.0 must not be negative"),
+        (["--image_std", "1", "0", "1"], r"--image_std \[1.0, 0.0, 1.0\] must be above 0"),
+        (["--audio_std", "0"], "--audio_std 0.0 must be above 0"),
+        (["--image_mean", "0.5"], r"--image_mean \[0.5\] must be three numbers"),
+        (["--decision_balance", "-1"], "--decision_balance -1.0 must be at least 0"),
+        (["--classifier_dropout", "2"], r"^error: --classifier_dropout 2.0 must lie in \[0, 1\)$"),
+        (["--fused_loss_weight", "0", "--unimodal_loss_weight", "0"], "the towers have no loss to learn by"),
+        (["--frames", "0"], "frames must be at least 1, got 0"),
         (["--decision_rung", "temprature"], "--decision_rung 'temprature' is unknown: choose auto or one of sum"),
         (["--calibration_clips", "0"], "no clips in split.s. calibration"),
         (["--validation_clips", "0"], "no clips in split.s. validation"),
@@ -258,7 +282,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, monkeypatch, cap
     base = [word for place, word in enumerate(TINY) if place not in taken]
     assert train([*base, "--output_dir", str(tmp_path / "run"), *options]) == 2
     error = capsys.readouterr().err
-    assert re.search(f"error: .*{words}", error, re.DOTALL), error
+    assert re.search(words if words.startswith("^") else f"error: .*{words}", error, re.DOTALL | re.MULTILINE), error
     left = list((tmp_path / "run").rglob("*")) if (tmp_path / "run").exists() else []
     assert left == []
 
@@ -283,3 +307,7 @@ def test_a_resumed_run_tells_what_was_changed_and_refuses_other_clips(tmp_path, 
     assert "resumed with other options than before: num_train_epochs 1.0 -> 2.0" in caplog.text
     again = tiny_run(run, "--num_train_epochs", "2", "--learning_rate", "5e-3", *resume)
     assert again["resumed_with"] == ["num_train_epochs 1.0 -> 2.0", "learning_rate 0.01 -> 0.005"]
+    for origin in run.glob("checkpoint-*/run.json"):
+        origin.write_text(origin.read_text().replace('"processes": 1', '"processes": 2'))
+    fewer = tiny_run(run, "--num_train_epochs", "2", *resume)
+    assert "processes 2 -> 1" in fewer["resumed_with"]

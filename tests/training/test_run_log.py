@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.utils import logging
 
 from hf_mmbalance.training.curves import write_curves
 from hf_mmbalance.training.run_log import check_trackers, final_values, learning_rates, line_of
@@ -62,6 +63,12 @@ def test_curves_are_drawn_into_the_run_folder(tracked, tmp_path):
     _, folder, kept = tracked
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert write_curves([], tmp_path / "c.png") is None and not (tmp_path / "c.png").exists()
+
+
+def test_checkpoints_draw_no_bars_of_their_own(tmp_path, capfd):
+    tiny_trainer(tmp_path, save_strategy="steps", save_steps=1).train()
+    assert (tmp_path / "checkpoint-1").is_dir() and "shards" not in capfd.readouterr().err
+    assert logging.is_progress_bar_enabled()
 
 
 @pytest.mark.parametrize(

@@ -248,5 +248,22 @@ def test_the_pipeline_answers_every_test_clip_as_the_run_wrote_it_down(media, tm
     assert np.ptp(expected.numpy(), axis=0).max() > 1e-3  # or agreeing would prove nothing
 
 
+def test_long_clips_without_sound_are_read_whole_as_in_training(tmp_path):
+    """Only the sound of the others fits the audio tower: what is cut into windows must not depend on it alone."""
+    for split, label, i in names():
+        write_clip(tmp_path / "clips" / split / LABELS[label] / f"{split}{i:02d}.mp4", seconds=1.4, rate=16_000,
+                   tone=None, size=(32, 32), texture=1000 * label + i)  # fmt: skip
+    run = tmp_path / "run"
+    main(["--dataset", str(tmp_path / "clips"), *TOWERS, "--frames", "3", "--frame_size", "16", "16",
+          "--output_dir", str(run), "--use_cpu", "true", "--disable_tqdm", "true", "--num_train_epochs", "2",
+          "--per_device_train_batch_size", "6", "--learning_rate", "1e-2"])  # fmt: skip
+    table = DecisionTable.read(run / "decisions.parquet").select("test")
+    classify = load_classifier(str(run))
+    assert classify.processor.spec.longest_seconds == pytest.approx(1.4, abs=0.1)
+    for name, row in zip(table.ids, torch.tensor(table.references["fused"]).softmax(-1), strict=True):
+        answer = {entry["label"]: entry["score"] for entry in classify(str(tmp_path / "clips" / f"{name}.mp4"))}
+        np.testing.assert_allclose([answer[label] for label in table.classes], row.numpy(), atol=1e-4)
+
+
 def flag(key: str, value: Any) -> list[str]:
     return [f"--{key}", *(map(str, value) if isinstance(value, list) else [str(value)])]

@@ -56,6 +56,9 @@ class SyntheticOptions:
     def __post_init__(self) -> None:
         if self.classes < 2:
             raise DataError(f"classes must be at least 2, got {self.classes}")
+        for name in ("frames", "frame_size"):
+            if getattr(self, name) < 1:
+                raise DataError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("audio_error", "vision_error", "prior"):
             values = getattr(self, name)
             if values is not None and len(values) != self.classes:

@@ -1,0 +1,60 @@
+"""How far long work is: a bar on a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+from hf_mmbalance.console import say
+
+
+SECONDS = 60.0  # between lines
+
+
+def bar(items: Iterable[Any] | None = None, *, disable: bool = False, **options: Any) -> tqdm:
+    """A `tqdm` for the standard error: lines a minute apart where that is not a terminal.
+
+    Args:
+        items: to go through; None where `update` tells how far the work is.
+        disable: show nothing, e.g. in processes other than the main one.
+        **options: of `tqdm`.
+    """
+    if disable or sys.stderr.isatty():
+        return tqdm(items, disable=disable, **options)
+    return _Lines(items, **options)
+
+
+@contextmanager
+def without_transformers_bars() -> Iterator[None]:
+    """Leave out bars of transformers, such as that of the single file of every checkpoint."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+class _Lines(tqdm):
+    def __init__(self, items: Iterable[Any] | None, **options: Any):
+        lines = {
+            "bar_format": "{desc}: {n_fmt} of {total_fmt} in {elapsed}, {remaining} left",
+            "file": io.StringIO(),  # for what clears a bar
+            "leave": False,
+            **{name: SECONDS for name in ("delay", "mininterval", "maxinterval")},
+            "miniters": 1,
+        }
+        super().__init__(items, **{**options, **lines})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        text = str(self) if msg is None else msg
+        if text:
+            say(text, aside=True)
