@@ -17,6 +17,17 @@ def option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+def check_at_least(options: Any, least: int, *names: str) -> None:
+    """Refuse options below a number.
+
+    Raises:
+        DataError: names the first one that is.
+    """
+    for name in names:
+        if not getattr(options, name) >= least:
+            raise DataError(f"{name} must be at least {least}, got {getattr(options, name)}")
+
+
 @dataclass
 class MediaOptions:
     """Options that all sources of media files share."""
@@ -66,10 +77,10 @@ class MediaOptions:
             value = getattr(self, name)
             if value is not None and len(value) != length:
                 raise DataError(f"{name} needs {length} numbers, got {value}")
-        if self.frames < 1:
-            raise DataError(f"frames must be at least 1, got {self.frames}")
-        if self.margin < 0:
-            raise DataError(f"margin must be at least 0 seconds, got {self.margin}")
+        if self.frame_size is not None and min(self.frame_size) < 1:
+            raise DataError(f"frame_size must be at least 1 pixel, got {self.frame_size}")
+        check_at_least(self, 1, "frames", "sampling_rate")
+        check_at_least(self, 0, "margin", "shift", "crop_jitter", "brightness", "cache_gib", "workers", "max_seconds")
 
     def reading(self, spans: bool = False, stored: ReadingSpec | None = None) -> ReadingSpec:
         """How these options read a clip: what training uses, and what is saved with the processor.

@@ -85,16 +85,20 @@ def read_table(table: Path, columns: Sequence[str] = ("path",)) -> list[dict[str
     return entries
 
 
-def _table_row(table: Path, number: int, entry: dict[str, Any], options: TableOptions) -> Row:
-    def value(column: str) -> str | None:
-        found = entry.get(column)
-        return None if found is None or str(found).strip() == "" else str(found).strip()
+def cell(entry: dict[str, Any], column: str) -> str | None:
+    """Text of a cell; None where there is none, or NaN in place of one."""
+    found = entry.get(column)
+    return None if found is None or found != found else str(found).strip() or None
 
-    path, label = value(options.path_column), value(options.label_column)
+
+def _table_row(table: Path, number: int, entry: dict[str, Any], options: TableOptions) -> Row:
+    path, label = cell(entry, options.path_column), cell(entry, options.label_column)
     if path is None or (label is None and options.unlabelled == "refuse"):
         missing = options.path_column if path is None else options.label_column
         raise DataError(f"{table}, row {number}: column {missing!r} is empty")
-    start, end = value(options.start_column), value(options.end_column)
+    start, end = cell(entry, options.start_column), cell(entry, options.end_column)
+    if (start is None) != (end is None):
+        raise DataError(f"{table}, row {number}: a window needs both start and end in seconds, got {start} and {end}")
     try:
         window = None if start is None or end is None else (float(start), float(end))
     except ValueError:
@@ -102,7 +106,7 @@ def _table_row(table: Path, number: int, entry: dict[str, Any], options: TableOp
         raise DataError(f"{text}, with a decimal point") from None
     if window is not None and not window[0] < window[1]:
         raise DataError(f"{table}, row {number}: start {start} must be before end {end}")
-    split = value(options.split_column)
-    name = value(options.id_column) or (path if window is None else f"{path}@{start}")
-    source = os.path.join(table.parent, path)
-    return Row(name, label, source, value(options.group_column) or name, split_name(split) if split else None, window)
+    split = cell(entry, options.split_column)
+    name = cell(entry, options.id_column) or (path if window is None else f"{path}@{start}")
+    group = cell(entry, options.group_column) or name
+    return Row(name, label, os.path.join(table.parent, path), group, split_name(split) if split else None, window)
