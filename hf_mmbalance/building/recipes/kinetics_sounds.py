@@ -318,5 +318,6 @@ def write_annotations(annotations: Sequence[Path], classes: Sequence[str] | None
             total += len(rows)
     head: dict[str, Any] = {"pretty_name": "Kinetics-Sounds (list of clips)", "license": "cc-by-4.0"}
     head |= {"configs": [{"config_name": "default", "data_files": files, "default": True}]}
-    (out / "README.md").write_text("---\n" + yaml.safe_dump(head, sort_keys=False) + "---\n" + ANNOTATIONS_CARD)
+    text = "---\n" + yaml.safe_dump(head, sort_keys=False) + "---\n" + ANNOTATIONS_CARD
+    (out / "README.md").write_text(text, encoding="utf-8")
     return total
