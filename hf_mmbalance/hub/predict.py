@@ -110,6 +110,8 @@ def inputs_of(clips: list[str], start: float | None = None, end: float | None = 
     inputs: list[dict[str, Any]] = []
     for clip in clips:
         path = Path(clip)
+        if not clip:
+            raise ValueError("the name of a clip is empty")
         if path.is_dir():
             found = [file for file in walk_files(path) if file.suffix.lower() in MEDIA_SUFFIXES]
             if not found:

@@ -84,6 +84,8 @@ def test_tables_that_cannot_be_used_name_file_and_row(tmp_path, text, message):
 def test_an_empty_folder_and_a_span_of_several_clips_are_refused(folder, tmp_path):
     with pytest.raises(DataError, match="has no media files"):
         inputs_of([str(tmp_path)])
+    with pytest.raises(ValueError, match="the name of a clip is empty"):
+        inputs_of([""])
     with pytest.raises(ValueError, match="go together, with one clip"):
         inputs_of([str(folder)], 0.1, 0.5)
     with pytest.raises(ValueError, match="go together"):

@@ -37,6 +37,8 @@ def source_of(dataset: str) -> str:
     """
     if dataset in NAMED:
         return dataset
+    if not dataset:
+        raise DataError("the name of the data set is empty: name a folder, a table, or a data set on the Hub")
     path = Path(dataset)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return "table"

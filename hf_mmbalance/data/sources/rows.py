@@ -47,7 +47,7 @@ def group_in(text: str, pattern: str | None, where: str) -> str:
         found = re.search(pattern, text)
     except re.error as error:
         raise DataError(f"group_pattern {pattern!r} is not a regular expression ({error})") from None
-    if found is None or not found.groups():
+    if found is None or not found.groups() or found.group(1) is None:
         raise DataError(f"{where}: group_pattern {pattern!r} finds no group in {text!r}")
     return found.group(1)
 

@@ -46,9 +46,9 @@ def table_clips(path: str, options: TableOptions) -> ClipSplits:
     rows = [_table_row(table, number, entry, options) for number, entry in enumerate(entries, start=1)]
     labels = sorted({row.label for row in rows if row.label is not None})
     classes = options.classes or labels
-    if options.classes and all(label.isdigit() for label in labels) and not set(labels) <= set(classes):
-        if max(map(int, labels)) < len(classes):
-            rows = [row if row.label is None else replace(row, label=classes[int(row.label)]) for row in rows]
+    if options.classes and all(label.isdecimal() for label in labels) and not set(labels) <= set(classes):
+        named = dict(zip(map(str, range(len(classes))), classes, strict=True))
+        rows = [row if row.label is None else replace(row, label=named.get(row.label, row.label)) for row in rows]
     outside = [row for row in rows if row.label is not None and row.label not in classes]
     if outside:
         text = f"{path}: label {outside[0].label!r} of {outside[0].id!r} is not among the classes {', '.join(classes)}"
@@ -109,4 +109,8 @@ def _table_row(table: Path, number: int, entry: dict[str, Any], options: TableOp
     split = cell(entry, options.split_column)
     name = cell(entry, options.id_column) or (path if window is None else f"{path}@{start}")
     group = cell(entry, options.group_column) or name
-    return Row(name, label, os.path.join(table.parent, path), group, split_name(split) if split else None, window)
+    try:
+        split = split_name(split) if split else None
+    except DataError as error:
+        raise DataError(f"{table}, row {number}: {error}") from None
+    return Row(name, label, os.path.join(table.parent, path), group, split, window)

@@ -92,8 +92,9 @@ def test_bad_folders(tmp_path):
     options = {"validation_fraction": 0, "calibration_fraction": 0, "test_fraction": 0.5} | SMALL
     with pytest.raises(DataError, match=r"(?s)broken\.mp4.*\[undecodable\]"):
         load_clips(str(tmp_path), **options)
-    with pytest.raises(DataError, match="no group in"):
-        load_clips(str(tmp_path), group_pattern="^(z)", **options)
+    for pattern in ("^(z)", "^(z)?"):  # the second one matches, but its group takes no part
+        with pytest.raises(DataError, match="no group in"):
+            load_clips(str(tmp_path), group_pattern=pattern, **options)
 
 
 def test_clips_with_one_modality_only(tmp_path):
@@ -160,7 +161,7 @@ def test_table_windows_classes_and_relative_paths(tmp_path):
     splits = load_clips(str(tmp_path / "t.csv"), classes=["no", "yes"], **named)
     assert splits.classes == ["no", "yes"]
     assert all(len(clip["audio"]) == 6400 for clip in splits["train"])
-    with pytest.raises(DataError, match="label .0. .* not among the classes no"):
+    with pytest.raises(DataError, match="label .1. .* not among the classes no .6 such rows"):
         load_clips(str(tmp_path / "t.csv"), classes=["no"], **named)
     with pytest.raises(DataError, match="no column 'path'"):
         load_clips(str(tmp_path / "t.csv"))
@@ -188,6 +189,11 @@ def test_bad_tables(tmp_path):
     table.write_text("path,label,start,end\na.mp4,x,0.2,0.4\nb.mp4,y,0.2,\n")
     with pytest.raises(DataError, match="row 2: a window needs both start and end in seconds, got 0.2 and None"):
         load_clips(str(table))
+    table.write_text("path,label,split\na.mp4,x,train\nb.mp4,y,later\n")
+    with pytest.raises(DataError, match="t.csv, row 2: unknown split 'later'"):
+        load_clips(str(table))
+    with pytest.raises(DataError, match="the name of the data set is empty"):
+        load_clips("")
     table.write_text("path,label\na.mp4,x\nb.mp4,y\n")
     with pytest.raises(DataError, match="classes names 'x' twice"):
         load_clips(str(table), classes=["x", "y", "x"])
@@ -203,6 +209,9 @@ def test_bad_tables(tmp_path):
         ({"sampling_rate": 0}, "sampling_rate must be at least 1"),
         ({"frame_size": [0, 16]}, "frame_size must be at least 1 pixel"),
         ({"shift": -0.1}, "shift must be at least 0"),
+        ({"frames": "2"}, "frames must be at least 1, got '2'"),
+        ({"snr_db": float("nan")}, "must be finite numbers of dB, got nan"),
+        ({"train_snr_db": [10.0, 0.0]}, "train_snr_db needs the lower ratio first"),
         ({"brightness": float("nan")}, "brightness must be at least 0, got nan"),
         ({"workers": -1}, "workers must be at least 0"),
     ],
