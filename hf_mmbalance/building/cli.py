@@ -13,7 +13,7 @@ from typing import Any
 from hf_mmbalance import console
 from hf_mmbalance.building.engine import RESUME, STATE, BuildError, build
 from hf_mmbalance.building.plan import BuildPlan, EncodeOptions
-from hf_mmbalance.building.report import finish, read_report
+from hf_mmbalance.building.report import counts_of, finish, read_report
 from hf_mmbalance.building.sheet import contact_sheet
 from hf_mmbalance.building.validate import validate
 from hf_mmbalance.data.clips import DataError
@@ -82,7 +82,7 @@ class DatasetScript:
     def _finish(self, plan: BuildPlan, out: Path, run: dict[str, Any], card: str, say: Say) -> dict[str, Any]:
         report = finish(plan, out, run, card)
         sheet = contact_sheet(out, report["shards"], plan.classes, plan.label_column)
-        say(f"{report['clips']['built']} of {report['clips']['planned']} clips built: {report['status']}")
+        say(f"{report['clips']['built']} of {report['clips']['planned']} clips built: {counts_of(report)}")
         for name, reason in list(report["left_out"].items())[:10]:
             say(f"  left out: {name} ({reason})")
         if len(report["left_out"]) > 10:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -66,7 +67,7 @@ class EncodeOptions:
     def __post_init__(self) -> None:
         if self.image_format not in ("jpeg", "png"):
             raise DataError(f"image_format must be jpeg or png, got {self.image_format!r}")
-        if self.frames < 1 or (self.fps is not None and self.fps <= 0):
+        if self.frames < 1 or (self.fps is not None and not 0 < self.fps < math.inf):
             raise DataError(f"frames and fps must be positive, got {self.frames} and {self.fps}")
         if not 1 <= self.quality <= 95:
             raise DataError(f"quality must be between 1 and 95, got {self.quality}")

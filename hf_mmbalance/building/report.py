@@ -48,11 +48,16 @@ def finish(plan: BuildPlan, out: Path, run: dict[str, Any], card: str) -> dict[s
     lost = 1 - report["clips"]["built"] / report["clips"]["planned"]
     if lost > plan.max_lost:
         text = f"{lost:.1%} of the clips could not be built, more than --max_lost {plan.max_lost:g}"
-        raise BuildError(f"{text}: {report['status']}; see {out / MANIFEST}; raise --max_lost to accept that")
+        raise BuildError(f"{text}: {counts_of(report)}; see {out / MANIFEST}; raise --max_lost to accept that")
     if not report["clips"]["built"]:
-        raise BuildError(f"none of the clips could be built: {report['status']}; see {out / MANIFEST}")
+        raise BuildError(f"none of the clips could be built: {counts_of(report)}; see {out / MANIFEST}")
     (out / "README.md").write_text(fill_card(card, plan, report, configs_of(plan, report)), encoding="utf-8")
     return report
+
+
+def counts_of(report: dict[str, Any]) -> str:
+    """Clips by status in words, e.g. `45 ok, 12 missing`."""
+    return ", ".join(f"{count} {status}" for status, count in report["status"].items())
 
 
 def collect(plan: BuildPlan, out: Path) -> list[dict[str, Any]]:

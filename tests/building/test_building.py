@@ -158,7 +158,9 @@ def test_a_merge_may_accept_more_losses_than_its_parts(media, tmp_path, capsys):
         assert tool.main(["build", *flags]) == 0
     merge = ["merge", str(tmp_path / "part0"), str(tmp_path / "part1"), "--out", str(tmp_path / "whole")]
     assert tool.main(merge) == 2
-    assert "25.0% of the clips could not be built, more than --max_lost 0.1" in capsys.readouterr().err
+    assert (
+        "25.0% of the clips could not be built, more than --max_lost 0.1: 18 ok, 6 missing" in capsys.readouterr().err
+    )
     assert tool.main(["merge", "--out", str(tmp_path / "whole"), "--max_lost", "0.3"]) == 0
     assert validate(tmp_path / "whole") == []
 
@@ -172,6 +174,7 @@ def test_flags_out_of_range_and_a_missing_card_are_refused_before_the_build(medi
         assert f"argument {name}: '0' must be an integer of at least 1" in capsys.readouterr().err
     assert tool.main(flags) == 2 and "card.md: No such file" in capsys.readouterr().err
     (tmp_path / "card.md").write_text(CARD)
+    assert tool.main([*flags, "--fps", "nan"]) == 2 and "fps must be positive" in capsys.readouterr().err
     assert tool.main([*flags, "--crop", "0.5", "0", "0.2", "1"]) == 2
     assert "crop" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
