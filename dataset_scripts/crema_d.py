@@ -37,7 +37,6 @@ def votes(args: argparse.Namespace, say: Any) -> dict[str, Any]:
     from hf_mmbalance.decision.table import DecisionTable
 
     fields = crema_d_votes(args.source)
-    fields["references"] = {"audiovisual": fields["references"]["audio_visual"]}
     DecisionTable(**fields).write(args.out)
     say(f"{len(fields['ids'])} clips by {len(set(fields['groups']))} actors -> {args.out}")
     return {"clips": len(fields["ids"]), "actors": len(set(fields["groups"]))}

@@ -1,4 +1,4 @@
-"""What a machine lacks is told in one sentence: a torchaudio that fits torch, a device."""
+"""One-sentence errors for what a machine lacks: a torchaudio that fits torch, a device."""
 
 from __future__ import annotations
 

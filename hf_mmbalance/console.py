@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,10 +39,10 @@ def underscored(argv: Sequence[str]) -> list[str]:
     ]
 
 
-def did_you_mean(word: str, known: Iterable[str], quoted: bool = True) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'known'?` for a word that is close to a known one, else nothing."""
     close = difflib.get_close_matches(word, sorted(known), n=1)
-    return f"; did you mean {repr(close[0]) if quoted else close[0]}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def with_flags(text: str, options: Iterable[str]) -> str:
@@ -126,6 +127,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least 1")
     return int(text)
+
+
+def seconds(text: str) -> float:
+    """An option's value: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds above 0")
+    return value
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -251,6 +263,13 @@ def message_of(error: Exception) -> str:
         remedy = _REMEDIES.get(error.errno or 0)
         return f"{os.fsdecode(error.filename)}: {error.strerror}{f' ({remedy})' if remedy else ''}"
     return str(error).strip() or type(error).__name__
+
+
+def fields(entries: Mapping[str, Any]) -> str:
+    """Names and values, one line each; a list as its entries."""
+    width = max(map(len, entries))
+    values = [", ".join(map(str, entry)) if isinstance(entry, list) else entry for entry in entries.values()]
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in zip(entries, values, strict=True))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "", left: int = 1) -> str:

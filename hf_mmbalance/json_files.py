@@ -26,6 +26,9 @@ def write_json(path: Path, content: Any) -> None:
     text = json_text(content)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device such as /dev/null must not be replaced
+            path.write_text(text, encoding="utf-8")
+            return
         draft.write_text(text, encoding="utf-8")
         os.replace(draft, path)
     except OSError as error:

@@ -24,7 +24,7 @@ def prefer_cpu_where_there_is_no_accelerator() -> None:
     """Let several launched processes join on the CPU.
 
     `accelerate launch` does not hand on the `use_cpu: true` of its config file; without this each process would take
-    itself for the only one and train alone.
+    itself for the only one and train by itself.
     """
     if launched_processes() > 1 and not torch.accelerator.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
@@ -43,13 +43,13 @@ def check_joined(world_size: int) -> None:
     """
     if world_size != launched_processes():
         raise ValueError(
-            f"{launched_processes()} processes were launched but {world_size} joined, each would train alone: on a CPU"
-            " use accelerate_configs/cpu_2proc.yaml, and add --use_cpu true on a machine with a GPU"
+            f"{launched_processes()} processes were launched but {world_size} joined, so each would train by itself:"
+            " on a CPU use accelerate_configs/cpu_2proc.yaml, and add --use_cpu true on a machine with a GPU"
         )
 
 
 def answered_by_main(question: Callable[[], Answer]) -> Answer:
-    """Ask the main process alone, and give its answer, or its error, to every process.
+    """Ask only the main process, and give its answer, or its error, to every process.
 
     What is read from disk while other processes may write there must not be asked twice.
     """

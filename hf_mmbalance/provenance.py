@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import shlex
 import subprocess
@@ -45,7 +46,7 @@ def data_source(clips: ClipSplits, source: Any) -> dict[str, Any]:
     """Name, commit on the Hub (None for data that are not from there), fingerprint, counts and notes."""
     on_hub = clips.commit is not None or (isinstance(source, HubOptions) and not Path(clips.name).exists())
     return {
-        "name": clips.name if on_hub else Path(clips.name).name,
+        "name": clips.name if on_hub else os.path.basename(os.path.abspath(clips.name)),
         "on_hub": on_hub,
         "revision": clips.commit,
         "fingerprint": fingerprint(clips),

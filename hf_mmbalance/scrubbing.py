@@ -69,5 +69,6 @@ def find_secret(text: str) -> tuple[int, str] | None:
 
 
 def _of_environment() -> list[str]:
-    values = (value.strip() for name, value in os.environ.items() if _NAMED.search(name))
-    return [value for value in values if len(value) >= SHORTEST]
+    values = {value.strip() for name, value in os.environ.items() if _NAMED.search(name)}
+    # The longest first: where one contains another, nothing of it may be left.
+    return sorted((value for value in values if len(value) >= SHORTEST), key=len, reverse=True)

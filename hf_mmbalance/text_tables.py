@@ -26,30 +26,31 @@ def read_text_table(path: Path, required: Sequence[str]) -> list[dict[str, str]]
             file and remedy.
     """
     text = _decoded(path)
-    lines = text.splitlines()
-    if not lines:
-        return []
-    separator = _separator(lines[0], path, required)
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    separator = _separator(first, path, required)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if any(row)]
+        rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
         raise ValueError(f"{path}: not a table of text ({error}); save it as CSV in UTF-8") from None
-    head = [name.strip() for name in rows[0]] if rows else []
+    if not rows:
+        return []
+    head = [name.strip() for name in rows[0][1]]
     if not set(head) & set(required) and any(_NUMBER.fullmatch(name) or _FILE.match(name) for name in head):
         raise ValueError(
-            f"{path}: the first line holds data, not the names of the columns ({lines[0][:60]!r}); put a line such as"
+            f"{path}: the first line holds data, not the names of the columns ({first[:60]!r}); put a line such as"
             f" {separator.join(required)} above it"
         )
     twice = next((name for name in head if name and head.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"{path}: there are two columns {twice!r}; rename or remove one")
-    for number, row in enumerate(rows[1:], start=2):
+        raise ValueError(f"{path}: two columns are named {twice!r}; rename or remove one")
+    for number, row in rows[1:]:
         if len(row) > len(head):
             raise ValueError(
                 f"{path}, line {number}: {len(row)} cells for {len(head)} columns; put cells that hold"
                 f" {separator!r} in double quotes"
             )
-    return [dict(zip(head, row + [""] * (len(head) - len(row)), strict=True)) for row in rows[1:]]
+    return [dict(zip(head, row + [""] * (len(head) - len(row)), strict=True)) for _, row in rows[1:]]
 
 
 def _decoded(path: Path) -> str:

@@ -122,3 +122,17 @@ def test_tables_align_the_first_column_to_the_left():
 )
 def test_options_are_named_as_they_are_typed(text: str, shown: str) -> None:
     assert console.with_flags(text, {"top_k", "trust_remote_code", "crop"}) == shown
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path):
+    """`--json /dev/null` of a user who may write there must leave the device."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    console.write_result(str(pipe), {"a": 1})
+    assert json.loads(os.read(reader, 100)) == {"a": 1} and pipe.is_fifo()
+    os.close(reader)
+
+
+def test_fields_are_one_line_each():
+    assert console.fields({"repo": "me/x", "configs": ["a", "b"]}) == "repo     me/x\nconfigs  a, b"

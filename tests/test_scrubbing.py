@@ -83,3 +83,9 @@ def test_a_whole_report_is_scrubbed() -> None:
         "arguments": {"data_dir": f"https://{REMOVED}@host/x", "hub_token": REMOVED, "push_to_hub_token": None},
         "list": [REMOVED, 1.5, None, {"api_key": "<API_KEY>", "seed": 0}],
     }
+
+
+def test_nothing_is_left_of_a_secret_that_contains_another(monkeypatch) -> None:
+    monkeypatch.setenv("SHORT_TOKEN", "correct-horse")
+    monkeypatch.setenv("LONG_TOKEN", "correct-horse-battery")
+    assert scrub("say correct-horse-battery") == f"say {REMOVED}"

@@ -34,7 +34,8 @@ def test_the_header_decides_between_separators(tmp_path: Path) -> None:
         (b"path,label\na.mp4,sch\xf6n\n", r"line 2: not UTF-8 \(byte 0xf6, which is 'ö' in Windows-1252\).*iconv"),
         (b"clips/a.mp4,dog\nclips/b.mp4,cat\n", "first line holds data.*put a line such as path,label"),
         (b"a.wav;dog\n", "put a line such as path;label"),
-        (b"path,label,label\na.mp4,dog,cat\n", "there are two columns 'label'; rename or remove one"),
+        (b"path,label,label\na.mp4,dog,cat\n", "two columns are named 'label'; rename or remove one"),
+        (b'path,label\n\n"a\nb.mp4",dog\na,b.mp4,dog\n', "line 5: 3 cells for 2 columns"),
         (b"path,label\na,b.mp4,dog\n", "line 2: 3 cells for 2 columns; put cells that hold ',' in double quotes"),
     ],
 )
@@ -43,6 +44,14 @@ def test_what_cannot_be_read_is_named_with_its_remedy(tmp_path: Path, content: b
     table.write_bytes(content)
     with pytest.raises(ValueError, match=f"t.csv.*{words}"):
         read_text_table(table, COLUMNS)
+
+
+def test_blank_lines_count_for_nothing(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("\n\npath;label\n\na.mp4;dog\n ; \n")
+    assert read_text_table(table, COLUMNS) == [{"path": "a.mp4", "label": "dog"}]
+    table.write_text(";;\n \n")
+    assert read_text_table(table, COLUMNS) == []
 
 
 def test_columns_of_other_names_are_a_header_all_the_same(tmp_path: Path) -> None:

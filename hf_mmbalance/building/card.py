@@ -102,8 +102,9 @@ def _clips(reasons: dict[str, str], none: str) -> str:
 def _encoding(plan: BuildPlan) -> str:
     encode = plan.encode
     frames = f"{encode.frames} evenly spaced frames" if encode.fps is None else f"{encode.fps:g} frames per second"
-    size = {int: f"shorter side {encode.frame_size} px", tuple: f"height x width {encode.frame_size} px"}
+    size = encode.frame_size
+    shape = "original size" if size is None else f"shorter side {size} px"
+    shape = f"height x width {size} px" if isinstance(size, tuple) else shape
     picture = "PNG" if encode.image_format == "png" else f"JPEG (quality {encode.quality})"
     crop = f", cropped to {list(encode.crop)} (left, top, right, bottom)" if encode.crop else ""
-    shape = size.get(type(encode.frame_size), "original size")
     return f"Sound: FLAC, 16 bit, mono, {encode.sampling_rate} Hz. Vision: {frames} as {picture}, {shape}{crop}."

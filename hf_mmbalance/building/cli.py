@@ -13,7 +13,7 @@ from typing import Any
 from hf_mmbalance import console
 from hf_mmbalance.building.engine import RESUME, STATE, BuildError, build
 from hf_mmbalance.building.plan import BuildPlan, EncodeOptions
-from hf_mmbalance.building.report import finish, read_report
+from hf_mmbalance.building.report import counts_of, finish, read_report
 from hf_mmbalance.building.sheet import contact_sheet
 from hf_mmbalance.building.validate import validate
 from hf_mmbalance.data.clips import DataError
@@ -43,6 +43,7 @@ class DatasetScript:
         merge = self.verb("merge", "join the parts of a build made with --shard, and check them", self._merge)
         merge.add_argument("parts", nargs="*", type=Path, help="folders of the parts; none: all were built into --out")
         merge.add_argument("--out", type=Path, required=True, help="folder of the complete build")
+        merge.add_argument("--max_lost", type=float, help="stop if a larger share is lost (default: as it was built)")
         check = self.verb("validate", "check a built folder: files, ids, labels, groups, every clip", self._validate)
         check.add_argument("folder", type=Path, help="a built folder")
 
@@ -67,6 +68,7 @@ class DatasetScript:
         return console.run_command(lambda: int(args.func(args)), name, resume=RESUME if args.verb == "build" else "")
 
     def _build(self, args: argparse.Namespace, say: Say) -> dict[str, Any]:
+        card = self.card.read_text(encoding="utf-8")  # before the long work: without it the build cannot be finished
         plan = self.planner(args, encode_options(args))
         for note in plan.notes:
             say(f"note: {note}")
@@ -75,13 +77,12 @@ class DatasetScript:
         if args.shard != (0, 1):
             say(f"part {args.shard[0]} of {args.shard[1]} is built; `merge` joins the parts when all are")
             return {"part": list(args.shard), **run}
-        return self._finish(plan, args.out, run, say)
+        return self._finish(plan, args.out, run, card, say)
 
-    def _finish(self, plan: BuildPlan, out: Path, run: dict[str, Any], say: Say) -> dict[str, Any]:
-        template = self.card.read_text() if self.card.exists() else f"# {self.name}\n\n{{{{ splits }}}}\n"
-        report = finish(plan, out, run, template)
+    def _finish(self, plan: BuildPlan, out: Path, run: dict[str, Any], card: str, say: Say) -> dict[str, Any]:
+        report = finish(plan, out, run, card)
         sheet = contact_sheet(out, report["shards"], plan.classes, plan.label_column)
-        say(f"{report['clips']['built']} of {report['clips']['planned']} clips built: {report['status']}")
+        say(f"{report['clips']['built']} of {report['clips']['planned']} clips built: {counts_of(report)}")
         for name, reason in list(report["left_out"].items())[:10]:
             say(f"  left out: {name} ({reason})")
         if len(report["left_out"]) > 10:
@@ -93,7 +94,8 @@ class DatasetScript:
 
     def _merge(self, args: argparse.Namespace, say: Say) -> dict[str, Any]:
         plan = join_parts(args.parts, args.out)
-        return self._finish(plan, args.out, {}, say)
+        plan.max_lost = plan.max_lost if args.max_lost is None else args.max_lost
+        return self._finish(plan, args.out, {}, self.card.read_text(encoding="utf-8"), say)
 
     def _validate(self, args: argparse.Namespace, say: Say) -> dict[str, Any]:
         problems = validate(args.folder)
@@ -104,10 +106,10 @@ class DatasetScript:
 
 
 def _add_build_flags(parser: argparse.ArgumentParser, max_lost: float) -> None:
-    add = parser.add_argument
+    add, count = parser.add_argument, console.positive
     add("--source", type=Path, required=True, help="folder of the raw media")
     add("--out", type=Path, required=True, help="folder to build into; the same command resumes a killed build")
-    add("--num_proc", type=int, default=max(os.cpu_count() or 1, 1), help="processes (default: all processors)")
+    add("--num_proc", type=count, default=max(os.cpu_count() or 1, 1), help="processes (default: all processors)")
     add(
         "--shard",
         type=console.shard,
@@ -115,17 +117,17 @@ def _add_build_flags(parser: argparse.ArgumentParser, max_lost: float) -> None:
         metavar="I/N",
         help="build part I of N, for N machines; then merge",
     )
-    add("--frames", type=int, default=8, help="frames per clip (default 8)")
+    add("--frames", type=count, default=8, help="frames per clip (default 8)")
     add("--fps", type=float, help="frames per second, in place of --frames")
-    add("--frame_size", type=int, nargs="+", help="shorter side in pixels, or height and width (default: as it is)")
+    add("--frame_size", type=count, nargs="+", help="shorter side in pixels, or height and width (default: as it is)")
     add("--crop", type=float, nargs=4, metavar=("L", "T", "R", "B"), help="box to keep, as fractions of the frame")
     add("--image_format", choices=("jpeg", "png"), default="jpeg", help="png is lossless")
     add("--quality", type=int, default=90, help="of the JPEG (default 90)")
-    add("--sampling_rate", type=int, default=16_000, help="of the sound in Hz (default 16000)")
+    add("--sampling_rate", type=count, default=16_000, help="of the sound in Hz (default 16000)")
     add("--max_seconds", type=float, default=600.0, help="longer clips are left out as too_long")
     add("--min_seconds", type=float, default=0.1, help="shorter clips are left out as too_short")
     add("--max_lost", type=float, default=max_lost, help=f"stop if a larger share is lost (default {max_lost:g})")
-    add("--clips_per_shard", type=int, default=128, help="clips per file (default 128)")
+    add("--clips_per_shard", type=count, default=128, help="clips per file (default 128)")
     add("--overwrite", action="store_true", help="remove another build in --out first")
 
 
@@ -164,7 +166,7 @@ def join_parts(parts: list[Path], out: Path) -> BuildPlan:
         mark = folder / STATE / "plan.json"
         if not mark.exists():
             raise BuildError(f"{folder} holds no part of a build")
-        plans.append(json.loads(mark.read_text()))
+        plans.append(json.loads(mark.read_text(encoding="utf-8")))
     for folder, content in zip(folders, plans, strict=True):
         if content["fingerprint"] != plans[0]["fingerprint"]:
             raise BuildError(f"{folder} follows another plan than {folders[0]} (other clips, files or options)")

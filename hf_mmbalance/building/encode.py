@@ -19,6 +19,7 @@ from hf_mmbalance.model.reading_mmbalance import Clip, read, stored_frames, stor
 
 
 MEDIA = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # how `datasets` stores Audio and Image
+MUCH_LONGER = 2  # than its clip: a file of that length is the whole video, though it may end before the clip does
 MAX_IN_MEMORY = 256 << 20  # bytes; a larger file is decoded from the disk
 ARROW_TYPES = {"string": pa.string(), "int64": pa.int64(), "int32": pa.int32(), "float64": pa.float64()}
 
@@ -153,7 +154,7 @@ def _read_clip(clip: PlannedClip, options: EncodeOptions) -> Clip:
     try:
         if span is not None and clip.window_if_longer:
             seconds = declared_duration(media["video"])
-            if seconds is not None and seconds < span[1]:
+            if seconds is not None and seconds < min(span[1], MUCH_LONGER * (span[1] - span[0])):
                 span = None
         return read(media, options.reading(), span, limits=limits)
     except MediaError as error:

@@ -85,7 +85,7 @@ def build(
 def _open_folder(plan: BuildPlan, out: Path, overwrite: bool) -> None:
     mark = out / STATE / "plan.json"
     if mark.exists():
-        existing = json.loads(mark.read_text())
+        existing = json.loads(mark.read_text(encoding="utf-8"))
         if existing["fingerprint"] == plan.fingerprint():
             return
         if not overwrite:
@@ -112,7 +112,7 @@ def _is_alive(draft: Path) -> bool:
     except PermissionError:
         return True
     stat = Path(f"/proc/{pid}/stat")
-    return not (stat.exists() and stat.read_text().rsplit(")", 1)[-1].split()[0] == "Z")
+    return not (stat.exists() and stat.read_text(encoding="utf-8").rsplit(")", 1)[-1].split()[0] == "Z")
 
 
 def _run(plan: BuildPlan, out: Path, todo: list[Shard], num_proc: int, bar: tqdm) -> float:
@@ -349,7 +349,7 @@ def is_done(out: Path, name: str) -> bool:
 def read_record(out: Path, name: str) -> dict[str, Any] | None:
     """The record of a shard, or None."""
     path = out / STATE / "shards" / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def file_sha256(path: Path) -> str:

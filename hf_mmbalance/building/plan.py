@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -66,10 +67,14 @@ class EncodeOptions:
     def __post_init__(self) -> None:
         if self.image_format not in ("jpeg", "png"):
             raise DataError(f"image_format must be jpeg or png, got {self.image_format!r}")
-        if self.frames < 1 or (self.fps is not None and self.fps <= 0):
+        if self.frames < 1 or (self.fps is not None and not 0 < self.fps < math.inf):
             raise DataError(f"frames and fps must be positive, got {self.frames} and {self.fps}")
         if not 1 <= self.quality <= 95:
             raise DataError(f"quality must be between 1 and 95, got {self.quality}")
+        try:
+            self.reading()
+        except ValueError as error:
+            raise DataError(str(error)) from None
 
     def reading(self) -> ReadingSpec:
         """How the build reads a clip; kept in the build's report, so that models trained on it read raw files so."""
@@ -97,7 +102,7 @@ class PlannedClip:
         size: bytes of the source when the plan was made.
         sound: a second file with the sound, if it is not taken from the source.
         window: seconds of the source to use.
-        window_if_longer: use the window only if the source is longer than its end; else the source is the clip.
+        window_if_longer: if the source ends before the window does, and is about as long, it is the clip.
         sha256: of the source, if a list of checksums names it.
         sound_sha256: of the sound file.
         problem: a status and text known before decoding (e.g. missing), or None.

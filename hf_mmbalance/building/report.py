@@ -48,11 +48,16 @@ def finish(plan: BuildPlan, out: Path, run: dict[str, Any], card: str) -> dict[s
     lost = 1 - report["clips"]["built"] / report["clips"]["planned"]
     if lost > plan.max_lost:
         text = f"{lost:.1%} of the clips could not be built, more than --max_lost {plan.max_lost:g}"
-        raise BuildError(f"{text}: {report['status']}; see {out / MANIFEST}; raise --max_lost to accept that")
+        raise BuildError(f"{text}: {counts_of(report)}; see {out / MANIFEST}; raise --max_lost to accept that")
     if not report["clips"]["built"]:
-        raise BuildError(f"none of the clips could be built: {report['status']}; see {out / MANIFEST}")
-    (out / "README.md").write_text(fill_card(card, plan, report, configs_of(plan, report)))
+        raise BuildError(f"none of the clips could be built: {counts_of(report)}; see {out / MANIFEST}")
+    (out / "README.md").write_text(fill_card(card, plan, report, configs_of(plan, report)), encoding="utf-8")
     return report
+
+
+def counts_of(report: dict[str, Any]) -> str:
+    """Clips by status in words, e.g. `45 ok, 12 missing`."""
+    return ", ".join(f"{count} {status}" for status, count in report["status"].items())
 
 
 def collect(plan: BuildPlan, out: Path) -> list[dict[str, Any]]:
@@ -138,7 +143,7 @@ def _write_manifest(plan: BuildPlan, out: Path, clips: dict[str, dict]) -> None:
     writer.writeheader()
     for name in sorted(clips):
         writer.writerow(clips[name] | {"label": plan.classes[clips[name]["label"]]})
-    (out / MANIFEST).write_text(text.getvalue())
+    (out / MANIFEST).write_text(text.getvalue(), encoding="utf-8")
 
 
 def configs_of(plan: BuildPlan, report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -169,7 +174,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     if not path.exists():
         state = " (the build is not finished)" if (folder / STATE).exists() else ""
         raise BuildError(f"{folder}: no {REPORT}{state}; build the data set first")
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def shard_is_intact(folder: Path, shard: dict[str, Any]) -> bool:

@@ -81,7 +81,7 @@ def _check_media(row: dict[str, Any], rate: int) -> list[str]:
 
 
 def _check_configs(folder: Path, report: dict[str, Any], rows: dict[str, list[dict[str, Any]]]) -> list[str]:
-    head = (folder / "README.md").read_text().split("---\n")[1]
+    head = (folder / "README.md").read_text(encoding="utf-8").split("---\n")[1]
     problems = []
     for config in yaml.safe_load(head)["configs"]:
         name = config["config_name"]

@@ -71,7 +71,7 @@ class Adapter:
         absent = [label for label in self.labels or () if label not in names]
         if absent:
             shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-            hint = did_you_mean(absent[0], names, quoted=False)
+            hint = did_you_mean(absent[0], names)
             raise DataError(f"{dataset}: no label {absent[0]!r}{hint} (it has {shown}); {self.remedy}")
 
 
@@ -95,7 +95,7 @@ def find_adapter(dataset: str, chosen: str | None = None) -> Adapter | None:
     if chosen is not None and chosen not in adapter_names():
         if not chosen.endswith((".yaml", ".yml")):
             names = adapter_names()
-            hint = did_you_mean(chosen, names, quoted=False)
+            hint = did_you_mean(chosen, names)
             raise DataError(
                 f"dataset_adapter {chosen!r} is neither a YAML file nor {NONE}{hint} (there are adapters for"
                 f" {', '.join(names)})"
@@ -147,7 +147,7 @@ def read_adapter(path: Path, name: str) -> Adapter:
 def _check_key(path: Path, what: str, key: str, known: Iterable[str]) -> None:
     names = list(known)
     if key not in names:
-        hint = did_you_mean(key, names, quoted=False)
+        hint = did_you_mean(key, names)
         raise DataError(f"{path}: unknown {what} {key!r}{hint} (known are {', '.join(names)})")
 
 

@@ -355,8 +355,10 @@ class ClipsOfOneCorruption(_Corrupting):
 
     def __init__(self, dataset: ClipDataset, kind: str, severity: int, seed: int = 0):
         super().__init__(dataset, 1, seed)
-        (kind,) = kinds_of(kind)
-        self.choice: Choice = (kind, check_severity(severity))
+        kinds = kinds_of(kind)
+        if len(kinds) > 1:
+            raise DataError(f"{kind!r} names several corruptions ({', '.join(kinds)}); name one of them")
+        self.choice: Choice = (kinds[0], check_severity(severity))
 
     def media(self, place: int, epoch: int | None) -> tuple[np.ndarray | None, np.ndarray | None]:
         example = self.dataset[place if epoch is None else (place, epoch)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 from hf_mmbalance.data.clips import DataError
@@ -10,6 +11,9 @@ from hf_mmbalance.data.media_clips import MediaClips
 from hf_mmbalance.data.options import MediaOptions
 from hf_mmbalance.model.media_mmbalance import MediaError
 from hf_mmbalance.progress import bar
+
+
+SAMPLED = 8  # clips whose size is looked at
 
 
 def decode_all(splits: dict[str, MediaClips], options: MediaOptions) -> tuple[dict[str, MediaClips], list[str]]:
@@ -28,7 +32,7 @@ def decode_all(splits: dict[str, MediaClips], options: MediaOptions) -> tuple[di
     places = [(name, place) for name, dataset in splits.items() for place in range(len(dataset))]
     notes, keep = [], options.cache != "none"
     if options.cache == "auto" and places:
-        size = _first_size(splits, places) * len(places) / 2**30
+        size = _mean_size(splits, places) * len(places) / 2**30
         keep = size <= options.cache_gib
         if not keep:
             text = f"decoded clips would take about {size:.1f} GiB (cache_gib={options.cache_gib})"
@@ -39,18 +43,17 @@ def decode_all(splits: dict[str, MediaClips], options: MediaOptions) -> tuple[di
         for dataset in splits.values():
             dataset.keep()
     failed: dict[tuple[str, int], MediaError] = {}
-    remarks: dict[str, int] = {}
 
-    def decode_one(clip: tuple[str, int]) -> None:
+    def decode_one(clip: tuple[str, int]) -> list[str]:
         name, place = clip
         try:
-            for note in splits[name].decoded(place).notes:
-                remarks[note.split(":")[0]] = remarks.get(note.split(":")[0], 0) + 1
+            return [note.split(":")[0] for note in splits[name].decoded(place).notes]
         except MediaError as error:
             failed[clip] = error
+            return []
 
     with ThreadPoolExecutor(options.workers or os.cpu_count() or 1) as pool:
-        list(
+        found = list(
             bar(
                 pool.map(decode_one, places),
                 total=len(places),
@@ -59,18 +62,20 @@ def decode_all(splits: dict[str, MediaClips], options: MediaOptions) -> tuple[di
                 disable=len(places) < 50,
             )
         )
+    remarks = Counter(remark for part in found for remark in part)
     notes += [f"{count} clips: {remark}" for remark, count in sorted(remarks.items())]
     return _without_failures(splits, failed, options, notes), notes
 
 
-def _first_size(splits: dict[str, MediaClips], places: list[tuple[str, int]]) -> int:
-    """Bytes of the first clip that decodes, as an estimate for the others."""
-    for name, place in places[:20]:
+def _mean_size(splits: dict[str, MediaClips], places: list[tuple[str, int]]) -> float:
+    """Mean bytes of a few clips taken evenly from all, as an estimate: clips may differ in length."""
+    sizes = []
+    for name, place in places[:: -(-len(places) // SAMPLED)]:
         try:
-            return splits[name].decoded(place).nbytes
+            sizes.append(splits[name].decoded(place).nbytes)
         except MediaError:
             continue
-    return 0
+    return sum(sizes) / max(len(sizes), 1)
 
 
 def _without_failures(

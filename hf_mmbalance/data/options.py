@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from hf_mmbalance.data.clips import DataError
@@ -15,6 +17,18 @@ def option(default: Any, text: str) -> Any:
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": text})
     return field(default=default, metadata={"help": text})
+
+
+def check_at_least(options: Any, least: int, *names: str) -> None:
+    """Refuse options that are no numbers of at least `least`.
+
+    Raises:
+        DataError: names the first one that is.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if not (isinstance(value, Real) and float(value) >= least):
+            raise DataError(f"{name} must be at least {least}, got {value!r}")
 
 
 @dataclass
@@ -66,10 +80,15 @@ class MediaOptions:
             value = getattr(self, name)
             if value is not None and len(value) != length:
                 raise DataError(f"{name} needs {length} numbers, got {value}")
-        if self.frames < 1:
-            raise DataError(f"frames must be at least 1, got {self.frames}")
-        if self.margin < 0:
-            raise DataError(f"margin must be at least 0 seconds, got {self.margin}")
+        if self.frame_size is not None and min(self.frame_size) < 1:
+            raise DataError(f"frame_size must be at least 1 pixel, got {self.frame_size}")
+        for ratio in (self.snr_db, *(self.train_snr_db or ())):
+            if not math.isfinite(ratio):
+                raise DataError(f"snr_db and train_snr_db must be finite numbers of dB, got {ratio}")
+        if self.train_snr_db is not None and self.train_snr_db[0] > self.train_snr_db[1]:
+            raise DataError(f"train_snr_db needs the lower ratio first, got {self.train_snr_db}")
+        check_at_least(self, 1, "frames", "sampling_rate")
+        check_at_least(self, 0, "margin", "shift", "crop_jitter", "brightness", "cache_gib", "workers", "max_seconds")
 
     def reading(self, spans: bool = False, stored: ReadingSpec | None = None) -> ReadingSpec:
         """How these options read a clip: what training uses, and what is saved with the processor.

@@ -128,7 +128,10 @@ def fill_splits(
             at_least=at_least,
         )
         out[np.array(train)[mask]] = name
-        notes.append(f"the source has no {name} split: {mask.sum()} of {len(train)} train clips were taken, {how}")
+        if mask.any():
+            notes.append(f"the source has no {name} split: {mask.sum()} of {len(train)} train clips were taken, {how}")
+        else:
+            notes.append(f"the source has no {name} split, and none can be taken from train: every class has one clip")
     return list(out), notes
 
 

@@ -14,11 +14,12 @@ from hf_mmbalance.data.adapter import NONE, Adapter, find_adapter
 from hf_mmbalance.data.clips import Clip, ClipDataset, DataError, split_name
 from hf_mmbalance.data.media_clips import ClipRecord, augmented, decode_record
 from hf_mmbalance.data.seeding import rng_for
-from hf_mmbalance.data.sources import load_clips, source_of
+from hf_mmbalance.data.sources import load_clips, read_options, source_of
 from hf_mmbalance.data.sources.hub import (
     Columns,
     HubOptions,
     adapted,
+    canonical_splits,
     commit_of,
     find_columns,
     label_names,
@@ -66,7 +67,7 @@ def load(
     if streaming:
         if source_of(source) != "hub":
             raise DataError(f"{source} cannot be streamed: build it to Parquet first (dataset_scripts/)")
-        return ClipStream.open(source, split, HubOptions(**options), batch_size=batch_size, shuffle=shuffle)
+        return ClipStream.open(source, split, read_options(source, options), batch_size=batch_size, shuffle=shuffle)
     splits = load_clips(source, **options).splits
     if split_name(split) not in splits:
         raise DataError(f"{source} has no split {split!r}; it has {', '.join(splits)}")
@@ -107,6 +108,8 @@ class ClipStream(IterableDataset):
     ):
         if options.noise == "babble":
             raise DataError("babble mixes clips of the whole split, so it needs streaming=False")
+        if options.unlabelled != "refuse":
+            raise DataError("a stream gives labelled clips only: leave out unlabelled, or use streaming=False")
         if batch_size < 1:
             raise DataError(f"batch_size must be at least 1, got {batch_size}")
         self.files, self.columns, self.classes = list(files), columns, list(classes)
@@ -134,11 +137,12 @@ class ClipStream(IterableDataset):
         if isinstance(adapter.labels, dict):
             raise DataError(f"{name}: the adapter {adapter.name} leaves clips out, which needs streaming=False")
         options = adapted(options, adapter)
-        listed = {adapter.split(str(key)): list(files) for key, files in (builder.config.data_files or {}).items()}
-        found = {split: files for split, files in listed.items() if split is not None}
+        if not builder.config.data_files:
+            raise DataError(f"{name}: a stream needs the data set's files, which are not known; use streaming=False")
+        found, _ = canonical_splits(name, builder.config.data_files, adapter)
         if split_name(split) not in found:
             raise DataError(f"{name} has no split {split!r}; it has {', '.join(found)}")
-        files = found[split_name(split)]
+        files = list(found[split_name(split)])
         if not all(path.endswith(".parquet") for path in files):
             raise DataError(f"{name}: only Parquet files are streamed; use streaming=False")
         rows, features = [], None

@@ -44,6 +44,7 @@ def add_push(verbs: Any) -> None:
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to push to (default: main)")
     parser.add_argument("--message", default="Upload trained model", help="title of the commit")
+    console.add_json_option(parser)
 
 
 def add_space(verbs: Any) -> None:
@@ -85,8 +86,16 @@ def run_push(arguments: argparse.Namespace) -> int:
         private=arguments.private,
         revision=arguments.revision,
     )
-    console.say(f"{commit.repo_url.url}: commit {commit.oid}, revision {pinned_revision(arguments.folder)}")
+    repo, tag = commit.repo_url, pinned_revision(arguments.folder)
+    _show({"repo": repo.repo_id, "url": repo.url, "commit": commit.oid, "tag": tag}, arguments)
     return console.DONE
+
+
+def _show(done: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Print what was pushed, and write it where `--json` says."""
+    if console.shows_text(arguments):
+        console.say(console.fields(done))
+    console.write_result(arguments.json, done)
 
 
 def run_space(arguments: argparse.Namespace) -> int:
@@ -107,10 +116,8 @@ def run_space(arguments: argparse.Namespace) -> int:
             examples=arguments.examples,
             **common,
         )
-    if console.shows_text(arguments):
-        console.say("\n".join(f"{name:<15} {value}" for name, value in done.items()))
+    _show(done, arguments)
     if arguments.what == "demo" and not arguments.trust_remote_code:
         text = f"the Space may not run the code in {done['model']}, and starts only where hf_mmbalance is installed"
         console.say(f"note: {text}; read that code, and if you trust it pass --trust_remote_code", aside=True)
-    console.write_result(arguments.json, done)
     return console.DONE

@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_mmbalance.building.cli import DatasetScript
+from hf_mmbalance.building.cli import DatasetScript, Say
 from hf_mmbalance.building.engine import BuildError, file_sha256
 from hf_mmbalance.building.report import MANIFEST, REPORT
+from hf_mmbalance.console import fields
 from hf_mmbalance.hub import dataset_card as cards
 from hf_mmbalance.hub.commit import Change, check_files, push_change
 from hf_mmbalance.hub.errors import HubError
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 BASE = "data"  # folder of the shards of the main build, which has no name
 SHEET = "contact_sheet.png"
-Say = Callable[[str], None]
 
 
 @dataclass
@@ -68,7 +67,6 @@ def publish(
     revision: str | None = None,
     token: str | None = None,
     media_may_be_public: bool = True,
-    say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Push a built folder to a data set of the Hub in one commit; unchanged files are not sent.
 
@@ -82,11 +80,10 @@ def publish(
         revision: Branch.
         token: Access token; default: that of `hf auth login` or `HF_TOKEN`.
         media_may_be_public: False for media that may not be republished: these go to private repositories only.
-        say: Called with messages about the progress.
 
     Returns:
-        `repo`, `url`, `commit`, `tag` (names this content: a revision to pin), `configs`, `default`, `files` and
-        `bytes` sent.
+        `repo`, `url`, `commit`, `tag` (names this content: a revision to pin), `configs`, `default`, `files` (shards)
+        and `bytes` sent, and `load`: the line that loads this content.
 
     Raises:
         HubError: refused by the Hub or by this package; the message gives the remedy.
@@ -114,11 +111,13 @@ def publish(
     )
     repo = done.repo_url.repo_id
     sent = result.pop("sent")
-    result |= {"files": len(sent), "bytes": sum(build.shards[path].stat().st_size for path in sent)}
-    say(f"{result['files']} of {len(build.shards)} shards sent ({result['bytes'] / 1e6:.1f} MB), in one commit")
-    say(f"configurations: {', '.join(result['configs'])} (default: {result['default']})")
-    say(f'load_dataset("{repo}", revision="{build.tag}")    {done.repo_url}')
-    return {"repo": repo, "url": str(done.repo_url), "commit": done.oid, "tag": build.tag, **result}
+    return {
+        **{"repo": repo, "url": done.repo_url.url, "commit": done.oid, "tag": build.tag},
+        **result,
+        "files": len(sent),
+        "bytes": sum(build.shards[path].stat().st_size for path in sent),
+        "load": f'load_dataset("{repo}", revision="{build.tag}")',
+    }
 
 
 def read_build(folder: Path, repo_id: str, name: str | None) -> Build:
@@ -135,7 +134,7 @@ def read_build(folder: Path, repo_id: str, name: str | None) -> Build:
         raise BuildError(f"{folder}: README.md does not exist; name a folder that `build` finished")
     local = sorted((folder / "data").glob("*.parquet"))
     hashes = {path.name: file_sha256(path) for path in local}
-    report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).exists() else None
+    report = json.loads((folder / REPORT).read_text(encoding="utf-8")) if (folder / REPORT).exists() else None
     listed = {Path(shard["file"]).name: shard["sha256"] for shard in report["shards"]} if report else hashes
     wrong = sorted(file for file in listed.keys() | hashes.keys() if listed.get(file) != hashes.get(file))
     if wrong or not local:
@@ -145,7 +144,7 @@ def read_build(folder: Path, repo_id: str, name: str | None) -> Build:
             else f"{folder}: there is no shard"
         )
         raise BuildError(f"{text}; delete it if it exists, and run `build` again (it resumes with the rest)")
-    head, body = cards.read_card(card.read_text(), str(card))
+    head, body = cards.read_card(card.read_text(encoding="utf-8"), str(card))
     if not head.get("configs"):
         raise BuildError(f"{card}: there are no configs in its head; run `build` again")
     if not head.get("license"):
@@ -196,7 +195,7 @@ def _sources(folder: Path) -> list[str]:
     manifest = folder / MANIFEST
     if not manifest.exists():
         return []
-    with manifest.open(newline="") as file:
+    with manifest.open(newline="", encoding="utf-8") as file:
         return sorted({row["source"] for row in csv.DictReader(file) if row["source"]})
 
 
@@ -204,10 +203,10 @@ def _extras(folder: Path, sources: list[str]) -> dict[str, Path | bytes]:
     """Report, manifest and contact sheet, without local paths."""
     extras: dict[str, Path | bytes] = {}
     if (folder / REPORT).exists():
-        extras[REPORT] = cards.without_places((folder / REPORT).read_text(), sources).encode()
+        extras[REPORT] = cards.without_places((folder / REPORT).read_text(encoding="utf-8"), sources).encode()
     if (folder / MANIFEST).exists():
         text = io.StringIO()
-        with (folder / MANIFEST).open(newline="") as file:
+        with (folder / MANIFEST).open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             writer = csv.DictWriter(text, list(reader.fieldnames or ()), lineterminator="\n")
             writer.writeheader()
@@ -271,21 +270,22 @@ def add_publish(tool: DatasetScript, *, media_may_be_public: bool = True) -> Non
     """Give a script of dataset_scripts/ the verb `publish`."""
 
     def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
-        return publish(
+        done = publish(
             args.folder,
             args.repo,
             name=args.name,
             default=args.default,
-            private=True if args.private else None,
+            private=args.private,
             revision=args.revision,
             media_may_be_public=media_may_be_public,
-            say=say,
         )
+        say(fields(done))
+        return done
 
     add = tool.verb("publish", "push a built folder to the Hub", run).add_argument
     add("folder", type=Path, help="a built folder")
     add("repo", help="user/name of the data set on the Hub")
     add("--name", help="name of this build, if the repository has several")
     add("--default", metavar="CONFIG", help="configuration that load_dataset takes if none is named")
-    add("--private", action="store_true", help="only to a private repository (created if it does not exist)")
+    add("--private", action="store_true", default=None, help="only to a private repository (created if there is none)")
     add("--revision", help="branch (default main)")

@@ -11,7 +11,7 @@ from hf_mmbalance import console
 from hf_mmbalance.data.clips import DataError
 from hf_mmbalance.data.files import walk_files
 from hf_mmbalance.data.sources.folder import MEDIA_SUFFIXES
-from hf_mmbalance.data.sources.table import TABLE_SUFFIXES, read_table
+from hf_mmbalance.data.sources.table import TABLE_SUFFIXES, cell, read_table
 from hf_mmbalance.hub.errors import HubError, advice_for, explained
 from hf_mmbalance.hub.limits import check_config, check_head, check_loaded, check_processor
 from hf_mmbalance.hub.reach import check_reachable
@@ -35,6 +35,7 @@ example:
 def add_predict(verbs: Any) -> None:
     """Add the verb `predict`."""
     parser = console.add_verb(verbs, "predict", PREDICT, run_predict)
+    count, seconds = console.positive, console.seconds
     parser.add_argument("clips", nargs="+", metavar="CLIP", help="video or sound file or its http(s) address, a folder"
                         " of them, or a table (.csv, .tsv, .parquet) with the columns path[,start,end]")  # fmt: skip
     parser.add_argument("--start", type=float, metavar="S", help="second at which the span to classify starts")
@@ -43,15 +44,17 @@ def add_predict(verbs: Any) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the file of a fusion head saved with the"
                         " model; other code of the repository is never run")  # fmt: skip
-    parser.add_argument("--top_k", type=int, default=5, help="classes shown (default: %(default)s)")
+    parser.add_argument("--top_k", type=count, default=5, help="classes shown (default: %(default)s)")
     switches = parser.add_mutually_exclusive_group()
     switches.add_argument("--no_audio", action="store_true", help="as if the clips had no sound")
     switches.add_argument("--no_vision", action="store_true", help="as if the clips had no frames")
-    parser.add_argument("--window_seconds", type=float, metavar="S", help="read clips in windows of this length"
+    parser.add_argument("--window_seconds", type=seconds, metavar="S", help="read clips in windows of this length"
                         " (default: the input length of the audio tower)")  # fmt: skip
-    parser.add_argument("--stride_seconds", type=float, metavar="S", help="step between windows (default: no overlap)")
-    parser.add_argument("--max_seconds", type=float, metavar="S", help="longest clip accepted (default: 600)")
-    parser.add_argument("--batch_size", type=int, default=1, help="windows per batch (default: %(default)s)")
+    parser.add_argument(
+        "--stride_seconds", type=seconds, metavar="S", help="step between windows (default: no overlap)"
+    )
+    parser.add_argument("--max_seconds", type=seconds, metavar="S", help="longest clip accepted (default: 600)")
+    parser.add_argument("--batch_size", type=count, default=1, help="windows per batch (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU, if there is one)")
     console.add_json_option(parser, "answers")
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write the answers as a table, one row per clip")
@@ -70,21 +73,24 @@ def run_predict(arguments: argparse.Namespace) -> int:
     check_torchaudio()
     check_device(arguments.device)
     classify = load_classifier(arguments.model, arguments.revision, arguments.trust_remote_code, arguments.device)
+    names_of_modalities = classify.model.config.modalities
     answers: list[dict[str, Any]] = []
-    for item in bar(inputs, desc="predicting", unit="clip", disable=len(inputs) < BAR_FROM):
-        try:
-            answers.append({**item, "answer": classify(_source(item), modalities=modalities, **options)})
-        except (ValueError, OSError) as error:
-            text = console.message_of(error)
-            text = text if item["clip"] in text else f"{item['clip']}: {text}"
-            answers.append({**item, "error": text})
-            console.print_error(text)
-            continue
-        if console.shows_text(arguments):
-            console.say(render_answer(item["clip"], answers[-1]["answer"], classify.model.config.modalities))
-    console.write_result(arguments.json, answers)
-    if arguments.csv is not None:
-        write_csv(arguments.csv, answers, classify.model.config.modalities)
+    try:
+        for item in bar(inputs, desc="predicting", unit="clip", disable=len(inputs) < BAR_FROM):
+            try:
+                answers.append({**item, "answer": classify(_source(item), modalities=modalities, **options)})
+            except (ValueError, OSError) as error:
+                text = console.message_of(error)
+                text = text if item["clip"] in text else f"{item['clip']}: {text}"
+                answers.append({**item, "error": text})
+                console.print_error(text)
+                continue
+            if console.shows_text(arguments):
+                console.say(render_answer(item["clip"], answers[-1]["answer"], names_of_modalities))
+    finally:  # after Ctrl-C the answers so far are kept
+        console.write_result(arguments.json, answers)
+        if arguments.csv is not None:
+            write_csv(arguments.csv, answers, names_of_modalities)
     return console.REFUSED if any("error" in answer for answer in answers) else console.DONE
 
 
@@ -103,6 +109,8 @@ def inputs_of(clips: list[str], start: float | None = None, end: float | None = 
     inputs: list[dict[str, Any]] = []
     for clip in clips:
         path = Path(clip)
+        if not clip:
+            raise ValueError("the name of a clip is empty")
         if path.is_dir():
             found = [file for file in walk_files(path) if file.suffix.lower() in MEDIA_SUFFIXES]
             if not found:
@@ -124,14 +132,14 @@ def inputs_of(clips: list[str], start: float | None = None, end: float | None = 
 def _inputs_of_table(table: Path) -> list[dict[str, Any]]:
     inputs = []
     for number, row in enumerate(read_table(table), start=1):
-        path = str(row.get("path") or "").strip()
-        if not path:
+        path = cell(row, "path")
+        if path is None:
             raise DataError(
                 f"{table}, row {number}: column 'path' is missing or empty; the columns are path[,start,end]"
             )
-        span = {edge: row[edge] for edge in ("start", "end") if str(row.get(edge) or "").strip()}
+        span = {edge: text for edge in ("start", "end") if (text := cell(row, edge)) is not None}
         try:
-            seconds = {edge: float(value) for edge, value in span.items()}
+            seconds = {edge: float(text) for edge, text in span.items()}
         except ValueError:
             raise DataError(f"{table}, row {number}: {span} must be seconds") from None
         address = path.lower().startswith(("http://", "https://"))
@@ -168,8 +176,8 @@ def render_answer(clip: str, answer: list[dict[str, Any]], modalities: list[str]
         scores = [_percent(entry["modality_score"][name]) for name in modalities]
         rows.append([entry["label"], _percent(entry["score"]), *shares, *scores])
     trust = answer[0]["trust"] or {}
-    told = ", ".join(f"{name} {_percent(value)}" for name, value in trust.items())
-    return f"\n{clip}{told and f' (trust: {told})'}\n{console.table(head, rows, indent='  ')}"
+    trusted = ", ".join(f"{name} {_percent(value)}" for name, value in trust.items())
+    return f"\n{clip}{trusted and f' (trust: {trusted})'}\n{console.table(head, rows, indent='  ')}"
 
 
 def _percent(value: float | None) -> str:

@@ -50,7 +50,8 @@ def publish_metric(
         shutil.copytree(_of_metrics(name), folder, ignore=shutil.ignore_patterns("__pycache__"))
         tag = _tag_of(folder)
         card = folder / "README.md"
-        card.write_text(PLACE.sub(f'"{repo_id}", revision="{tag}"', card.read_text()))
+        text = PLACE.sub(f'"{repo_id}", revision="{tag}"', card.read_text(encoding="utf-8"))
+        card.write_text(text, encoding="utf-8")
         return _push(folder, repo_id, f"Metric {name} ({tag})", tag, private, revision, token)
 
 
@@ -90,40 +91,48 @@ def publish_demo(
     """
     from huggingface_hub import HfApi
 
+    _check_examples(examples)
+    api = HfApi(token=token, library_name="hf_mmbalance")
+    with explained(f"looking up model {model}"):
+        info = api.model_info(model, revision=model_revision)
+        options = {} if examples else _synthetic_options(api, info)
+    with tempfile.TemporaryDirectory() as made:
+        folder = _demo_folder(Path(made) / "demo", model, examples, options)
+        tag = _tag_of(folder)
+        done = _push(folder, repo_id, f"Demo of {model} ({tag})", tag, private, revision, token)
+    variables = {
+        "MMBALANCE_MODEL": model,
+        "MMBALANCE_REVISION": info.sha or "main",
+        "MMBALANCE_TRUST_REMOTE_CODE": "1" if trust_remote_code else "0",
+    }
+    with explained(f"setting the model of Space {done['repo']}"):
+        current = {name: variable.value for name, variable in api.get_space_variables(done["repo"]).items()}
+        for name, value in variables.items():
+            if current.get(name) != value:  # each change restarts the Space
+                api.add_space_variable(done["repo"], name, value)
+    return done | {"model": model, "model_revision": info.sha}
+
+
+def _check_examples(examples: Sequence[Path]) -> None:
     for clip in examples:
         if clip.suffix.lower() not in CLIPS or not clip.is_file():
             raise HubError(f"{clip} is not a video file; give video files ({', '.join(CLIPS)})")
     names = [clip.name for clip in examples]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise HubError(f"two examples are named {twice}, and both would be examples/{twice}; rename one of them")
-    api = HfApi(token=token, library_name="hf_mmbalance")
-    with explained(f"looking up model {model}"):
-        info = api.model_info(model, revision=model_revision)
-        options = {} if examples else _synthetic_options(api, info)
-    pinned = info.sha
-    variables = {
-        "MMBALANCE_MODEL": model,
-        "MMBALANCE_REVISION": pinned or "main",
-        "MMBALANCE_TRUST_REMOTE_CODE": "1" if trust_remote_code else "0",
-    }
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made) / "demo"
-        shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("__pycache__", "examples"))
-        card = folder / "README.md"
-        card.write_text(card.read_text().replace("models: []", f"models: [{model}]"))
-        (folder / "examples").mkdir()
-        for clip in examples:
-            shutil.copy(clip, folder / "examples" / clip.name)
-        if options:
-            _make_examples(folder / "examples", options, model)
-        tag = _tag_of(folder)
-        done = _push(folder, repo_id, f"Demo of {model} ({tag})", tag, private, revision, token)
-    with explained(f"setting the model of Space {done['repo']}"):
-        current = {name: variable.value for name, variable in api.get_space_variables(done["repo"]).items()}
-        for name, value in variables.items():
-            if current.get(name) != value:  # each change restarts the Space
-                api.add_space_variable(done["repo"], name, value)
-    return done | {"model": model, "model_revision": pinned}
+
+
+def _demo_folder(folder: Path, model: str, examples: Sequence[Path], options: dict[str, Any]) -> Path:
+    """The files of the Space: the page and its examples, given or made of synthetic data with these options."""
+    shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("__pycache__", "examples"))
+    card = folder / "README.md"
+    card.write_text(card.read_text(encoding="utf-8").replace("models: []", f"models: [{model}]"), encoding="utf-8")
+    (folder / "examples").mkdir()
+    for clip in examples:
+        shutil.copy(clip, folder / "examples" / clip.name)
+    if options:
+        _make_examples(folder / "examples", options, model)
+    return folder
 
 
 def _synthetic_options(api: HfApi, info: ModelInfo) -> dict[str, Any]:

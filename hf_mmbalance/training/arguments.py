@@ -285,7 +285,7 @@ def _unknown_option(word: str, known: set[str], dataset: str) -> str:
     ]
     if elsewhere:
         return f"--{name} is not an option of data set {dataset!r}, but of {', '.join(elsewhere)}"
-    hint = did_you_mean(f"--{name}", [f"--{option}" for option in known], quoted=False)
+    hint = did_you_mean(f"--{name}", [f"--{option}" for option in known])
     return f"unknown option --{name}{hint} (--help_all lists all)"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from hf_mmbalance.building import engine
 from hf_mmbalance.building.card import fill_card
-from hf_mmbalance.building.cli import join_parts
+from hf_mmbalance.building.cli import DatasetScript, join_parts
 from hf_mmbalance.building.encode import encode_clip
 from hf_mmbalance.building.engine import BuildError, build
 from hf_mmbalance.building.plan import BuildPlan, EncodeOptions, PlannedClip
@@ -144,6 +145,40 @@ def test_parts_are_merged_when_all_are_there(media, built, tmp_path):
         join_parts([tmp_path], tmp_path / "none")
 
 
+def test_a_merge_may_accept_more_losses_than_its_parts(media, tmp_path, capsys):
+    """Parts do not know how much is lost in all; the remedy that the message names must be one that `merge` takes."""
+    clips = [replace(clip, source=None, problem=("missing", "gone")) if i < 6 else clip
+             for i, clip in enumerate(make_plan(media).clips)]  # fmt: skip
+    (tmp_path / "card.md").write_text(CARD)
+    tool = DatasetScript(
+        "toy", "", lambda args, encode: make_plan(media, clips=clips, max_lost=0.1), tmp_path / "card.md", 0.1
+    )
+    for i in range(2):
+        flags = ["--source", str(media), "--out", str(tmp_path / f"part{i}"), "--shard", f"{i}/2", "--num_proc", "1"]
+        assert tool.main(["build", *flags]) == 0
+    merge = ["merge", str(tmp_path / "part0"), str(tmp_path / "part1"), "--out", str(tmp_path / "whole")]
+    assert tool.main(merge) == 2
+    assert (
+        "25.0% of the clips could not be built, more than --max_lost 0.1: 18 ok, 6 missing" in capsys.readouterr().err
+    )
+    assert tool.main(["merge", "--out", str(tmp_path / "whole"), "--max_lost", "0.3"]) == 0
+    assert validate(tmp_path / "whole") == []
+
+
+def test_flags_out_of_range_and_a_missing_card_are_refused_before_the_build(media, tmp_path, capsys):
+    tool = DatasetScript("toy", "", lambda args, encode: make_plan(media, encode), tmp_path / "card.md", 0.1)
+    flags = ["build", "--source", str(media), "--out", str(tmp_path / "out")]
+    for name in ("--clips_per_shard", "--num_proc", "--frames", "--sampling_rate", "--frame_size"):
+        with pytest.raises(SystemExit):
+            tool.main([*flags, name, "0"])
+        assert f"argument {name}: '0' must be an integer of at least 1" in capsys.readouterr().err
+    assert tool.main(flags) == 2 and "card.md: No such file" in capsys.readouterr().err
+    (tmp_path / "card.md").write_text(CARD)
+    assert tool.main([*flags, "--fps", "nan"]) == 2 and "fps must be positive" in capsys.readouterr().err
+    assert tool.main([*flags, "--crop", "0.5", "0", "0.2", "1"]) == 2
+    assert "crop" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_damage_after_the_build_is_found(media, built, tmp_path):
     import shutil
 
@@ -166,9 +201,10 @@ def test_shared_groups_are_found(media, tmp_path):
         assert any("groups are in both" in problem for problem in validate(tmp_path / "out")) == (not allowed)
 
 
-def test_windows_apply_only_to_longer_files(media, tmp_path):
+def test_windows_apply_to_files_that_are_not_the_clip(media, tmp_path):
     path = write_clip(tmp_path / "a.mp4", seconds=2.0)
-    for window, length in (((0.5, 1.0), 0.5), ((5.0, 9.0), 2.0)):
+    # The last one is of the whole video, which ends within the clip: its other seconds are not the clip's.
+    for window, length in (((0.5, 1.0), 0.5), ((5.0, 9.0), 2.0), ((1.5, 2.3), 0.5)):
         clip = PlannedClip("a", str(path), "train", 0, {}, path.stat().st_size, window=window, window_if_longer=True)
         assert encode_clip(clip, "label", EncodeOptions(frames=2))["duration"] == pytest.approx(length, abs=0.1)
     clip = PlannedClip("a", str(path), "train", 0, {}, path.stat().st_size, window=(5.0, 9.0))

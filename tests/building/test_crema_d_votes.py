@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hf_mmbalance.building.recipes.crema_d_votes import crema_d_votes
+from hf_mmbalance.data import DataError
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.metrics.measures import accuracy
 
@@ -27,14 +28,14 @@ def test_votes_become_logits(tmp_path: Path) -> None:
     assert [table.classes[label] for label in table.labels] == ["anger", "neutral"]
     np.testing.assert_allclose(table.logits[1, 0], np.log([0.5, 0.5, 0.5, 1.5, 9.5, 0.5]))
     np.testing.assert_allclose(table.logits[0, 1], np.log([8.5, 1.5, 1.5, 0.5, 0.5, 0.5]))
-    np.testing.assert_allclose(table.references["audio_visual"][1], np.log([0.5, 0.5, 0.5, 0.5, 10.5, 0.5]))
+    np.testing.assert_allclose(table.references["audiovisual"][1], np.log([0.5, 0.5, 0.5, 0.5, 10.5, 0.5]))
 
 
 def test_missing_files_and_ratings_are_told(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="CheyneyComputerScience"):
+    with pytest.raises(DataError, match="tabulatedVotes.csv: no such file.*CheyneyComputerScience"):
         crema_d_votes(tmp_path)
     (tmp_path / "votes.csv").write_text(HEAD + ROWS.rsplit('"300002"', 1)[0])
-    with pytest.raises(ValueError, match="1001_DFA_ANG_HI"):
+    with pytest.raises(DataError, match="1001_DFA_ANG_HI lacks some of its votes"):
         crema_d_votes(tmp_path / "votes.csv")
 
 
@@ -44,4 +45,4 @@ def test_the_real_votes_are_those_of_the_paper_trail(real_data: Path) -> None:
     assert np.bincount(table.labels).tolist() == [1271, 1271, 1271, 1271, 1087, 1271]
     assert accuracy(table.logits[:, 0], table.labels) == pytest.approx(0.455, abs=0.001)
     assert accuracy(table.logits[:, 1], table.labels) == pytest.approx(0.690, abs=0.001)
-    assert accuracy(table.references["audio_visual"], table.labels) == pytest.approx(0.748, abs=0.001)
+    assert accuracy(table.references["audiovisual"], table.labels) == pytest.approx(0.748, abs=0.001)

@@ -63,14 +63,16 @@ def long_plan(args, encode):
     return make_plan(args.source, clips=clips)
 
 if __name__ == "__main__":
-    tool = DatasetScript("toy", "", long_plan, Path("nowhere.md"), max_lost=1.0)
+    tool = DatasetScript("toy", "", long_plan, Path({card!r}), max_lost=1.0)
     sys.exit(tool.main(["build", "--source", {media!r}, "--out", {out!r}, "--num-proc", "2"]))
 """
 
 
 def test_an_interrupted_build_says_how_to_resume(media, tmp_path):
     script, out = tmp_path / "run.py", tmp_path / "out"
-    script.write_text(COMMAND.format(root=str(Path(__file__).parents[2]), media=str(media), out=str(out)))
+    (tmp_path / "card.md").write_text(CARD)
+    places = {"root": str(Path(__file__).parents[2]), "card": str(tmp_path / "card.md")}
+    script.write_text(COMMAND.format(**places, media=str(media), out=str(out)))
     command = [sys.executable, str(script)]
     run = subprocess.Popen(
         command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

@@ -328,6 +328,8 @@ def test_severity_changes_the_level_and_not_what_is_drawn():
     clean = Listed()[0]["audio"]
     assert np.corrcoef(mild - clean, bad - clean)[0, 1] == pytest.approx(1, abs=1e-4)
     assert ClipsOfOneCorruption(Listed(), "white_noise", 1).ids == Listed().ids
+    with pytest.raises(DataError, match="'seen' names several corruptions .babble, telephone"):
+        ClipsOfOneCorruption(Listed(), "seen", 1)
 
 
 def test_voices_come_from_other_clips():

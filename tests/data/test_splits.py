@@ -75,6 +75,12 @@ def test_fill_splits_adds_absent_splits_and_keeps_existing_ones():
         fill_splits(ids, labels, groups, ["test"] * 100, fractions=fractions, seed=0)
 
 
+def test_a_split_that_cannot_be_taken_is_not_said_to_be():
+    out, notes = fill_splits(["a", "b"], [0, 1], ["a", "b"], ["train"] * 2, fractions={"test": 0.2}, seed=0)
+    assert out == ["train"] * 2
+    assert notes == ["the source has no test split, and none can be taken from train: every class has one clip"]
+
+
 def test_bad_fractions_and_names():
     with pytest.raises(DataError, match="fraction"):
         carve(["a", "b"], [0, 1], ["a", "b"], 1.0, seed=0, name="test")

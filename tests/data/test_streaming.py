@@ -153,6 +153,8 @@ def test_the_training_collator_takes_streamed_clips(built):
 def test_what_cannot_be_streamed(built, tmp_path):
     with pytest.raises(DataError, match="babble"):
         load(built, streaming=True, noise="babble", **SMALL)
+    with pytest.raises(DataError, match="a stream gives labelled clips only"):
+        load(built, streaming=True, unlabelled="keep", **SMALL)
     with pytest.raises(DataError, match="has no split 'validation'"):
         load(built, split="validation", streaming=True, **SMALL)
     with pytest.raises(DataError, match="has no split"):

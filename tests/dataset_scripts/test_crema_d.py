@@ -162,6 +162,31 @@ def test_split_files_and_sources_that_do_not_fit(tables, tmp_path):
         plan_crema_d(tables, options, ogm_split=split)
 
 
+@pytest.mark.parametrize(
+    ("table", "row", "words"),
+    [
+        (
+            "VideoDemographics.csv",
+            "1003,",
+            r"VideoDemographics.csv: 1 of 91 are not in it, e.g. 1003; take it from a clone",
+        ),
+        (
+            "processedResults/tabulatedVotes.csv",
+            "1003_DFA_ANG_XX",
+            "tabulatedVotes.csv: 1 of 7442 are not in it, e.g. 1003_DFA",
+        ),
+    ],
+)
+def test_tables_that_lack_an_actor_or_a_clip_are_named(real_data, tmp_path, table, row, words):
+    for name in ("SentenceFilenames.csv", "VideoDemographics.csv", "processedResults/tabulatedVotes.csv"):
+        lines = (real_data / "crema_d" / name).read_text().splitlines()
+        kept = [line for line in lines if name != table or row not in line]
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("\n".join(kept) + "\n")
+    with pytest.raises(DataError, match=words):
+        plan_crema_d(tmp_path, EncodeOptions())
+
+
 def test_votes(real_data, tmp_path):
     from hf_mmbalance.decision.table import DecisionTable
 

@@ -20,6 +20,7 @@ from hf_mmbalance.building.recipes.kinetics_sounds import (
     parse_name,
     plan_kinetics_sounds,
     read_annotations,
+    write_annotations,
 )
 from hf_mmbalance.building.report import read_report
 from hf_mmbalance.building.validate import validate
@@ -205,6 +206,15 @@ def test_bad_lists_and_sources(small, tmp_path):
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="time_end"):
         read_annotations([tmp_path / "bad.csv"])
+    entry = {"abcdefghijk_1": {"subset": "later", "label": CLASSES[0]}}
+    (tmp_path / "bad.json").write_text(json.dumps({"database": entry}))
+    with pytest.raises(DataError, match="bad.json: the entry 'abcdefghijk_1': unknown split 'later'"):
+        read_annotations([tmp_path / "bad.json"])
+    with pytest.raises(DataError, match="unknown split"):
+        write_annotations([tmp_path / "bad.json"], None, tmp_path / "list")
+    assert not (tmp_path / "list").exists(), "the next attempt would be refused: the folder is not empty"
+    with pytest.raises(DataError, match="names singing twice"):
+        write_annotations([small], ["singing", "Singing"], tmp_path / "list")
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(DataError, match="no 'database'"):
         read_annotations([tmp_path / "bad.json"])

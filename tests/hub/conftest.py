@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.media_factory import write_clip
+
 from .client import run_python
 from .faults import Fault, RequestLog
 from .messages import Account
@@ -79,3 +81,21 @@ def run_client(hub: HubOfTest, tmp_path: Path) -> Callable[..., subprocess.Compl
         return run_python(hub.server, code, **options)  # type: ignore[arg-type]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny model with its processor."""
+    from tests.model.test_pipeline import tiny_processor
+    from tests.model.tiny import tiny_model
+
+    folder = tmp_path_factory.mktemp("saved")
+    tiny_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip with sound and frames."""
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", seconds=0.6)

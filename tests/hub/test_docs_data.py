@@ -54,5 +54,5 @@ def test_the_blocks_run_as_written(hub, run_client, real_data, tmp_path):
     assert len(wanted) == 6
     told = json.dumps([(kind, text.replace("user/", f"{hub.user}/")) for kind, text in wanted])
     done = run_client(RUN, args=[told], home=home, timeout=300)
-    assert "'sentence': '" in done.stdout and "configurations: lips, default (default: lips)" in done.stdout
+    assert "'sentence': '" in done.stdout and re.search(r"^configs +lips, default\ndefault +lips$", done.stdout, re.M)
     assert "1.0 {'modality_0'" in done.stdout and hub.token not in done.stdout + done.stderr

@@ -13,8 +13,8 @@ from hf_mmbalance.training.arguments import parse_arguments
 from tests.media_factory import write_clip
 from tests.training.tiny_runs import TINY, tiny_run
 
+from .models import no_token_in, stored
 from .test_docs_data import ROOT, RUN, blocks
-from .test_models import no_token_in, stored
 
 
 def test_every_flag_of_the_docs_is_known(tmp_path):

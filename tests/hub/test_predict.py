@@ -7,6 +7,8 @@ import json
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hf_mmbalance.cli import main
@@ -55,6 +57,16 @@ def test_a_table_names_spans(folder):
     table.unlink()
 
 
+def test_a_span_from_second_zero_is_a_span_in_parquet_too(folder):
+    table = folder / "spans.parquet"
+    nan = float("nan")
+    pq.write_table(pa.table({"path": ["a.mp4", "a.mp4"], "start": [0.0, nan], "end": [0.5, nan]}), table)
+    assert inputs_of([str(table)]) == [
+        {"clip": str(folder / "a.mp4"), "start": 0.0, "end": 0.5}, {"clip": str(folder / "a.mp4")}
+    ]  # fmt: skip
+    table.unlink()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -72,6 +84,8 @@ def test_tables_that_cannot_be_used_name_file_and_row(tmp_path, text, message):
 def test_an_empty_folder_and_a_span_of_several_clips_are_refused(folder, tmp_path):
     with pytest.raises(DataError, match="has no media files"):
         inputs_of([str(tmp_path)])
+    with pytest.raises(ValueError, match="the name of a clip is empty"):
+        inputs_of([""])
     with pytest.raises(ValueError, match="go together, with one clip"):
         inputs_of([str(folder)], 0.1, 0.5)
     with pytest.raises(ValueError, match="go together"):
@@ -103,12 +117,43 @@ def test_one_bad_clip_costs_that_clip(folder, model, tmp_path, capsys):
     assert "bad.mp4" in rows[0]["error"] and not rows[0]["label"] and rows[1]["label"] in CLASSES
 
 
+def test_answers_so_far_are_kept_after_ctrl_c(folder, model, tmp_path, monkeypatch):
+    from hf_mmbalance.hub import predict
+
+    def once(item: dict) -> object:
+        if "below" in item["clip"]:
+            raise KeyboardInterrupt
+        return item["clip"]
+
+    monkeypatch.setattr(predict, "_source", once)
+    out = tmp_path / "out.csv"
+    assert main(["predict", str(folder), "--model", str(model), "--device", "cpu", "--csv", str(out)]) == 130
+    (row,) = csv.DictReader(out.open(newline=""))
+    assert row["clip"].endswith("a.mp4") and row["label"] in CLASSES
+
+
 def test_a_span_that_cannot_be_read_names_its_clip(folder, model, tmp_path, capsys):
     table = tmp_path / "spans.csv"
     table.write_text(f"path,start,end\n{folder / 'a.mp4'},0.5,0.1\n{folder / 'a.mp4'},0.1,\n")
     assert main(["predict", str(table), "--model", str(model), "--json", "-"]) == 2
     for answer in json.loads(capsys.readouterr().out):
         assert str(folder / "a.mp4") in answer["error"] and "start" in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--top_k", "0", "'0' must be an integer of at least 1"),
+        ("--batch_size", "-2", "'-2' must be an integer of at least 1"),
+        ("--window_seconds", "-1", "'-1' must be a number of seconds above 0"),
+        ("--stride_seconds", "nan", "'nan' must be a number of seconds above 0"),
+        ("--max_seconds", "long", "'long' must be a number of seconds above 0"),
+    ],
+)
+def test_options_out_of_range_are_refused_once_and_not_for_every_clip(option, value, words, capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "a.mp4", "b.mp4", "--model", "no/such-model", option, value])
+    assert capsys.readouterr().err.count(words) == 1
 
 
 @pytest.mark.parametrize("option", ["--csv", "--json"])

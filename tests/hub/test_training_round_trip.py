@@ -17,7 +17,7 @@ from tests.training.tiny_runs import TINY
 
 from .client import client_env
 from .faults import CutRequest, RacingCommit, Refuse, Slow
-from .test_models import CODE, answers_of, no_token_in, stored
+from .models import CODE, answers_of, no_token_in, stored
 
 
 ROOT = Path(__file__).parents[2]
@@ -169,6 +169,6 @@ def test_a_push_that_cannot_be_stops_before_training_and_one_that_breaks_keeps_t
     hub.server.faults.clear()
     push = "import sys\nfrom hf_mmbalance.cli import main\nraise SystemExit(main(sys.argv[1:]))"
     done = run_client(push, args=["push", str(folder), repo_id])
-    assert f"revision {pinned_revision(folder)}" in done.stdout
+    assert re.search(rf"^tag +{pinned_revision(folder)}$", done.stdout, re.M)
     assert "model.safetensors" in stored(hub, repo_id)[1].files
     no_token_in(hub, refused.stderr, nobody.stderr, broken.stdout, broken.stderr, folders=(folder,))

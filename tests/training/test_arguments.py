@@ -139,7 +139,7 @@ def test_a_config_option_without_a_file(capsys):
 
 
 def test_an_option_that_there_is_not(capsys):
-    with pytest.raises(ValueError, match="unknown option --learning_rat; did you mean --learning_rate?"):
+    with pytest.raises(ValueError, match="unknown option --learning_rat; did you mean '--learning_rate'?"):
         parse("--learning-rat", "1")
     with pytest.raises(ValueError, match="--data_dir is not an option of data set 'synthetic', but of grid"):
         parse("--data_dir", "x")

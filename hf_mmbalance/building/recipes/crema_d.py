@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from hf_mmbalance.data.splits import carve
 EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
 CLASSES = list(EMOTIONS.values())
 VOTE_LETTERS = "ADFHNS"  # in the order of CLASSES
+VOTE_KINDS = ("votes_voice", "votes_face", "votes_audiovisual")
+VOTES, DEMOGRAPHICS = "processedResults/tabulatedVotes.csv", "VideoDemographics.csv"
+CLONE = "take it from a clone of https://github.com/CheyneyComputerScience/CREMA-D"
 INTENSITIES = {"LO": "low", "MD": "medium", "HI": "high", "XX": "unspecified"}
 SENTENCES = {
     "IEO": "It's eleven o'clock",
@@ -60,9 +64,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "sentence": class_label(list(SENTENCES)),
     "sentence_text": value("string"),
     "intensity": class_label(list(INTENSITIES.values())),
-    "votes_voice": list_of(value("int32")),
-    "votes_face": list_of(value("int32")),
-    "votes_audiovisual": list_of(value("int32")),
+    **{kind: list_of(value("int32")) for kind in VOTE_KINDS},
     "fold": value("int32"),
 }
 
@@ -94,7 +96,9 @@ def plan_crema_d(
         DataError: the source lacks its tables or holds no media at all, or a split names unknown clips.
     """
     names = stimuli(source)
-    actors, votes = demographics(source), human_votes(source)
+    actors, votes = demographics(source), human_votes(source / VOTES)
+    _check_complete(source / DEMOGRAPHICS, {name.split("_")[0] for name in names}, actors)
+    _check_complete(source / VOTES, set(names), votes)
     folds = actor_folds({actor: row["sex"] for actor, row in actors.items()}, names)
     notes: list[str] = []
     ogm = ogm_splits(source, ogm_split, names, notes)
@@ -102,17 +106,8 @@ def plan_crema_d(
     media = _Media(source)
     clips = []
     for name in names:
-        actor, sentence, emotion, level = name.split("_")
-        columns = {
-            "actor": actor,
-            "sex": FEATURES["sex"]["names"].index(actors[actor]["sex"]),
-            **{key: actors[actor][key] for key in ("age", "race", "ethnicity")},
-            "sentence": list(SENTENCES).index(sentence),
-            "sentence_text": SENTENCES[sentence],
-            "intensity": list(INTENSITIES).index(level),
-            **votes[name],
-            "fold": folds[actor],
-        }
+        actor, _, emotion, _ = name.split("_")
+        columns = _columns(name, actors[actor]) | votes[name] | {"fold": folds[actor]}
         cell = f"part{folds[actor]}" + (f"-ogm_{ogm[name]}" if ogm else "")
         clips.append(media.clip(name, cell, list(EMOTIONS).index(emotion), columns, sums))
     there = [clip for clip in clips if clip.problem is None]
@@ -138,13 +133,32 @@ def plan_crema_d(
     )
 
 
+def _columns(name: str, actor: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a clip by its name and its actor."""
+    number, sentence, _, level = name.split("_")
+    return {
+        "actor": number,
+        **actor,
+        "sex": FEATURES["sex"]["names"].index(actor["sex"]),
+        "sentence": list(SENTENCES).index(sentence),
+        "sentence_text": SENTENCES[sentence],
+        "intensity": list(INTENSITIES).index(level),
+    }
+
+
+def _check_complete(path: Path, wanted: set[str], found: Collection[str]) -> None:
+    absent = sorted(wanted.difference(found))
+    if absent:
+        raise DataError(f"{path}: {len(absent)} of {len(wanted)} are not in it, e.g. {absent[0]}; {CLONE}")
+
+
 def stimuli(source: Path) -> list[str]:
     """The official clip names, in order, from `SentenceFilenames.csv`.
 
     Raises:
         DataError: the table is missing or names something else.
     """
-    _, rows = _table(source, "SentenceFilenames.csv", ("Filename",))
+    rows = read_csv(source / "SentenceFilenames.csv", ("Filename",), CLONE)
     names = sorted(ALIASES.get(row["Filename"], row["Filename"]) for row in rows)
     for name in names:
         parts = name.split("_")
@@ -161,7 +175,7 @@ def demographics(source: Path) -> dict[str, dict[str, Any]]:
     Raises:
         DataError: the table is missing, or a row of it cannot be read.
     """
-    names = ("ActorID", "Age", "Sex", "Race", "Ethnicity")
+    path = source / DEMOGRAPHICS
 
     def actor(row: dict[str, str]) -> tuple[str, dict[str, Any]]:
         sex = row["Sex"].lower()
@@ -170,28 +184,32 @@ def demographics(source: Path) -> dict[str, dict[str, Any]]:
         entry = {"sex": sex, "age": int(row["Age"]), "race": row["Race"], "ethnicity": row["Ethnicity"]}
         return row["ActorID"], entry
 
-    return dict(parsed(*_table(source, "VideoDemographics.csv", names), actor))
+    return dict(parsed(path, read_csv(path, ("ActorID", "Age", "Sex", "Race", "Ethnicity"), CLONE), actor))
 
 
-def human_votes(source: Path) -> dict[str, dict[str, list[int]]]:
+def human_votes(path: Path) -> dict[str, dict[str, list[int]]]:
     """Clip -> counts of votes by voice, face and both, in the order of `CLASSES`.
 
+    Args:
+        path: `tabulatedVotes.csv`.
+
     Raises:
-        DataError: the table is missing, or a clip lacks one of the three.
+        DataError: the table is missing, names something else, or lacks one of the three for a clip.
     """
-    kinds = {"1": "votes_voice", "2": "votes_face", "3": "votes_audiovisual"}
+    kinds = dict(zip("123", VOTE_KINDS, strict=True))  # row ids are 1xxxxx for voice, 2xxxxx for face, 3xxxxx for both
     out: dict[str, dict[str, list[int]]] = {}
 
     def votes(row: dict[str, str]) -> tuple[str, str, list[int]]:
         name = ALIASES.get(row["fileName"], row["fileName"])
+        if name.split("_")[2] not in EMOTIONS:
+            raise DataError(f"{name!r} is not a CREMA-D clip")
         return name, kinds[row[""][0]], [int(row[letter]) for letter in VOTE_LETTERS]
 
-    table = _table(source, "processedResults/tabulatedVotes.csv", ("", "fileName", *VOTE_LETTERS))
-    for name, kind, counts in parsed(*table, votes):
+    for name, kind, counts in parsed(path, read_csv(path, ("", "fileName", *VOTE_LETTERS), CLONE), votes):
         out.setdefault(name, {})[kind] = counts
-    short = [name for name, found in out.items() if len(found) != 3]
+    short = [name for name, found in out.items() if len(found) != len(VOTE_KINDS)]
     if short:
-        raise DataError(f"{source / 'processedResults/tabulatedVotes.csv'}: {short[0]} lacks some of its votes")
+        raise DataError(f"{path}: {short[0]} lacks some of its votes; download the file again")
     return out
 
 
@@ -278,10 +296,6 @@ def _configs(ogm: bool) -> dict[str, dict[str, list[str]]]:
         splits = ("train", "validation", "test")
         configs["ogm"] = {split: [f"part{k}-ogm_{split}" for k in range(FOLDS)] for split in splits}
     return configs
-
-
-def _table(source: Path, name: str, columns: tuple[str, ...]) -> tuple[Path, list[dict[str, str]]]:
-    return source / name, read_csv(source / name, columns, "--source is a clone of the official CREMA-D repository")
 
 
 def _checksums(source: Path, path: Path | None) -> dict[str, str]:

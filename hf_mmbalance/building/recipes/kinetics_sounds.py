@@ -101,6 +101,8 @@ def _from_json(path: Path) -> list[Annotation]:
             label = entry.get("label") or entry["annotations"]["label"]
             split = JSON_SPLITS.get(entry["subset"]) or split_name(entry["subset"])
             out.append(Annotation(youtube, start, end, class_name(label), split))
+        except DataError as error:
+            raise DataError(f"{path}: the entry {name!r}: {error}") from None
         except (AttributeError, LookupError, TypeError) as error:
             raise DataError(f"{path}: the entry {name!r} lacks a label or a subset ({error})") from None
     return out
@@ -122,6 +124,19 @@ def _from_row(row: dict[str, str]) -> Annotation:
 def class_name(label: str) -> str:
     """One spelling for a class: `playing piano` is `playing_piano`."""
     return label.strip().lower().replace(" ", "_")
+
+
+def class_names(classes: Sequence[str] | None) -> list[str]:
+    """The classes that are asked for in one spelling; by default the 31.
+
+    Raises:
+        DataError: a class is named twice.
+    """
+    names = [class_name(name) for name in classes or CLASSES]
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"the list of classes names {twice} twice")
+    return names
 
 
 def parse_name(name: str, where: str) -> tuple[str, int, int]:
@@ -205,7 +220,7 @@ def plan_kinetics_sounds(
     """
     if trimmed not in ("auto", "yes", "no"):
         raise DataError(f"trimmed must be auto, yes or no, got {trimmed!r}")
-    names = [class_name(name) for name in classes] if classes else list(CLASSES)
+    names = class_names(classes)
     listed = read_annotations(annotations)
     empty = sorted(set(names) - {entry.label for entry in listed})
     if empty:
@@ -298,13 +313,13 @@ def write_annotations(annotations: Sequence[Path], classes: Sequence[str] | None
     Raises:
         DataError: unreadable lists, or the folder is not empty.
     """
-    names = [class_name(name) for name in classes] if classes else list(CLASSES)
+    names = class_names(classes)
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out} is not empty; give a new folder")
     features = {"id": value("string"), **FEATURES, "label": class_label(names)}
     schema, total, files = arrow_schema(features), 0, []
-    (out / "data").mkdir(parents=True, exist_ok=True)
     listed = sorted((entry for entry in read_annotations(annotations) if entry.label in names), key=lambda e: e.id)
+    (out / "data").mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         rows = [
             _columns(entry) | {"id": entry.id, "label": names.index(entry.label)}
@@ -318,5 +333,6 @@ def write_annotations(annotations: Sequence[Path], classes: Sequence[str] | None
             total += len(rows)
     head: dict[str, Any] = {"pretty_name": "Kinetics-Sounds (list of clips)", "license": "cc-by-4.0"}
     head |= {"configs": [{"config_name": "default", "data_files": files, "default": True}]}
-    (out / "README.md").write_text("---\n" + yaml.safe_dump(head, sort_keys=False) + "---\n" + ANNOTATIONS_CARD)
+    text = "---\n" + yaml.safe_dump(head, sort_keys=False) + "---\n" + ANNOTATIONS_CARD
+    (out / "README.md").write_text(text, encoding="utf-8")
     return total

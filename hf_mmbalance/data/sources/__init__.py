@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from hf_mmbalance.console import did_you_mean
 from hf_mmbalance.data.clips import SPLIT_ALIASES, SPLITS, ClipSplits, DataError
 from hf_mmbalance.data.files import walk_files
+from hf_mmbalance.data.sources.folder import MEDIA_SUFFIXES
 from hf_mmbalance.data.sources.table import TABLE_SUFFIXES
 from hf_mmbalance.data.splits import coverage_notes
 
@@ -23,17 +25,20 @@ SOURCES = {
     "hub": ("sources.hub", "HubOptions", "hub_clips"),
 }
 NAMED = ("synthetic", "grid")
-BUILT_SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".tar"}
+BUILT_SUFFIXES = {".parquet", ".arrow", ".tar"}
 
 
 def source_of(dataset: str) -> str:
     """Name of the source that reads a data set: the data set's own name, else decided by the files at that path.
 
-    A folder with Parquet, Arrow or tar files (or a `README.md` with `configs:`) is a built data set (`hub`), one with
-    class folders is `folder`, a CSV, TSV or Parquet file is `table`, and any other name is looked up on the Hub.
+    A folder with Parquet, Arrow or tar files, or a `metadata.jsonl` above its media, is a built data set (`hub`); one
+    with class folders is `folder` (JSON beside its clips does not count); one with JSON only is `hub`; a CSV, TSV or
+    Parquet file is `table`, and any other name is looked up on the Hub.
     """
     if dataset in NAMED:
         return dataset
+    if not dataset:
+        raise DataError("the name of the data set is empty: name a folder, a table, or a data set on the Hub")
     path = Path(dataset)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return "table"
@@ -47,12 +52,16 @@ def source_of(dataset: str) -> str:
 
 
 def _is_built(path: Path) -> bool:
+    lists = False
     for file in walk_files(path):
-        if file.suffix.lower() in BUILT_SUFFIXES:
+        suffix = file.suffix.lower()
+        in_class = file.parent != path and file.parent.name.lower() not in {*SPLITS, *SPLIT_ALIASES}
+        if suffix in BUILT_SUFFIXES or (suffix == ".jsonl" and not in_class):
             return True
-        if file.parent != path and file.parent.name.lower() not in {*SPLITS, *SPLIT_ALIASES}:
+        if suffix in MEDIA_SUFFIXES and in_class:
             return False  # the first media file in a class folder decides: folders may be large
-    return False
+        lists = lists or suffix in (".json", ".jsonl")  # rows, or what a downloader noted of each clip
+    return lists
 
 
 def options_class(dataset: str) -> type:
@@ -64,6 +73,20 @@ def options_class_of(source: str) -> type:
     """The options dataclass of a source, by its name in `SOURCES`."""
     module, name, _ = SOURCES[source]
     return getattr(importlib.import_module(f"hf_mmbalance.data.{module}"), name)
+
+
+def read_options(dataset: str, options: Mapping[str, Any]) -> Any:
+    """The options of a data set from their names and values.
+
+    Raises:
+        DataError: an option that it does not have, or an invalid value.
+    """
+    kind = options_class(dataset)
+    known = [entry.name for entry in fields(kind)]
+    for name in options:
+        if name not in known:
+            raise DataError(f"{dataset} has no option {name!r}{did_you_mean(name, known)} (it has {', '.join(known)})")
+    return kind(**options)
 
 
 def load_clips(dataset: str, **options: Any) -> ClipSplits:
@@ -81,15 +104,9 @@ def load_clips(dataset: str, **options: Any) -> ClipSplits:
     Raises:
         DataError: an unknown data set or option, or data that cannot be used; the message names it and the remedy.
     """
-    source = source_of(dataset)
-    kind = options_class(dataset)
-    known = [entry.name for entry in fields(kind)]
-    for name in options:
-        if name not in known:
-            hint = did_you_mean(name, known, quoted=False)
-            raise DataError(f"{dataset} has no option {name!r}{hint} (it has {', '.join(known)})")
+    source, read = source_of(dataset), read_options(dataset, options)
     module, _, loader = SOURCES[source]
     load = getattr(importlib.import_module(f"hf_mmbalance.data.{module}"), loader)
-    clips = load(kind(**options)) if source in NAMED else load(dataset, kind(**options))
+    clips = load(read) if source in NAMED else load(dataset, read)
     clips.notes += coverage_notes(clips)
     return clips

@@ -70,7 +70,7 @@ def folder_clips(path: str, options: FolderOptions) -> ClipSplits:
     outside = [label for label in found if label not in classes]
     if outside:
         raise DataError(f"{path}: class folder {outside[0]!r} is not among the classes {', '.join(classes)}")
-    return clips_from_rows(root.name, rows, classes, options, notes)
+    return clips_from_rows(Path(os.path.abspath(root)).name, rows, classes, options, notes)
 
 
 def _without_media(path: str, ignored: list[str]) -> str:

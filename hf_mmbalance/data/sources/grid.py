@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from hf_mmbalance.data.clips import ClipSplits, DataError, split_name
 from hf_mmbalance.data.files import walk_files
 from hf_mmbalance.data.options import MediaOptions, option
 from hf_mmbalance.data.sources.rows import Row, clips_from_rows
+from hf_mmbalance.data.sources.table import read_table
 from hf_mmbalance.data.splits import MIN_GROUPS, fill_splits
 
 
@@ -78,11 +78,14 @@ def read_alignment(path: Path) -> dict[str, tuple[float, float]]:
     Raises:
         DataError: the file does not hold six words with times.
     """
-    rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    rows = [line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     spoken = [row for row in rows if len(row) == 3 and row[2] not in ("sil", "sp")]
     if len(spoken) != len(WORDS):
         raise DataError(f"{path}: {len(spoken)} words where a GRID sentence has {len(WORDS)}")
-    return {word: (int(row[0]) / TICKS, int(row[1]) / TICKS) for word, row in zip(WORDS, spoken, strict=True)}
+    try:
+        return {word: (int(row[0]) / TICKS, int(row[1]) / TICKS) for word, row in zip(WORDS, spoken, strict=True)}
+    except ValueError:
+        raise DataError(f"{path}: a line must be `start end word`, with times as whole numbers") from None
 
 
 def scan_grid(root: Path, speakers: list[str] | None = None) -> list[GridClip]:
@@ -130,11 +133,13 @@ def _read_splits(root: Path) -> dict[str, str]:
     path = root / "labels.csv"
     if not path.exists():
         return {}
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or "id" not in rows[0] or "split" not in rows[0]:
-        return {}
-    return {row["id"]: split_name(row["split"]) for row in rows}
+    rows = read_table(path, ("id", "split"))
+    if not {"id", "split"} <= set(rows[0]):
+        raise DataError(f"{path}: needs the columns id and split (it has {', '.join(rows[0])}); correct or remove it")
+    try:
+        return {row["id"]: split_name(row["split"]) for row in rows}
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def _check_split_ids(root: Path, splits: dict[str, str], found: set[str], partial: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ ID_NAMES = ("id", "clip_id", "clip", "file", "name")
 LABEL_NAMES = ("label", "labels", "class", "emotion", "target")
 TIME_NAMES = ("frame_times", "times")
 REPORT = "build_report.json"
+NO_LABEL = -1  # of a column of named classes, by custom of the `datasets` library
 GAIN_NAME = "audio_gain"  # factor by which this package's builds scaled down sound beyond full scale
 
 
@@ -168,26 +170,41 @@ def clips_of(
     options = adapted(options or HubOptions(), adapter)
     loaded = loaded if isinstance(loaded, Mapping) else {"train": loaded}
     notes = [] if adapter.name == NONE else adapter.remarks
-    loaded, more = _canonical_splits(name, loaded, adapter)
+    loaded, more = canonical_splits(name, loaded, adapter)
     features = next(iter(loaded.values())).features
     if features is None:
         raise DataError(f"{name}: the columns of a stream are not known before it is read; use in_memory=false")
     columns = find_columns(name, features, options, adapter)
+    labels = label_names(name, features[columns.label], adapter)
+    if options.cache_dir is not None:
+        options = replace(options, cache_dir=str(Path(options.cache_dir) / _content_name(name, loaded)))
     parts: dict[str, Any] = {split: undecoded(part) for split, part in loaded.items()}
     if options.in_memory:
         parts = {split: RowList(part) for split, part in parts.items()}
-    labels = label_names(name, features[columns.label], adapter)
     rows: list[Row] = []
     for split, part in parts.items():
         rows += _rows_of_split(split, part, columns, labels, options)
-    classes: list[str] = list(labels) if labels else sorted({str(row.label) for row in rows})
+    classes: list[str] = list(labels) if labels else sorted({row.label for row in rows if row.label is not None})
     if isinstance(adapter.labels, Mapping):
         adapter.check_labels(name, classes)
-        kept = [replace(row, label=adapter.labels[str(row.label)]) for row in rows if row.label in adapter.labels]
+        to: dict[str | None, str | None] = {None: None} | dict(adapter.labels)
+        kept = [replace(row, label=to[row.label]) for row in rows if row.label in to]
         if len(kept) < len(rows):
             more.append(f"{len(rows) - len(kept)} of {len(rows)} clips have labels that the adapter leaves out")
         rows, classes = kept, list(dict.fromkeys(adapter.labels.values()))
     return clips_from_rows(name, rows, classes, options, notes + more, RowReader(parts, columns), stored)
+
+
+def _content_name(name: str, loaded: Mapping[str, Any]) -> str:
+    """A name for the content of a data set: within it a cache of decoded clips names each by the number of its row.
+
+    Raises:
+        DataError: the rows are a stream, of whose content nothing is known.
+    """
+    prints = {split: getattr(part, "_fingerprint", None) for split, part in loaded.items()}
+    if None in prints.values():
+        raise DataError(f"{name}: cache_dir needs a data set on this machine; leave it out, or set in_memory=false")
+    return hashlib.blake2b(repr(sorted(prints.items())).encode(), digest_size=8).hexdigest()
 
 
 def adapted(options: HubOptions, adapter: Adapter) -> HubOptions:
@@ -215,9 +232,16 @@ def label_names(name: str, feature: Any, adapter: Adapter) -> list[str] | None:
     return adapter.labels
 
 
-def _canonical_splits(name: str, loaded: Mapping[Any, Any], adapter: Adapter) -> tuple[dict[str, Any], list[str]]:
-    """The splits that are read under their canonical names, and a note on those that are not."""
-    names = {str(split): adapter.split(str(split)) for split in loaded}
+def canonical_splits(name: str, loaded: Mapping[Any, Any], adapter: Adapter) -> tuple[dict[str, Any], list[str]]:
+    """The splits that are read under their canonical names, and a note on those that are not.
+
+    Raises:
+        DataError: a name that is not known, none that is read, or two for the same split.
+    """
+    try:
+        names = {str(split): adapter.split(str(split)) for split in loaded}
+    except DataError as error:
+        raise DataError(f"{name}: {error}; say in an adapter which split it is (docs/data.md)") from None
     read = [known for known in names.values() if known is not None]
     if not read:
         raise DataError(
@@ -290,7 +314,7 @@ def find_columns(name: str, features: Any, options: HubOptions, adapter: Adapter
     Raises:
         DataError: a named column does not exist, or none matches.
     """
-    from datasets import Audio, Image, List, Video
+    from datasets import Audio, ClassLabel, Image, List, Value, Video
 
     def chosen(asked: str | None, kinds: Iterable[str], what: str) -> str | None:
         if asked is not None and asked not in features:
@@ -313,6 +337,11 @@ def find_columns(name: str, features: Any, options: HubOptions, adapter: Adapter
     label = chosen(options.label_column, of_name(LABEL_NAMES), "label")
     if label is None:
         raise DataError(f"{name}: no label column (it has {', '.join(features)}); give it as label_column=")
+    if not isinstance(features[label], (ClassLabel, Value)):
+        raise DataError(
+            f"{name}: column {label!r} does not hold one label per clip ({features[label]}); name another as"
+            " label_column="
+        )
     columns = Columns(
         label=label,
         audio=chosen(options.audio_column, of_type(Audio), "sound"),
@@ -327,6 +356,8 @@ def find_columns(name: str, features: Any, options: HubOptions, adapter: Adapter
     )
     if options.group_pattern and columns.group is None:
         raise DataError(f"{name}: group_pattern needs group_column= (it has {', '.join(features)})")
+    if (columns.start is None) != (columns.end is None):
+        raise DataError(f"{name}: a window needs both start_column= and end_column=")
     if not (columns.audio or columns.frames or columns.video):
         raise DataError(f"{name}: no column of sound, images or video (it has {', '.join(features)})")
     return columns
@@ -341,20 +372,30 @@ def _rows_of_split(split: str, part: Any, columns: Columns, names: list[str] | N
 def read_row(
     entry: dict[str, Any], split: str, index: int, columns: Columns, names: list[str] | None, options: HubOptions
 ) -> Row:
-    """Id, label, group and window of one row.
+    """Id, label, group and window of one row; without a group a clip is its own.
 
     Raises:
-        DataError: a label outside the classes, a group that the pattern does not find.
+        DataError: a label outside the classes, none where one is needed, half a window, a group that the pattern does
+            not find.
     """
     clip = str(entry[columns.id]) if columns.id else f"{split}-{index:06d}"
     label = entry[columns.label]
-    if names is not None and not (label is not None and 0 <= label < len(names)):
+    if label is None or (names is not None and label == NO_LABEL):
+        if options.unlabelled == "refuse":
+            raise DataError(f"clip {clip!r} has no label ({columns.label} is {label}): label it, or leave it out")
+        text = None
+    elif names is None:
+        text = str(label)
+    elif 0 <= label < len(names):
+        text = names[label]
+    else:
         raise DataError(f"clip {clip!r} has label {label}, outside the {len(names)} classes")
-    window = None
-    if columns.start and columns.end and entry[columns.start] is not None:
-        window = (float(entry[columns.start]), float(entry[columns.end]))
-    text = names[label] if names is not None else str(label)
-    group = group_in(str(entry[columns.group]), options.group_pattern, f"clip {clip!r}") if columns.group else clip
+    start, end = (None if column is None else entry[column] for column in (columns.start, columns.end))
+    if (start is None) != (end is None):
+        raise DataError(f"clip {clip!r}: a window needs both start and end in seconds, got {start} and {end}")
+    window = None if start is None or end is None else (float(start), float(end))
+    group = None if columns.group is None else entry[columns.group]
+    group = clip if group is None else group_in(str(group), options.group_pattern, f"clip {clip!r}")
     return Row(clip, text, f"{split}:{index}", group, split, window)
 
 

@@ -47,7 +47,7 @@ def group_in(text: str, pattern: str | None, where: str) -> str:
         found = re.search(pattern, text)
     except re.error as error:
         raise DataError(f"group_pattern {pattern!r} is not a regular expression ({error})") from None
-    if found is None or not found.groups():
+    if found is None or not found.groups() or found.group(1) is None:
         raise DataError(f"{where}: group_pattern {pattern!r} finds no group in {text!r}")
     return found.group(1)
 
@@ -73,7 +73,7 @@ def clips_from_rows(
         stored: how raw files were stored, if these are rows of a built data set.
 
     Raises:
-        DataError: ids that occur twice, a single class, clips that do not decode.
+        DataError: ids or classes that occur twice, a single class, clips that do not decode.
     """
     _check_rows(name, rows, classes)
     rows = sorted(rows, key=lambda row: row.id)  # so that a seed gives the same splits for every source
@@ -107,6 +107,9 @@ def _check_rows(name: str, rows: Sequence[Row], classes: Sequence[str]) -> None:
         raise DataError(f"{len(repeated)} clip ids occur twice, e.g. {repeated[0]!r}: {', '.join(sources[:2])}")
     if not classes and all(row.label is None for row in rows):
         raise NoLabels(f"{name}: no clip has a label; name the classes with --classes")
+    twice = [name for name, count in Counter(classes).items() if count > 1]
+    if twice:
+        raise DataError(f"{name}: classes names {twice[0]!r} twice")
     if len(classes) < 2:
         raise DataError(f"{name}: only one class ({', '.join(classes)}); at least two are needed")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from hf_mmbalance.data.bayes import BayesOptimum
 from hf_mmbalance.data.clips import SPLITS, ClipDataset, ClipSplits, DataError
-from hf_mmbalance.data.options import option
+from hf_mmbalance.data.options import check_at_least, option
 from hf_mmbalance.data.seeding import rng_for
 
 
@@ -54,11 +54,11 @@ class SyntheticOptions:
     seed: int = option(0, "Seed of labels, confusions, corruptions and noise.")
 
     def __post_init__(self) -> None:
-        if self.classes < 2:
-            raise DataError(f"classes must be at least 2, got {self.classes}")
-        for name in ("frames", "frame_size"):
-            if getattr(self, name) < 1:
-                raise DataError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least(self, 2, "classes")
+        check_at_least(self, 1, "train_clips", "groups", "frames", "frame_size", "sampling_rate")
+        check_at_least(self, 0, "calibration_clips", "validation_clips", "test_clips", "noise")
+        if not self.seconds * self.sampling_rate >= 1:
+            raise DataError(f"seconds must be at least one sample of the sound, got {self.seconds}")
         for name in ("audio_error", "vision_error", "prior"):
             values = getattr(self, name)
             if values is not None and len(values) != self.classes:
@@ -132,8 +132,6 @@ def synthetic_clips(options: SyntheticOptions) -> ClipSplits:
     splits: dict[str, ClipDataset] = {
         name: SyntheticClips(name, count, options) for name, count in counts.items() if count > 0
     }
-    if "train" not in splits:
-        raise DataError(f"train_clips must be at least 1, got {options.train_clips}")
     bayes = options.bayes()
     audio, vision = bayes.unimodal_accuracy
     note = (

@@ -46,9 +46,9 @@ def table_clips(path: str, options: TableOptions) -> ClipSplits:
     rows = [_table_row(table, number, entry, options) for number, entry in enumerate(entries, start=1)]
     labels = sorted({row.label for row in rows if row.label is not None})
     classes = options.classes or labels
-    if options.classes and all(label.isdigit() for label in labels) and not set(labels) <= set(classes):
-        if max(map(int, labels)) < len(classes):
-            rows = [row if row.label is None else replace(row, label=classes[int(row.label)]) for row in rows]
+    if options.classes and all(label.isdecimal() for label in labels) and not set(labels) <= set(classes):
+        named = dict(zip(map(str, range(len(classes))), classes, strict=True))
+        rows = [row if row.label is None else replace(row, label=named.get(row.label, row.label)) for row in rows]
     outside = [row for row in rows if row.label is not None and row.label not in classes]
     if outside:
         text = f"{path}: label {outside[0].label!r} of {outside[0].id!r} is not among the classes {', '.join(classes)}"
@@ -85,16 +85,20 @@ def read_table(table: Path, columns: Sequence[str] = ("path",)) -> list[dict[str
     return entries
 
 
-def _table_row(table: Path, number: int, entry: dict[str, Any], options: TableOptions) -> Row:
-    def value(column: str) -> str | None:
-        found = entry.get(column)
-        return None if found is None or str(found).strip() == "" else str(found).strip()
+def cell(entry: dict[str, Any], column: str) -> str | None:
+    """Text of a cell; None where there is none, or NaN in place of one."""
+    found = entry.get(column)
+    return None if found is None or found != found else str(found).strip() or None
 
-    path, label = value(options.path_column), value(options.label_column)
+
+def _table_row(table: Path, number: int, entry: dict[str, Any], options: TableOptions) -> Row:
+    path, label = cell(entry, options.path_column), cell(entry, options.label_column)
     if path is None or (label is None and options.unlabelled == "refuse"):
         missing = options.path_column if path is None else options.label_column
         raise DataError(f"{table}, row {number}: column {missing!r} is empty")
-    start, end = value(options.start_column), value(options.end_column)
+    start, end = cell(entry, options.start_column), cell(entry, options.end_column)
+    if (start is None) != (end is None):
+        raise DataError(f"{table}, row {number}: a window needs both start and end in seconds, got {start} and {end}")
     try:
         window = None if start is None or end is None else (float(start), float(end))
     except ValueError:
@@ -102,7 +106,11 @@ def _table_row(table: Path, number: int, entry: dict[str, Any], options: TableOp
         raise DataError(f"{text}, with a decimal point") from None
     if window is not None and not window[0] < window[1]:
         raise DataError(f"{table}, row {number}: start {start} must be before end {end}")
-    split = value(options.split_column)
-    name = value(options.id_column) or (path if window is None else f"{path}@{start}")
-    source = os.path.join(table.parent, path)
-    return Row(name, label, source, value(options.group_column) or name, split_name(split) if split else None, window)
+    split = cell(entry, options.split_column)
+    name = cell(entry, options.id_column) or (path if window is None else f"{path}@{start}")
+    group = cell(entry, options.group_column) or name
+    try:
+        split = split_name(split) if split else None
+    except DataError as error:
+        raise DataError(f"{table}, row {number}: {error}") from None
+    return Row(name, label, os.path.join(table.parent, path), group, split, window)

@@ -12,8 +12,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from hf_mmbalance.data import DataError, load_clips
+from hf_mmbalance.data import DataError, FolderOptions, load_clips
 from hf_mmbalance.data.sources import source_of
+from hf_mmbalance.provenance import data_source
 from tests.media_factory import write_clip
 
 
@@ -91,8 +92,9 @@ def test_bad_folders(tmp_path):
     options = {"validation_fraction": 0, "calibration_fraction": 0, "test_fraction": 0.5} | SMALL
     with pytest.raises(DataError, match=r"(?s)broken\.mp4.*\[undecodable\]"):
         load_clips(str(tmp_path), **options)
-    with pytest.raises(DataError, match="no group in"):
-        load_clips(str(tmp_path), group_pattern="^(z)", **options)
+    for pattern in ("^(z)", "^(z)?"):  # the second one matches, but its group takes no part
+        with pytest.raises(DataError, match="no group in"):
+            load_clips(str(tmp_path), group_pattern=pattern, **options)
 
 
 def test_clips_with_one_modality_only(tmp_path):
@@ -103,6 +105,31 @@ def test_clips_with_one_modality_only(tmp_path):
     for clip in splits["train"]:
         assert (clip["frames"] is None) == (clip["label"] == 0) and (clip["audio"] is None) == (clip["label"] == 1)
     assert {note for note in splits.notes if "no_" in note} == {"6 clips: no_audio", "6 clips: no_video"}
+
+
+def test_what_a_downloader_notes_beside_clips_makes_no_built_data_set(folder, tmp_path):
+    for name in COLOURS:
+        (tmp_path / "clips" / name).mkdir(parents=True)
+        for clip in sorted((folder / name).iterdir()):
+            (tmp_path / "clips" / name / clip.name).symlink_to(clip)
+            (tmp_path / "clips" / name / f"{clip.stem}.info.json").write_text("{}")
+    (tmp_path / "clips" / "about.json").write_text("{}")
+    assert source_of(str(tmp_path / "clips")) == "folder"
+    assert load_clips(str(tmp_path / "clips"), **SMALL).classes == ["blue", "red"]
+    (tmp_path / "clips" / "metadata.jsonl").write_text("{}")  # as the `datasets` library lists clips in a folder
+    assert source_of(str(tmp_path / "clips")) == "hub"
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.json").write_text("{}")
+    assert source_of(str(tmp_path / "rows")) == "hub"
+
+
+def test_a_data_set_is_named_by_its_folder_wherever_it_is_read_from(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    clips = load_clips(".", **SMALL)
+    assert clips.name == folder.name
+    assert data_source(clips, FolderOptions())["name"] == folder.name
+    clips.name = "."
+    assert data_source(clips, FolderOptions())["name"] == folder.name
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
@@ -134,7 +161,7 @@ def test_table_windows_classes_and_relative_paths(tmp_path):
     splits = load_clips(str(tmp_path / "t.csv"), classes=["no", "yes"], **named)
     assert splits.classes == ["no", "yes"]
     assert all(len(clip["audio"]) == 6400 for clip in splits["train"])
-    with pytest.raises(DataError, match="label .0. .* not among the classes no"):
+    with pytest.raises(DataError, match="label .1. .* not among the classes no .6 such rows"):
         load_clips(str(tmp_path / "t.csv"), classes=["no"], **named)
     with pytest.raises(DataError, match="no column 'path'"):
         load_clips(str(tmp_path / "t.csv"))
@@ -159,6 +186,39 @@ def test_bad_tables(tmp_path):
     table.write_text("path,label,start,end\na.mp4,x,soon,later\n")
     with pytest.raises(DataError, match="must be seconds"):
         load_clips(str(table))
+    table.write_text("path,label,start,end\na.mp4,x,0.2,0.4\nb.mp4,y,0.2,\n")
+    with pytest.raises(DataError, match="row 2: a window needs both start and end in seconds, got 0.2 and None"):
+        load_clips(str(table))
+    table.write_text("path,label,split\na.mp4,x,train\nb.mp4,y,later\n")
+    with pytest.raises(DataError, match="t.csv, row 2: unknown split 'later'"):
+        load_clips(str(table))
+    with pytest.raises(DataError, match="the name of the data set is empty"):
+        load_clips("")
+    table.write_text("path,label\na.mp4,x\nb.mp4,y\n")
+    with pytest.raises(DataError, match="classes names 'x' twice"):
+        load_clips(str(table), classes=["x", "y", "x"])
+    pq.write_table(pa.table({"path": ["a.mp4", "b.mp4"], "label": [1.0, float("nan")]}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="row 2: column 'label' is empty"):
+        load_clips(str(tmp_path / "t.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"frames": 0}, "frames must be at least 1, got 0"),
+        ({"sampling_rate": 0}, "sampling_rate must be at least 1"),
+        ({"frame_size": [0, 16]}, "frame_size must be at least 1 pixel"),
+        ({"shift": -0.1}, "shift must be at least 0"),
+        ({"frames": "2"}, "frames must be at least 1, got '2'"),
+        ({"snr_db": float("nan")}, "must be finite numbers of dB, got nan"),
+        ({"train_snr_db": [10.0, 0.0]}, "train_snr_db needs the lower ratio first"),
+        ({"brightness": float("nan")}, "brightness must be at least 0, got nan"),
+        ({"workers": -1}, "workers must be at least 0"),
+    ],
+)
+def test_numbers_out_of_range_are_named(folder, options, words):
+    with pytest.raises(DataError, match=words):
+        load_clips(str(folder), **(SMALL | options))
 
 
 def png(colour) -> bytes:

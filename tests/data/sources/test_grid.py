@@ -49,6 +49,9 @@ def test_alignment_units(tmp_path):
     (tmp_path / "b.align").write_text("0 100 bin\n")
     with pytest.raises(DataError, match="1 words"):
         read_alignment(tmp_path / "b.align")
+    (tmp_path / "c.align").write_text("\n".join(f"0.{i} 0.{i + 1} word" for i in range(6)))
+    with pytest.raises(DataError, match="c.align: a line must be .start end word., with times as whole numbers"):
+        read_alignment(tmp_path / "c.align")
 
 
 def test_word_window(one_speaker):
@@ -140,8 +143,19 @@ def test_labels_csv_gives_the_splits(one_speaker, tmp_path):
         csv.writer(file).writerows([("id", "split"), *rows])
     splits = load_clips("grid", data_dir=str(tmp_path), calibration_fraction=0.0, frames=1, frame_size=[8, 8])
     assert {name: len(part) for name, part in splits.splits.items()} == {"train": 11, "validation": 11, "test": 10}
+    # As spreadsheets save it: the same splits, not splits made anew.
+    (tmp_path / "labels.csv").write_text("id;split\n" + "\n".join(map(";".join, rows)), encoding="utf-8-sig")
+    again = load_clips("grid", data_dir=str(tmp_path), calibration_fraction=0.0, frames=1, frame_size=[8, 8])
+    assert again["test"].ids == splits["test"].ids
+    (tmp_path / "labels.csv").write_text("clip,part\nbbaf2n,train\n")
+    with pytest.raises(DataError, match=r"labels.csv: needs the columns id and split \(it has clip, part\)"):
+        load_clips("grid", data_dir=str(tmp_path))
+    (tmp_path / "labels.csv").write_text("id,split\nbbaf2n,later\n")
+    with pytest.raises(DataError, match="labels.csv: unknown split 'later'"):
+        load_clips("grid", data_dir=str(tmp_path))
+    (tmp_path / "labels.csv").write_text("id,split\n" + "\n".join(map(",".join, rows)))
     with (tmp_path / "labels.csv").open("a") as file:
-        file.write("pbaf2n,train\r\n")
+        file.write("\npbaf2n,train\n")
     with pytest.raises(DataError, match="pbaf2n"):
         load_clips("grid", data_dir=str(tmp_path))
 

@@ -115,9 +115,16 @@ def test_own_rates_and_bad_options():
         SyntheticOptions(train_corrupted=[0.1, 1.2])
     with pytest.raises(DataError, match="at least 2"):
         SyntheticOptions(classes=1)
-    with pytest.raises(DataError, match="did you mean classes"):
+    with pytest.raises(DataError, match="did you mean 'classes'"):
         load_clips("synthetic", clases=3)
     with pytest.raises(DataError, match="train_clips"):
         load_clips("synthetic", train_clips=0)
+    for option in ("groups", "frames", "sampling_rate", "frame_size"):
+        with pytest.raises(DataError, match=f"{option} must be at least 1, got 0"):
+            SyntheticOptions(**{option: 0})
+    with pytest.raises(DataError, match="test_clips must be at least 0, got -5"):
+        SyntheticOptions(test_clips=-5)
+    with pytest.raises(DataError, match="at least one sample of the sound, got 0"):
+        SyntheticOptions(seconds=0.0)
     with pytest.raises(ValueError, match="strictly between"):
         load_clips("synthetic", audio_error=[0.0] * 6)
