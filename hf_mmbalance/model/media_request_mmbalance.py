@@ -1,6 +1,5 @@
 """What is asked of a media file, within which limits, and the error with a reason where it cannot be given."""
 
-import numbers
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +53,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("max_seconds", "max_pixels", "max_bytes"):
             value = getattr(self, name)
-            if not (isinstance(value, numbers.Real) and float(value) > 0):
+            if not (isinstance(value, (int, float)) and value > 0):
                 raise ValueError(f"{name}={value!r} must be a number above 0")
 
     def check_seconds(self, name: str, seconds: float) -> None:

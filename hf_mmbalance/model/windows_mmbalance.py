@@ -1,7 +1,6 @@
 """Clips that are too long for one input, read in windows."""
 
 import logging
-import numbers
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -56,7 +55,7 @@ def windows(
         MediaError, ValueError: As [`read`], or for invalid numbers.
     """
     for name, value in (("window_seconds", window_seconds), ("stride_seconds", stride_seconds)):
-        if value is not None and not (isinstance(value, numbers.Real) and value > 0):
+        if value is not None and not (isinstance(value, (int, float)) and value > 0):
             raise ValueError(f"{name}={value!r} must be above 0")
     if stride_seconds is not None and window_seconds is None:
         raise ValueError("stride_seconds is the step between windows: give window_seconds, their length, as well")
