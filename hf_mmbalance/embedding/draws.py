@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError, DrawnClips
+from hf_mmbalance.data.clips import SPLITS, ClipDataset, ClipSplits, DataError, DrawnClips
 from hf_mmbalance.data.corruptions import CorruptedClips, CorruptionPlan
 from hf_mmbalance.data.sources.rows import UNLABELLED
 
@@ -30,8 +30,14 @@ class Draws:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.corrupted, self.augmented) < 1:
-            raise DataError("draws must be at least 1: the clean clip is always among them")
+        for name, count in (("draws", self.corrupted), ("augmented", self.augmented)):
+            if count < 1:
+                raise DataError(f"{name}={count} must be at least 1: the clean clip is always among them")
+        unknown = sorted(set(self.splits) - set(SPLITS))
+        if unknown:
+            raise DataError(
+                f"{unknown[0]!r} is not a split that draws can be made of: choose among {', '.join(SPLITS)}"
+            )
 
     def of(self, clips: ClipSplits) -> dict[str, ClipDataset]:
         """The clips of every split (and those without a label) with their draws.

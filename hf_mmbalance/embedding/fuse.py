@@ -17,7 +17,7 @@ from hf_mmbalance.console import UserError
 from hf_mmbalance.decision.allocation import Allocation
 from hf_mmbalance.decision.fits import FitData, fit_temperatures
 from hf_mmbalance.decision.folds import draw_folds
-from hf_mmbalance.decision.ladder import FALLBACKS, STIFF
+from hf_mmbalance.decision.ladder import FALLBACKS, PARENTS, STIFF
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.embedding.heads import LinearHead, fit_head
 from hf_mmbalance.embedding.stored import Embeddings
@@ -44,6 +44,12 @@ class FuseOptions:
     known_groups: bool = False
     folds: int = FOLDS
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rung not in ("auto", *PARENTS):
+            raise FuseError(f"rung={self.rung!r} is unknown: choose auto or one of {', '.join(PARENTS)}")
+        if self.seed < 0:
+            raise FuseError(f"seed={self.seed} must not be negative")
 
 
 @dataclass

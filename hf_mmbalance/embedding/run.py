@@ -97,6 +97,7 @@ def fuse_models(arguments: argparse.Namespace, towers: dict[str, TowerName]) -> 
         FuseError: models that cannot be fused on these clips.
         DataError, ValueError, HubError: clips or models that cannot be used.
     """
+    options = FuseOptions(arguments.rung, arguments.known_groups, seed=arguments.seed)  # refused before towers run
     with explained("reading the models' labels"):
         labels = {name: tower.labels(arguments.trust_remote_code) for name, tower in towers.items()}
     clips, source = _load(arguments, labels)
@@ -122,7 +123,6 @@ def fuse_models(arguments: argparse.Namespace, towers: dict[str, TowerName]) -> 
     embed_clips(arguments, towers, clips, model, processor, folder)
     model.cpu()  # type: ignore[call-arg]  # where stored features are read
     stored = Embeddings.read(folder)
-    options = FuseOptions(arguments.rung, arguments.known_groups, seed=arguments.seed)
     results, table = _fit(model, stored, options, notes)
     results |= _description(arguments, clips, source, towers, labels, stored, notes)
     if PartialState().is_main_process:

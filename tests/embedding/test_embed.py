@@ -226,8 +226,11 @@ def test_unusable_folders_and_options_are_refused(tmp_path):
         run(tmp_path)
     with pytest.raises(DataError, match="dtype 'float8' is unknown"):
         EmbedOptions(dtype="float8")
-    with pytest.raises(DataError, match="draws must be at least 1"):
-        Draws(corrupted=0)
+    for name, options in (("draws", {"corrupted": 0}), ("augmented", {"augmented": 0})):
+        with pytest.raises(DataError, match=f"^{name}=0 must be at least 1"):
+            Draws(**options)
+    with pytest.raises(DataError, match="'calibrate' is not a split that draws can be made of: choose among train"):
+        Draws(corrupted=2, splits=("calibrate",))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

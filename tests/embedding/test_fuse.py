@@ -216,6 +216,13 @@ def test_features_that_are_there_are_used_again(fused, table, towers, tmp_path, 
     assert again["rows"] == first["rows"]
 
 
+@pytest.mark.parametrize(("option", "value"), [("--rung", "temprature"), ("--seed", "-1")])
+def test_options_that_cannot_be_used_are_refused_before_the_towers_run(table, towers, tmp_path, capsys, option, value):
+    assert fuse(table, tmp_path / "model", towers, option, value) == 2
+    assert f"error: {option} {value!r}".replace("'-1'", "-1") in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
 def test_half_precision_does_not_round_what_is_saved(table, towers, tmp_path):
     assert fuse(table, tmp_path / "half", towers, "--dtype", "bfloat16") == 0
     model = MMBalanceForAudioVisualClassification.from_pretrained(tmp_path / "half")
