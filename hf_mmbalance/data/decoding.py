@@ -7,7 +7,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 from hf_mmbalance.data.clips import DataError
-from hf_mmbalance.data.media_clips import MediaClips
+from hf_mmbalance.data.media_clips import MediaClips, media_file
 from hf_mmbalance.data.options import MediaOptions
 from hf_mmbalance.model.media_mmbalance import MediaError
 from hf_mmbalance.progress import bar
@@ -38,6 +38,7 @@ def decode_all(splits: dict[str, MediaClips], options: MediaOptions) -> tuple[di
             text = f"decoded clips would take about {size:.1f} GiB (cache_gib={options.cache_gib})"
             notes.append(f"{text}: they are decoded again in every epoch")
     if not keep and options.cache_dir is None and options.on_error == "raise":
+        _check_files(splits)
         return splits, notes
     if keep:
         for dataset in splits.values():
@@ -65,6 +66,17 @@ def decode_all(splits: dict[str, MediaClips], options: MediaOptions) -> tuple[di
     remarks = Counter(remark for part in found for remark in part)
     notes += [f"{count} clips: {remark}" for remark, count in sorted(remarks.items())]
     return _without_failures(splits, failed, options, notes), notes
+
+
+def _check_files(splits: dict[str, MediaClips]) -> None:
+    """Refuse clips without a file at once: they are decoded only when training comes to them."""
+    records = [record for dataset in splits.values() if dataset.fetch is media_file for record in dataset.records]
+    missing = [record.source for record in records if not os.path.isfile(record.source)]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(records)} clips have no file, e.g. {missing[0]}; add the files, remove the clips,"
+            " or pass on_error=skip to leave them out"
+        )
 
 
 def _mean_size(splits: dict[str, MediaClips], places: list[tuple[str, int]]) -> float:

@@ -16,19 +16,15 @@ from hf_mmbalance.data.media_clips import ClipRecord, augmented, decode_record
 from hf_mmbalance.data.seeding import rng_for
 from hf_mmbalance.data.sources import load_clips, read_options, source_of
 from hf_mmbalance.data.sources.hub import (
-    Columns,
     HubOptions,
     adapted,
     canonical_splits,
     commit_of,
-    find_columns,
-    label_names,
-    media_of_row,
     open_builder,
     pinned,
-    read_row,
     stored_reading,
 )
+from hf_mmbalance.data.sources.hub_rows import Columns, find_columns, label_names, media_of_row, read_row
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 

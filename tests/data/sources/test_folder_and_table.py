@@ -183,6 +183,8 @@ def test_bad_tables(tmp_path):
     table.write_text("path,label\na.mp4,x\nb.mp4,y\n")
     with pytest.raises(DataError, match=r"a\.mp4: no such file"):
         load_clips(str(table), validation_fraction=0, calibration_fraction=0, test_fraction=0)
+    with pytest.raises(DataError, match=r"2 of 2 clips have no file, e.g. .*a\.mp4; add the files"):
+        load_clips(str(table), cache="none", validation_fraction=0, calibration_fraction=0, test_fraction=0)
     table.write_text("path,label,start,end\na.mp4,x,soon,later\n")
     with pytest.raises(DataError, match="must be seconds"):
         load_clips(str(table))

@@ -1,0 +1,203 @@
+"""Rows of a data set of the `datasets` library: which column has which content, and what one row says of its clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hf_mmbalance.data.adapter import Adapter
+from hf_mmbalance.data.clips import DataError
+from hf_mmbalance.data.media_clips import ClipRecord
+from hf_mmbalance.data.sources.rows import Row, group_in
+
+
+if TYPE_CHECKING:
+    from hf_mmbalance.data.sources.hub import HubOptions
+
+GROUP_NAMES = ("group", "actor", "speaker", "speaker_id", "subject", "video_id", "youtube_id")
+ID_NAMES = ("id", "clip_id", "clip", "file", "name")
+LABEL_NAMES = ("label", "labels", "class", "emotion", "target")
+TIME_NAMES = ("frame_times", "times")
+NO_LABEL = -1  # of a column of named classes, by custom of the `datasets` library
+GAIN_NAME = "audio_gain"  # factor by which this package's builds scaled down sound beyond full scale
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Name of the column for each kind of content."""
+
+    label: str
+    audio: str | None
+    frames: str | None
+    video: str | None
+    group: str | None
+    id: str | None
+    times: str | None
+    gain: str | None
+    start: str | None
+    end: str | None
+
+    @property
+    def media(self) -> list[str]:
+        """Columns with media."""
+        return [name for name in (self.audio, self.frames, self.video, self.times, self.gain) if name]
+
+
+def find_columns(name: str, features: Any, options: HubOptions, adapter: Adapter | None = None) -> Columns:
+    """Find columns by type (Audio, Image or a list of it, Video) and usual name.
+
+    Args:
+        name: name of the data set, for messages.
+        features: column -> type.
+        options: columns that are named.
+        adapter: where those come from that the user did not name.
+
+    Raises:
+        DataError: a named column does not exist, or none matches.
+    """
+    from datasets import Audio, ClassLabel, Image, List, Value, Video
+
+    def chosen(asked: str | None, kinds: Iterable[str], what: str) -> str | None:
+        if asked is not None and asked not in features:
+            remedy = f"; {adapter.remedy}" if adapter is not None and asked in adapter.columns.values() else ""
+            raise DataError(f"{name}: no column {asked!r} for the {what} (it has {', '.join(features)}){remedy}")
+        return asked or next(iter(kinds), None)
+
+    def of_type(kind: type, lists: bool = False) -> list[str]:
+        return [
+            column
+            for column, feature in features.items()
+            if isinstance(feature, kind) or (lists and isinstance(feature, List) and isinstance(feature.feature, kind))
+        ]
+
+    media = {column for kind in (Audio, Image, Video) for column in of_type(kind, lists=True)}
+
+    def of_name(names: Iterable[str]) -> list[str]:
+        return [column for column in names if column in features and column not in media]
+
+    label = chosen(options.label_column, of_name(LABEL_NAMES), "label")
+    if label is None:
+        raise DataError(f"{name}: no label column (it has {', '.join(features)}); give it as label_column=")
+    if not isinstance(features[label], (ClassLabel, Value)):
+        raise DataError(
+            f"{name}: column {label!r} does not hold one label per clip ({features[label]}); name another as"
+            " label_column="
+        )
+    columns = Columns(
+        label=label,
+        audio=chosen(options.audio_column, of_type(Audio), "sound"),
+        frames=chosen(options.frames_column, of_type(Image, lists=True), "frames"),
+        video=chosen(options.video_column, of_type(Video), "video"),
+        group=chosen(options.group_column, of_name(GROUP_NAMES), "group"),
+        id=chosen(options.id_column, of_name(ID_NAMES), "id"),
+        times=chosen(None, of_name(TIME_NAMES), "frame times"),
+        gain=chosen(None, of_name((GAIN_NAME,)), "gain"),
+        start=chosen(options.start_column, (), "window's start"),
+        end=chosen(options.end_column, (), "window's end"),
+    )
+    if options.group_pattern and columns.group is None:
+        raise DataError(f"{name}: group_pattern needs group_column= (it has {', '.join(features)})")
+    if (columns.start is None) != (columns.end is None):
+        raise DataError(f"{name}: a window needs both start_column= and end_column=")
+    if not (columns.audio or columns.frames or columns.video):
+        raise DataError(f"{name}: no column of sound, images or video (it has {', '.join(features)})")
+    return columns
+
+
+def label_names(name: str, feature: Any, adapter: Adapter) -> list[str] | None:
+    """Names of integer labels: the column's own, or those that the adapter lists; None for labels that are names.
+
+    Raises:
+        DataError: the adapter lists names for a column that has its own, or that does not hold integers.
+    """
+    own = getattr(feature, "names", None)
+    if not isinstance(adapter.labels, list):
+        return own
+    if own is not None or not str(getattr(feature, "dtype", "")).startswith(("int", "uint")):
+        raise DataError(
+            f"{name}: the adapter {adapter.name} lists labels, which are names of integers, but the labels here are"
+            f" names already; write a mapping, `their name: class`"
+        )
+    return adapter.labels
+
+
+def rows_of_split(split: str, part: Any, columns: Columns, names: list[str] | None, options: HubOptions) -> list[Row]:
+    wanted = [column for column in (columns.label, columns.id, columns.group, columns.start, columns.end) if column]
+    entries = enumerate(part.select_columns(sorted(set(wanted))))
+    return [read_row(entry, split, index, columns, names, options) for index, entry in entries]
+
+
+def read_row(
+    entry: dict[str, Any], split: str, index: int, columns: Columns, names: list[str] | None, options: HubOptions
+) -> Row:
+    """Id, label, group and window of one row; without a group a clip is its own.
+
+    Raises:
+        DataError: a label outside the classes, none where one is needed, half a window, a group that the pattern does
+            not find.
+    """
+    clip = str(entry[columns.id]) if columns.id else f"{split}-{index:06d}"
+    label = entry[columns.label]
+    if label is None or (names is not None and label == NO_LABEL):
+        if options.unlabelled == "refuse":
+            raise DataError(f"clip {clip!r} has no label ({columns.label} is {label}): label it, or leave it out")
+        text = None
+    elif names is None:
+        text = str(label)
+    elif 0 <= label < len(names):
+        text = names[label]
+    else:
+        raise DataError(f"clip {clip!r} has label {label}, outside the {len(names)} classes")
+    start, end = (None if column is None else entry[column] for column in (columns.start, columns.end))
+    if (start is None) != (end is None):
+        raise DataError(f"clip {clip!r}: a window needs both start and end in seconds, got {start} and {end}")
+    window = None if start is None or end is None else (float(start), float(end))
+    group = None if columns.group is None else entry[columns.group]
+    group = clip if group is None else group_in(str(group), options.group_pattern, f"clip {clip!r}")
+    return Row(clip, text, f"{split}:{index}", group, split, window)
+
+
+class RowList(list[dict[str, Any]]):
+    """The rows of a stream in a list, with the methods of `datasets.Dataset` that are used here."""
+
+    def select_columns(self, names: list[str]) -> RowList:
+        return RowList({name: row[name] for name in names} for row in self)
+
+
+def undecoded(part: Any) -> Any:
+    """The same rows with media as bytes or paths."""
+    from datasets import Audio, Image, List, Video
+
+    for column, feature in part.features.items():
+        inner = feature.feature if isinstance(feature, List) else feature
+        if isinstance(inner, (Audio, Image, Video)):
+            raw = type(inner)(decode=False)
+            part = part.cast_column(column, List(raw) if isinstance(feature, List) else raw)
+    return part
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Reads the media of a record's row by its index, so that records can be pickled."""
+
+    parts: dict[str, Any]
+    columns: Columns
+
+    def __call__(self, record: ClipRecord) -> dict[str, Any]:
+        split, _, index = record.source.partition(":")
+        part = self.parts[split]
+        stored = part if isinstance(part, RowList) else part.select_columns(self.columns.media)
+        return media_of_row(stored[int(index)], self.columns)
+
+
+def media_of_row(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """A row's media under the names that `read` expects."""
+    named = {
+        "audio": columns.audio,
+        "frames": columns.frames,
+        "video": columns.video,
+        "frame_times": columns.times,
+        "audio_gain": columns.gain,
+    }
+    return {name: row[column] for name, column in named.items() if column and row[column] is not None}
