@@ -356,7 +356,7 @@ def test_draws_that_are_no_integers_are_refused(tmp_path: Path) -> None:
         ("b;g1;test;dog", "b;g1;test;", "column 'label' has 1 empty"),
         ("id;group;split;label;", "1;g1;test;dog;", "first line holds data|column.s. missing"),
         ("dog", "d\xf6g", "not UTF-8"),
-        ("logits.vision.dog", "logits.audio.dog", "two columns 'logits.audio.dog'"),
+        ("logits.vision.dog", "logits.audio.dog", "two columns are named 'logits.audio.dog'"),
     ],
 )
 def test_bad_tables_of_text(tmp_path: Path, old: str, new: str, words: str) -> None:
