@@ -139,7 +139,7 @@ DROPPING = (
     *("--vision_config", json.dumps({**VISION, "hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1})),
     *("--classifier_dropout", "0.2", "--modality_dropout", "0.3", "0.2"),
     *("--frequency_masks", "1", "--time_masks", "1", "--lr_scheduler_type", "cosine", "--warmup_steps", "0.1"),
-    *("--train_clips", "54", "--num_train_epochs", "13", "--per_device_train_batch_size", "8"),
+    *("--train_clips", "54", "--num_train_epochs", "9", "--per_device_train_batch_size", "8"),
     # Steps 3, 6, 9, ... of epochs of 7: in the middle of epochs, and at the end of every third.
     *("--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "steps", "--eval_steps", "3"),
     *("--save_total_limit", "3"),
@@ -230,7 +230,10 @@ def test_two_processes_gone_on_with_in_the_middle_of_an_epoch_end_with_the_same_
         assert [name for name in expected if not torch.equal(weights[name], expected[name])] == []
 
 
-STOPPED = (*DROPPING, "--save_strategy", "epoch", "--eval_strategy", "epoch", "--logging_steps", "1")
+STOPPED = (
+    *DROPPING,
+    *("--save_strategy", "epoch", "--eval_strategy", "epoch", "--logging_steps", "1", "--num_train_epochs", "6"),
+)
 
 
 def wait_for(process: subprocess.Popen, words: str) -> str:
