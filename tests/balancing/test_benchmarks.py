@@ -26,11 +26,12 @@ def test_the_quick_comparison_runs_and_is_resumed(tmp_path):
         "--jobs",
         "1",
         "--methods",
+        "ogm",
         "qmf",
     ]
     said = [subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(2)]
     assert said[0] == said[1]
-    for name in ("joint", "joint_unimodal", "qmf"):
+    for name in ("joint", "joint_unimodal", "ogm", "qmf"):
         assert f"| `{name}` |" in said[0]
     report = json.loads((tmp_path / "quick" / "report.json").read_text())["digits"]
     assert report["n"] == 200
