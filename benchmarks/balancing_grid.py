@@ -35,7 +35,7 @@ import numpy as np
 import optuna
 import torch
 from sklearn.model_selection import StratifiedKFold, train_test_split
-from transformers import AutoConfig, get_cosine_schedule_with_warmup
+from transformers import AutoConfig, PreTrainedConfig, get_cosine_schedule_with_warmup
 from transformers.utils import logging
 
 
@@ -268,16 +268,20 @@ def parts_of(labels: np.ndarray, fold: int) -> dict[str, np.ndarray]:
 # ---- one run
 
 
-def small_model(task: Task, fusion: str, classes: int) -> MMBalanceForAudioVisualClassification:
+def small_towers(task: Task, **more: Any) -> tuple[PreTrainedConfig, PreTrainedConfig]:
+    """Configs of an AST and a ViT of two layers for a task's inputs."""
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
-             "layer_norm_eps": 1e-5, "hidden_dropout_prob": 0.1, "initializer_range": 0.1}  # fmt: skip
+             "layer_norm_eps": 1e-5, "hidden_dropout_prob": 0.1, "initializer_range": 0.1, **more}  # fmt: skip
     audio = AutoConfig.for_model(
         "audio-spectrogram-transformer", **small, num_mel_bins=len(MEL), max_length=task.spectra, patch_size=8,
         frequency_stride=8, time_stride=8,
     )  # fmt: skip
-    vision = AutoConfig.for_model("vit", **small, image_size=(task.frames, 49), patch_size=(2, 49))
+    return audio, AutoConfig.for_model("vit", **small, image_size=(task.frames, 49), patch_size=(2, 49))
+
+
+def small_model(task: Task, fusion: str, classes: int) -> MMBalanceForAudioVisualClassification:
     return MMBalanceForAudioVisualClassification.from_backbones(
-        audio, vision, id2label={c: str(c) for c in range(classes)}, fusion=fusion,
+        *small_towers(task), id2label={c: str(c) for c in range(classes)}, fusion=fusion,
         classifier_dropout=0.1, initializer_range=0.08,
     )  # fmt: skip
 

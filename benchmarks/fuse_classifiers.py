@@ -21,9 +21,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from balancing_grid import BATCH, EPOCHS, TASKS, inputs_file, prepare, spectrogram, standardised, window_of
-from fuse_grid import drawn, judge, line
-from grid_probes import MEL, Grid, load
+from balancing_grid import (
+    BATCH,
+    EPOCHS,
+    TASKS,
+    Task,
+    inputs_file,
+    prepare,
+    small_towers,
+    spectrogram,
+    standardised,
+    window_of,
+)
+from fuse_grid import drawn, head, judge, line
+from grid_probes import Grid, load
 from sklearn.model_selection import StratifiedShuffleSplit
 from transformers import (
     AutoModelForAudioClassification,
@@ -31,8 +42,6 @@ from transformers import (
     PreTrainedModel,
     get_cosine_schedule_with_warmup,
 )
-from transformers.models.audio_spectrogram_transformer import ASTConfig
-from transformers.models.vit import ViTConfig
 from transformers.utils import logging
 
 from hf_mmbalance import MMBalanceForAudioVisualClassification
@@ -43,10 +52,6 @@ from hf_mmbalance.json_files import write_json
 
 PAIRS, DRAWS, LEARNING_RATE = 4, 5, 3e-3
 VARIANTS = {"digits": ("digits", False), "digits, new noise": ("digits", True), "letters": ("letters", False)}
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
-         "layer_norm_eps": 1e-5, "hidden_dropout_prob": 0.1, "initializer_range": 0.1}  # fmt: skip
-HEAD = ["labels", "audio", "vision", "sum", "fused", "fused - best", "fused - sum", "below best", "NLL sum",
-        "NLL fused", "estimate off by", "rungs"]  # fmt: skip
 
 
 def main() -> int:
@@ -73,7 +78,11 @@ def main() -> int:
             ]
             for count in arguments.labels
         }
-        say(table(HEAD, [line(count, ["audio", "vision"], found) for count, found in report.items()]))
+        say(
+            table(
+                head(["audio", "vision"]), [line(count, ["audio", "vision"], found) for count, found in report.items()]
+            )
+        )
         write_json(arguments.out / f"{name}.json", report)
     return 0
 
@@ -93,7 +102,7 @@ def pair_rows(grid: Grid, out: Path, task: str, clean: bool, seed: int) -> Rows:
     folders = {modality: out / f"{task}{'-clean' * clean}-{seed}" / modality for modality in ("audio", "vision")}
     for modality, folder in folders.items():
         if not (folder / "model.safetensors").is_file():
-            train_classifier(modality, data, train, classes, seed).save_pretrained(folder)
+            train_classifier(modality, TASKS[task], data, train, classes, seed).save_pretrained(folder)
     model = MMBalanceForAudioVisualClassification.from_backbones(
         *(str(folder) for folder in folders.values()),
         id2label=dict(enumerate(classes)),
@@ -112,19 +121,17 @@ def pair_rows(grid: Grid, out: Path, task: str, clean: bool, seed: int) -> Rows:
 
 
 def train_classifier(
-    modality: str, data: dict[str, torch.Tensor], rows: np.ndarray, classes: list[str], seed: int
+    modality: str, task: Task, data: dict[str, torch.Tensor], rows: np.ndarray, classes: list[str], seed: int
 ) -> PreTrainedModel:
     """A small classifier of one modality, trained on some clips."""
     torch.manual_seed(seed)
     names = {"id2label": dict(enumerate(classes)), "label2id": {name: c for c, name in enumerate(classes)}}
     sound, frames = data["learned"], data["frames"]  # (N, draws, spectra, bands), (N, 3, rows, columns)
+    audio, vision = small_towers(task, **names)
     if modality == "audio":
-        shape = {"num_mel_bins": len(MEL), "max_length": sound.shape[2], "patch_size": 8}
-        config = ASTConfig(**SMALL, **shape, frequency_stride=8, time_stride=8, **names)
-        model = AutoModelForAudioClassification.from_config(config)
+        model = AutoModelForAudioClassification.from_config(audio)
     else:
-        config = ViTConfig(**SMALL, image_size=tuple(frames.shape[2:]), patch_size=(2, frames.shape[3]), **names)
-        model = AutoModelForImageClassification.from_config(config)
+        model = AutoModelForImageClassification.from_config(vision)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     steps_per_epoch = len(rows) // BATCH
     scheduler = get_cosine_schedule_with_warmup(optimizer, steps_per_epoch * EPOCHS // 10, steps_per_epoch * EPOCHS)

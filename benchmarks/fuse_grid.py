@@ -120,11 +120,15 @@ def main() -> None:
             report.append({"labels": count, "draws": found})
             if found:
                 lines.append(line(count, list(rows.features), found))
-        head = ["labels", *rows.features, "sum", "fused", "fused - best", "fused - sum", "below best", "NLL sum",
-                "NLL fused", "estimate off by", "rungs"]  # fmt: skip
-        say(table(head, lines))
+        say(table(head(list(rows.features)), lines))
         arguments.out.mkdir(parents=True, exist_ok=True)
         write_json(arguments.out / f"fuse-{name}.json", report)
+
+
+def head(modalities: list[str]) -> list[str]:
+    """Names of the columns that `line` fills."""
+    return ["labels", *modalities, "sum", "fused", "fused - best", "fused - sum", "below best", "NLL sum", "NLL fused",
+            "estimate off by", "rungs"]  # fmt: skip
 
 
 def line(count: int, modalities: list[str], found: list[dict[str, float | str]]) -> list[str]:

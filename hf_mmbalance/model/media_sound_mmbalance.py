@@ -157,4 +157,5 @@ def resample(wave: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     frame.sample_rate = rate
     resampler = av.AudioResampler(format="fltp", layout="mono", rate=new_rate)
     parts = [part.to_ndarray()[0] for part in (*resampler.resample(frame), *resampler.resample(None))]
-    return np.concatenate([*parts, np.zeros(length, dtype=np.float32)])[:length]
+    out = np.concatenate([np.zeros(0, dtype=np.float32), *parts])[:length]  # a few samples may give no parts
+    return np.pad(out, (0, length - len(out)))

@@ -421,6 +421,15 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             logits[1] = class_logits(self.unimodal_heads[1], frame_log_probs.float())
         return torch.stack(logits, dim=1)
 
+    @property
+    def loss_weights(self) -> tuple[float, float]:
+        """Weights of the fused and the unimodal loss: the config's, or the fusion head's where it sets none."""
+        config, head = self.config, self.fusion
+        chosen = (config.fused_loss_weight, config.unimodal_loss_weight)
+        defaults = (head.default_fused_loss_weight, head.default_unimodal_loss_weight)
+        fused, unimodal = (d if c is None else c for c, d in zip(chosen, defaults, strict=True))
+        return fused, unimodal
+
     def _losses(
         self,
         fused_logits: torch.Tensor,
@@ -430,7 +439,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Total, fused and unimodal loss, scalars."""
         check_labels(labels, modality_mask.shape[0], self.num_labels)
-        config, head = self.config, self.fusion
+        config = self.config
         # A modality has nothing to learn from a clip whose class it does not know.
         taught = modality_mask & torch.tensor(config.known_classes, device=labels.device)[:, labels].T
         fused, unimodal = tower_losses(
@@ -441,13 +450,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             self._class_weights(modality_logits),
             config.label_smoothing,
         )
-        fused_weight, unimodal_weight = (
-            default if chosen is None else chosen
-            for chosen, default in (
-                (config.fused_loss_weight, head.default_fused_loss_weight),
-                (config.unimodal_loss_weight, head.default_unimodal_loss_weight),
-            )
-        )
+        fused_weight, unimodal_weight = self.loss_weights
         return fused_weight * fused + unimodal_weight * unimodal, fused, unimodal
 
     def _class_weights(self, logits: torch.Tensor) -> torch.Tensor | None:

@@ -54,11 +54,7 @@ def check_loss_weights(model: Any) -> None:
     Raises:
         ValueError: both weights of the losses are 0.
     """
-    config, head = model.config, model.fusion
-    fused = head.default_fused_loss_weight if config.fused_loss_weight is None else config.fused_loss_weight
-    unimodal = (
-        head.default_unimodal_loss_weight if config.unimodal_loss_weight is None else config.unimodal_loss_weight
-    )
+    fused, unimodal = model.loss_weights
     if not (fused or unimodal):
         raise ValueError(
             f"fused_loss_weight={fused:g} and unimodal_loss_weight={unimodal:g}: the towers have no loss to learn by"
