@@ -128,7 +128,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/balancing_grid"))
     parser.add_argument(
-        "--quick", action="store_true", help="digits, 500 clips, 2 trials of 5 epochs, 2 folds: that it runs"
+        "--quick", action="store_true", help="digits, 400 clips, 2 trials of 5 epochs, 2 folds: that it runs"
     )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all; with --quick digits")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
@@ -141,7 +141,7 @@ def main() -> int:
     tasks = arguments.tasks or (["digits"] if quick else list(TASKS))
     methods = list(dict.fromkeys(["joint", "joint_unimodal", *arguments.methods]))
     out = arguments.out / "quick" if quick else arguments.out
-    grid = load(out, clips=500 if quick else None)
+    grid = load(out, clips=400 if quick else None)
     for task in tasks:
         prepare(task, grid, out)
     context = multiprocessing.get_context("spawn")
