@@ -47,6 +47,7 @@ STYLE: Any = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # labels are those of others: "$5" is no formula
 }
 #: Families by preference; those behind the first serve scripts that it lacks.
 FAMILIES = (
@@ -359,8 +360,14 @@ def _grouped_bars(
 def _legend(figure: Figure, names: Sequence[str]) -> None:
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=COLOURS[i % len(COLOURS)], label=name) for i, name in enumerate(names)]
-    figure.legend(handles=handles, loc="outside upper left", ncols=len(names), fontsize=9)
+    handles = [Patch(color=COLOURS[i % len(COLOURS)], label=_short(name, 40)) for i, name in enumerate(names)]
+    figure.legend(handles=handles, loc="outside upper left", ncols=legend_columns(figure, names), fontsize=9)
+
+
+def legend_columns(figure: Figure, names: Sequence[str]) -> int:
+    """How many columns of a legend fit into the figure: a wider one would be cut off at its edges."""
+    widest = 0.6 + 0.075 * max(map(len, names))  # inches: marker, gaps and letters of 9 points
+    return max(1, min(len(names), int(figure.get_size_inches()[0] / widest)))
 
 
 def _short(text: str, length: int = 22) -> str:
