@@ -15,7 +15,7 @@ import pytest
 
 from hf_mmbalance import cli
 from hf_mmbalance.decision import figures
-from hf_mmbalance.decision.compare import Source, align
+from hf_mmbalance.decision.compare import Source, align, entries_of
 from hf_mmbalance.decision.evaluation import baselines
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.metrics import measures
@@ -267,3 +267,30 @@ def test_what_modalities_know_is_kept_where_clips_and_classes_are_put_in_order()
     align(sources)
     np.testing.assert_array_equal(sources[1].table.known_classes, table.known_classes)
     np.testing.assert_allclose(baselines(sources[1].table)["sum"], baselines(table)["sum"])
+
+
+def test_only_the_seed_of_a_run_is_left_out_of_a_name() -> None:
+    table = make_table(n=20, classes=3)
+    runs = ["results2", "kinetics400", "again_seed12", "x-s3", "seed0"]
+    sources = [Source(name, table, configuration=name) for name in runs] + [Source("table-s4", table)]
+    names = list(dict.fromkeys(entry.configuration for entry in entries_of(sources)))
+    assert names == ["results2", "kinetics400", "again", "x", "seed0", "table-s4"]
+
+
+def test_notes_of_tables_of_one_name_say_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = []
+    for name in ("a", "b"):
+        table = make_table(n=60, classes=3)
+        table.groups = ["one"] * 60
+        files.append(tmp_path / name / "t.npz")
+        table.write(files[-1])
+    notes = compared(capsys, *files, "--draws", "20")["notes"]
+    assert {note.split(": ")[0] for note in notes} == set(map(str, files))
+
+
+def test_labels_of_others_are_no_formulas_and_long_legends_fit() -> None:
+    report = {"balance": {"sum": {"index": 0.5, "index_ci": [0.4, 0.6]}}}
+    names = [rf"outputs/run $\frac$ number {i}" for i in range(8)]
+    figure = figures.draw(figures.index_by_method, [report] * 8, names)
+    assert names[0] in figures.themed_svg(figure, "salt")
+    assert figure.legends[0].get_window_extent().x1 <= figure.bbox.x1
