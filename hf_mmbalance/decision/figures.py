@@ -107,7 +107,7 @@ def weights_by_class(report: Report) -> Figure:
             report["weights"],
             None,
         ),
-        ("Lean (participation − capability share)", found["lean"], found["lean_ci"]),
+        ("Lean (participation −\ncapability share)", found["lean"], found["lean_ci"]),
     ]
     for ax, (title, values, intervals) in zip(axes, shown, strict=True):
         _grouped_bars(ax, values, intervals, names, classes)
@@ -182,7 +182,7 @@ def reliability_diagrams(report: Report) -> Figure:
         ax.plot(data["confidence"], data["accuracy"], color=colour, linewidth=1)
         ax.scatter(data["confidence"], data["accuracy"], s=8 + 90 * size, color=colour)
         ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xlabel="confidence")
-        ax.set_title(f"{method}: ECE {found['ece']:.3f}")
+        ax.set_title(f"{_short(method, 16)}: ECE {found['ece']:.3f}")
         ax.grid()
     axes[0].set_ylabel("accuracy")
     return figure

@@ -15,7 +15,7 @@ import pytest
 
 from hf_mmbalance import cli
 from hf_mmbalance.decision import figures
-from hf_mmbalance.decision.compare import Source, align, entries_of
+from hf_mmbalance.decision.compare import Source, align, entries_of, read_source
 from hf_mmbalance.decision.evaluation import baselines
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.metrics import measures
@@ -228,11 +228,11 @@ def test_a_clip_that_a_seed_does_not_answer_is_left_out_of_its_row(runs: Path, c
     assert rows["audio"]["seeds"] == 2 and rows["audio"]["n"] == rows["adaptive"]["n"] - 1
 
 
-def test_what_is_odd_about_a_table_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_odd_about_a_table_is_noted(tmp_path: Path) -> None:
     lines = ["id,label,logits.a.x,logits.a.y,logits.b.x,logits.b.y"]
     lines += [f"{i},{i % 2},{-i % 3},{i % 3},{i % 5},{-i % 5}" for i in range(40)]
     (tmp_path / "theirs.csv").write_text("\n".join(lines))
-    notes = compared(capsys, tmp_path / "theirs.csv", "--draws", "20")["notes"]
+    notes = read_source(tmp_path / "theirs.csv", rung="temperature").notes
     assert any(note.startswith("theirs: no 'group' column: every clip counts as its own group") for note in notes)
 
 
@@ -278,14 +278,14 @@ def test_only_the_seed_of_a_run_is_left_out_of_a_name() -> None:
 
 
 def test_notes_of_tables_of_one_name_say_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = []
-    for name in ("a", "b"):
-        table = make_table(n=60, classes=3)
-        table.groups = ["one"] * 60
-        files.append(tmp_path / name / "t.npz")
-        table.write(files[-1])
+    files = [tmp_path / name / "t.csv" for name in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        columns = [f"{matrix}.{c}" for matrix in ("logits.a", "logits.b", "reference.fused") for c in "xy"]
+        lines = [",".join(["id,label,split", *columns])]
+        file.write_text("\n".join(lines + [f"{i},{i % 2},test,2,0,0,2,0,3" for i in range(6)]))
     notes = compared(capsys, *files, "--draws", "20")["notes"]
-    assert {note.split(": ")[0] for note in notes} == set(map(str, files))
+    assert [note.split(": no 'group' column")[0] for note in notes] == list(map(str, files))
 
 
 def test_labels_of_others_are_no_formulas_and_long_legends_fit() -> None:
