@@ -371,4 +371,6 @@ def legend_columns(figure: Figure, names: Sequence[str]) -> int:
 
 
 def _short(text: str, length: int = 22) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+    """Beginning and end of a long text: classes and files often differ only at their end."""
+    kept = length - 1
+    return text if len(text) <= length else f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"

@@ -294,3 +294,9 @@ def test_labels_of_others_are_no_formulas_and_long_legends_fit() -> None:
     figure = figures.draw(figures.index_by_method, [report] * 8, names)
     assert names[0] in figures.themed_svg(figure, "salt")
     assert figure.legends[0].get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_long_names_that_differ_at_their_end_stay_apart() -> None:
+    names = [f"people playing the instrument {c}" for c in "ab"]
+    assert [figures._short(name) for name in names] == ["people play…strument a", "people play…strument b"]
+    assert figures._short("x" * 22) == "x" * 22
