@@ -16,12 +16,10 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 
 from hf_mmbalance.decision.description import describe_state
-from hf_mmbalance.decision.fits import FitData, fit_prior
+from hf_mmbalance.decision.fits import fit_prior
 from hf_mmbalance.decision.inputs import (
-    checked_column,
+    checked_clips,
     checked_features,
-    checked_known,
-    checked_labels,
     checked_logits,
     checked_reference,
 )
@@ -122,42 +120,15 @@ class Allocation(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: if shapes, values or options are unusable.
         """
-        logits = checked_logits(X)
-        labels = checked_labels(y, logits)
-        self._check_options()
-        self.n_modalities_, classes = logits.shape[1:]
-        self.classes_ = np.arange(classes)
-        numbered = [f"modality {m}" for m in range(self.n_modalities_)]
-        self.modality_names_ = list(features) if isinstance(features, Mapping) else numbered
-        if len(self.modality_names_) != self.n_modalities_:
+        found = checked_clips(X, y, groups, clips, draws, known)
+        number, classes = found.data.logits.shape[1:]
+        named = isinstance(features, Mapping)
+        modalities = list(features) if named else [f"modality {m}" for m in range(number)]
+        if len(modalities) != number:
             raise ValueError(
-                f"features of {', '.join(self.modality_names_)} for {self.n_modalities_} modalities; give None where"
-                " there are none."
+                f"features of {', '.join(modalities)} for {number} modalities; give None where there are none."
             )
-        self.class_names_ = [str(c) for c in range(classes)]
-        known = None if known is None else checked_known(known, logits.shape[1:])
-        if self.prior is not None:
-            checked_prior(self.prior, classes)
-        names = checked_column(clips, "clips", np.arange(len(labels))).astype(str)
-        group = checked_column(groups, "groups", names).astype(str)
-        draw = checked_column(draws, "draws", np.zeros(len(labels), dtype=np.int64))
-        if draw.dtype.kind not in "biu" or draw.min() < 0:
-            raise ValueError(f"draws are {draw.dtype}; expected integers from 0 (0 = the clean clip).")
-        if len(set(zip(names, group, labels.tolist(), strict=True))) > len(set(names)):
-            raise ValueError("draws of one clip have different groups or labels.")
-        self._clips = Clips(FitData(logits, labels, known=known), group, names, draw)
-        with one_thread():
-            notes = self._fit_typicality(features, reference)
-            self._options = self._ladder_options()
-            self.ladder_: Ladder = fit_ladder(self._clips, self._options)
-        self.notes_ = notes + self.ladder_.notes
-        for note in self.notes_:
-            warnings.warn(note, stacklevel=2)
-        self.chosen_, self.reason_ = self.ladder_.chosen, self.ladder_.reason
-        self.prior_ = np.exp(fit_prior(labels, classes))
-        self.state_ = self.complete(self.ladder_.states[self.chosen_])
-        self.profile_ = LogitProfile.of(own_log_probs(logits, self.state_.known), group)
-        return self
+        return self._fit(found, modalities, [str(c) for c in range(classes)], features, reference)
 
     def fit_table(self, table: DecisionTable, reference: DecisionTable | None = None) -> Self:
         """`fit` on the rows of a decision table, keeping its names of classes and modalities.
@@ -166,15 +137,36 @@ class Allocation(ClassifierMixin, BaseEstimator):
             table: rows to fit on; `features.*` are used where they are there.
             reference: rows of the towers' training clips, of which only features and labels are used.
         """
+        clips = checked_clips(table.logits, table.labels, table.groups, table.clips, table.draws, table.known)
         training = None
         if reference is not None and reference.features:
             training = (_by_name(reference), reference.labels)
         features = _by_name(table) if table.features else None
-        self.fit(
-            table.logits, table.labels, table.groups, features, training, table.clips, table.draws, table.known
-        )  # fmt: skip
-        self.modality_names_, self.class_names_ = list(table.modalities), list(table.classes)
-        self.notes_ = [_named(note, table.modalities) for note in self.notes_]
+        return self._fit(clips, table.modalities, table.classes, features, training)
+
+    def _fit(
+        self,
+        clips: Clips,
+        modalities: Sequence[str],
+        classes: Sequence[str],
+        features: Any,
+        reference: tuple[Any, Any] | None,
+    ) -> Self:
+        self._check_options(len(classes))
+        self.modality_names_, self.class_names_ = list(modalities), list(classes)
+        self.n_modalities_, self.classes_ = len(modalities), np.arange(len(classes))
+        self._clips = clips
+        with one_thread():
+            notes = self._fit_typicality(features, reference)
+            self._options = self._ladder_options()
+            self.ladder_: Ladder = fit_ladder(clips, self._options)
+        self.notes_ = [_named(note, modalities) for note in notes + self.ladder_.notes]
+        for note in self.notes_:
+            warnings.warn(note, stacklevel=3)
+        self.chosen_, self.reason_ = self.ladder_.chosen, self.ladder_.reason
+        self.prior_ = np.exp(fit_prior(clips.data.labels, len(classes)))
+        self.state_ = self.complete(self.ladder_.states[self.chosen_])
+        self.profile_ = LogitProfile.of(own_log_probs(clips.data.logits, self.state_.known), clips.groups)
         return self
 
     def _fit_typicality(self, features: Any, reference: tuple[Any, Any] | None) -> list[str]:
@@ -190,7 +182,8 @@ class Allocation(ClassifierMixin, BaseEstimator):
         self.statistics_, typicality, notes = fit_typicality(
             own, data.labels, data.mask.numpy(), data.logits.shape[2],
             reference=checked_reference(reference, own, self.modality_names_, data.logits.shape[2]),
-            groups=clips.groups, clips=clips.names, draws=clips.draws, folds=self.folds, seed=self.seed,
+            groups=np.zeros(len(data.labels)) if self.known_groups else clips.groups, clips=clips.names,
+            draws=clips.draws, folds=self.folds, seed=self.seed,
         )  # fmt: skip
         if self.statistics_:
             data.typicality = typicality
@@ -215,12 +208,14 @@ class Allocation(ClassifierMixin, BaseEstimator):
         """Choose again, by the same rule, among some of the rungs that were fitted (and the fallbacks).
 
         Raises:
-            ValueError: where nothing could be fitted, or after `load`, which keeps one rung.
+            ValueError: where none of them, or nothing at all, was fitted; or after `load`, which keeps one rung.
         """
         check_is_fitted(self, "state_")
         if not hasattr(self, "ladder_") or not self.ladder_.scores:
             raise ValueError("there is one rung only, and nothing to choose among.")
         allowed = [rung for rung in self.ladder_.states if rung in rungs]
+        if not allowed:
+            raise ValueError(f"none of {', '.join(rungs)} was fitted; these were: {', '.join(self.ladder_.states)}.")
         self.chosen_, self.reason_ = choose(self.ladder_.scores, self._clips, allowed)
         self.state_ = self.complete(self.ladder_.states[self.chosen_])
 
@@ -234,7 +229,7 @@ class Allocation(ClassifierMixin, BaseEstimator):
         return state.replace(**self.statistics_)
 
     def rebalanced(self, balance: float) -> HeadState:
-        """The `class` rung (`global` where groups are too few) refitted under a balance penalty, for comparison.
+        """The rung `class` (`global` where that was not fitted) refitted under a balance penalty, for comparison.
 
         Raises:
             ValueError: after `load`, which keeps no clips.
@@ -374,20 +369,21 @@ class Allocation(ClassifierMixin, BaseEstimator):
                 arrays = {name: archive[name] for name in archive.files}
             content = json.loads(str(arrays.pop("description")))
             made = cls(**content["parameters"])
+            made.chosen_, made.reason_, made.notes_ = content["chosen"], content["reason"], content["notes"]
+            made.modality_names_, made.class_names_ = content["modalities"], content["classes"]
+            made.n_modalities_, made.classes_ = len(made.modality_names_), np.arange(len(made.class_names_))
+            made.state_, made.prior_ = HeadState(arrays), np.array(content["prior"])
+            made.profile_ = LogitProfile(**content["profile"])
+            if made.state_.shape != (made.n_modalities_, len(made.classes_)):
+                raise ValueError(f"weights of shape {made.state_.shape}")
         except Exception as error:  # a damaged archive may raise anything: zlib, zipfile, struct, MemoryError
             raise ValueError(f"{path}: damaged, or not written by Allocation.save ({error!r}).") from error
-        made.chosen_, made.reason_, made.notes_ = content["chosen"], content["reason"], content["notes"]
-        made.modality_names_, made.class_names_ = content["modalities"], content["classes"]
-        made.state_ = HeadState(arrays)
         made.statistics_ = {
             name: value for name, value in arrays.items() if name.startswith("typicality_") and name != SLOPE
         }
-        made.prior_ = np.array(content["prior"])
-        made.profile_ = LogitProfile(**content["profile"])
-        made.n_modalities_, made.classes_ = len(made.modality_names_), np.arange(len(made.class_names_))
         return made
 
-    def _check_options(self) -> None:
+    def _check_options(self, classes: int) -> None:
         if not isinstance(self.folds, Integral) or self.folds < 2:
             raise ValueError(f"folds is {self.folds}; it must be an integer of at least 2.")
         strengths = np.asarray(self.strengths, dtype=np.float64)
@@ -397,6 +393,8 @@ class Allocation(ClassifierMixin, BaseEstimator):
             raise ValueError(f"structure is {self.structure!r}; choose among {', '.join(STRUCTURES)}.")
         if not 0 <= self.balance < np.inf:
             raise ValueError(f"balance is {self.balance}; it must be a number of at least 0.")
+        if self.prior is not None:
+            checked_prior(self.prior, classes)
 
     def _checked(self, X: Any) -> np.ndarray:
         check_is_fitted(self, "state_")

@@ -14,7 +14,7 @@ from hf_mmbalance import console
 from hf_mmbalance.decision.plain import plain_report
 from hf_mmbalance.decision.report_text import summary
 from hf_mmbalance.decision.table import DecisionTable, TableError
-from hf_mmbalance.decision.table_files import table_path
+from hf_mmbalance.decision.table_files import table_name, table_path
 
 
 DECIDE = """Fit the whole ladder of allocations on a decision table and judge it on clips it was not fitted on.
@@ -57,6 +57,8 @@ def add_diagnose(verbs: Any) -> None:
 def run_decide(arguments: argparse.Namespace) -> int:
     """Run `decide`; returns the exit status."""
     console.check_place(arguments.json)
+    if arguments.save:
+        arguments.save.mkdir(parents=True, exist_ok=True)
     names, several = _names(arguments.tables), len(arguments.tables) > 1
     reports: dict[str, Any] = {}
     with console.progress(len(names), "fitting", "table") as step:
@@ -110,7 +112,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
         raise ValueError(f"{twice} is given twice")
-    short = [path.stem if path.is_file() else path.name for path in paths]
+    short = [table_name(path) for path in paths]
     return [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
 
 

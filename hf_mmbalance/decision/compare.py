@@ -17,7 +17,7 @@ import numpy as np
 from hf_mmbalance.decision.evaluation import baselines, decide_table
 from hf_mmbalance.decision.results import RESULTS
 from hf_mmbalance.decision.table import DecisionTable, TableError
-from hf_mmbalance.decision.table_files import table_path
+from hf_mmbalance.decision.table_files import table_name, table_path
 from hf_mmbalance.metrics.measures import bootstrap_ci, ci_unit, clip_nll, correct, resampled_counts
 from hf_mmbalance.metrics.paired import holm, sign_flip_p
 from hf_mmbalance.metrics.sums import MEASURES, UnitSums
@@ -100,14 +100,14 @@ def read_source(
     Raises:
         TableError: a table that cannot be used, or without such a split; damaged results of a run.
     """
-    folder, file = path if path.is_dir() else None, table_path(path)
+    file = table_path(path)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         table = DecisionTable.read(file)
-    name = name or (path.name if folder else path.stem)
+    name = name or table_name(path)
     source = Source(name, table, notes=[f"{name}: {entry.message}" for entry in caught])
-    if folder and (folder / RESULTS).is_file():
-        _read_results(source, folder / RESULTS)
+    if (path / RESULTS).is_file():
+        _read_results(source, path / RESULTS)
     own = "fused" in table.references
     try:
         if own:
@@ -215,10 +215,17 @@ def entries_of(sources: Sequence[Source]) -> list[Entry]:
 
 def _names(groups: list[list[Source]]) -> list[str]:
     """A name per configuration: of its runs without the seed's number, of its first run, or that with a number."""
-    short = [re.sub(r"[-_.]?(s|seed)[-_]?\d+$", "", members[0].name) or members[0].name for members in groups]
+    short = [_without_seed(members[0]) for members in groups]
     names = [name if short.count(name) == 1 else members[0].name for name, members in zip(short, groups, strict=True)]
     numbered = [f"{name} ({names[: place + 1].count(name)})" for place, name in enumerate(names)]
     return [name if names.count(name) == 1 else other for name, other in zip(names, numbered, strict=True)]
+
+
+def _without_seed(run: Source) -> str:
+    """The name of a run without the seed at its end (`-s0`, `_seed1`); a table has none, and keeps its name."""
+    if run.configuration is None:
+        return run.name
+    return re.sub(r"([-_.]s|[-_.]?seed)[-_]?\d+$", "", run.name) or run.name
 
 
 def compare_sources(

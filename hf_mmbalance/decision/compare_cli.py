@@ -50,24 +50,26 @@ def run_compare(arguments: argparse.Namespace, find: Find) -> int:
     """Run `compare`; returns the exit status."""
     from hf_mmbalance.decision.compare import compare_sources, read_source
     from hf_mmbalance.decision.compare_output import latex_of, text_of, write_csv
+    from hf_mmbalance.decision.table_files import table_name
 
     for place in (arguments.json, arguments.csv, arguments.latex):
         console.check_place(place)
+    twice = next((given for given in arguments.sources if arguments.sources.count(given) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is given twice")
     options = {"split": arguments.eval_split, "refit": arguments.refit}
     with console.progress(len(arguments.sources), "reading", "table") as step:
+        places = [find(given) for given in arguments.sources]
+        names = [
+            given.partition("@")[0] if notes else table_name(path)
+            for given, (path, notes) in zip(arguments.sources, places, strict=True)
+        ]
         sources = []
-        for given in arguments.sources:
-            path, notes = find(given)
-            source = read_source(path, name=given.partition("@")[0] if notes else None, **options)
+        for given, name, (path, notes) in zip(arguments.sources, names, places, strict=True):
+            source = read_source(path, name=name if names.count(name) == 1 else given, **options)
             source.notes = notes + source.notes
             sources.append(source)
             step()
-    names = [source.name for source in sources]
-    for given, source in zip(arguments.sources, sources, strict=True):
-        if arguments.sources.count(given) > 1:
-            raise ValueError(f"{given} is given twice")
-        if names.count(source.name) > 1:
-            source.name = given
     found = compare_sources(sources, baseline=arguments.baseline, draws=arguments.draws, seed=arguments.seed)
     if console.shows_text(arguments):
         console.say(text_of(found))

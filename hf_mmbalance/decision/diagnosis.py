@@ -34,6 +34,8 @@ PENALTIES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 #: Shapley needs 2^M fusions of all clips a method; 12 modalities are 4,096.
 MAX_MODALITIES = 12
 LISTED_CLIPS = 12
+#: What is left of a decision besides the modalities' terms: prior and class bias.
+BIAS = "bias"
 
 
 def diagnose(judged: DecisionReport, *, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
@@ -250,10 +252,9 @@ def rescued(judged: DecisionReport, method: str) -> dict[str, Any]:
     each = _own_right(table)
     found = rescued_and_lost(each, correct(judged.fusions[method], table.labels))
     names = table.modalities
-    rate = [None if np.isnan(value) else float(value) for value in found["rescued"]]
     return {
         "only": dict(zip(names, map(float, found["only"]), strict=True)),
-        "rescued": dict(zip(names, rate, strict=True)),
+        "rescued": dict(zip(names, map(float, found["rescued"]), strict=True)),
         "weak": names[found["weak"]],
         "any": found["any"],
         "lost": found["lost"],
@@ -275,31 +276,34 @@ def contributions(judged: DecisionReport, method: str = "adaptive") -> np.ndarra
 
 
 def lost_clips(judged: DecisionReport, method: str = "adaptive") -> dict[str, Any]:
-    """Clips that some modality gets right and one fusion gets wrong, and which modality pulled it off the label.
+    """Clips that some modality gets right and one fusion gets wrong, and what pulled them off the label.
 
-    The culprit is the modality whose term speaks most for the predicted class against the label.
+    The culprit is the modality whose term speaks most for the predicted class against the label, or the bias (with the
+    prior), if that speaks more for it.
     """
     table = judged.table
-    fused = predict(judged.fusions[method])
+    predicted = predict(judged.fusions[method])
     right = _own_right(table)
-    lost = np.flatnonzero(right.any(axis=1) & (fused != table.labels))
-    terms = contributions(judged, method)[lost]
-    rows = np.arange(len(lost))
-    pull = terms[rows, :, fused[lost]] - terms[rows, :, table.labels[lost]]
-    culprit = pull.argmax(axis=1)
-    by_class = np.zeros((len(table.modalities), len(table.classes)), dtype=int)
-    np.add.at(by_class, (culprit, table.labels[lost]), 1)
-    worst = np.argsort(-pull.max(axis=1, initial=-np.inf))[:LISTED_CLIPS]
+    lost = np.flatnonzero(right.any(axis=1) & (predicted != table.labels))
+    labels, rivals, rows = table.labels[lost], predicted[lost], np.arange(len(lost))
+    terms, logits = contributions(judged, method)[lost], judged.fusions[method][lost]
+    pull = terms[rows, :, rivals] - terms[rows, :, labels]
+    rest = logits[rows, rivals] - logits[rows, labels] - pull.sum(axis=1)
+    pull = np.column_stack([np.where(table.mask[lost], pull, -np.inf), rest])
+    names, culprit = [*table.modalities, BIAS], pull.argmax(axis=1)
+    by_class = np.zeros((len(names), len(table.classes)), dtype=int)
+    np.add.at(by_class, (culprit, labels), 1)
+    worst = np.argsort(-pull[rows, culprit])[:LISTED_CLIPS]
     return {
         "n": len(lost),
-        "by_class": {name: by_class[m].tolist() for m, name in enumerate(table.modalities)},
+        "by_class": {name: row.tolist() for name, row in zip(names, by_class, strict=True)},
         "clips": [
             {
                 "id": table.ids[lost[i]],
-                "label": table.classes[table.labels[lost[i]]],
-                "predicted": table.classes[fused[lost[i]]],
+                "label": table.classes[labels[i]],
+                "predicted": table.classes[rivals[i]],
                 "right_modalities": [name for m, name in enumerate(table.modalities) if right[lost[i], m]],
-                "culprit": table.modalities[culprit[i]],
+                "culprit": names[culprit[i]],
                 "pull": float(pull[i, culprit[i]]),
             }
             for i in worst
@@ -316,7 +320,7 @@ def _telling_clips(judged: DecisionReport, method: str, number: int = 4) -> list
     others = log_p.copy()
     others[rows, table.labels] = -np.inf
     margin = log_p[rows, table.labels] - others.max(axis=1)
-    mixed = right.any(axis=1) & ~right.all(axis=1)
+    mixed = right.any(axis=1) & (table.mask & ~right).any(axis=1)
     won = np.flatnonzero(mixed & (margin > 0))
     gone = np.flatnonzero(mixed & (margin <= 0))
     best = won[np.argsort(-margin[won])][: number // 2]
@@ -338,7 +342,7 @@ def waterfall(judged: DecisionReport, row: int, method: str = "adaptive") -> dic
         "id": table.ids[row],
         "label": table.classes[label],
         "rival": table.classes[rival],
-        "bias": total - sum(steps.values()),
+        BIAS: total - sum(steps.values()),
         "terms": steps,
         "margin": total,
     }

@@ -293,15 +293,17 @@ def _assemble(
 ) -> DecisionReport:
     fusions = baselines(table)
     states: dict[str, list[FittedPart]] = {}
-    everywhere = [name for name in PARENTS if all(name in part.ladder_.states for _, part in parts)]
-    everywhere[1:1] = [name for name in ("best_single",) if all(name in part.ladder_.states for _, part in parts)]
-    for name in everywhere:
-        states[name] = [FittedPart.of(rows, part.complete(part.ladder_.states[name]), table) for rows, part in parts]
+    for name in ("sum", "best_single", *(name for name in PARENTS if name != "sum")):
+        if all(name in part.ladder_.states for _, part in parts):
+            states[name] = [
+                FittedPart.of(rows, part.complete(part.ladder_.states[name]), table) for rows, part in parts
+            ]
+    # The row `sum` is the sum as everyone adds it up; under one fitted temperature it is the fallback.
+    scaled = fused_logits(table.logits, states["sum"])
+    states["sum"] = [FittedPart(rows, table.plain_sum()) for rows, _ in parts]
     states["prior_sum"] = [FittedPart(rows, part.complete(prior_sum(part))) for rows, part in parts]
     states["adaptive"] = [FittedPart.of(rows, part.state_, table) for rows, part in parts]
-    found = {name: fused_logits(table.logits, fitted) for name, fitted in states.items()}
-    # The row `sum` is the sum as everyone adds it up; under one fitted temperature it is the fallback.
-    scaled = found.pop("sum")
+    found = {name: fused_logits(table.logits, fitted) for name, fitted in states.items() if name != "sum"}
     fusions["prior_sum"] = found.pop("prior_sum")
     fusions |= {"mean_prob": fusions.pop("mean_prob")} | found
     for name, logits in table.references.items():
@@ -334,8 +336,7 @@ def baselines(table: DecisionTable) -> dict[str, np.ndarray]:
     """Fused logits of what needs no fit: each modality by itself, `sum` and `mean_prob` over those present."""
     log_probs = table.log_probs
     found = {name: log_probs[:, m] for m, name in enumerate(table.modalities)}
-    state = HeadState.plain_sum(*table.logits.shape[1:]).with_known(table.known)
-    found["sum"] = state.fuse(table.logits).logits
+    found["sum"] = table.plain_sum().fuse(table.logits).logits
     there = np.where(table.mask[..., None], log_probs, -np.inf)
     found["mean_prob"] = np.logaddexp.reduce(there, axis=1) - np.log(table.mask.sum(axis=1))[:, None]
     return found

@@ -47,6 +47,7 @@ STYLE: Any = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # labels are those of others: "$5" is no formula
 }
 #: Families by preference; those behind the first serve scripts that it lacks.
 FAMILIES = (
@@ -106,7 +107,7 @@ def weights_by_class(report: Report) -> Figure:
             report["weights"],
             None,
         ),
-        ("Lean (participation − capability share)", found["lean"], found["lean_ci"]),
+        ("Lean (participation −\ncapability share)", found["lean"], found["lean_ci"]),
     ]
     for ax, (title, values, intervals) in zip(axes, shown, strict=True):
         _grouped_bars(ax, values, intervals, names, classes)
@@ -181,7 +182,7 @@ def reliability_diagrams(report: Report) -> Figure:
         ax.plot(data["confidence"], data["accuracy"], color=colour, linewidth=1)
         ax.scatter(data["confidence"], data["accuracy"], s=8 + 90 * size, color=colour)
         ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", xlabel="confidence")
-        ax.set_title(f"{method}: ECE {found['ece']:.3f}")
+        ax.set_title(f"{_short(method, 16)}: ECE {found['ece']:.3f}")
         ax.grid()
     axes[0].set_ylabel("accuracy")
     return figure
@@ -359,9 +360,17 @@ def _grouped_bars(
 def _legend(figure: Figure, names: Sequence[str]) -> None:
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=COLOURS[i % len(COLOURS)], label=name) for i, name in enumerate(names)]
-    figure.legend(handles=handles, loc="outside upper left", ncols=len(names), fontsize=9)
+    handles = [Patch(color=COLOURS[i % len(COLOURS)], label=_short(name, 40)) for i, name in enumerate(names)]
+    figure.legend(handles=handles, loc="outside upper left", ncols=legend_columns(figure, names), fontsize=9)
+
+
+def legend_columns(figure: Figure, names: Sequence[str]) -> int:
+    """How many columns of a legend fit into the figure: a wider one would be cut off at its edges."""
+    widest = 0.6 + 0.075 * max(map(len, names))  # inches: marker, gaps and letters of 9 points
+    return max(1, min(len(names), int(figure.get_size_inches()[0] / widest)))
 
 
 def _short(text: str, length: int = 22) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+    """Beginning and end of a long text: classes and files often differ only at their end."""
+    kept = length - 1
+    return text if len(text) <= length else f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"

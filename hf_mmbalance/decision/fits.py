@@ -238,7 +238,7 @@ def fit_weights(
     """Weights, one per modality (`tied`) or per modality and class, and maybe a bias per class.
 
     Args:
-        data: clips; only those with at least two modalities count.
+        data: clips; only those with at least two modalities count, and without any the parent stays.
         state: parent; its calibration and prior stay.
         strength: precision of the normal prior around the parent.
         tied: one weight per modality.
@@ -247,6 +247,8 @@ def fit_weights(
         start: solution at a neighbouring strength.
     """
     data = data.several()
+    if not len(data.labels):
+        return state
     seen, modalities = data.seen, state.shape[0]
     shape = (modalities, 1 if tied else len(seen))
     loss_at = weighting_loss(data, state)

@@ -7,6 +7,28 @@ from typing import Any
 
 import numpy as np
 
+from hf_mmbalance.decision.fits import FitData
+from hf_mmbalance.decision.ladder import Clips
+
+
+def checked_clips(X: Any, y: Any, groups: Any, clips: Any, draws: Any, known: Any) -> Clips:
+    """The arguments of `Allocation.fit` of these names as the clips of a fit.
+
+    Raises:
+        ValueError: if shapes or values are unusable, or draws of a clip differ in group or label.
+    """
+    logits = checked_logits(X)
+    labels = checked_labels(y, logits)
+    known = None if known is None else checked_known(known, logits.shape[1:])
+    names = checked_column(clips, "clips", np.arange(len(labels))).astype(str)
+    group = checked_column(groups, "groups", names).astype(str)
+    draw = checked_column(draws, "draws", np.zeros(len(labels), dtype=np.int64))
+    if draw.dtype.kind not in "biu" or draw.min() < 0:
+        raise ValueError(f"draws are {draw.dtype}; expected integers from 0 (0 = the clean clip).")
+    if len(set(zip(names, group, labels.tolist(), strict=True))) > len(set(names)):
+        raise ValueError("draws of one clip have different groups or labels.")
+    return Clips(FitData(logits, labels, known=known), group, names, draw)
+
 
 def checked_logits(X: Any) -> np.ndarray:
     """`X` as float64 `(N, M, C)`.
@@ -78,15 +100,15 @@ def checked_features(features: Any, clips: int, modalities: Sequence[str]) -> li
                 f"features of {len(given)} modalities for {len(modalities)}; give None where there are none."
             )
     found: list[np.ndarray | None] = []
-    for m, value in enumerate(given):
+    for name, value in zip(modalities, given, strict=True):
         array = None if value is None else np.asarray(value, dtype=np.float64)
         if array is not None:
             if array.ndim != 2 or len(array) != clips:
-                raise ValueError(f"features of modality {m} have shape {array.shape}; expected ({clips}, D).")
+                raise ValueError(f"features of {name} have shape {array.shape}; expected ({clips}, D).")
             bad = ~np.isfinite(array).all(axis=1) & ~np.isnan(array).all(axis=1)
             if bad.any():
                 raise ValueError(
-                    f"features of modality {m} hold NaN or inf within {int(bad.sum())} row(s); features that are not"
+                    f"features of {name} hold NaN or inf within {int(bad.sum())} row(s); features that are not"
                     " known are an all-NaN row."
                 )
         found.append(array)

@@ -6,15 +6,14 @@ import math
 from typing import Any
 
 
-#: Name of a value -> why it can be undefined.
+#: Name of a value, or of values by modality -> why it can be undefined.
 REASONS = {
     "lost": "no modality gets any of these clips right",
-    "index": "no class has judged clips with two modalities",
-    "value": "no class has judged clips with two modalities",
+    "rescued": "no clip is got right by this modality only",
+    "index": "no class has judged clips with every modality",
+    "value": "no class has judged clips with every modality",
     "scatter_ratio": "the features do not vary within classes",
-    "effective_rank": "the features are constant",
     "alignment": "no class has two clips with features",
-    "uniformity": "the features are constant",
     "cka": "the features of a modality are constant",
 }
 
@@ -32,7 +31,8 @@ def _plain(value: Any, path: str, undefined: list[dict[str, str]]) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item, f"{path}[{i}]", undefined) for i, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
-        name = path.rsplit(".", 1)[-1].split("[", 1)[0]
-        undefined.append({"path": path, "reason": REASONS.get(name, "not defined for these clips")})
+        names = [part.split("[", 1)[0] for part in reversed(path.split("."))]
+        reason = next((REASONS[name] for name in names if name in REASONS), "not defined for these clips")
+        undefined.append({"path": path, "reason": reason})
         return None
     return value

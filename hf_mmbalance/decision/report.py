@@ -192,24 +192,25 @@ def _ablation(report: Report) -> str:
 
 def _lost(report: Report) -> str:
     names, lost = report["modalities"], report["lost"]
+    pulls = list(lost["by_class"])
     rescue = [
         [method, *(_percent(found["rescued"][name]) for name in names), _percent(found["lost"])]
         for method, found in report["rescued"].items()
     ]
     weak = report["rescued"][report["in_use"]["method"]]["weak"]
     shown = figures.shown_classes(report)
-    by_class = [[report["classes"][c], *(lost["by_class"][name][c] for name in names)] for c in shown]
+    by_class = [[report["classes"][c], *(lost["by_class"][name][c] for name in pulls)] for c in shown]
     clips = [
         [c["id"], c["label"], c["predicted"], ", ".join(c["right_modalities"]), c["culprit"], f"{c['pull']:.2f}"]
         for c in lost["clips"]
     ]
     return (
         f"<p>Rescued: of the clips that only this modality gets right, the part that the fusion gets right too"
-        f" ({escape(weak)} is the weaker modality). Lost: of the clips that any modality gets right, the part that the"
+        f" ({escape(weak)} is right least often). Lost: of the clips that any modality gets right, the part that the"
         f" fusion gets wrong.</p>"
         + _table(["method", *(f"rescued, {name} only" for name in names), "lost"], rescue)
-        + f"<h3>Lost by {layer_name(report)} ({lost['n']} clips), by the modality that pulled it off the label</h3>"
-        + _table(["class", *names], by_class)
+        + f"<h3>Lost by {layer_name(report)} ({lost['n']} clips), by what pulled them off the label</h3>"
+        + _table(["class", *pulls], by_class)
         + "<h3>The hardest pulls</h3>"
         + _table(["clip", "label", "predicted", "right modalities", "pulled by", "log odds"], clips)
     )

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from hf_mmbalance.decision.state import HeadState
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.decision.table_files import RUN_TABLE
 from hf_mmbalance.json_files import write_json
@@ -48,7 +47,7 @@ def measure(method: str, split: str, logits: np.ndarray, table: DecisionTable, c
 
 def plain_sum(table: DecisionTable, log_prior: np.ndarray | None = None) -> np.ndarray:
     """Sum of log-probabilities over the modalities present `(N, C)`; with a log prior `(C,)`, that counted once."""
-    state = HeadState.plain_sum(*table.logits.shape[1:]).with_known(table.known)
+    state = table.plain_sum()
     return (state if log_prior is None else state.replace(log_prior=log_prior)).fuse(table.logits).logits
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_mmbalance.decision.state import own_log_probs
+from hf_mmbalance.decision.state import HeadState, own_log_probs
 from hf_mmbalance.decision.table_files import TableError, read_file, write_file
 from hf_mmbalance.metrics.measures import MIN_GROUPS_FOR_CLUSTERS
 from hf_mmbalance.splits import canonical_split
@@ -34,7 +34,7 @@ class DecisionTable:
         groups: N names of groups (actor, speaker, source video: what must not be on both sides of a split).
         splits: N split names, without case; customary aliases (`val`, `dev`, ...) become train, calibration,
             validation, test.
-        labels: `(N,)` class indices.
+        labels: `(N,)` class indices, or names of classes.
         logits: `(N, M, C)` float64, a NaN row where the modality is missing.
         classes: C names.
         modalities: M names.
@@ -71,12 +71,7 @@ class DecisionTable:
         self.groups = _groups(self.groups, self.clips)
         self.splits = [canonical_split(str(s)) for s in self.splits]
         self.classes, self.modalities = [str(c) for c in self.classes], [str(m) for m in self.modalities]
-        labels = np.asarray(self.labels)
-        if labels.dtype.kind not in "iu":
-            raise TableError(
-                f"column 'label' is {labels.dtype}; store class indices as integers, or names of the classes."
-            )
-        self.labels = labels.astype(np.int64)
+        self.labels = _indices(self.labels, self.classes)
         self.logits = np.asarray(self.logits, dtype=np.float64)
         given = {name: np.asarray(value, dtype=np.float64) for name, value in self.features.items()}
         self.features = {name: value for name, value in given.items() if value.ndim != 2 or value.shape[1]}
@@ -121,6 +116,10 @@ class DecisionTable:
         """`(N, M, C)` what each modality says by itself (see `own_log_probs`), NaN where missing."""
         return own_log_probs(self.logits, self.known_classes)
 
+    def plain_sum(self) -> HeadState:
+        """The sum of the modalities' log-probabilities, nothing fitted."""
+        return HeadState.plain_sum(*self.logits.shape[1:]).with_known(self.known)
+
     def take(self, index: np.ndarray | Sequence[int]) -> DecisionTable:
         """Rows by integer or boolean index."""
         rows = np.asarray(index)
@@ -155,6 +154,8 @@ class DecisionTable:
     def concatenate(cls, tables: Sequence[DecisionTable]) -> DecisionTable:
         """Tables of the same classes and modalities (the splits of one run, say), one below the other.
 
+        Features and references are kept where every table has them.
+
         Raises:
             TableError: if they disagree, or a clip is in two of them.
         """
@@ -172,12 +173,8 @@ class DecisionTable:
             logits=np.concatenate([table.logits for table in tables]),
             classes=first.classes,
             modalities=first.modalities,
-            features={
-                name: np.concatenate([t.features[name] for t in tables])
-                for name in first.features
-                if all(name in t.features for t in tables)
-            },
-            references={name: np.concatenate([t.references[name] for t in tables]) for name in first.references},
+            features=_joined([table.features for table in tables]),
+            references=_joined([table.references for table in tables]),
             kind=first.kind,
             clips=[name for table in tables for name in table.clip_names],
             draws=np.concatenate([table.draw_numbers for table in tables]),
@@ -378,14 +375,20 @@ def _assemble(columns: dict[str, Any], meta: dict[str, Any], classes: Sequence[s
         raise TableError(f"the logits columns have different widths: {[b.shape for b in blocks]}.")
     width = widths.pop()
     blocks = [block if block.shape[1] else np.full((n, width), np.nan) for block in blocks]
-    names = list(classes) if classes is not None else list(meta.get("classes") or map(str, range(width)))
+    stored = meta.get("classes")
+    names = list(classes if classes is not None else stored or map(str, range(width)))
     if len(names) != width:
         raise TableError(f"{len(names)} class names for logits of {width} classes.")
+    if stored and names != stored and set(names) == set(stored):
+        raise TableError(
+            f"the logits are of the classes {', '.join(stored[:10])}{', ...' * (width > 10)}, in this order; the names"
+            " given (--classes) have another order."
+        )
     return DecisionTable(
         ids=list(columns["id"]),
         groups=list(columns.get("group", columns.get("clip", columns["id"]))),
         splits=list(columns.get("split", ["test"] * n)),
-        labels=_indices(columns["label"], names),
+        labels=columns["label"],
         logits=np.stack(blocks, axis=1),
         classes=names,
         modalities=modalities,
@@ -399,11 +402,32 @@ def _assemble(columns: dict[str, Any], meta: dict[str, Any], classes: Sequence[s
 
 
 def _indices(labels: Any, classes: list[str]) -> np.ndarray:
-    """Labels as they are or, where they are class names, their indices."""
+    """Class indices of labels that are indices or names.
+
+    Raises:
+        TableError: for anything else.
+    """
     values = np.asarray(labels)
-    if values.dtype.kind not in "UO" or not set(map(str, values)) <= set(classes):
-        return values
-    return np.array([classes.index(str(label)) for label in values])
+    if values.dtype.kind in "iu" and values.ndim == 1:
+        return values.astype(np.int64)
+    if values.dtype.kind not in "UO" or values.ndim != 1:
+        raise TableError(
+            f"column 'label' is {values.dtype} of shape {values.shape}; store class indices as integers, or names of"
+            " the classes, one per clip."
+        )
+    place = {name: index for index, name in enumerate(classes)}
+    unknown = next((str(label) for label in values if str(label) not in place), None)
+    if unknown is not None:
+        raise TableError(
+            f"label {unknown!r} is not one of the classes ({', '.join(classes[:10])}{', ...' * (len(classes) > 10)});"
+            " store class indices as integers, or names of the classes (--classes FILE names them where the file does"
+            " not)."
+        )
+    return np.array([place[str(label)] for label in values], dtype=np.int64)
+
+
+def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if all(name in p for p in parts)}
 
 
 def _prefixed(columns: dict[str, Any], prefix: str) -> dict[str, np.ndarray]:

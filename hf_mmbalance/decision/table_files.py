@@ -45,6 +45,11 @@ def table_path(path: Path) -> Path:
     return path / RUN_TABLE
 
 
+def table_name(path: Path) -> str:
+    """What a table is called: as its run folder, or its file without suffix."""
+    return Path(os.path.abspath(path)).name if path.is_dir() else path.stem
+
+
 def read_file(path: Path) -> tuple[Columns, Metadata]:
     """Columns and metadata of a file; the suffix tells its format.
 

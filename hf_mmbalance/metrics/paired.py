@@ -28,7 +28,8 @@ def sign_flip_p(differences: Any, units: Any, *, draws: int = 10_000, seed: int 
     total = total[total != 0]
     if not len(total):
         return 1.0
-    most = abs(total.sum()) * (1 - 1e-12)
+    # Sums of equal size must count as equal: they differ by rounding, which is relative to what is summed.
+    most = abs(total.sum()) - 1e-12 * np.abs(total).sum()
     if len(total) <= EXACT_UNITS:
         patterns = 1.0 - 2.0 * ((np.arange(2 ** len(total))[:, None] >> np.arange(len(total))) & 1)
         return float((np.abs(patterns @ total) >= most).mean())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_mmbalance.decision.figures import draw, panels, save
+from hf_mmbalance.decision.figures import draw, legend_columns, panels, save
 from hf_mmbalance.robustness.cells import CLEAN
 
 
@@ -42,7 +42,7 @@ def _curves(clean: dict[str, Any], others: Sequence[dict[str, Any]], measure: st
         panel.set_ylabel(LABELS[measure])
     figure.supxlabel("severity (0: clean)")
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=len(names))
+    figure.legend(handles, names, loc="outside upper center", ncols=legend_columns(figure, names), fontsize=9)
     return figure
 
 

@@ -71,6 +71,8 @@ def test_save_and_load(fitted: tuple[Allocation, dict[str, Any]], tmp_path: Path
     assert back.check_shift(data["logits"]) == []
     with pytest.raises(ValueError, match="one rung only"):
         back.choose_among(["sum"])
+    with pytest.raises(ValueError, match="none of clas was fitted; these were: sum, "):
+        allocation.choose_among(["clas"])
     with pytest.raises(ValueError, match="allocation.npz: no such file"):
         Allocation.load(tmp_path)
 
@@ -85,8 +87,13 @@ def test_options_of_numpy_are_saved(tmp_path: Path) -> None:
 def test_damaged_files_are_refused_by_name(fitted: tuple[Allocation, dict[str, Any]], tmp_path: Path) -> None:
     path = fitted[0].save(tmp_path)
     whole = path.read_bytes()
+    with np.load(path) as archive:
+        arrays = dict(archive)
     np.savez(tmp_path / "other.npz", a=np.zeros(2))
-    for content in (b"", whole[: len(whole) // 2], b"no archive", (tmp_path / "other.npz").read_bytes()):
+    np.savez(tmp_path / "partly.npz", description=np.array('{"parameters": {}}'))
+    np.savez(tmp_path / "shape.npz", **(arrays | {"weights": np.ones((3, 4))}))
+    others = [(tmp_path / f"{name}.npz").read_bytes() for name in ("other", "partly", "shape")]
+    for content in (b"", whole[: len(whole) // 2], b"no archive", *others):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="allocation.npz: damaged, or not written by"):
             Allocation.load(tmp_path)
@@ -373,3 +380,13 @@ def test_smoothing_of_the_prior_follows_the_counts() -> None:
     np.testing.assert_allclose(np.exp(fit_prior(uneven, 3)), [0.8, 0.15, 0.05], atol=0.01)
     absent = np.exp(fit_prior(uneven, 4))
     assert absent[3] == pytest.approx(absent[2]) and absent.sum() == pytest.approx(1)
+
+
+def test_warnings_name_the_modalities() -> None:
+    table = make_table(n=60)
+    table.logits[:, 1] = np.nan
+    with pytest.warns(UserWarning, match="^vision is missing in every clip"):
+        Allocation(rung="temperature", **FAST).fit_table(table)
+    features = {"first": np.zeros((60, 2)), "second": np.zeros((59, 2))}
+    with pytest.raises(ValueError, match="features of second have shape"):
+        Allocation(**FAST).fit(table.logits, table.labels, features=features)

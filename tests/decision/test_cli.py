@@ -173,6 +173,9 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_fit(
     for words in (("decide", table_file, "--json"), ("diagnose", table_file, "--report")):
         assert run(*words, tmp_path) == 2
         assert "name a file, not a folder" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert run("decide", table_file, "--save", tmp_path / "file") == 2
+    assert f"{tmp_path / 'file'}: File exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["config", "no labels", "weights"])

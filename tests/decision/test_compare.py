@@ -15,7 +15,7 @@ import pytest
 
 from hf_mmbalance import cli
 from hf_mmbalance.decision import figures
-from hf_mmbalance.decision.compare import Source, align
+from hf_mmbalance.decision.compare import Source, align, entries_of, read_source
 from hf_mmbalance.decision.evaluation import baselines
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.metrics import measures
@@ -228,11 +228,11 @@ def test_a_clip_that_a_seed_does_not_answer_is_left_out_of_its_row(runs: Path, c
     assert rows["audio"]["seeds"] == 2 and rows["audio"]["n"] == rows["adaptive"]["n"] - 1
 
 
-def test_what_is_odd_about_a_table_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_odd_about_a_table_is_noted(tmp_path: Path) -> None:
     lines = ["id,label,logits.a.x,logits.a.y,logits.b.x,logits.b.y"]
     lines += [f"{i},{i % 2},{-i % 3},{i % 3},{i % 5},{-i % 5}" for i in range(40)]
     (tmp_path / "theirs.csv").write_text("\n".join(lines))
-    notes = compared(capsys, tmp_path / "theirs.csv", "--draws", "20")["notes"]
+    notes = read_source(tmp_path / "theirs.csv", rung="temperature").notes
     assert any(note.startswith("theirs: no 'group' column: every clip counts as its own group") for note in notes)
 
 
@@ -267,3 +267,36 @@ def test_what_modalities_know_is_kept_where_clips_and_classes_are_put_in_order()
     align(sources)
     np.testing.assert_array_equal(sources[1].table.known_classes, table.known_classes)
     np.testing.assert_allclose(baselines(sources[1].table)["sum"], baselines(table)["sum"])
+
+
+def test_only_the_seed_of_a_run_is_left_out_of_a_name() -> None:
+    table = make_table(n=20, classes=3)
+    runs = ["results2", "kinetics400", "again_seed12", "x-s3", "seed0"]
+    sources = [Source(name, table, configuration=name) for name in runs] + [Source("table-s4", table)]
+    names = list(dict.fromkeys(entry.configuration for entry in entries_of(sources)))
+    assert names == ["results2", "kinetics400", "again", "x", "seed0", "table-s4"]
+
+
+def test_notes_of_tables_of_one_name_say_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / name / "t.csv" for name in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        columns = [f"{matrix}.{c}" for matrix in ("logits.a", "logits.b", "reference.fused") for c in "xy"]
+        lines = [",".join(["id,label,split", *columns])]
+        file.write_text("\n".join(lines + [f"{i},{i % 2},test,2,0,0,2,0,3" for i in range(6)]))
+    notes = compared(capsys, *files, "--draws", "20")["notes"]
+    assert [note.split(": no 'group' column")[0] for note in notes] == list(map(str, files))
+
+
+def test_labels_of_others_are_no_formulas_and_long_legends_fit() -> None:
+    report = {"balance": {"sum": {"index": 0.5, "index_ci": [0.4, 0.6]}}}
+    names = [rf"outputs/run $\frac$ number {i}" for i in range(8)]
+    figure = figures.draw(figures.index_by_method, [report] * 8, names)
+    assert names[0] in figures.themed_svg(figure, "salt")
+    assert figure.legends[0].get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_long_names_that_differ_at_their_end_stay_apart() -> None:
+    names = [f"people playing the instrument {c}" for c in "ab"]
+    assert [figures._short(name) for name in names] == ["people play…strument a", "people play…strument b"]
+    assert figures._short("x" * 22) == "x" * 22

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from hf_mmbalance.decision.contributions import balance, class_mean_draws, subset_values
-from hf_mmbalance.decision.diagnosis import diagnose, feature_geometry, lost_clips, modality_detail, rescued, waterfall
+from hf_mmbalance.decision.diagnosis import (
+    _telling_clips,
+    diagnose,
+    feature_geometry,
+    lost_clips,
+    modality_detail,
+    rescued,
+    waterfall,
+)
 from hf_mmbalance.decision.evaluation import DecisionReport, FittedPart, decide_folds, decide_splits, decide_table
 from hf_mmbalance.decision.ladder import PARENTS
 from hf_mmbalance.decision.state import HeadState
@@ -283,13 +292,13 @@ def test_splits_that_are_not_there_are_told_and_single_folds_refused() -> None:
 def test_rows_of_train_are_never_judged_unsaid() -> None:
     table = make_table(n=300)
     table.splits = ["train" if i % 3 else "test" for i in range(300)]
-    judged = decide_table(table, **FAST)
+    judged = decide_table(table, rung="temperature")
     assert set(judged.table.splits) == {"test"} and judged.fit_clips == 100
     assert any("200 rows of split 'train' are not judged" in note for note in judged.notes)
     table.splits = ["train"] * 300
     with pytest.raises(TableError, match="every row has split 'train'"):
-        decide_table(table, **FAST)
-    assert any("flatter" in note for note in decide_table(table, folds=3, **FAST).notes)
+        decide_table(table, rung="temperature")
+    assert any("flatter" in note for note in decide_table(table, folds=3, rung="temperature").notes)
     with pytest.raises(TableError, match="not both"):
         decide_table(table, folds=3, fit_split="train")
 
@@ -324,4 +333,41 @@ def test_what_is_not_defined_is_null_with_a_reason() -> None:
     assert report["rescued"]["sum"]["lost"] is None
     reasons = {entry["path"]: entry["reason"] for entry in report["undefined"]}
     assert reasons["rescued.sum.lost"] == "no modality gets any of these clips right"
+    assert reasons["rescued.sum.rescued.audio"] == "no clip is got right by this modality only"
     assert all(reason for reason in reasons.values())
+
+
+def test_the_sum_that_is_diagnosed_is_the_plain_sum() -> None:
+    """Also of some of three modalities, and where the fallback `sum` counts the prior of the place of use."""
+    table = make_table(n=300, modalities=3, missing=0.2)
+    judged = decide_splits(table, rung="temperature", prior=[0.7, 0.1, 0.1, 0.1])
+    (part,) = judged.states["sum"]
+    np.testing.assert_array_equal(part.fuse(judged.table.logits).logits, judged.fusions["sum"])
+    got = subset_values(judged.states["sum"], judged.table)
+    np.testing.assert_array_equal(got, subset_values(plain(judged.table), judged.table))
+
+
+def of_state(table: DecisionTable, state: HeadState) -> Any:
+    """What the functions of a diagnosis need of a judged table."""
+    fusions = {"adaptive": state.fuse(table.logits).logits}
+    return SimpleNamespace(
+        table=table, fusions=fusions, states={"adaptive": [FittedPart(np.arange(len(table)), state)]}
+    )
+
+
+def test_a_missing_modality_is_not_to_blame_and_the_bias_may_be() -> None:
+    """Odds of 9 against the label from the prior in use; by hand: audio 3:7, then audio 2:3 and vision 19:1."""
+    logits = np.log([[[0.3, 0.7], [np.nan, np.nan]], [[0.4, 0.6], [0.95, 0.05]]])
+    table = DecisionTable(["a", "b"], ["x", "y"], ["test"] * 2, np.array([1, 1]), logits, ["no", "yes"],
+                          ["audio", "vision"])  # fmt: skip
+    state = HeadState.plain_sum(2, 2).replace(prior_shift=np.log([0.9, 0.1]) - np.log(0.5))
+    found = lost_clips(of_state(table, state))
+    assert found["by_class"] == {"audio": [0, 0], "vision": [0, 1], "bias": [0, 1]}
+    by_clip = {clip["id"]: (clip["culprit"], clip["pull"]) for clip in found["clips"]}
+    assert by_clip["a"] == ("bias", pytest.approx(np.log(9))) and by_clip["b"] == ("vision", pytest.approx(np.log(19)))
+    assert list(by_clip) == ["b", "a"], "the hardest pull first"
+
+
+def test_a_clip_whose_only_modality_is_right_is_not_rescued_from_a_wrong_one() -> None:
+    judged = of_state(two_clips().take([0, 2]), HeadState.plain_sum(2, 2))
+    assert [judged.table.ids[row] for row in _telling_clips(judged, "adaptive")] == ["a"]

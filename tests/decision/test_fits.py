@@ -172,3 +172,9 @@ def test_share_divergence_by_hand() -> None:
     target = torch.tensor([[0.5, 0.5], [0.5, 0.5]])
     want = 0.5 * (0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75))
     assert share_divergence(weights, target).item() == pytest.approx(want, rel=1e-5)
+
+
+def test_clips_with_one_modality_each_leave_the_weights_of_the_parent() -> None:
+    data, base = parts(n=60)
+    data.logits[::2, 0], data.logits[1::2, 1] = np.nan, np.nan
+    assert fit_weights(FitData(data.logits, data.labels), base, 3.0, tied=True, with_bias=True) is base

@@ -193,3 +193,11 @@ def test_a_useless_modality_does_not_hurt() -> None:
     best = got.states["best_single"].fuse(data["logits"]).logits.argmax(axis=1)
     assert got.best_single == 0
     assert (fused == data["labels"]).mean() >= (best == data["labels"]).mean() - 0.01
+
+
+def test_where_one_group_alone_has_both_modalities_its_fold_keeps_the_parents_weights() -> None:
+    data = draw(n=120, groups=4)
+    data["logits"][np.array(data["groups"]) != "g0", 1] = np.nan
+    got = fit_ladder(clips_of(data), Options(folds=4, strengths=(30.0,)))
+    assert {"global", "class", "vector"} <= set(got.scores)
+    assert all(np.isfinite(score.nll).all() for score in got.scores.values())

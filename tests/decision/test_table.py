@@ -363,3 +363,37 @@ def test_bad_tables_of_text(tmp_path: Path, old: str, new: str, words: str) -> N
     (tmp_path / "t.csv").write_bytes(WIDE.replace(old, new).encode("latin-1"))
     with pytest.raises(TableError, match=f"t.csv.*({words})"):
         DecisionTable.read(tmp_path / "t.csv")
+
+
+def test_labels_may_be_names_in_any_form() -> None:
+    names = ["ja", "nein", "naïve"] * 2
+    for labels in (names, np.array(names), np.array(names, dtype=object)):
+        assert DecisionTable(**change(labels=labels)).labels.tolist() == [0, 1, 2, 0, 1, 2]
+    with pytest.raises(TableError, match=r"label 'nien' is not one of the classes \(ja, nein, naïve\); store class"):
+        DecisionTable(**change(labels=[*names[:5], "nien"]))
+    with pytest.raises(TableError, match=r"'label' is int64 of shape \(6, 1\)"):
+        DecisionTable(**change(labels=np.zeros((6, 1), dtype=int)))
+
+
+def test_names_of_labels_without_names_of_classes_need_the_latter(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.parquet", label=["dog", "cat"])
+    with pytest.raises(TableError, match=r"t.parquet: label 'dog' is not one of the classes \(0, 1\).*--classes FILE"):
+        DecisionTable.read(path)
+    assert DecisionTable.read(path, classes=["cat", "dog"]).labels.tolist() == [1, 0]
+
+
+def test_tables_are_joined_by_what_all_have() -> None:
+    parts = [DecisionTable(**fields()).take(rows) for rows in ([0, 1, 2], [3, 4, 5])]
+    for part in parts:
+        part.references["both"] = np.ones((3, 3))
+    parts[0].references["one"], parts[0].features["audio"] = np.ones((3, 3)), np.ones((3, 2))
+    joined = DecisionTable.concatenate(parts)
+    assert list(joined.references) == ["both"] and not joined.features and joined.ids == fields()["ids"]
+
+
+def test_names_given_in_another_order_than_the_files_are_refused(tmp_path: Path) -> None:
+    """They would give every column the name of another class."""
+    (tmp_path / "t.csv").write_text(WIDE)
+    with pytest.raises(TableError, match="of the classes dog, cat, in this order; the names given"):
+        DecisionTable.read(tmp_path / "t.csv", classes=["cat", "dog"])
+    assert DecisionTable.read(tmp_path / "t.csv", classes=["dog", "cat"]).labels.tolist() == [1, 0, 0]

@@ -15,7 +15,7 @@ from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.decision.typicality import fit_typicality, log_distances, statistics, tower_statistics
 from hf_mmbalance.metrics.measures import accuracy, nll
 
-from .drawn_tables import draw_with_features
+from .drawn_tables import draw, draw_with_features
 
 
 def mahalanobis(x: np.ndarray, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -241,3 +241,15 @@ def test_partly_nan_features_are_refused() -> None:
         Allocation().fit(data["logits"], data["labels"], data["groups"], data["features"])
     with pytest.raises(ValueError, match="features of 1 modalities for 2"):
         Allocation().fit(data["logits"], data["labels"], data["groups"], data["features"][:1])
+
+
+def test_folds_of_features_are_over_clips_where_the_groups_are_known() -> None:
+    """Features that tell the group: a clip of a new group lies far from all class means, one of a known group near."""
+    data, rng = draw(n=120, groups=4), np.random.default_rng(0)
+    features = 20 * np.eye(4)[[int(group[1:]) for group in data["groups"]]] + rng.normal(size=(120, 4))
+    distances = []
+    for known in (False, True):
+        allocation = Allocation(rung="temperature", folds=2, known_groups=known)
+        allocation.fit(data["logits"], data["labels"], data["groups"], [features, None])
+        distances.append(allocation.statistics_["typicality_location"][0])
+    assert distances[1] < distances[0] - 0.5

@@ -48,3 +48,9 @@ def test_measures_of_drawn_units_are_those_of_the_drawn_clips() -> None:
         rows = np.concatenate([np.flatnonzero(unit == u) for u in range(7) for _ in range(counts[draw, u])])
         for measure in MEASURES:
             assert found[measure][draw] == pytest.approx(getattr(measures, measure)(logits[rows], labels[rows]))
+
+
+def test_differences_that_cancel_are_not_told_apart_by_rounding() -> None:
+    assert sign_flip_p([0.1, 0.2, -0.3], list("abc")) == 1.0  # 0.1 + 0.2 - 0.3 is 6e-17 in binary
+    values = np.array([1, 1, 1, -1, -1, -1, 1, -1, 1, -1]) / 3  # as of a mean over three seeds
+    assert sign_flip_p(np.append(values, [0.1, 0.2, -0.3]), range(13)) == 1.0

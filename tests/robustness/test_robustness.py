@@ -13,10 +13,12 @@ import pytest
 from hf_mmbalance.cli import main
 from hf_mmbalance.data import DataError
 from hf_mmbalance.data.corruptions import CORRUPTIONS
+from hf_mmbalance.decision.figures import draw
 from hf_mmbalance.metrics.measures import softmax
 from hf_mmbalance.robustness import cells as cells_module
 from hf_mmbalance.robustness import run as run_module
 from hf_mmbalance.robustness.cells import Cell, cells_of, judge_cells
+from hf_mmbalance.robustness.figure import _curves
 from hf_mmbalance.robustness.judge import clip_scores, judge, method_logits
 from hf_mmbalance.robustness.run import RunOptions, load_run
 from tests.training.tiny_runs import tiny_run
@@ -197,3 +199,14 @@ def test_the_page_is_true():
     names: dict = {}
     exec(code, names)
     assert names["draws"].draws[:3] == [0, 1, 2]
+
+
+def test_the_legend_of_curves_of_one_kind_fits():
+    def row(kind: str, severity: int) -> dict:
+        found = {"mean": 0.5, "ci": [0.4, 0.6], "n": 3}
+        methods = ("audio", "vision", "sum", "prior_sum", "fused")
+        return {"kind": kind, "severity": severity, "seen": False, "accuracy": dict.fromkeys(methods, found)}
+
+    figure = draw(_curves, row("clean", 0), [row("babble", 1), row("babble", 5)], "accuracy")
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1
