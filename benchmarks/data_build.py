@@ -1,6 +1,7 @@
 """Building GRID s1 (8 frames, JPEG, FLAC) against a bare loop of PyAV decode + JPEG + FLAC on one core.
 
-python benchmarks/data_build.py --source ../shared/data/grid_s1
+    python benchmarks/data_build.py --source GRID
+
 Wanted: one process at least 0.8 of the bare loop, two processes (steady) at least 1.7 times it, a worker under
 500 MiB and flat in the number of clips. CPU rates are printed beside, since other work on the machine slows all alike.
 """

@@ -1,6 +1,7 @@
 """Reading an epoch of built GRID shards against a bare loop over the same bytes, raw clips, and loose files.
 
-python benchmarks/data_read.py --source ../shared/data/grid_s1 --crema ../shared/data/crema_d
+    python benchmarks/data_read.py --source GRID [--crema CREMA-D]
+
 Wanted: the stream on one core at least 0.85 of the bare loop, with two workers (steady) at least 1.7 times it,
 and ahead of both decoding the raw clips each epoch and the customary wav + STFT + listed JPEG files. Rates and ratios
 are medians over rounds in which all take turns.

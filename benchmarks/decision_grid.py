@@ -2,10 +2,9 @@
 
     MMBALANCE_DATA=DATA python benchmarks/decision_grid.py [--out FOLDER]
 
-The towers of `grid_digits.yaml` are trained apart under the uniform sum, for 40 epochs. Then they stay as they
-are. The allocation is fitted on the validation split, the
-concat head (a linear layer on both towers' features) on the train split; both are judged on test. Runs that are in
-FOLDER are not made again. About 5 minutes a seed on one core.
+The towers of `grid_digits.yaml` are trained apart under the uniform sum, for 40 epochs, and then frozen. The
+allocation is fitted on the validation split, the concat head (a linear layer on both towers' features) on the train
+split; both are judged on test. Runs that are in FOLDER are not made again. About 5 minutes per seed on one core.
 """
 
 from __future__ import annotations

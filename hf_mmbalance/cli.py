@@ -12,7 +12,7 @@ EPILOG = """examples:
   mmbalance train --config grid_digits --data_dir GRID            the same as train.py
   mmbalance fuse --audio_model A --vision_model B --dataset clips.csv --out model      two models as one
   mmbalance predict clip.mp4 --model user/name                         classes, by sound and by picture
-  mmbalance decide outputs/grid-.../decisions.parquet                  every allocation, evaluated
+  mmbalance decide outputs/grid-.../decisions.parquet                  every form of the decision layer, compared
   mmbalance diagnose outputs/grid-... --report lean.html               which modality a model relies on, and why
   mmbalance compare outputs/*                                          runs side by side, with intervals
   mmbalance robustness outputs/grid-...                                its model under corrupted sound and pictures
@@ -51,7 +51,7 @@ def build_parser() -> console.Parser:
 
     parser = console.Parser(
         prog="mmbalance",
-        description="Audio-visual classification with calibrated weights of the modalities.",
+        description="Audio-visual classification with a fitted, calibrated decision layer.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -43,7 +43,7 @@ class MediaOptions:
     frame_size: list[int] | None = option([224, 224], "Height and width of a frame.")
     crop: list[float] | None = option(
         None,
-        "Box to cut from every frame: left, top, right, bottom as fractions of it, e.g. 0.3 0.7 0.7 1.0.",
+        "Box to keep of every frame: left, top, right, bottom as fractions of it, e.g. 0.3 0.7 0.7 1.0.",
     )
     noise: str = option("none", "Noise on the sound: none, white, or babble (other clips of the split).")
     snr_db: float = option(0.0, "Signal-to-noise ratio in dB over the window.")

@@ -17,14 +17,21 @@ from hf_mmbalance.decision.table import DecisionTable, TableError
 from hf_mmbalance.decision.table_files import table_name, table_path
 
 
-DECIDE = """Fit the whole ladder of allocations on a decision table and judge it on clips it was not fitted on.
+DECIDE = """Fit every form of the decision layer to a table of logits and judge it on clips it was not fitted on.
+
+The forms are rungs of a ladder, from nothing fitted to many parameters: sum, prior_sum, temperature, typicality,
+global, bias, vector, class, dirichlet. Cross-validation chooses one (`adaptive` in the table; the mark * is on its
+rung). Accuracy is in percent.
 
 example:
   mmbalance decide decisions.parquet                                   (split calibration -> split test)
   mmbalance decide outputs/run_a outputs/run_b                         (one after the other; see also: compare)
   mmbalance decide votes.parquet --group_folds 5 --seed 0 --json -     (pooled out-of-fold predictions)
 """
-DIAGNOSE = """Show where the decision layer of a table leans, why, and what it loses.
+DIAGNOSE = """Show which modality the decision layer of a run or table relies on, why, and what that loses.
+
+Lean: how much more a modality counts than its share of what the modalities can do by themselves. Lost: of the clips
+that at least one modality gets right, the part that the decision gets wrong. The page of --report explains all words.
 
 example:
   mmbalance diagnose decisions.parquet --report report.html --json diagnosis.json
@@ -48,9 +55,8 @@ def add_diagnose(verbs: Any) -> None:
     parser.add_argument("tables", type=Path, nargs="+", metavar="TABLE|RUN", help="one or more; the first is"
                         " shown in full, the rest in the comparison")  # fmt: skip
     _fit_options(parser)
-    parser.add_argument(
-        "--report", type=Path, metavar="HTML", help="write one page, and PNG and SVG figures beside it"
-    )
+    parser.add_argument("--report", type=Path, metavar="HTML", help="write one page; figures as PNG, SVG and PDF go"
+                        " into a folder beside it")  # fmt: skip
     parser.add_argument("--draws", type=console.positive, default=1000, help="bootstrap draws (default: %(default)s)")
 
 
@@ -193,11 +199,12 @@ def _fit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--group_folds", type=int, metavar="K", help="cross-fit over K folds of groups instead; the"
                         " default (5) where the table has no calibration and test split")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the folds (default: %(default)s)")
-    parser.add_argument("--rung", default="auto", help="auto (default) or a rung of the ladder by name")
+    parser.add_argument("--rung", default="auto", metavar="NAME", help="a rung by name (default: auto, chosen by"
+                        " cross-validation)")  # fmt: skip
     parser.add_argument("--known_groups", action="store_true", help="the place of use has the same groups (one"
                         " speaker, one camera): folds over clips, and all rungs")  # fmt: skip
-    parser.add_argument("--balance", type=float, default=0.0, metavar="WEIGHT", help="pull weights towards capability"
-                        " shares; takes the rung class (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--balance", type=float, default=0.0, metavar="WEIGHT", help="above 0, pull weights towards"
+                        " what each modality can do by itself, on the rung class (default: %(default)s)")  # fmt: skip
     parser.add_argument("--prior", metavar="P1,P2,...", help="class prior of the place of use, where it is known")
     parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one per line or a JSON list")
     console.add_json_option(parser, "report")

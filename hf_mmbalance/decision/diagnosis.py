@@ -278,8 +278,8 @@ def contributions(judged: DecisionReport, method: str = "adaptive") -> np.ndarra
 def lost_clips(judged: DecisionReport, method: str = "adaptive") -> dict[str, Any]:
     """Clips that some modality gets right and one fusion gets wrong, and what pulled them off the label.
 
-    The culprit is the modality whose term speaks most for the predicted class against the label, or the bias (with the
-    prior), if that speaks more for it.
+    The culprit is the modality whose term points most to the predicted class against the label, or the bias (with the
+    prior), if that points more to it.
     """
     table = judged.table
     predicted = predict(judged.fusions[method])

@@ -1,4 +1,4 @@
-"""`report`: one self-contained HTML page of a diagnosis, and its figures as PNG and SVG for print."""
+"""`report`: one self-contained HTML page of a diagnosis, and its figures as PNG, SVG and PDF for print."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ CAPTIONS = {
     " means what it says.",
     "waterfalls": "How the log odds of the label against its strongest rival add up in single clips: two that the"
     " fusion rescues from a wrong modality, two that it loses. Below zero the clip is lost.",
-    "margins": "How far each modality's best logit stands above its second: towers of different scale lean before any"
-    " weight is learned.",
+    "margins": "How far each modality's best logit stands above its second: where the scales differ, the sum leans"
+    " before any weight is fitted.",
     "balance_curve": "Class weights pulled towards capability shares by a growing penalty (beside each point): what"
     " balance costs or gains in accuracy.",
     "index": "Relative balance index of every fusion, with 95 % bootstrap intervals. Being balanced is not being"

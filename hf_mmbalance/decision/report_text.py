@@ -15,8 +15,8 @@ GLOSSARY = {
     "ECE": "expected calibration error: by how much confidence and accuracy differ on average; 0 is best",
     "lean": "participation minus capability share: what the decision gives a modality beyond what it can do",
     "NLL": "negative log-likelihood of the labels in nats: small if the decision is right and knows how certain it is",
-    "participation": "the contributions of the modalities, as parts of one whole",
-    "prior": "how frequent the classes are; a sum of log-probabilities counts it once per modality",
+    "participation": "the contribution of a modality as a share of those of all",
+    "prior": "how frequent the classes are; a sum of log-probabilities counts it once for each modality",
     "rung": "one form of the decision layer, from nothing fitted (sum) to a full map per modality (dirichlet)",
     "temperature": "divides a modality's logits: above 1 it was over-confident",
     "trust": "calibrated probability that a modality by itself is right about a clip",
@@ -83,8 +83,8 @@ def _lost(report: Report) -> str:
         return "No modality gets any of these clips right by itself, so none can be lost."
     pulls = {name: sum(counts) for name, counts in report["lost"]["by_class"].items()}
     name = max(pulls, key=lambda key: pulls[key])
-    cause = "bias and prior speak" if name == "bias" else f"{name} speaks"
-    why = f", most often because {cause} for another class" if report["lost"]["n"] else ""
+    cause = "bias and prior point" if name == "bias" else f"{name} points"
+    why = f", most often because {cause} to another class" if report["lost"]["n"] else ""
     return f"Of the clips that at least one modality gets right, the decision loses {100 * part:.1f} %{why}."
 
 

@@ -13,7 +13,7 @@ from hf_mmbalance.embedding.dataset_options import add_dataset_options, load_dat
 if TYPE_CHECKING:
     from hf_mmbalance.embedding.build import TowerName
 
-EMBED = """Run frozen towers once over every clip and keep their features, so that nothing need run them again.
+EMBED = """Run frozen towers once over every clip and keep their features, so that they need not run again.
 
 A killed run goes on with the same command. Changed clips, weights or reading options are noticed, and only what they
 change is computed anew. In several processes: accelerate launch -m hf_mmbalance embed ...

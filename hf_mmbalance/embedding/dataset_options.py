@@ -10,11 +10,11 @@ from typing import Any
 
 from hf_mmbalance.data import load_clips, options_class
 from hf_mmbalance.data.clips import ClipSplits, DataError
-from hf_mmbalance.data.sources import SOURCES, options_class_of
+from hf_mmbalance.data.sources import SOURCES, options_class_of, typed_name
 
 
 #: Shown by --help; the others are taken as well.
-SHOWN = ("label_column", "group_column", "group_pattern", "data_dir", "label", "window", "frames", "crop")
+SHOWN = "label_column group_column group_pattern data_dir label window frames crop test_fraction".split()
 
 
 def add_dataset_options(parser: argparse.ArgumentParser, hidden: tuple[str, ...] = ()) -> None:
@@ -52,7 +52,8 @@ def load_dataset(arguments: argparse.Namespace, **more: Any) -> tuple[ClipSplits
     foreign = sorted(set(given) - known)
     if foreign:
         raise DataError(
-            f"{_flag(foreign[0])} is not an option of {arguments.dataset}: it has {', '.join(sorted(known))}"
+            f"{_flag(foreign[0])} is not an option of {arguments.dataset}:"
+            f" it has {', '.join(sorted(map(typed_name, known)))}"
         )
     hints = typing.get_type_hints(kind)
     read = {name: _read(_flag(name), hints[name], words) for name, words in given.items()}
@@ -61,7 +62,7 @@ def load_dataset(arguments: argparse.Namespace, **more: Any) -> tuple[ClipSplits
 
 
 def _flag(name: str) -> str:
-    return "--clip_seed" if name == "seed" else f"--{name}"
+    return f"--{typed_name(name)}"
 
 
 def _read(flag: str, hint: Any, words: list[str]) -> Any:

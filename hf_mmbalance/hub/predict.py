@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 BAR_FROM = 20  # clips from which a progress bar is shown
 PREDICT = """Classify clips, and show how much each modality counted and what each predicts by itself.
 
+Score and trust are in percent. Share: a modality's part of the decision's weight for the class. Audio score, vision
+score: of the class, by that modality only. Trust: the probability that a modality by itself is right about the clip.
+
 example:
   mmbalance predict clip.mp4 --model user/name --revision model-3fa2b1c9d0
   mmbalance predict clip.mp4 --model outputs/words --start 1.2 --end 1.6      (a model trained on spans: one word)

@@ -12,8 +12,11 @@ from hf_mmbalance import console
 ROBUSTNESS = """Judge the model of a run on its own test clips under corrupted sound and pictures.
 
 Each kind of corruption is judged at severities 1 to 5: accuracy, NLL and mean trust of the fusion, of each modality
-and of their plain sum, with kinds seen in calibration apart from unseen ones. Every cell is kept in a file: the same
-command goes on where it was interrupted.
+and of their plain sum, with kinds seen in calibration or training apart from unseen ones. The same command resumes
+an interrupted one.
+
+kinds: babble telephone dropouts white_noise pink_noise clipping reverberation (sound), sensor_noise blur pixelate
+darkness occlusion jpeg_compression frozen_frames (picture), conflict missing_audio missing_vision
 
 example:
   mmbalance robustness outputs/my-run
@@ -27,8 +30,8 @@ def add_robustness(verbs: Any) -> None:
     parser = console.add_verb(verbs, "robustness", ROBUSTNESS, run_robustness)
     parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="output folder of training, or of"
                         " `mmbalance fuse`")  # fmt: skip
-    parser.add_argument("--kinds", nargs="+", default=["all"], metavar="NAME", help="corruptions, or seen, unseen,"
-                        " audio, vision, all (default: all)")  # fmt: skip
+    parser.add_argument("--kinds", nargs="+", default=["all"], metavar="NAME", help="kinds, or groups of them: seen,"
+                        " unseen, audio, vision, all (default: all)")  # fmt: skip
     parser.add_argument("--severities", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="N", help="of 1 to 5"
                         " (default: all)")  # fmt: skip
     parser.add_argument("--max_clips", type=int, metavar="N", help="judge so many test clips, spread over the split")

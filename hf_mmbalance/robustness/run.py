@@ -16,6 +16,7 @@ from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcess
 from hf_mmbalance.data import load_clips, options_class
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError
 from hf_mmbalance.data.corruptions import kinds_of
+from hf_mmbalance.data.sources import typed_name
 from hf_mmbalance.decision.fits import fit_prior
 from hf_mmbalance.decision.results import RESULTS
 from hf_mmbalance.decision.table import DecisionTable
@@ -194,7 +195,5 @@ def clips_of_run(arguments: dict[str, Any]) -> ClipSplits:
     if arguments.get("embeddings"):
         raise DataError(f"the run was trained on the features in {arguments['embeddings']}, which cannot be corrupted")
     dataset = arguments["dataset"]
-    known = {"clip_seed" if entry.name == "seed" else entry.name for entry in fields(options_class(dataset))}
-    options = {name: value for name, value in arguments.items() if name in known}
-    options["seed"] = options.pop("clip_seed")
-    return load_clips(dataset, **options)
+    names = {entry.name: typed_name(entry.name) for entry in fields(options_class(dataset))}
+    return load_clips(dataset, **{name: arguments[typed] for name, typed in names.items() if typed in arguments})

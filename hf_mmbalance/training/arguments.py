@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from hf_mmbalance.console import did_you_mean, underscored
 from hf_mmbalance.data import options_class
-from hf_mmbalance.data.sources import SOURCES, options_class_of
+from hf_mmbalance.data.sources import SOURCES, options_class_of, typed_name
 from hf_mmbalance.processes import check_joined, prefer_cpu_where_there_is_no_accelerator
 from hf_mmbalance.training.decision_layer import DecisionArguments
 from hf_mmbalance.training.help import program
@@ -116,7 +116,7 @@ class ModelArguments:
 class MMBalanceTrainingArguments(TrainingArguments):
     """How long, how fast and where to; all of transformers' TrainingArguments, with defaults of our own."""
 
-    output_dir: str | None = _help("Folder of the run. Default: outputs/<dataset>-<time>.", "")
+    output_dir: str | None = _help("Folder of the run. Default: outputs/<dataset>-<time>-s<seed>.", "")
     per_device_train_batch_size: int = _help("Clips per process and accumulation step.", 16)
     per_device_eval_batch_size: int = _help("Clips per process in evaluation.", 32)
     learning_rate: float = _help("Learning rate of towers and heads.", 1e-4)
@@ -181,8 +181,7 @@ class RunArguments:
         ours = {f.name for f in dataclasses.fields(MMBalanceTrainingArguments)} - {"hub_token"}
         source = {}
         if self.data.embeddings is None:  # whose clips were read before
-            source = dataclasses.asdict(self.source)
-            source["clip_seed"] = source.pop("seed")
+            source = {typed_name(name): value for name, value in dataclasses.asdict(self.source).items()}
         return {
             **dataclasses.asdict(self.data),
             **source,
@@ -240,9 +239,9 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     if left[-1]:
         raise ValueError(_unknown_option(left[-1][0], known, dataset))
     check_joined(training.world_size)
-    options = dataclasses.asdict(source)
-    options["seed"] = options.pop("clip_seed")
-    return RunArguments(data, options_class(dataset)(**options), model, decision, training, given)
+    kind = options_class(dataset)
+    options = {entry.name: getattr(source, typed_name(entry.name)) for entry in dataclasses.fields(kind)}
+    return RunArguments(data, kind(**options), model, decision, training, given)
 
 
 def _parser(parts: Any, dataset: str) -> HfArgumentParser:
@@ -280,9 +279,7 @@ def _unknown_option(word: str, known: set[str], dataset: str) -> str:
     if not word.startswith("-"):
         return f"{word!r} belongs to no option; write --option VALUE, e.g. --dataset {word}"
     name = word.split("=")[0].lstrip("-")
-    elsewhere = [
-        source for source in SOURCES if name in {f.name for f in dataclasses.fields(options_class_of(source))}
-    ]
+    elsewhere = [source for source in SOURCES if name in _typed_names(options_class_of(source))]
     if elsewhere:
         return f"--{name} is not an option of data set {dataset!r}, but of {', '.join(elsewhere)}"
     hint = did_you_mean(f"--{name}", [f"--{option}" for option in known])
@@ -292,7 +289,12 @@ def _unknown_option(word: str, known: set[str], dataset: str) -> str:
 def option_names() -> set[str]:
     """Names of all options of all data sets."""
     parts = (DataArguments, ModelArguments, DecisionArguments, MMBalanceTrainingArguments)
-    return {f.name for part in (*parts, *map(options_class_of, SOURCES)) for f in dataclasses.fields(part)}
+    own = {f.name for part in parts for f in dataclasses.fields(part)}
+    return own.union(*(_typed_names(options_class_of(source)) for source in SOURCES))
+
+
+def _typed_names(options: type) -> set[str]:
+    return {typed_name(entry.name) for entry in dataclasses.fields(options)}
 
 
 # A tower is named or configured, or comes with a trained model: what the command line says of it takes the place of
@@ -323,7 +325,7 @@ def _overruled(key: str, argv: list[str]) -> bool:
 
 
 def _source_part(dataset: str) -> type:
-    """A dataset's options for a command line on which `--seed` is the training's: theirs becomes `--clip_seed`."""
+    """A dataset's options by the names that they have on the command line."""
     fields = []
     hints = typing.get_type_hints(options_class(dataset))
     for entry in dataclasses.fields(options_class(dataset)):
@@ -333,8 +335,7 @@ def _source_part(dataset: str) -> type:
             "default_factory": entry.default_factory,
             "metadata": metadata,
         }
-        name = "clip_seed" if entry.name == "seed" else entry.name
-        fields.append((name, hints[entry.name], field(**kept)))
+        fields.append((typed_name(entry.name), hints[entry.name], field(**kept)))
     return dataclasses.make_dataclass("SourceArguments", fields)
 
 

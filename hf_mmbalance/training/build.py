@@ -166,7 +166,7 @@ def _load_trained(
     for field in BUILT_FIELDS:
         asked, built = getattr(arguments, field), getattr(model.config, field)
         if asked not in (getattr(ModelArguments, field, None), built):
-            raise ValueError(f"--{field} {asked}: {name} was built with {built!r}, which training on cannot change")
+            raise ValueError(f"--{field} {asked}: {name} was built with {built!r}; leave the option out")
     for field in LOSS_FIELDS:
         setattr(model.config, field, getattr(arguments, field))
     model.config.validate_choices()

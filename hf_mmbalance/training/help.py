@@ -11,13 +11,13 @@ SCREEN = {
     "clips": [
         ("dataset", "NAME", "synthetic (default), grid, a folder of class folders, a table, user/name"),
         ("frames", "N", "frames per clip (default 8; synthetic 4)"),
-        ("crop", "L T R B", "box to cut from every frame, as fractions of it, e.g. 0.3 0.7 0.7 1.0"),
+        ("crop", "L T R B", "box to keep of every frame, as fractions of it, e.g. 0.3 0.7 0.7 1.0"),
         ("train_corruptions", "KIND ..", "corrupt train clips: kinds, groups such as seen (default none)"),
     ],
     "model": [
         ("audio_model", "ID", "audio backbone (default: AST-base trained on AudioSet)"),
         ("vision_model", "ID", "vision backbone (default: ViT-base trained on ImageNet-21k)"),
-        ("model_name_or_path", "ID", "train a model of this package on, instead of two backbones"),
+        ("model_name_or_path", "ID", "start from a model of this package instead of two backbones"),
         ("trainable_layers", "K", "all (default), 0 to freeze the towers, k for their last k layers"),
         ("fusion", "HEAD", "adaptive (default), sum, concat, gated, ... or my_head.py:MyHead"),
         ("frame_pooling", "KIND", "mean (default), or temporal where order and motion matter"),
@@ -38,7 +38,7 @@ SCREEN = {
     ],
     "run": [
         ("config", "NAME", "a YAML file, or a packaged config such as grid_digits; options override"),
-        ("output_dir", "FOLDER", "default: outputs/<dataset>-<time>"),
+        ("output_dir", "FOLDER", "default: outputs/<dataset>-<time>-s<seed>"),
         ("resume_from_checkpoint", "true", "go on with the run in --output_dir"),
         ("report_to", "TRACKER", "tensorboard, trackio, wandb, ... (default none)"),
         ("push_to_hub", "", "push the trained model with its card to --hub_model_id USER/NAME"),

@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from hf_mmbalance.balancing import BalancingMethod, build_method
-from hf_mmbalance.console import with_flags
+from hf_mmbalance.console import say, with_flags
 from hf_mmbalance.data import load_clips
 from hf_mmbalance.data.clips import SPLITS, ClipSplits
 from hf_mmbalance.data.corruptions import ClipsCorruptedByEpoch
@@ -125,7 +125,7 @@ def run(arguments: RunArguments) -> dict[str, Any]:
         results |= {"provenance": origin, "resumed_with": kept.changes}
         write_outputs(Path(str(training.output_dir)), results, table)
         write_curves(trainer.state.log_history, Path(str(training.output_dir)) / "curves.png")
-        logger.warning("%s", render(results, clips))
+        say(render(results, clips))
         logger.warning("everything is in %s", training.output_dir)
         if training.push_to_hub:
             _push(trainer, Path(str(training.output_dir)), str(training.hub_model_id))

@@ -13,7 +13,8 @@ import pytest
 
 from hf_mmbalance import console
 from hf_mmbalance.decision.allocation import Allocation
-from hf_mmbalance.decision.cli import add_decide, add_diagnose
+from hf_mmbalance.decision.cli import DECIDE, add_decide, add_diagnose
+from hf_mmbalance.decision.ladder import PARENTS
 from hf_mmbalance.decision.state import HeadState
 
 from .drawn_tables import make_table
@@ -26,6 +27,10 @@ def run(*arguments: str) -> int:
     add_diagnose(verbs)
     parsed = parser.parse_args(list(map(str, arguments)))
     return console.run_command(lambda: int(parsed.func(parsed)))
+
+
+def test_the_help_names_every_rung_in_its_order() -> None:
+    assert " ".join(PARENTS) in re.sub(r"[,\s]+", " ", DECIDE)
 
 
 @pytest.fixture

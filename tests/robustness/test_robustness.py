@@ -18,6 +18,7 @@ from hf_mmbalance.metrics.measures import softmax
 from hf_mmbalance.robustness import cells as cells_module
 from hf_mmbalance.robustness import run as run_module
 from hf_mmbalance.robustness.cells import Cell, cells_of, judge_cells
+from hf_mmbalance.robustness.cli import ROBUSTNESS
 from hf_mmbalance.robustness.figure import _curves
 from hf_mmbalance.robustness.judge import clip_scores, judge, method_logits
 from hf_mmbalance.robustness.run import RunOptions, load_run
@@ -29,6 +30,11 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     tiny_run(folder, "--num_train_epochs", "1", "--report_to", "none")
     return folder
+
+
+def test_the_help_names_every_kind():
+    kinds = ROBUSTNESS.split("kinds: ")[1].split("\n\n")[0]
+    assert list(CORRUPTIONS) == re.sub(r"\(\w+\),?", "", kinds).replace(",", "").split()
 
 
 def report_of(folder, capsys, *options: str) -> dict:
@@ -128,11 +134,11 @@ def test_a_data_set_on_the_hub_is_read_at_the_commit_that_the_run_read(monkeypat
     data = {"name": "me/clips", "revision": "1" * 40}
     trained = {
         "arguments": {"dataset": "me/clips@v1", "revision": None, "group_column": "actor", "clip_seed": 3,
-                      "per_device_eval_batch_size": 4},
+                      "data_config": "fold3", "per_device_eval_batch_size": 4},
         "provenance": {"data": data},
     }  # fmt: skip
     monkeypatch.setattr(run_module, "load_clips", lambda name, **options: (name, options))
-    expected = (f"me/clips@{'1' * 40}", {"group_column": "actor", "seed": 3})
+    expected = (f"me/clips@{'1' * 40}", {"group_column": "actor", "seed": 3, "config": "fold3"})
     assert RunOptions.of(trained).read_clips() == expected
     fused = {
         "arguments": {"dataset": "me/clips", "data.revision": ["v1"], "batch_size": 4, "draws": 1},

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from hf_mmbalance.data import DataError
+from hf_mmbalance.data.sources import typed_name
 from hf_mmbalance.training.arguments import (
     DataArguments,
     MMBalanceTrainingArguments,
@@ -208,6 +209,13 @@ def test_the_seed_of_clips_is_not_the_seed_of_training():
     assert (run.to_dict()["seed"], run.to_dict()["clip_seed"]) == (3, 11)
 
 
+def test_the_configuration_of_a_data_set_is_not_the_file_of_options(write):
+    run = parse("--config", write(learning_rate=0.5), "--dataset", "user/name", "--data_config", "fold3")
+    assert (run.training.learning_rate, run.source.config) == (0.5, "fold3")
+    assert run.to_dict()["data_config"] == "fold3" and "config" not in run.to_dict()
+    assert parse("--config", write(dataset="user/name", data_config="fold3")).source.config == "fold3"
+
+
 def test_the_measure_that_selects_says_itself_which_way_is_better():
     assert parse().training.greater_is_better is False  # nll
     assert parse("--metric_for_best_model", "accuracy").training.greater_is_better is True
@@ -266,7 +274,7 @@ def test_help_of_every_dataset_prints(kind, datasets, capsys):
 
     for part in (DataArguments, ModelArguments, DecisionArguments, options_class(datasets.get(kind, kind))):
         for entry in dataclasses.fields(part):
-            name = "clip_seed" if entry.name == "seed" else entry.name
+            name = typed_name(entry.name)
             assert f"--{name}" in shown
             text = entry.metadata["help"]
             assert len(text) > 8 and " ".join(text.split()) in shown, name

@@ -228,6 +228,7 @@ def test_a_modality_that_no_clip_has(tmp_path, capsys):
          "true", "--num_train_epochs", "1", "--disable_tqdm", "true", "--output_dir", str(folder),
          "--calibration_fraction", "0.5"]
     )  # fmt: skip
+    assert re.search(r"^fused +\d", capsys.readouterr().out, re.M)  # the table is the command's output
     rows = {row["method"]: row["n"] for row in results["rows"] if row["split"] == "test"}
     assert rows["audio"] == 0 < rows["vision"] == rows["fused"] == rows["prior_sum"]
     assert json.loads((folder / "config.json").read_text())["untrained_modalities"] == ["audio"]

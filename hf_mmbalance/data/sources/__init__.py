@@ -25,6 +25,8 @@ SOURCES = {
     "hub": ("sources.hub", "HubOptions", "hub_clips"),
 }
 NAMED = ("synthetic", "grid")
+#: Options whose own name means something else on a command line (the seed of training, a file of options).
+TYPED_AS = {"seed": "clip_seed", "config": "data_config"}
 BUILT_SUFFIXES = {".parquet", ".arrow", ".tar"}
 
 
@@ -67,6 +69,11 @@ def _is_built(path: Path) -> bool:
 def options_class(dataset: str) -> type:
     """The options dataclass of a data set, each field with a help text in its metadata."""
     return options_class_of(source_of(dataset))
+
+
+def typed_name(option: str) -> str:
+    """How an option of a data set is called on a command line, in a YAML file and in `results.json`."""
+    return TYPED_AS.get(option, option)
 
 
 def options_class_of(source: str) -> type:
