@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import io
 import math
 import os
 import re
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from hf_mmbalance.json_files import json_text, write_json
 from hf_mmbalance.scrubbing import scrub
@@ -29,6 +30,10 @@ Command = Callable[[argparse.Namespace], int]
 
 class UserError(RuntimeError):
     """An error that the person at the command line can remedy: its message is all that is shown."""
+
+
+class OutputClosed(Exception):
+    """The reader of our output, e.g. `head`, has enough."""
 
 
 def underscored(argv: Sequence[str]) -> list[str]:
@@ -162,9 +167,15 @@ def shows_text(arguments: argparse.Namespace) -> bool:
 
 def say(text: str, *, aside: bool = False) -> None:
     """Print a line; `aside` (notes, progress) goes to the standard error, so that output can be piped."""
-    stream = sys.stderr if aside else sys.stdout
-    stream.write(text + "\n")
-    stream.flush()
+    _write(text + "\n", sys.stderr if aside else sys.stdout)
+
+
+def _write(text: str, stream: TextIO) -> None:
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:  # that of another connection is an error like any other
+        raise OutputClosed from None
 
 
 @contextmanager
@@ -183,7 +194,7 @@ def write_result(place: str | None, result: Any) -> None:
         OSError: the file cannot be written.
     """
     if place == "-":
-        sys.stdout.write(json_text(result))
+        _write(json_text(result), sys.stdout)
     elif place is not None:
         check_place(place)
         write_json(Path(place), result)
@@ -218,8 +229,9 @@ def run_command(command: Callable[[], int], name: str = "", resume: str = "", op
         The exit status of the command, `REFUSED` or `INTERRUPTED`.
     """
     try:
+        _escape_unprintable()
         return command()
-    except BrokenPipeError:  # the reader of our output has enough, e.g. `| head`
+    except OutputClosed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except KeyboardInterrupt:
@@ -230,6 +242,12 @@ def run_command(command: Callable[[], int], name: str = "", resume: str = "", op
             raise
         print_error(with_flags(message_of(error), options), name)
         return REFUSED
+
+
+def _escape_unprintable() -> None:
+    """Show characters that the standard output cannot encode as `\\xe9`; a name of a file must not end a command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def print_error(error: Exception | str, name: str = "") -> None:

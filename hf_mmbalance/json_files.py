@@ -14,7 +14,9 @@ def json_text(content: Any) -> str:
 
     NumPy scalars and arrays are written as numbers and lists, anything else that JSON does not know as its text.
     """
-    return json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+    text = json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+    # The name of a file may not be UTF-8: its stray bytes become escapes such as \udce9, which JSON has.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:

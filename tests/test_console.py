@@ -57,6 +57,23 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path):
     assert done.stdout == "x" * 100 + "\n" and done.stderr == ""
 
 
+def test_a_connection_that_breaks_is_an_error(capsys):
+    assert console.run_command(fails_with(BrokenPipeError(32, "Broken pipe"))) == 2
+    assert "Broken pipe" in capsys.readouterr().err
+
+
+def test_names_that_cannot_be_printed_or_are_no_utf8_end_no_command(tmp_path):
+    """A file of another encoding, `caf\xe9.mp4`, on a terminal that has no Greek."""
+    name = os.fsdecode(b"caf\xe9.mp4")
+    write_json(tmp_path / "x.json", {"clip": name})
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"clip": name}
+    code = "import os\nfrom hf_mmbalance import console\n"
+    code += "raise SystemExit(console.run_command(lambda: console.say(os.fsdecode(b'caf\\xe9') + ' \\u03b1') or 0))\n"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "caf\\udce9 \\u03b1\n"), done.stderr
+
+
 def test_results_are_valid_json_whatever_the_numbers(tmp_path, capsys):
     result = {
         "nan": math.nan,

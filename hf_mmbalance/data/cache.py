@@ -57,6 +57,7 @@ def _save(path: Path, clip: DecodedClip) -> None:
         frame_span=clip.frame_span,
         exact=clip.exact,
         notes=np.array(clip.notes, dtype=str),
+        timed=clip.timed,
         **present,
     )
     os.replace(temporary, path)  # an interrupted run leaves no partial file under the final name
@@ -67,4 +68,5 @@ def _load(path: Path) -> DecodedClip:
         audio, frames, times = (file[name] if name in file.files else None for name in PARTS)
         window, span = ((float(file[name][0]), float(file[name][1])) for name in ("window", "frame_span"))
         notes = tuple(str(note) for note in file["notes"])
-        return DecodedClip(audio, float(file["audio_start"]), frames, times, window, span, bool(file["exact"]), notes)
+        exact, timed = bool(file["exact"]), bool(file["timed"])
+        return DecodedClip(audio, float(file["audio_start"]), frames, times, window, span, exact, notes, timed)

@@ -123,10 +123,7 @@ class MediaClips(ClipDataset):
     def silent_seconds(self, place: int) -> float:
         if place not in self._silent_seconds:
             clip = self.decoded(place)
-            times = clip.frame_times
-            # Frames without times are decoded as one per second, which is nobody's length.
-            made_up = times is None or np.array_equal(times, np.arange(len(times)) + 0.5)
-            self._silent_seconds[place] = 0.0 if made_up else clip.window[1] - clip.window[0]
+            self._silent_seconds[place] = clip.window[1] - clip.window[0] if clip.timed else 0.0
         return self._silent_seconds[place]
 
     def _voices(self, place: int, rng: np.random.Generator) -> list[np.ndarray]:

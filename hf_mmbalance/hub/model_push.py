@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 
 #: Files of a saved model: weights (or shards and their index), configs, code.
 MODEL_FILES = ("model*.safetensors", "model.safetensors.index.json", "config.json", "processor_config.json", "*.py")
-RUN_FILES = (*MODEL_FILES, CARD, RESULTS, RUN_TABLE, PICTURE, DIAGNOSIS, NUMBERS)
-#: Shards of an earlier push, deleted if this one does not have them.
-STALE = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
+RUN_FILES = (RESULTS, RUN_TABLE, PICTURE, DIAGNOSIS, NUMBERS)
+#: Files of an earlier push, deleted if this one does not have them: shards, and the results of other weights.
+STALE = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json", *RUN_FILES)
 #: Subfolders contain checkpoints with other weights, and code that does not belong to the model.
 NOT_THE_MODEL = ("*/*",)
 
@@ -168,7 +168,7 @@ def _push_and_tag(
             folder,
             repo_id,
             message=message,
-            allow_patterns=RUN_FILES,
+            allow_patterns=[*MODEL_FILES, CARD, *RUN_FILES],
             ignore_patterns=NOT_THE_MODEL,
             delete_patterns=STALE,
             private=private,

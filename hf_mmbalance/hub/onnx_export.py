@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import os
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,10 @@ def run_export(arguments: argparse.Namespace) -> int:
     from hf_mmbalance._environment import check_torchaudio
     from hf_mmbalance.hub.predict import load_classifier
 
+    if arguments.file.suffix != ".onnx" and not arguments.file.is_dir():  # NAME.json is written beside it
+        raise console.UserError(f"{arguments.file}: the name of the file must end in .onnx")
+    for place in (arguments.file, arguments.json):
+        console.check_place(place)
     check_torchaudio()
     classifier = load_classifier(arguments.model, arguments.revision, arguments.trust_remote_code, "cpu")
     found = export_onnx(classifier.model, classifier.processor, arguments.file)
@@ -70,28 +76,29 @@ def export_onnx(model: Any, processor: Any, file: Path) -> dict[str, Any]:
         `largest_difference` of any output from the model's own (None without onnxruntime).
 
     Raises:
-        UserError: the exported model answers otherwise than the model, by more than 1e-4.
+        UserError: the model takes raw sound, or has learned from one modality only; or the exported model answers
+            otherwise than the model, by more than 1e-4. Nothing is written then.
     """
     import torch
 
+    _check_exportable(model)
     inputs = example_inputs(processor, clips=2)
     wrapped = _module(model).eval()
     batch, time = torch.export.Dim("batch", min=1), torch.export.Dim("time", min=1)
     shapes = {"input_values": {0: batch}, "pixel_values": {0: batch, 1: time}, "frame_mask": {0: batch, 1: time},
               "modality_mask": {0: batch}}  # fmt: skip
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # torchvision's operators
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*The axis name: .* will not be used")
+    with torch.no_grad():
         names = [name for name, value in zip(OUTPUTS, wrapped.everything(**inputs), strict=True) if value is not None]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.onnx.export(
-            wrapped, (), str(file), kwargs=inputs, dynamo=True, dynamic_shapes=shapes, input_names=list(inputs),
-            output_names=names, external_data=_is_large(model), verbose=False,
-            custom_translation_table={torch.ops.aten._cdist_forward.default: _distances},
-        )  # fmt: skip
-    difference = largest_difference(wrapped, file, processor, names)
-    if difference is not None and not difference <= TOLERANCE:
-        raise console.UserError(f"{file}: its answers differ from the model's by {difference:.1e}: do not use it")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # In a folder of its own until it is checked; under its final name, by which it refers to weights in a second file.
+    with tempfile.TemporaryDirectory(prefix=".onnx-", dir=file.parent) as folder:
+        draft = Path(folder) / file.name
+        _write(wrapped, draft, inputs, names, shapes, external_data=_is_large(model))
+        difference = largest_difference(wrapped, draft, example_inputs(processor, clips=3, seed=1), names)
+        if difference is not None and not difference <= TOLERANCE:
+            raise console.UserError(f"{file} is not written: its answers differ from the model's by {difference:.1e}")
+        for made in Path(folder).iterdir():
+            os.replace(made, file.parent / made.name)
     found = {
         "classes": [model.config.id2label[index] for index in range(model.config.num_labels)],
         "modalities": list(model.config.modalities),
@@ -105,6 +112,31 @@ def export_onnx(model: Any, processor: Any, file: Path) -> dict[str, Any]:
     return found
 
 
+def _check_exportable(model: Any) -> None:
+    config = model.config
+    if config.untrained_modalities:
+        unused = ", ".join(config.untrained_modalities)
+        raise console.UserError(
+            f"the model ignores {unused}, which no train clip had: only models of both are exported"
+        )
+    if config.audio_config.model_type != "audio-spectrogram-transformer":
+        kind = config.audio_config.model_type
+        raise console.UserError(f"the audio tower {kind!r} takes sound of any length: only AST towers are exported")
+
+
+def _write(wrapped: Any, file: Path, inputs: dict[str, Any], names: list[str], shapes: Any, **options: Any) -> None:
+    import torch
+
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # torchvision's operators
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*The axis name: .* will not be used")
+        torch.onnx.export(
+            wrapped, (), str(file), kwargs=inputs, dynamo=True, dynamic_shapes=shapes, input_names=list(inputs),
+            output_names=names, verbose=False, **options,
+            custom_translation_table={torch.ops.aten._cdist_forward.default: _distances},
+        )  # fmt: skip
+
+
 def example_inputs(processor: Any, clips: int, seed: int = 0) -> dict[str, Any]:
     """What the processor makes of noise, with every second clip's sound marked as missing."""
     import numpy as np
@@ -113,24 +145,24 @@ def example_inputs(processor: Any, clips: int, seed: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     count = int((processor.reading or {}).get("frames") or 4)
     rate = processor.audio_sampling_rate
-    waves = [0.1 * rng.standard_normal(rate).astype("float32") for _ in range(clips)]
+    waves = [0.1 * rng.standard_normal(rate // 10).astype("float32") for _ in range(clips)]
     frames = [list(rng.integers(0, 256, (count, 32, 32, 3), dtype="uint8")) for _ in range(clips)]
-    made = processor(audio=waves, frames=frames, sampling_rate=rate, return_tensors="pt")
+    span = {"start": 0.0, "end": 0.1}  # a model of spans warns of whole clips
+    made = processor(audio=waves, frames=frames, sampling_rate=rate, return_tensors="pt", **span)
     mask = torch.ones(clips, 2, dtype=torch.int64)
     mask[1::2, 0] = 0
     inputs = {name: made[name] for name in ("input_values", "pixel_values", "frame_mask")}
     return inputs | {"frame_mask": inputs["frame_mask"].bool(), "modality_mask": mask}
 
 
-def largest_difference(wrapped: Any, file: Path, processor: Any, names: list[str]) -> float | None:
-    """Of any output, on other clips and another number of them; None where onnxruntime is not installed."""
+def largest_difference(wrapped: Any, file: Path, inputs: dict[str, Any], names: list[str]) -> float | None:
+    """Largest difference of any output; None where onnxruntime is not installed."""
     if importlib.util.find_spec("onnxruntime") is None:
         return None
     import numpy as np
     import onnxruntime
     import torch
 
-    inputs = example_inputs(processor, clips=3, seed=1)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     theirs = session.run(names, {name: value.numpy() for name, value in inputs.items()})
     with torch.no_grad():

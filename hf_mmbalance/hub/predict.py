@@ -158,7 +158,7 @@ def _source(item: dict[str, Any]) -> Any:
 def write_csv(path: Path, answers: list[dict[str, Any]], modalities: list[str]) -> None:
     """One row per clip: its most probable class, scores, shares and trust, or the error."""
     per_modality = [f"{kind}.{name}" for kind in ("share", "modality_score", "trust") for name in modalities]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, ["clip", "start", "end", "label", "score", *per_modality, "error"])
         writer.writeheader()
         for answer in answers:

@@ -132,6 +132,16 @@ class MMBalanceConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.label2id = {name: int(number) for number, name in (self.id2label or {}).items()}
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "MMBalanceConfig":
+        """As [`PreTrainedConfig.from_dict`]; fields given to `from_pretrained` are checked like the saved ones."""
+        # The base class sets them one by one afterwards: unchecked, and `id2label` without `label2id`.
+        names = {*cls.__annotations__, "id2label", "label2id"} - {*cls.sub_configs_defaults}
+        given = {name: kwargs.pop(name) for name in names & {*kwargs}}
+        if "label2id" in given:
+            given.setdefault("id2label", None)
+        return super().from_dict({**config_dict, **given}, **kwargs)
+
     def validate_format(self) -> None:
         """Refuse a model saved by newer code, in which the same fields may have another meaning."""
         if self.format_version > FORMAT_VERSION:

@@ -31,6 +31,9 @@ except ImportError:
 LFS_HEAD = b"version https://git-lfs"
 SEEK_FROM = 20.0  # seconds; up to here reading from the start is cheaper than a seek, which may fail
 MAX_ERRORS = 50  # consecutive demuxing errors after which the rest of a file is not read
+# Sound that libsndfile, the faster one, decodes to the same samples as FFmpeg. Of lossy formats (mp3, Ogg) they keep
+# different numbers of samples at the start: a file as an audio column would differ from the same file as a clip.
+EXACT_SUBTYPES = ("PCM_", "FLOAT", "DOUBLE")
 # Tags that are not UTF-8 are no reason to refuse a clip. PyAV reads them without this option since version 19.
 OLD_AV = av is not None and int(av.__version__.split(".")[0]) < 19
 TAG_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if OLD_AV else {}
@@ -193,7 +196,7 @@ def read_audio(
 
 
 class _NotForLibsndfile(Exception):
-    """A format that libsndfile does not know."""
+    """A format that libsndfile does not know, or decodes to other samples than FFmpeg."""
 
 
 def _read_soundfile(
@@ -201,6 +204,8 @@ def _read_soundfile(
 ) -> tuple[np.ndarray, int]:
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as file:
+            if not file.subtype.startswith(EXACT_SUBTYPES):
+                raise _NotForLibsndfile
             rate = file.samplerate
             new_rate = sampling_rate or rate
             first, last = aligned_span(span, rate, new_rate)

@@ -335,7 +335,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         present = modality_mask[:, 0].view(-1, *[1] * (input_values.dim() - 1))
         values = input_values.masked_fill(~present, 0.0).to(self.audio_model.dtype)
         if audio_mask is not None:
-            check_audio_mask(audio_mask, input_values, self.audio_model)
+            check_audio_mask(audio_mask, input_values, self.audio_model.config)
             # A clip without sound attends to all positions: its result is not used, but an empty softmax would be NaN.
             audio_mask = (audio_mask.bool() | ~audio_mask.any(1, keepdim=True)).long()
         head = None if self.fusion.owns_unimodal_logits else self.unimodal_heads[0]

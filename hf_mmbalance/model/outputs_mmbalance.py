@@ -34,7 +34,8 @@ class MMBalanceOutput(ModelOutput):
             head does not compute it.
         fused_loss, unimodal_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Parts of the loss before weighting.
-        audio_model_output, vision_model_output (`ModelOutput`, *optional*): Outputs of the towers.
+        audio_model_output, vision_model_output (`ModelOutput`, *optional*): Outputs of the towers; `None` for sound of
+            several lengths in towers that take one length at a time.
     """
 
     loss: torch.Tensor | None = None
@@ -69,7 +70,8 @@ class EmbedOutput(ModelOutput):
         frame_log_probs (`torch.FloatTensor` of shape `(B, K)`, *optional*):
             Mean over the frames of log-probabilities of each frame: of the K source labels if the vision head was
             taken over from a classifier, else of the classes, and then only with `frame_pooling="log_probs"`.
-        audio_model_output, vision_model_output (`ModelOutput`, *optional*): Outputs of the towers.
+        audio_model_output, vision_model_output (`ModelOutput`, *optional*): Outputs of the towers; `None` for sound of
+            several lengths in towers that take one length at a time.
     """
 
     features: tuple[torch.Tensor, ...] = None  # type: ignore[assignment]  # ModelOutput wants defaults; always given

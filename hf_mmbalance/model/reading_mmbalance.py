@@ -52,6 +52,7 @@ class DecodedClip:
         frame_span (`tuple[float, float]`): The part of the window that has frames.
         exact (`bool`): `frames` are exactly those of the window, so none have to be selected.
         notes (`tuple[str, ...]`): Remarks for the user.
+        timed (`bool`): False for frames without times or sound: each is counted as a second.
     """
 
     audio: np.ndarray | None
@@ -62,6 +63,7 @@ class DecodedClip:
     frame_span: Span
     exact: bool
     notes: tuple[str, ...] = ()
+    timed: bool = True
 
     @property
     def nbytes(self) -> int:
@@ -140,7 +142,7 @@ def decode(
     if "video" in parts and spec.stored is not None:
         if span is not None and spec.unit == "clip":  # what is read counts as a clip of the built data set
             parts, span = {**parts, "start": span[0], "end": span[1]}, None
-        parts = _as_stored(parts, spec.stored, modalities, limits)
+        parts = _as_stored(parts, spec.stored, MODALITIES if "vision" in modalities else modalities, limits)
     if set(parts) == {"video"}:
         file = source_of(parts["video"], limits)
         found = _decode_file(file, spec, span, around, whole_audio, modalities, limits)
@@ -321,7 +323,7 @@ def _decode_parts(
 ) -> DecodedClip:
     audio = frames = times = video = None
     notes: list[str] = []
-    if "audio" in modalities:
+    if "audio" in modalities or "frames" in parts:
         audio = _audio_of(parts, spec, limits)
     if "vision" in modalities and "frames" in parts:
         frames, times = _frames_of(parts, spec, limits)
@@ -329,6 +331,10 @@ def _decode_parts(
         file = source_of(parts["video"], limits)
         video = _decode_file(file, spec, span, around, False, ("vision",), limits)
         frames, times, notes = video.frames, video.frame_times, list(video.notes)
+    # Sound says when frames are shown even if it is not asked for: the answer from frames must not depend on that.
+    timed = audio is not None or "frames" not in parts or times is not None
+    seconds = 0.0 if audio is None else len(audio) / spec.sampling_rate
+    audio = audio if "audio" in modalities else None
     if audio is None and frames is None:
         raise ValueError(
             f"a clip with the keys {list(parts)} has no {' or '.join(modalities)}: give 'audio', 'frames' (or"
@@ -336,9 +342,8 @@ def _decode_parts(
         )
     notes += ["no_audio: the clip has no sound"] if audio is None else []
     notes += ["no_video: the clip has no frames"] if frames is None else []
-    seconds = 0.0 if audio is None else len(audio) / spec.sampling_rate
     if frames is not None and times is None:
-        if span is not None and audio is None:
+        if span is not None and not timed:
             raise ValueError(
                 "frames without sound have no times to cut a span from: give frame_times, or leave start and end out"
             )
@@ -353,7 +358,7 @@ def _decode_parts(
     frame_span = window
     if video is not None:
         exact, frame_span = video.exact, video.frame_span
-    return DecodedClip(audio, 0.0, frames, times, window, frame_span, exact, tuple(notes))
+    return DecodedClip(audio, 0.0, frames, times, window, frame_span, exact, tuple(notes), timed)
 
 
 def _audio_of(parts: dict[str, Any], spec: ReadingSpec, limits: Limits) -> np.ndarray | None:
@@ -361,7 +366,12 @@ def _audio_of(parts: dict[str, Any], spec: ReadingSpec, limits: Limits) -> np.nd
         if "video" not in parts:
             return None
         source = source_of(parts["video"], limits)
-        return read_media(source, sampling_rate=spec.sampling_rate, want_frames=False, limits=limits).audio
+        try:
+            return read_media(source, sampling_rate=spec.sampling_rate, want_frames=False, limits=limits).audio
+        except MediaError as error:
+            if error.reason != "no_audio":
+                raise
+            return None
     wave, rate = as_sound(parts["audio"], parts.get("sampling_rate"), "audio", limits)
     gain = parts.get("audio_gain", 1.0)
     if not 0 < gain <= LARGEST_GAIN:

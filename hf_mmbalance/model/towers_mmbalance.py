@@ -18,6 +18,8 @@ POOLERLESS_BACKBONES = ("timesformer",)
 VIDEO_BACKBONES = ("videomae", "timesformer", "vivit")
 # Name in transformers of the method that shortens a mask of raw sound as the model's convolutions do.
 TOKEN_MASK = "_get_feature_vector_attention_mask"
+# Towers of raw sound in which padding under a mask changes nothing, unless a norm runs over time.
+MASKED_BACKBONES = ("hubert", "unispeech", "unispeech-sat", "wav2vec2", "wavlm")
 
 
 def tower_options(config: PreTrainedConfig) -> dict[str, bool]:
@@ -166,25 +168,26 @@ def check_features(
         raise ValueError(f"modality_features and modality_tokens are of {sorted(counts)} clips: give the same number")
 
 
-def check_audio_mask(mask: torch.Tensor, values: torch.Tensor, tower: PreTrainedModel) -> None:
-    """Check that a mask of raw sound has its shape, and that the tower uses one.
+def check_audio_mask(mask: torch.Tensor, values: torch.Tensor, config: PreTrainedConfig) -> None:
+    """Check that a mask of raw sound has its shape, and that the tower takes raw sound.
 
     Raises:
-        ValueError: if it is not.
+        ValueError: if it does not.
     """
-    if mask.shape != values.shape[:2]:
-        raise ValueError(f"audio_mask has shape {tuple(mask.shape)}, expected {tuple(values.shape[:2])}")
-    if not hasattr(tower, TOKEN_MASK):
-        raise ValueError(f"audio tower {tower.config.model_type!r} does not use a mask: leave audio_mask out")
+    if values.dim() != 2:
+        raise ValueError(f"audio tower {config.model_type!r} does not use a mask: leave audio_mask out")
+    if mask.shape != values.shape:
+        raise ValueError(f"audio_mask has shape {tuple(mask.shape)}, expected {tuple(values.shape)}")
 
 
-def token_mask_of(mask: torch.Tensor, outputs: ModelOutput, tower: PreTrainedModel) -> torch.Tensor:
-    """Boolean mask `(B, T)` of a tower's output tokens from the mask `(B, S)` of its input."""
-    tokens = outputs["last_hidden_state"].shape[1]
-    if tokens == mask.shape[1]:
-        return mask.bool()
-    token_mask: torch.Tensor = getattr(tower, TOKEN_MASK)(tokens, mask.long())
-    return token_mask.bool()
+def ignores_masked_padding(config: PreTrainedConfig) -> bool:
+    """Whether a tower of raw sound gives the same for a clip with masked padding as without it.
+
+    A norm over time (`feat_extract_norm="group"`, as in Wav2Vec2-base, or a batch norm) takes in the padding.
+    """
+    if config.model_type not in MASKED_BACKBONES:
+        return False
+    return config.feat_extract_norm != "group" and not getattr(config, "conv_pos_batch_norm", False)
 
 
 def pool_tokens(outputs: ModelOutput, without_pooler: bool, token_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -211,8 +214,10 @@ def mean_token(outputs: ModelOutput, token_mask: torch.Tensor | None = None) -> 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean of `(B, T, D)` over the T that a boolean mask `(B, T)` keeps: `(B, D)`, zeros where it keeps none."""
-    keep = mask.unsqueeze(-1).to(values.dtype)
-    return (values * keep).sum(1) / keep.sum(1).clamp(min=1.0)
+    keep = mask.unsqueeze(-1)
+    # At least float32: over many tokens sums overflow float16, and bfloat16 cannot count beyond 256.
+    total = (values * keep).sum(1, dtype=torch.promote_types(values.dtype, torch.float32))
+    return (total / keep.sum(1).clamp(min=1)).to(values.dtype)
 
 
 TowerFeatures = tuple[torch.Tensor, torch.Tensor]  # pooled feature and mean token
@@ -224,8 +229,11 @@ def tower_features(
     audio_mask: torch.Tensor | None = None,
     layer_shares: torch.Tensor | None = None,
     **kwargs: Any,
-) -> tuple[TowerFeatures, ModelOutput]:
+) -> tuple[TowerFeatures, ModelOutput | None]:
     """Pooled feature and mean token of every input, `(B, D)` each, and the tower's outputs.
+
+    In evaluation padding of raw sound changes nothing: towers that would take it in run over clips of one length at a
+    time, and their outputs, of different lengths, are not returned. In training they run over the padded batch.
 
     Args:
         tower: Backbone.
@@ -237,16 +245,40 @@ def tower_features(
     """
     if layer_shares is not None:
         kwargs["output_hidden_states"] = True
-    if audio_mask is not None:
+    mask_suffices = tower.training or ignores_masked_padding(tower.config)
+    if audio_mask is not None and not mask_suffices and not audio_mask.all():
+        return _features_by_length(tower, values, audio_mask, layer_shares, **kwargs), None
+    shorten = None if audio_mask is None else getattr(tower, TOKEN_MASK, None)
+    if shorten is not None:
         kwargs["attention_mask"] = audio_mask
     outputs = tower(values, **kwargs)
-    token_mask = None if audio_mask is None else token_mask_of(audio_mask, outputs, tower)
+    token_mask = None if shorten is None else shorten(outputs["last_hidden_state"].shape[1], audio_mask).bool()
     pooled = outputs
     if layer_shares is not None:
         hidden = torch.stack(outputs["hidden_states"], dim=-1)
         pooled = ModelOutput(last_hidden_state=hidden @ layer_shares.to(hidden.dtype))
     takes_cls = tower.config.model_type in CLS_BACKBONES + POOLERLESS_BACKBONES
     return (pool_tokens(pooled, takes_cls, token_mask), mean_token(pooled, token_mask)), outputs
+
+
+def _features_by_length(
+    tower: PreTrainedModel,
+    values: torch.Tensor,
+    audio_mask: torch.Tensor,
+    layer_shares: torch.Tensor | None,
+    **kwargs: Any,
+) -> TowerFeatures:
+    """[`tower_features`] of raw sound `(B, S)` cut to its mask, clips of one length at a time."""
+    lengths = audio_mask.sum(1)
+    places, parts = [], []
+    for length in lengths.unique().tolist():
+        rows = (lengths == length).nonzero()[:, 0]
+        sound = values[rows][audio_mask[rows].bool()].view(len(rows), length)
+        places.append(rows)
+        parts.append(tower_features(tower, sound, None, layer_shares, **kwargs)[0])
+    order = torch.cat(places).argsort()
+    pooled, tokens = (torch.cat(part)[order] for part in zip(*parts, strict=True))
+    return pooled, tokens
 
 
 class FramePooling(nn.Module):

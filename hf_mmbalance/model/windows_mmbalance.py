@@ -76,9 +76,10 @@ def windows(
     if not is_file(source):
         clip = decode(source, spec, **options)
         starts = _starts(clip.window[1], window_seconds, stride_seconds, longest)
-        # Frames without sound have no times: they are one input.
-        if clip.audio is None or len(starts) < 2:
+        if not clip.timed or len(starts) < 2:
             yield cut(clip, spec)
+        elif "video" in parts:  # only the frames of the whole clip have been decoded
+            yield from _windows_one_by_one(source, spec, starts, window_seconds, modalities, limits)
         else:
             yield from (cut(clip, spec, (start, start + window_seconds)) for start in starts)
         return
@@ -88,7 +89,7 @@ def windows(
         yield read(source, spec, **options)
         return
     limits.check_seconds(shown_name(source), seconds)
-    by_kind = _windows_of_file if spec.stored is None else _windows_as_stored
+    by_kind = _windows_of_file if spec.stored is None else _windows_one_by_one
     yield from by_kind(source, spec, starts, window_seconds, modalities, limits)
 
 
@@ -137,10 +138,10 @@ def _windows_of_file(
         group = max(WINDOW_BYTES // window_bytes, 1) if window_bytes else len(starts)
 
 
-def _windows_as_stored(
-    source: Source, spec: ReadingSpec, starts: list[float], length: float, modalities: tuple[str, ...], limits: Limits
+def _windows_one_by_one(
+    source: Any, spec: ReadingSpec, starts: list[float], length: float, modalities: tuple[str, ...], limits: Limits
 ) -> Iterator[Clip]:
-    """Windows of a file, each converted as a clip of the built data set was, with the frames of one clip."""
+    """Windows that are each read as a clip: converted as those of the built data set were, with as many frames."""
     spec = replace(spec, unit="clip", margin=0.0)
     for start in starts:
         try:
@@ -152,9 +153,10 @@ def _windows_as_stored(
             return
 
 
-def _warn_of_early_end(source: Source, seconds: float, declared: float) -> None:
+def _warn_of_early_end(source: Any, seconds: float, declared: float) -> None:
     """Some files end long before their declared duration."""
-    logger.warning(f"{shown_name(source)} ends before {seconds:g} s, its declared duration is {declared:g} s")
+    name = shown_name(source) if is_file(source) else "the clip"
+    logger.warning(f"{name} ends before {seconds:g} s, its declared duration is {declared:g} s")
 
 
 def _decode_spans(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import time
 from pathlib import Path
@@ -119,8 +118,6 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     results, table = conclude(trainer, clips, arguments)
     trainer.log(final_values(results["rows"]))
     if trainer.is_world_process_zero():
-        # Clips up to this long are served whole, as they were here.
-        processor.reading["longest_seconds"] = math.ceil(1000 * trainer.longest_seconds) / 1000
         processor.save_pretrained(str(training.output_dir))
         results |= {"provenance": origin, "resumed_with": kept.changes}
         write_outputs(Path(str(training.output_dir)), results, table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import shutil
 import signal
 from collections.abc import Mapping
@@ -357,6 +358,8 @@ class MMBalanceTrainer(Trainer):
                 parts.setdefault(name, []).append(values.float() if values.is_floating_point() else values)
         joined = {name: torch.cat(values).numpy() for name, values in parts.items()}
         self.longest_seconds = max(self.longest_seconds, float(joined.pop("clip_seconds").max()))
+        # Clips up to this long are served whole, as they are here.
+        self.processor.reading["longest_seconds"] = math.ceil(1000 * self.longest_seconds) / 1000
         # Accelerate repeats clips so that every process has as many: one row for each clip, in order.
         _, first = np.unique(joined.pop("clip_index"), return_index=True)
         return {name: values[first] for name, values in joined.items()}

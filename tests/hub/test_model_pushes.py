@@ -67,7 +67,8 @@ def test_only_the_model_is_pushed_and_only_its_own_old_shards_go(hub, run_client
         (folder / inside).write_text("x")
     others = ["models/tower.safetensors", "model_v0/model.safetensors", "notes.txt"]
     shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
-    old = [*others, *shards, "model.safetensors.index.json"]
+    results = ["results.json", "decisions.parquet", "diagnosis.html"]  # of the weights that are replaced
+    old = [*others, *shards, *results, "model.safetensors.index.json"]
     hub.server.seed("models", repo_id, dict.fromkeys(old, b"x"))
     run_client(PUSH, args=[str(folder), "m", "First"])
     files = set(stored(hub, repo_id)[1].files) - {".gitattributes"}

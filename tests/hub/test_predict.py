@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 import time
 from pathlib import Path
 
@@ -117,6 +119,15 @@ def test_one_bad_clip_costs_that_clip(folder, model, tmp_path, capsys):
     assert "bad.mp4" in rows[0]["error"] and not rows[0]["label"] and rows[1]["label"] in CLASSES
 
 
+def test_a_clip_whose_name_is_no_utf8(folder, model, tmp_path):
+    clip = shutil.copy(folder / "a.mp4", tmp_path / os.fsdecode(b"caf\xe9.mp4"))
+    places = ["--csv", str(tmp_path / "out.csv"), "--json", str(tmp_path / "out.json")]
+    assert main(["predict", str(clip), "--model", str(model), "--device", "cpu", *places]) == 0
+    (answer,) = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    (row,) = csv.DictReader((tmp_path / "out.csv").open(newline="", encoding="utf-8"))
+    assert answer["clip"] == str(clip) and row["clip"].endswith("caf\\udce9.mp4")
+
+
 def test_answers_so_far_are_kept_after_ctrl_c(folder, model, tmp_path, monkeypatch):
     from hf_mmbalance.hub import predict
 
@@ -172,8 +183,8 @@ def test_a_model_of_spans_given_a_whole_clip_says_so_once(folder, model, monkeyp
     said: list[str] = []
     monkeypatch.setattr(processing_mmbalance.logger, "warning_once", said.append)
     classify = load_classifier(str(model), device="cpu")
-    classify({"video": str(folder / "a.mp4"), "start": 0.1, "end": 0.4})
-    classify.processor(video=str(folder / "a.mp4"), start=0.1, end=0.4)
+    classify({"video": str(folder / "a.mp4"), "start": 0.1, "end": 0.25})
+    classify.processor(video=str(folder / "a.mp4"), start=0.1, end=0.25)
     assert not said
     classify(str(folder / "a.mp4"))
     assert "trained on spans of at most 0.40 s" in said[0] and "start= and end=" in said[0]

@@ -14,12 +14,17 @@ from transformers import (
     BertConfig,
     BertModel,
     ConvNextConfig,
+    Data2VecAudioConfig,
     Dinov2Config,
+    HubertConfig,
+    UniSpeechConfig,
+    UniSpeechSatConfig,
     ViTConfig,
     ViTImageProcessorPil,
     ViTModel,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
+    WavLMConfig,
 )
 
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
@@ -138,10 +143,28 @@ RAW = {
 }
 
 
-def test_padding_of_raw_sound_changes_nothing_under_its_mask():
+RAW_TOWERS = {
+    "wav2vec2": Wav2Vec2Config(**RAW),
+    "hubert": HubertConfig(**RAW),
+    "wavlm": WavLMConfig(**RAW),
+    "unispeech": UniSpeechConfig(**RAW),
+    "unispeech-sat": UniSpeechSatConfig(**RAW),
+    # A norm, or a convolution after a norm, over time: these run over clips of one length at a time.
+    "wav2vec2-base": Wav2Vec2Config(**{**RAW, "feat_extract_norm": "group", "do_stable_layer_norm": False}),
+    "hubert with batch norm": HubertConfig(**RAW, conv_pos_batch_norm=True),
+    "data2vec-audio": Data2VecAudioConfig(**{**RAW, "conv_pos_kernel_size": 3, "num_conv_pos_embeddings": 2}),
+}
+
+
+@pytest.mark.parametrize("tower", RAW_TOWERS)
+def test_padding_of_raw_sound_changes_nothing(tower):
     """A short clip gives the same decision by itself and padded in a batch with a longer and a silent one."""
-    model = compose(Wav2Vec2Config(**RAW), VIT, id2label=CLASSES).eval()
-    extractor = Wav2Vec2FeatureExtractor(return_attention_mask=True)
+    torch.manual_seed(0)
+    model = compose(RAW_TOWERS[tower], VIT, id2label=CLASSES).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    extractor = Wav2Vec2FeatureExtractor()
     processor = MMBalanceProcessor(extractor, ViTImageProcessorPil(size={"height": 16, "width": 16}))
     rng = np.random.default_rng(0)
     short, long = rng.normal(size=700).astype("float32"), rng.normal(size=1600).astype("float32")
@@ -156,6 +179,9 @@ def test_padding_of_raw_sound_changes_nothing_under_its_mask():
     assert (unmasked.modality_logits[0, 0] - alone.modality_logits[0, 0]).abs().max() > 1e-4
     silent = model(pixel_values=batch["pixel_values"][1:2])
     torch.testing.assert_close(together.logits[1:2], silent.logits, atol=1e-5, rtol=1e-5)
+    loss = model.train()(**batch, labels=torch.tensor([0, 1, 2])).loss  # one pass over the padded batch
+    loss.backward()
+    assert torch.isfinite(loss)
 
 
 def test_an_audio_mask_that_cannot_be_used_is_refused():

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
-from transformers import ASTConfig, ViTConfig, Wav2Vec2Config
+from transformers import ASTConfig, AutoConfig, ViTConfig, Wav2Vec2Config
 
 from hf_mmbalance import MMBalanceConfig
 
@@ -51,6 +51,24 @@ def test_round_trip(tmp_path):
         saved["model_type"] == "mmbalance"
         and saved["auto_map"]["AutoConfig"] == "configuration_mmbalance.MMBalanceConfig"
     )
+
+
+def test_fields_given_to_from_pretrained_are_checked_and_agree(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    names = {0: "a", 1: "b", 2: "c", 3: "d"}
+    numbers = {name: number for number, name in names.items()}
+    for given in ({"id2label": names}, {"label2id": numbers}, {"id2label": {str(k): v for k, v in names.items()}}):
+        for load in (MMBalanceConfig.from_pretrained, AutoConfig.from_pretrained):
+            config, unused = load(tmp_path, **given, return_unused_kwargs=True)
+            assert (config.id2label, config.label2id, unused) == (names, numbers, {})
+    config = MMBalanceConfig.from_pretrained(tmp_path, audio_config={"hidden_dropout_prob": 0.5})
+    assert config.audio_config.hidden_dropout_prob == 0.5 and config.audio_config.max_length == 24
+    for given, message in (
+        ({"frame_pooling": "max"}, "frame_pooling='max' is unknown"),
+        ({"id2label": {0: "a"}}, "name at least 2 classes"),
+    ):
+        with pytest.raises(StrictDataclassError, match=message):
+            MMBalanceConfig.from_pretrained(tmp_path, **given)
 
 
 def source(classes: list[list[int]]) -> dict:

@@ -228,6 +228,20 @@ def test_read_audio(tmp_path, suffix):
         read_audio(tmp_path / f"a{suffix}", limits=Limits(max_seconds=0.5))
 
 
+@pytest.mark.parametrize(
+    ("suffix", "subtype"),
+    [
+        *(("wav", subtype) for subtype in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW")),
+        *(("flac", "PCM_24"), ("aiff", "PCM_16"), ("ogg", "VORBIS"), ("mp3", "MPEG_LAYER_III")),
+    ],
+)
+def test_a_sound_file_gives_the_same_samples_as_a_column_and_as_a_clip(tmp_path, suffix, subtype):
+    path = tmp_path / f"a.{suffix}"
+    rng = np.random.default_rng(0)
+    soundfile.write(path, rng.uniform(-0.5, 0.5, (8000, 2)).astype(np.float32), 16_000, subtype=subtype)
+    np.testing.assert_array_equal(read_audio(path)[0], read_media(path, want_frames=False).audio)
+
+
 def test_read_audio_of_a_video_and_of_values_that_are_not_finite(tmp_path):
     wave, rate = read_audio(write_clip(tmp_path / "a.mp4"))
     assert rate == 16_000 and abs(len(wave) - 16_000) < 1500

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import TensorType
 
 from hf_mmbalance import MMBalanceProcessor
+from hf_mmbalance.model import processing_mmbalance
 from hf_mmbalance.model.inputs_mmbalance import (
     as_frames,
     as_sound,
@@ -155,6 +156,15 @@ def test_paths_and_bytes_know_their_rate(processor, tmp_path, suffix):
         torch.testing.assert_close(processor(audio=source)["input_values"], expected, atol=0.01, rtol=0)
 
 
+def test_sound_that_the_tower_does_not_take_is_warned_of(processor, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(processing_mmbalance.logger, "warning_once", said.append)
+    processor(audio=_tone(seconds=0.25), sampling_rate=RATE)  # of 0.24 s
+    assert not said
+    processor(audio=_tone(seconds=0.3), sampling_rate=RATE)
+    assert "sound beyond the first 0.24 s of a clip is left out" in said[0] and "in windows" in said[0]
+
+
 def test_a_batch_of_different_lengths_with_none(processor):
     waves = [_tone(seconds=0.1), None, _tone(seconds=0.2), _tone(seconds=3.0)]
     out = processor(audio=waves, frames=[None, _frames(), None, _frames()], sampling_rate=RATE)
@@ -177,6 +187,7 @@ def test_other_feature_extractors_take_raw_sound():
         audio=[_tone(seconds=0.1), None, _tone(seconds=0.2)], frames=[None, _frames(), None], sampling_rate=RATE
     )
     assert out["input_values"].shape == (3, 3200) and (out["input_values"][0, 1600:] == 0).all()
+    assert out["audio_mask"].sum(1).tolist() == [1600, 0, 3200] and "audio_mask" in processor.model_input_names
     fixed = {"padding": "max_length", "max_length": 4000, "truncation": True}
     assert processor(audio=_tone(), sampling_rate=RATE, audio_kwargs=fixed)["input_values"].shape == (1, 4000)
 
@@ -424,6 +435,13 @@ def test_inputs_of_other_processors_are_refused(processor, name):
 def test_other_tensor_types_are_refused(processor):
     with pytest.raises(ValueError, match="return_tensors='mlx' is not supported: choose 'pt' or 'np'"):
         processor(audio=_tone(), sampling_rate=RATE, return_tensors="mlx")
+
+
+@pytest.mark.parametrize("extractor", [ASTFeatureExtractor, Wav2Vec2FeatureExtractor])
+def test_options_that_no_feature_extractor_has_are_refused(extractor):
+    processor = MMBalanceProcessor(extractor(), ViTImageProcessorPil())
+    with pytest.raises(ValueError, match="audio_kwargs: unknown option 'max_lenght'; there are .*max_length"):
+        processor(audio=_tone(), sampling_rate=RATE, audio_kwargs={"max_lenght": 40})
 
 
 def test_two_names_of_frames_are_refused(processor):

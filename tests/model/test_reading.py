@@ -160,6 +160,38 @@ def test_a_span_of_frames_without_times_or_sound_is_refused():
     assert len(read({**clip, "frame_times": [0.0, 0.1, 0.2]}, ReadingSpec(frames=2)).parts["vision"]) == 2
 
 
+def test_frames_do_not_depend_on_whether_the_sound_is_asked_for(film):
+    """Sound says how long the clip is, and so which frames are taken."""
+    sound = read_media(film, want_frames=False)
+    every = {"audio": sound.audio, "sampling_rate": sound.sampling_rate, "frames": read(film, ALL).parts["vision"]}
+    stored = ReadingSpec(frames=7, frame_size=(12, 16), image_format="png")
+    for source, spec in (
+        ({**every, "start": 0.5, "end": 1.1}, SPEC),
+        ({**every, "frame_times": np.arange(50) * 0.03}, ReadingSpec(frames=4)),
+        (film, ReadingSpec(frames=2, stored=stored)),
+    ):
+        both, vision = read(source, spec).parts, read(source, spec, modalities=("vision",)).parts
+        np.testing.assert_array_equal(vision["vision"], both["vision"])
+        assert vision["audio"] is None and both["audio"] is not None
+    parts = windows(every, ReadingSpec(frames=2), window_seconds=0.5, modalities=("vision",))
+    for part, whole in zip(parts, windows(every, ReadingSpec(frames=2), window_seconds=0.5), strict=True):
+        np.testing.assert_array_equal(part.parts["vision"], whole.parts["vision"])
+
+
+def test_frames_in_place_of_those_of_a_video_without_sound(tmp_path):
+    silent = write_clip(tmp_path / "silent.mp4", seconds=0.4, tone=None)
+    clip = read({"video": silent, "frames": np.zeros((2, 4, 4, 3), np.uint8)}, ReadingSpec(frames=2))
+    assert clip.parts["audio"] is None and clip.parts["vision"].shape == (2, 4, 4, 3)
+
+
+def test_frames_without_times_or_sound_have_no_length():
+    frames = np.zeros((30, 4, 4, 3), np.uint8)
+    for times, timed, count in ((None, False, 1), (np.arange(30.0), True, 3)):
+        source = {"frames": frames, "frame_times": times}
+        assert decode(source, ReadingSpec(frames=2)).timed == timed
+        assert len(list(windows(source, ReadingSpec(frames=2), window_seconds=10.0))) == count
+
+
 # -- orientation ------------------------------------------------------------------------------------------------
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
@@ -267,6 +299,16 @@ def test_windows_and_spans_of_a_raw_file_are_converted_as_clips_of_the_built_dat
     monkeypatch.setattr(windows_mmbalance.logger, "warning", warnings.append)
     assert len(list(windows(film, spec, window_seconds=1.0))) == 2
     assert warnings == [f"{film} ends before 2 s, its declared duration is 60 s"]
+
+
+def test_every_window_of_sound_and_video_in_two_files_has_its_own_frames(film, tmp_path):
+    sound = read_media(film, want_frames=False)
+    soundfile.write(tmp_path / "sound.wav", sound.audio, sound.sampling_rate, subtype="FLOAT")
+    source, spec = {"video": film, "audio": tmp_path / "sound.wav"}, ReadingSpec(frames=2)
+    both = list(windows(source, spec, window_seconds=0.5))
+    for one, two in zip(windows(film, spec, window_seconds=0.5), both, strict=True):
+        np.testing.assert_array_equal(one.parts["vision"], two.parts["vision"])
+        np.testing.assert_array_equal(one.parts["audio"], two.parts["audio"])
 
 
 def test_windows_that_cannot_be_are_refused(film):

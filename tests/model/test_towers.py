@@ -138,6 +138,13 @@ def test_mean_token_over_tokens_positions_or_those_of_a_mask():
     assert masked_mean(hidden, torch.zeros(2, 5, dtype=torch.bool)).abs().max() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_mean_of_many_tokens_in_half_precision(dtype):
+    """The sum of 1,499 tokens of 60 is beyond float16, and bfloat16 has no 1499."""
+    hidden, mask = torch.full((1, 1500, 2), 60.0, dtype=dtype), torch.arange(1500)[None] < 1499
+    assert masked_mean(hidden, mask).tolist() == [[60.0, 60.0]]
+
+
 def _input(name: str) -> torch.Tensor:
     torch.manual_seed(2)
     if name == "wav2vec2":

@@ -10,7 +10,7 @@ import torch
 from transformers import EarlyStoppingCallback, TrainingArguments
 
 import hf_mmbalance
-from hf_mmbalance import MMBalanceForAudioVisualClassification
+from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.fusion_mmbalance import FUSION_HEADS
 from hf_mmbalance.training.trainer import MMBalanceTrainer
@@ -103,6 +103,14 @@ def test_rows_come_in_the_order_of_the_clips_whatever_the_batch(tmp_path):
     for table in tables[1:]:
         assert table.ids == clips.ids and table.labels.tolist() == clips.labels
         np.testing.assert_allclose(table.logits, tables[0].logits, atol=1e-5)
+
+
+def test_a_saved_processor_knows_the_longest_clip_that_was_evaluated(tmp_path):
+    """Also that of a checkpoint: longer clips only are served in windows."""
+    trainer = tiny_trainer(tmp_path)
+    trainer.evaluate()
+    trainer.save_model(str(tmp_path / "model"))
+    assert MMBalanceProcessor.from_pretrained(tmp_path / "model").spec.longest_seconds == 0.16
 
 
 def test_the_towers_learn_nothing_from_calibration_clips(tmp_path):

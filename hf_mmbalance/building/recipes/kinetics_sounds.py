@@ -49,8 +49,8 @@ clips = load_dataset("path/of/this/folder")
 JSON_SPLITS = {"training": "train", "validation": "validation", "testing": "test"}
 FEATURES: dict[str, dict[str, Any]] = {
     "youtube_id": value("string"),
-    "start": value("float64"),
-    "end": value("float64"),
+    "time_start": value("float64"),
+    "time_end": value("float64"),
 }
 
 
@@ -285,7 +285,8 @@ def _clip(
 
 
 def _columns(entry: Annotation) -> dict[str, Any]:
-    return {"youtube_id": entry.youtube_id, "start": float(entry.start), "end": float(entry.end)}
+    # Not `start` and `end`: to the pipeline those of a row are a span of its clip, and these are of the whole video.
+    return {"youtube_id": entry.youtube_id, "time_start": float(entry.start), "time_end": float(entry.end)}
 
 
 def _choose(entry: Annotation, files: list[tuple[Path, int | None, int | None]]) -> tuple[Path | None, bool]:

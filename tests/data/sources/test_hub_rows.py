@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, Video
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, Video
 
 from hf_mmbalance.data import DataError, HubOptions, load_clips
 from hf_mmbalance.data.sources.hub import clips_of
@@ -82,6 +83,14 @@ def test_several_labels_per_clip_are_refused(clip: bytes) -> None:
     rows = made(clip, List(Value("string")), label=[["a"], ["a", "b"]])
     with pytest.raises(DataError, match="'label' does not hold one label per clip .*name another as label_column="):
         clips_of(rows, HubOptions(**WHOLE))
+
+
+def test_pictures_without_times_or_sound_have_no_length() -> None:
+    """Counted as seconds, they would have long clips of other data read whole in use."""
+    pictures = [[np.zeros((16, 16, 3), np.uint8)] * 30] * 2
+    features = Features({"label": ClassLabel(names=["a", "b"]), "frames": List(Image())})
+    clips = clips_of(Dataset.from_dict({"label": [0, 1], "frames": pictures}, features=features), HubOptions(**WHOLE))
+    assert [clip["seconds"] for clip in clips["train"]] == [0.0, 0.0]
 
 
 def test_half_a_window_is_refused(clip: bytes) -> None:
