@@ -6,9 +6,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from hf_mmbalance.building.plan import EncodeOptions
+from hf_mmbalance.building.recipes.grid import plan_grid
 from hf_mmbalance.building.report import read_report
 from hf_mmbalance.building.validate import validate
-from hf_mmbalance.data import load_clips
+from hf_mmbalance.data import GridOptions, load_clips
+from hf_mmbalance.data.sources.grid import assign_splits, scan_grid
 
 from .test_crema_d import load_script
 
@@ -35,6 +38,21 @@ def test_columns_and_splits(some, tmp_path):
     row = rows["bbaf2n"]
     assert row["sentence"] == "bin blue at f two now" and row["digit"] == 2 and row["speaker"] == "s1"
     assert (row["digit_start"], row["digit_end"]) == (1.64, 1.89) and row["letter"] == 5
+
+
+def test_of_many_speakers_the_calibration_clips_are_those_of_whole_speakers(tmp_path):
+    """As from the raw clips: calibration clips taken from the train part of a build would share their speakers."""
+    for speaker in range(6):
+        (tmp_path / f"s{speaker}").mkdir()
+        for name in ("bbaf1n", "bbaf2n", "bgaf1n", "bgaf2n"):
+            (tmp_path / f"s{speaker}" / f"{name}.mpg").touch()
+    plan = plan_grid(tmp_path, EncodeOptions())
+    clips = scan_grid(tmp_path)
+    raw, _ = assign_splits(clips, GridOptions())
+    assert {clip.id: clip.cell for clip in plan.clips} == dict(zip((clip.id for clip in clips), raw, strict=True))
+    assert set(plan.configs["default"]) == {"train", "calibration", "validation", "test"}
+    few = plan_grid(tmp_path, EncodeOptions(), speakers=["s1", "s2"])
+    assert set(few.configs["default"]) == {"train", "validation", "test"}
 
 
 @pytest.mark.parametrize("noise", ["babble", "none"])
