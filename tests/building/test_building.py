@@ -131,8 +131,10 @@ def test_parts_are_merged_when_all_are_there(media, built, tmp_path):
         build(plan, tmp_path / f"part{i}", part=(i, 3))
     parts = [tmp_path / f"part{i}" for i in range(3)]
     with pytest.raises(BuildError, match="not built yet"):
-        finish(join_parts(parts[:2], tmp_path / "short"), tmp_path / "short", {}, CARD)
-    whole = join_parts(parts, tmp_path / "whole")
+        join_parts(parts[:2], tmp_path / "whole")
+    assert not (tmp_path / "whole").exists(), "the same command would be refused once all parts are there"
+    join_parts(parts, tmp_path / "whole")
+    whole = join_parts(parts, tmp_path / "whole")  # again, as after a merge that was killed
     finish(whole, tmp_path / "whole", {}, CARD)
     assert shard_hashes(tmp_path / "whole") == shard_hashes(built)
     assert validate(tmp_path / "whole") == []
@@ -161,6 +163,9 @@ def test_a_merge_may_accept_more_losses_than_its_parts(media, tmp_path, capsys):
     assert (
         "25.0% of the clips could not be built, more than --max_lost 0.1: 18 ok, 6 missing" in capsys.readouterr().err
     )
+    assert tool.main(["validate", str(tmp_path / "whole")]) == 2
+    assert "no build_report.json (the build is not finished)" in capsys.readouterr().err
+    assert tool.main([*merge, "--max_lost", "0.3"]) == 0
     assert tool.main(["merge", "--out", str(tmp_path / "whole"), "--max_lost", "0.3"]) == 0
     assert validate(tmp_path / "whole") == []
 
@@ -191,6 +196,32 @@ def test_damage_after_the_build_is_found(media, built, tmp_path):
     assert any(victim.name in problem for problem in validate(folder))
     with pytest.raises(BuildError, match="no build_report.json"):
         validate(tmp_path)
+
+
+def test_a_readme_that_does_not_say_the_splits_is_found(built, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(built, tmp_path / "copy")
+    text = (built / "README.md").read_text()
+    (folder / "README.md").write_text(text.replace("split: test", "split: validation"))
+    assert validate(folder) == [
+        "default/test: 0 clips, the report says 6",
+        "default/validation: in the head of README.md, but not in the report",
+    ]
+    for content in ("# No head", "---\nlicense: mit\n---\n", "---\nconfigs: [a]\n---\n"):
+        (folder / "README.md").write_text(content)
+        (problem,) = validate(folder)
+        assert problem.startswith("README.md: its head does not say which files are which split")
+    (folder / "build_report.json").write_text("{")
+    with pytest.raises(BuildError, match="build_report.json: not JSON"):
+        validate(folder)
+
+
+def test_an_error_of_the_sound_names_the_sound(media, tmp_path):
+    clip = make_plan(media).clips[0]
+    (tmp_path / "voice.wav").write_bytes(b"no sound" * 9)
+    with pytest.raises(MediaError, match=r"voice\.wav: not a media file"):
+        encode_clip(replace(clip, sound=str(tmp_path / "voice.wav")), "label", EncodeOptions(frames=2))
 
 
 def test_shared_groups_are_found(media, tmp_path):

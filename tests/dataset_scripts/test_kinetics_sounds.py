@@ -195,6 +195,27 @@ def test_kinetics_own_tables_and_other_class_lists(clip, tmp_path):
         plan_kinetics_sounds(root, EncodeOptions(), annotations=[table], classes=["singing"])
 
 
+def test_a_file_of_other_times_is_named(small, clip, tmp_path):
+    (tmp_path / "k400").mkdir()
+    os.link(clip, tmp_path / "k400" / f"{youtube_id(0)}_000090_000100.mp4")
+    plan = plan_kinetics_sounds(tmp_path / "k400", EncodeOptions(), annotations=[small], classes=CLASSES[:5:4])
+    problems = {planned.id: planned.problem for planned in plan.clips}
+    assert f"(but {youtube_id(0)}_000090_000100.mp4, of other times)" in problems[f"{youtube_id(0)}_000000_000010"][1]
+    assert "other times" not in problems[f"{youtube_id(1)}_000001_000011"][1]
+
+
+def test_two_way_lists_that_share_a_clip_are_refused(small, clip, tmp_path):
+    (tmp_path / "k400").mkdir()
+    os.link(clip, tmp_path / "k400" / f"{youtube_id(0)}.mp4")
+    for name, numbers in (("train", (0, 1, 2)), ("test", (2, 3))):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{youtube_id(i)}_{i},8,0\n" for i in numbers))
+    lists = (tmp_path / "train.txt", tmp_path / "test.txt")
+    with pytest.raises(DataError, match=rf"test.txt: 1 clips are listed twice, e.g. {youtube_id(2)}_000002"):
+        plan_kinetics_sounds(
+            tmp_path / "k400", EncodeOptions(), annotations=[small], classes=CLASSES[:5:4], two_way=lists
+        )
+
+
 def test_bad_lists_and_sources(small, tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         find_media(tmp_path / "gone")
@@ -217,6 +238,8 @@ def test_bad_lists_and_sources(small, tmp_path):
     assert not (tmp_path / "list").exists(), "the next attempt would be refused: the folder is not empty"
     with pytest.raises(DataError, match="names singing twice"):
         write_annotations([small], ["singing", "Singing"], tmp_path / "list")
+    with pytest.raises(DataError, match="the annotations have no clip of sinking; check the class list's spelling"):
+        write_annotations([small], ["blowing nose", "sinking"], tmp_path / "list")
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(DataError, match="no 'database'"):
         read_annotations([tmp_path / "bad.json"])
