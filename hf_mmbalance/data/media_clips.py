@@ -61,6 +61,14 @@ def decode_record(
         raise MediaError("undecodable", f"clip {record.id!r}: {error}") from None
 
 
+def silent_seconds(clip: DecodedClip) -> float:
+    """Length of a clip by the times of its frames; 0 where it has no frames, or they have no times."""
+    times = clip.frame_times
+    # Frames without times are decoded as one per second, which is nobody's length.
+    made_up = times is None or np.array_equal(times, np.arange(len(times)))
+    return 0.0 if made_up else clip.window[1] - clip.window[0]
+
+
 class MediaClips(ClipDataset):
     """The clips of one split, decoded from media.
 
@@ -122,11 +130,7 @@ class MediaClips(ClipDataset):
 
     def silent_seconds(self, place: int) -> float:
         if place not in self._silent_seconds:
-            clip = self.decoded(place)
-            times = clip.frame_times
-            # Frames without times are decoded as one per second, which is nobody's length.
-            made_up = times is None or np.array_equal(times, np.arange(len(times)) + 0.5)
-            self._silent_seconds[place] = 0.0 if made_up else clip.window[1] - clip.window[0]
+            self._silent_seconds[place] = silent_seconds(self.decoded(place))
         return self._silent_seconds[place]
 
     def _voices(self, place: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -148,7 +152,7 @@ class MediaClips(ClipDataset):
 
         if self.options.cache_dir is None:
             return make()
-        key = (record.source, record.window, self.spec, self.around, self.options.noise == "babble")
+        key = (record.window, self.spec, self.around, self.options.noise == "babble", self.options.limits)
         return cache.load_or_make(Path(self.options.cache_dir), record.source, key, make)
 
 

@@ -103,6 +103,12 @@ def test_batches_are_distributed_over_nodes(built):
     test = load(built, split="test", streaming=True, shuffle=False, batch_size=7, **SMALL)
     seen = [clip["id"] for rank in range(3) for batch in test.split_by_node(rank, 3) for clip in batch]
     assert len(seen) == len(set(seen)) == 30
+    few = load(built, streaming=True, batch_size=100, **SMALL)
+    assert [len(few.split_by_node(rank, 5)) for rank in range(5)] == [1] * 5  # two batches
+    part = stream.split_by_node(1, 4)
+    before = part._batches()
+    stream.set_epoch(7)
+    assert part._batches() != before
     with pytest.raises(DataError, match="rank"):
         stream.split_by_node(3, 3)
 
@@ -155,6 +161,10 @@ def test_what_cannot_be_streamed(built, tmp_path):
         load(built, streaming=True, noise="babble", **SMALL)
     with pytest.raises(DataError, match="a stream gives labelled clips only"):
         load(built, streaming=True, unlabelled="keep", **SMALL)
+    with pytest.raises(DataError, match="cannot leave clips out"):
+        load(built, streaming=True, on_error="skip", **SMALL)
+    with pytest.raises(DataError, match="a stream has the splits of its files: leave out validation_fraction"):
+        load(built, streaming=True, validation_fraction=0.2, **SMALL)  # train would hold the validation clips
     with pytest.raises(DataError, match="has no split 'validation'"):
         load(built, split="validation", streaming=True, **SMALL)
     with pytest.raises(DataError, match="has no split"):
