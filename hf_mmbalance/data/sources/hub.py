@@ -104,6 +104,12 @@ def open_builder(name: str, options: HubOptions) -> Any:
 
     with _loading(name):
         builder = load_dataset_builder(name, options.config, revision=options.revision)
+        files = {split: list(part) for split, part in (builder.config.data_files or {}).items()}
+        every = [file for part in files.values() for file in part]
+        if Path(name).is_dir() and every and all(f.endswith(".parquet") and not set("*?[") & set(f) for f in every):
+            # Else the cache of `datasets` goes by README.md and the folder's last name, whatever the files hold now.
+            features = builder.info.features
+            builder = load_dataset_builder(name, options.config, data_files=files, features=features)
     if isinstance(builder, Cache) and options.revision not in (None, builder.hash):
         # What `datasets` falls back to is the newest copy in the cache, whichever revision was asked for.
         raise DataError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, Video
 
@@ -48,6 +49,23 @@ def test_a_cache_folder_knows_which_column_was_read_and_within_which_limits(tmp_
     assert grey[0] < 60 and grey[1] > 180
     with pytest.raises(DataError, match="(?s)2 clips cannot be used.*over max_seconds=0.1"):
         clips_of(rows, HubOptions(**options, video_column="dark", max_seconds=0.1))
+
+
+def test_a_folder_whose_files_were_replaced_is_read_anew(clip: bytes, tmp_path: Path) -> None:
+    """`datasets` would give the rows that it has in its cache for this README."""
+    parts = ", ".join(
+        f"{{config_name: {name}, data_files: [{{split: train, path: {name}.parquet}}]}}" for name in "ab"
+    )
+    types = "[{name: label, dtype: {class_label: {names: {'0': cat, '1': dog}}}}, {name: clip, dtype: video}]"
+    infos = ", ".join(f"{{config_name: {name}, features: {types}}}" for name in "ab")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "README.md").write_text(f"---\nconfigs: [{parts}]\ndataset_info: [{infos}]\n---\n")
+    for labels in ([0, 1], [1, 0]):
+        for name, count in (("a", 2), ("b", 1)):
+            rows = made(clip, "int64", label=labels * count)
+            pq.write_table(rows.data.table.replace_schema_metadata(), tmp_path / "set" / f"{name}.parquet")
+            clips = load_clips(str(tmp_path / "set"), config=name, **WHOLE)
+            assert clips.classes == ["cat", "dog"] and clips["train"].labels == labels * count
 
 
 def test_a_number_that_is_another_class_in_another_split_is_refused(clip: bytes) -> None:
