@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_mmbalance import console
-from hf_mmbalance.building.engine import RESUME, STATE, BuildError, build
+from hf_mmbalance.building.engine import RESUME, STATE, BuildError, build, is_done
 from hf_mmbalance.building.plan import BuildPlan, EncodeOptions
 from hf_mmbalance.building.report import counts_of, finish, read_report
 from hf_mmbalance.building.sheet import contact_sheet
@@ -158,38 +158,59 @@ def join_parts(parts: list[Path], out: Path) -> BuildPlan:
         The plan that all parts follow.
 
     Raises:
-        BuildError: a part follows another plan, or two parts hold the same shard.
+        BuildError: a part follows another plan, a shard is in two parts or in none, or `out` holds something else;
+            nothing is written then.
     """
     folders = parts or [out]
-    plans = []
-    for folder in folders:
-        mark = folder / STATE / "plan.json"
-        if not mark.exists():
-            raise BuildError(f"{folder} holds no part of a build")
-        plans.append(json.loads(mark.read_text(encoding="utf-8")))
+    plans = [_saved_plan(folder) for folder in folders]
     for folder, content in zip(folders, plans, strict=True):
+        if not content:
+            raise BuildError(f"{folder} holds no part of a build")
         if content["fingerprint"] != plans[0]["fingerprint"]:
             raise BuildError(f"{folder} follows another plan than {folders[0]} (other clips, files or options)")
+    plan = BuildPlan.from_json(plans[0]["plan"])
     if parts:
-        _combine(parts, out)
-    return BuildPlan.from_json(plans[0]["plan"])
+        places = _places_of_shards(plan, parts)
+        if out.exists() and any(out.iterdir()) and _saved_plan(out).get("fingerprint") != plans[0]["fingerprint"]:
+            raise BuildError(f"{out} is not empty; give a new folder for the complete build")
+        _combine(places, out)
+    return plan
 
 
-def _combine(parts: list[Path], out: Path) -> None:
-    if out.exists() and any(out.iterdir()):
-        raise BuildError(f"{out} is not empty; give a new folder for the complete build")
+def _saved_plan(folder: Path) -> dict[str, Any]:
+    mark = folder / STATE / "plan.json"
+    return json.loads(mark.read_text(encoding="utf-8")) if mark.exists() else {}
+
+
+def _places_of_shards(plan: BuildPlan, parts: list[Path]) -> dict[str, Path]:
+    """Shard -> the part that holds it."""
+    places: dict[str, Path] = {}
+    names = [shard.name for shard in plan.shards()]
+    for part in parts:
+        for name in names:
+            if is_done(part, name):
+                if name in places:
+                    raise BuildError(f"shard {name} is in two parts; build each part with its own --shard I/N")
+                places[name] = part
+    missing = [name for name in names if name not in places]
+    if missing:
+        text = f"{len(missing)} of {len(names)} shards are not built yet, e.g. {missing[0]}"
+        raise BuildError(f"{text}; build all parts (--shard I/N), then name them all")
+    return places
+
+
+def _combine(places: dict[str, Path], out: Path) -> None:
     for folder in (out / STATE / "drafts", out / STATE / "shards", out / "data"):
         folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(parts[0] / STATE / "plan.json", out / STATE / "plan.json")
-    for part in parts:
-        for record in sorted((part / STATE / "shards").glob("*.json")):
-            name = record.stem
-            if (out / STATE / "shards" / record.name).exists():
-                raise BuildError(f"shard {name} is in two parts; build each part with its own --shard I/N")
-            data = part / "data" / f"{name}.parquet"
-            if data.exists():
-                try:
-                    os.link(data, out / "data" / data.name)
-                except OSError:  # another disk
-                    shutil.copy(data, out / "data" / data.name)
-            shutil.copy(record, out / STATE / "shards" / record.name)
+    for name, part in places.items():
+        if part.resolve() == out.resolve():
+            continue
+        shutil.copy(part / STATE / "plan.json", out / STATE / "plan.json")
+        data = part / "data" / f"{name}.parquet"
+        if data.exists():
+            (out / "data" / data.name).unlink(missing_ok=True)
+            try:
+                os.link(data, out / "data" / data.name)
+            except OSError:  # another disk
+                shutil.copy(data, out / "data" / data.name)
+        shutil.copy(part / STATE / "shards" / f"{name}.json", out / STATE / "shards" / f"{name}.json")

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import pyarrow as pa
 import soundfile
 
 from hf_mmbalance.building.plan import BuildPlan, EncodeOptions, PlannedClip
-from hf_mmbalance.model.media_mmbalance import Limits, MediaError, declared_duration
+from hf_mmbalance.model.media_mmbalance import Limits, MediaError, declared_duration, read_audio
 from hf_mmbalance.model.reading_mmbalance import Clip, read, stored_frames, stored_times
 
 
@@ -149,16 +151,25 @@ def _read_clip(clip: PlannedClip, options: EncodeOptions) -> Clip:
     assert clip.source is not None  # a clip without a file has a problem
     media: dict[str, Any] = {"video": _checked(clip.source, clip.size, clip.sha256)}
     if clip.sound is not None:
-        media["audio"] = _checked(clip.sound, None, clip.sound_sha256)
+        content = _checked(clip.sound, None, clip.sound_sha256)
+        with _named(clip.sound):  # decoded apart from the video, so that an error names the file at fault
+            media["audio"], media["sampling_rate"] = read_audio(content, limits=limits)
     span = clip.window
-    try:
+    with _named(clip.source):
         if span is not None and clip.window_if_longer:
             seconds = declared_duration(media["video"])
             if seconds is not None and seconds < min(span[1], MUCH_LONGER * (span[1] - span[0])):
                 span = None
         return read(media, options.reading(), span, limits=limits)
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Errors of a file that is read from memory name it."""
+    try:
+        yield
     except MediaError as error:
-        raise MediaError(error.reason, str(error).replace("<bytes>", str(clip.source))) from None
+        raise MediaError(error.reason, str(error).replace("<bytes>", path)) from None
 
 
 def _check_parts(clip: PlannedClip, made: Clip, options: EncodeOptions) -> None:

@@ -44,7 +44,6 @@ def finish(plan: BuildPlan, out: Path, run: dict[str, Any], card: str) -> dict[s
     clips = {entry["id"]: entry for record in records for entry in record["clips"]}
     report = _report(plan, records, clips, run)
     _write_manifest(plan, out, clips)
-    write_json(out / REPORT, report)
     lost = 1 - report["clips"]["built"] / report["clips"]["planned"]
     if lost > plan.max_lost:
         text = f"{lost:.1%} of the clips could not be built, more than --max_lost {plan.max_lost:g}"
@@ -52,6 +51,7 @@ def finish(plan: BuildPlan, out: Path, run: dict[str, Any], card: str) -> dict[s
     if not report["clips"]["built"]:
         raise BuildError(f"none of the clips could be built: {counts_of(report)}; see {out / MANIFEST}")
     (out / "README.md").write_text(fill_card(card, plan, report, configs_of(plan, report)), encoding="utf-8")
+    write_json(out / REPORT, report)  # the last file: with it the build is finished
     return report
 
 
@@ -174,7 +174,10 @@ def read_report(folder: Path) -> dict[str, Any]:
     if not path.exists():
         state = " (the build is not finished)" if (folder / STATE).exists() else ""
         raise BuildError(f"{folder}: no {REPORT}{state}; build the data set first")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BuildError(f"{path}: not JSON ({error}); build the data set again") from None
 
 
 def shard_is_intact(folder: Path, shard: dict[str, Any]) -> bool:

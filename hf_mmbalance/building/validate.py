@@ -81,21 +81,24 @@ def _check_media(row: dict[str, Any], rate: int) -> list[str]:
 
 
 def _check_configs(folder: Path, report: dict[str, Any], rows: dict[str, list[dict[str, Any]]]) -> list[str]:
-    head = (folder / "README.md").read_text(encoding="utf-8").split("---\n")[1]
+    try:
+        configs = yaml.safe_load((folder / "README.md").read_text(encoding="utf-8").split("---\n")[1])["configs"]
+        named = {(c["config_name"], part["split"]): part["path"] for c in configs for part in c["data_files"]}
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+        return [f"README.md: its head does not say which files are which split ({type(error).__name__}: {error})"]
     problems = []
-    for config in yaml.safe_load(head)["configs"]:
-        name = config["config_name"]
+    for name, splits in report["splits"].items():
         groups: dict[str, set[str]] = {}
-        for part in config["data_files"]:
-            files = sorted(path for pattern in part["path"] for path in rows if Path(path).match(pattern))
+        for split, counts in splits.items():
+            patterns = named.pop((name, split), [])
+            files = {path for path in rows if any(Path(path).match(pattern) for pattern in patterns)}
             held = [row for path in files for row in rows[path]]
-            counts = report["splits"][name][part["split"]]
             if len(held) != counts["built"]:
-                problems.append(f"{name}/{part['split']}: {len(held)} clips, the report says {counts['built']}")
-            groups[part["split"]] = {row["group"] for row in held}
+                problems.append(f"{name}/{split}: {len(held)} clips, the report says {counts['built']}")
+            groups[split] = {row["group"] for row in held}
         if name not in report["shared_groups_allowed"]:
             for first, second in ((a, b) for a in groups for b in groups if a < b):
                 shared = groups[first] & groups[second]
                 if shared:
                     problems.append(f"{name}: {len(shared)} groups are in both {first} and {second}")
-    return problems
+    return problems + [f"{name}/{split}: in the head of README.md, but not in the report" for name, split in named]

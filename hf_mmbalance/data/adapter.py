@@ -156,13 +156,20 @@ def _mapping(path: Path, what: str, value: Any) -> dict[str, Any]:
         raise DataError(f"{path}: {what} must hold `name: value` lines, got {value!r}")
     if what == "the file":
         return dict(value)
-    for key, text in value.items():
-        if isinstance(text, (Mapping, list)) or text is None:
-            raise DataError(f"{path}: {what}: the value of {key!r} must be text, got {text!r}")
-    return {str(key): str(text) for key, text in value.items()}
+    return {
+        _text(path, f"{what}: the name", key): _text(path, f"{what}: the value of {key!r}", text)
+        for key, text in value.items()
+    }
 
 
 def _texts(path: Path, what: str, value: Any) -> list[str]:
     if not isinstance(value, list):
         raise DataError(f"{path}: {what} must be a list, got {value!r}")
-    return [str(item) for item in value]
+    return [_text(path, f"{what}: an entry", item) for item in value]
+
+
+def _text(path: Path, what: str, value: Any) -> str:
+    if isinstance(value, (Mapping, list, bool)) or value is None:
+        hint = " (yes, no, on and off must be in quotes)" if isinstance(value, bool) else ""
+        raise DataError(f"{path}: {what} must be text, got {value!r}{hint}")
+    return str(value)

@@ -50,17 +50,20 @@ def _save(path: Path, clip: DecodedClip) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     present = {name: part for name in PARTS if (part := getattr(clip, name)) is not None}
     temporary = path.with_suffix(f".{os.getpid()}-{id(clip)}.tmp.npz")
-    np.savez(
-        temporary,
-        audio_start=clip.audio_start,
-        window=clip.window,
-        frame_span=clip.frame_span,
-        exact=clip.exact,
-        notes=np.array(clip.notes, dtype=str),
-        timed=clip.timed,
-        **present,
-    )
-    os.replace(temporary, path)  # an interrupted run leaves no partial file under the final name
+    try:
+        np.savez(
+            temporary,
+            audio_start=clip.audio_start,
+            window=clip.window,
+            frame_span=clip.frame_span,
+            exact=clip.exact,
+            notes=np.array(clip.notes, dtype=str),
+            timed=clip.timed,
+            **present,
+        )
+        os.replace(temporary, path)  # an interrupted run leaves no partial file under the final name
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _load(path: Path) -> DecodedClip:

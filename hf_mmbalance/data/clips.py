@@ -126,6 +126,9 @@ class ClipsOfEpoch(ClipDataset):
     def media(self, place: int, epoch: int | None) -> tuple[np.ndarray | None, np.ndarray | None]:
         return self.dataset.media(place, self.epoch)
 
+    def silent_seconds(self, place: int) -> float:
+        return self.dataset.silent_seconds(place)
+
 
 class DrawnClips(ClipDataset):
     """Versions (draws) of every clip of another data set; the rows of a clip follow each other.
@@ -150,6 +153,9 @@ class DrawnClips(ClipDataset):
             dataset.classes,
             sampling_rate=dataset.sampling_rate,
         )
+
+    def silent_seconds(self, place: int) -> float:
+        return self.dataset.silent_seconds(place // (len(self) // len(self.dataset)))
 
 
 @dataclass

@@ -61,6 +61,11 @@ def decode_record(
         raise MediaError("undecodable", f"clip {record.id!r}: {error}") from None
 
 
+def silent_seconds(clip: DecodedClip) -> float:
+    """Length of a clip by the times of its frames; 0 where it has no frames, or they have no times."""
+    return clip.window[1] - clip.window[0] if clip.timed and clip.frames is not None else 0.0
+
+
 class MediaClips(ClipDataset):
     """The clips of one split, decoded from media.
 
@@ -122,8 +127,7 @@ class MediaClips(ClipDataset):
 
     def silent_seconds(self, place: int) -> float:
         if place not in self._silent_seconds:
-            clip = self.decoded(place)
-            self._silent_seconds[place] = clip.window[1] - clip.window[0] if clip.timed else 0.0
+            self._silent_seconds[place] = silent_seconds(self.decoded(place))
         return self._silent_seconds[place]
 
     def _voices(self, place: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -145,7 +149,7 @@ class MediaClips(ClipDataset):
 
         if self.options.cache_dir is None:
             return make()
-        key = (record.source, record.window, self.spec, self.around, self.options.noise == "babble")
+        key = (record.window, self.spec, self.around, self.options.noise == "babble", self.options.limits)
         return cache.load_or_make(Path(self.options.cache_dir), record.source, key, make)
 
 

@@ -19,7 +19,7 @@ def option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
-def check_at_least(options: Any, least: int, *names: str) -> None:
+def check_at_least(options: Any, least: float, *names: str) -> None:
     """Refuse options that are no numbers of at least `least`.
 
     Raises:
@@ -87,8 +87,15 @@ class MediaOptions:
                 raise DataError(f"snr_db and train_snr_db must be finite numbers of dB, got {ratio}")
         if self.train_snr_db is not None and self.train_snr_db[0] > self.train_snr_db[1]:
             raise DataError(f"train_snr_db needs the lower ratio first, got {self.train_snr_db}")
+        fixed = [self.snr_db, self.snr_db]
+        if self.noise != "none" and not self.redraw_noise and list(self.train_snr_db or fixed) != fixed:
+            raise DataError(
+                "train_snr_db is drawn again with the noise of every epoch: with redraw_noise=false give"
+                f" train_snr_db={self.snr_db:g} {self.snr_db:g}, the ratio of all other clips, or leave it out"
+            )
         check_at_least(self, 1, "frames", "sampling_rate")
-        check_at_least(self, 0, "margin", "shift", "crop_jitter", "brightness", "cache_gib", "workers", "max_seconds")
+        check_at_least(self, 0, "margin", "shift", "crop_jitter", "brightness", "cache_gib", "workers")
+        check_at_least(self, 1e-3, "max_seconds")
 
     def reading(self, spans: bool = False, stored: ReadingSpec | None = None) -> ReadingSpec:
         """How these options read a clip: what training uses, and what is saved with the processor.

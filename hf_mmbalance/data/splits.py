@@ -70,21 +70,21 @@ def _by_clip(ids: Sequence[str], labels: np.ndarray, fraction: float, seed: int,
 def _by_group(
     names: np.ndarray, group_of: np.ndarray, labels: np.ndarray, fraction: float, seed: int, name: str, at_least: int
 ) -> tuple[np.ndarray, str]:
-    counts = np.zeros((len(names), labels.max() + 1))
-    np.add.at(counts, (group_of, labels), 1)
-    counts = counts[:, counts.sum(0) > 0]
-    target, have = fraction * counts.sum(0), np.zeros(counts.shape[1])
     order = np.argsort([rng_for(seed, name, "group", group).random() for group in names], kind="stable")
-    free = list(order)
-    chosen: list[int] = []
-    while len(free) > 1:
-        distances = np.abs(have + counts[free] - target).sum(1)
-        best = int(np.argmin(distances))
-        if len(chosen) >= at_least and distances[best] >= np.abs(have - target).sum():
+    place = np.argsort(order)[group_of]  # groups numbered in the seeded order, in which the first of equals is taken
+    (group, label), count = np.unique(np.stack([place, labels]), axis=1, return_counts=True)
+    target, have = fraction * np.bincount(labels), np.zeros(labels.max() + 1)
+    free = np.ones(len(names), dtype=bool)
+    while free.sum() > 1:
+        nearer = np.abs(have[label] - target[label]) - np.abs(have[label] + count - target[label])
+        # Rounded, so that equals are equal on every machine.
+        gain = np.where(free, np.bincount(group, nearer).round(6), -np.inf)
+        best = int(gain.argmax())
+        if (~free).sum() >= at_least and gain[best] <= 0:
             break
-        have = have + counts[free[best]]
-        chosen.append(free.pop(best))
-    return np.isin(group_of, chosen), f"whole groups ({len(chosen)} of {len(names)})"
+        have[label[group == best]] += count[group == best]
+        free[best] = False
+    return ~free[place], f"whole groups ({(~free).sum()} of {len(names)})"
 
 
 def fill_splits(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Sized
+from copy import copy
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from hf_mmbalance.data.adapter import NONE, Adapter, find_adapter
 from hf_mmbalance.data.clips import Clip, ClipDataset, DataError, split_name
-from hf_mmbalance.data.media_clips import ClipRecord, augmented, decode_record
+from hf_mmbalance.data.media_clips import ClipRecord, augmented, decode_record, silent_seconds
 from hf_mmbalance.data.seeding import rng_for
 from hf_mmbalance.data.sources import load_clips, read_options, source_of
 from hf_mmbalance.data.sources.hub import (
@@ -29,6 +31,7 @@ from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 
 WINDOW_GROUPS = 8  # row groups that are shuffled together, and that a worker keeps in memory
+FRACTIONS = ("calibration_fraction", "validation_fraction", "test_fraction")
 
 
 def load(
@@ -58,11 +61,13 @@ def load(
         DataError: no such data, split or option.
     """
     if source != "synthetic":
-        fractions = ("calibration_fraction", "validation_fraction", "test_fraction")
-        options = dict.fromkeys(fractions, 0.0) | options
+        options = dict.fromkeys(FRACTIONS, 0.0) | options
     if streaming:
         if source_of(source) != "hub":
             raise DataError(f"{source} cannot be streamed: build it to Parquet first (dataset_scripts/)")
+        taken = [name for name in FRACTIONS if options[name]]
+        if taken:
+            raise DataError(f"a stream has the splits of its files: leave out {taken[0]}, or use streaming=False")
         return ClipStream.open(source, split, read_options(source, options), batch_size=batch_size, shuffle=shuffle)
     splits = load_clips(source, **options).splits
     if split_name(split) not in splits:
@@ -106,11 +111,15 @@ class ClipStream(IterableDataset):
             raise DataError("babble mixes clips of the whole split, so it needs streaming=False")
         if options.unlabelled != "refuse":
             raise DataError("a stream gives labelled clips only: leave out unlabelled, or use streaming=False")
+        if options.on_error != "raise":
+            raise DataError("a stream cannot leave clips out: leave out on_error, or use streaming=False")
         if batch_size < 1:
             raise DataError(f"batch_size must be at least 1, got {batch_size}")
         self.files, self.columns, self.classes = list(files), columns, list(classes)
-        # (file, row group, number of its rows, number of rows before it in the file)
-        self.groups = [(f, g, n, sum(counts[:g])) for f, counts in enumerate(rows) for g, n in enumerate(counts)]
+        # (file, row group, number of its rows, number of rows before it in the split)
+        sizes = [(f, g, n) for f, counts in enumerate(rows) for g, n in enumerate(counts)]
+        before = accumulate((n for _, _, n in sizes), initial=0)
+        self.groups = [(f, g, n, first) for (f, g, n), first in zip(sizes, before, strict=False)]
         self.options, self.split, self.batch_size, self.shuffle = options, split, batch_size, shuffle
         spans = columns.start is not None and columns.end is not None
         self.reading = options.reading(spans=spans, stored=stored)
@@ -181,22 +190,13 @@ class ClipStream(IterableDataset):
         """The stream of one of several machines or processes: every `world`-th batch.
 
         If the number of batches is not a multiple of `world`, a shuffled stream repeats the first ones, so that all
-        nodes make the same number of steps; an unshuffled one returns every clip once.
+        nodes make the same number of steps; an unshuffled one returns every clip once. `set_epoch` of one part in a
+        process is for all of them.
         """
         if not 0 <= rank < world:
             raise DataError(f"split_by_node needs 0 <= rank < world, got {rank} and {world}")
-        part = ClipStream(
-            self.files,
-            (),
-            self.columns,
-            self.classes,
-            self.options,
-            self.split,
-            batch_size=self.batch_size,
-            shuffle=self.shuffle,
-            stored=self.reading.stored,
-        )
-        part.groups, part.rank, part.world = self.groups, rank, world
+        part = copy(self)
+        part.rank, part.world = rank, world
         return part
 
     def _order(self) -> list[tuple[int, int, int]]:
@@ -218,7 +218,7 @@ class ClipStream(IterableDataset):
         order = self._order()
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         if self.shuffle and self.world > 1:
-            batches += batches[: -len(batches) % self.world]
+            batches += (batches * self.world)[: -len(batches) % self.world]
         return batches[self.rank :: self.world]
 
     def __iter__(self) -> Iterator[list[Clip]]:
@@ -242,8 +242,8 @@ class ClipStream(IterableDataset):
 
     def _clip(self, table: Any, group: int, place: int) -> Clip:
         entry = table.slice(place, 1).to_pylist()[0]
-        file, _, _, before = self.groups[group]
-        row = read_row(entry, f"{self.split}-{file}", before + place, self.columns, self.classes, self.options)
+        before = self.groups[group][3]
+        row = read_row(entry, self.split, before + place, self.columns, self.classes, self.options)
         label = self.classes.index(str(row.label))
         record = ClipRecord(row.id, row.group, label, row.source, row.window)
         clip = decode_record(record, media_of_row(entry, self.columns), self.reading, self.options, self.around)
@@ -256,7 +256,7 @@ class ClipStream(IterableDataset):
             "audio": audio,
             "sampling_rate": self.options.sampling_rate,
             "frames": frames,
-            "seconds": 0.0 if audio is None else len(audio) / self.options.sampling_rate,
+            "seconds": silent_seconds(clip) if audio is None else len(audio) / self.options.sampling_rate,
             "epoch": epoch,
         }
 

@@ -11,7 +11,8 @@ from hf_mmbalance import console
 from hf_mmbalance.data.clips import DataError
 from hf_mmbalance.data.files import walk_files
 from hf_mmbalance.data.sources.folder import MEDIA_SUFFIXES
-from hf_mmbalance.data.sources.table import TABLE_SUFFIXES, cell, read_table
+from hf_mmbalance.data.sources.rows import cell
+from hf_mmbalance.data.sources.table import TABLE_SUFFIXES, read_table
 from hf_mmbalance.hub.errors import HubError, advice_for, explained
 from hf_mmbalance.hub.limits import check_config, check_head, check_loaded, check_processor
 from hf_mmbalance.hub.reach import check_reachable

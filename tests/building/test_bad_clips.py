@@ -84,11 +84,12 @@ def test_bad_plans(media, tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(BuildError, match="not empty"):
         build(plan, tmp_path)
+    plan = make_plan(media, clips=plan.clips[:4])
     build(plan, tmp_path / "out")
-    other = make_plan(media, EncodeOptions(frames=1))
+    other = make_plan(media, EncodeOptions(frames=1), clips=plan.clips)
     with pytest.raises(BuildError, match="--overwrite"):
         build(other, tmp_path / "out")
-    assert build(other, tmp_path / "out", overwrite=True)["clips"] == 24
+    assert build(other, tmp_path / "out", overwrite=True)["clips"] == 4
     (tmp_path / "out" / "data" / "train-stray.parquet").touch()
     with pytest.raises(BuildError, match="not of this build"):
         finish(other, tmp_path / "out", {}, CARD)
@@ -118,12 +119,11 @@ def changed_clip(clip: PlannedClip, kind: type[PlannedClip], name: str) -> Plann
     return made
 
 
-@pytest.mark.parametrize("num_proc", [1, 2])
-def test_a_clip_that_ends_its_decoder_is_named_and_the_rest_is_built(media, tmp_path, num_proc):
+def test_a_clip_that_ends_its_decoder_is_named_and_the_rest_is_built(media, tmp_path):
     plan = make_plan(media)
     bad = [changed_clip(plan.clips[0], DeadlyClip, f"deadly{i}") for i in range(2)]
     plan = make_plan(media, clips=plan.clips + bad)
-    report = finish(plan, tmp_path / "out", build(plan, tmp_path / "out", num_proc=num_proc), CARD)
+    report = finish(plan, tmp_path / "out", build(plan, tmp_path / "out", num_proc=2), CARD)
     assert report["status"] == {"ok": 24, "crashed": 2}
     assert report["left_out"]["deadly1"] == (
         f"crashed: {media / '00.mp4'}: decoding it ended the process twice (SIGSEGV)"

@@ -53,7 +53,7 @@ def test_a_new_build_of_the_same_name_is_not_read_from_the_cache(media, tmp_path
 
     for frames in (1, 2):
         out = tmp_path / str(frames) / "same_name"
-        plan = make_plan(media, EncodeOptions(frames=frames))
+        plan = make_plan(media, EncodeOptions(frames=frames), clips=make_plan(media).clips[:8])
         finish(plan, out, build(plan, out), CARD)
         rows = load_dataset(str(out), split="test", cache_dir=str(tmp_path / "cache")).select_columns(["frame_times"])
         assert {len(row["frame_times"]) for row in rows} == {frames}
@@ -108,12 +108,12 @@ def test_sound_beyond_full_scale_keeps_its_shape(tmp_path):
     np.testing.assert_allclose(stored * row["audio_gain"], loud, atol=1e-4)
 
 
-def test_two_processes_give_the_same_bytes_and_stay_lean(media, built, tmp_path, monkeypatch):
+def test_two_processes_give_the_same_bytes_and_stay_lean(media, built, tmp_path):
     run = build(make_plan(media), tmp_path / "two", num_proc=2)
     assert shard_hashes(tmp_path / "two") == shard_hashes(built)
     assert run["clips"] == 24
     code = (
-        "import sys, hf_mmbalance.building.engine, hf_mmbalance.building.cli as s, resource;"
+        "import sys, hf_mmbalance.building.engine, hf_mmbalance.building.cli;"
         "import hf_mmbalance.building.recipes.crema_d, hf_mmbalance.building.recipes.grid;"
         "print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
     )
@@ -131,14 +131,16 @@ def test_parts_are_merged_when_all_are_there(media, built, tmp_path):
         build(plan, tmp_path / f"part{i}", part=(i, 3))
     parts = [tmp_path / f"part{i}" for i in range(3)]
     with pytest.raises(BuildError, match="not built yet"):
-        finish(join_parts(parts[:2], tmp_path / "short"), tmp_path / "short", {}, CARD)
-    whole = join_parts(parts, tmp_path / "whole")
+        join_parts(parts[:2], tmp_path / "whole")
+    assert not (tmp_path / "whole").exists(), "the same command would be refused once all parts are there"
+    join_parts(parts, tmp_path / "whole")
+    whole = join_parts(parts, tmp_path / "whole")  # again, as after a merge that was killed
     finish(whole, tmp_path / "whole", {}, CARD)
     assert shard_hashes(tmp_path / "whole") == shard_hashes(built)
     assert validate(tmp_path / "whole") == []
     with pytest.raises(BuildError, match="in two parts"):
         join_parts([parts[0], parts[0]], tmp_path / "double")
-    build(make_plan(media, EncodeOptions(frames=2)), tmp_path / "other", part=(1, 3))
+    build(make_plan(media, EncodeOptions(frames=2)), tmp_path / "other", part=(99, 100))  # no shard
     with pytest.raises(BuildError, match="another plan"):
         join_parts([parts[0], tmp_path / "other"], tmp_path / "mixed")
     with pytest.raises(BuildError, match="holds no part"):
@@ -161,6 +163,9 @@ def test_a_merge_may_accept_more_losses_than_its_parts(media, tmp_path, capsys):
     assert (
         "25.0% of the clips could not be built, more than --max_lost 0.1: 18 ok, 6 missing" in capsys.readouterr().err
     )
+    assert tool.main(["validate", str(tmp_path / "whole")]) == 2
+    assert "no build_report.json (the build is not finished)" in capsys.readouterr().err
+    assert tool.main([*merge, "--max_lost", "0.3"]) == 0
     assert tool.main(["merge", "--out", str(tmp_path / "whole"), "--max_lost", "0.3"]) == 0
     assert validate(tmp_path / "whole") == []
 
@@ -191,6 +196,32 @@ def test_damage_after_the_build_is_found(media, built, tmp_path):
     assert any(victim.name in problem for problem in validate(folder))
     with pytest.raises(BuildError, match="no build_report.json"):
         validate(tmp_path)
+
+
+def test_a_readme_that_does_not_say_the_splits_is_found(built, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(built, tmp_path / "copy")
+    text = (built / "README.md").read_text()
+    (folder / "README.md").write_text(text.replace("split: test", "split: validation"))
+    assert validate(folder) == [
+        "default/test: 0 clips, the report says 6",
+        "default/validation: in the head of README.md, but not in the report",
+    ]
+    for content in ("# No head", "---\nlicense: mit\n---\n", "---\nconfigs: [a]\n---\n"):
+        (folder / "README.md").write_text(content)
+        (problem,) = validate(folder)
+        assert problem.startswith("README.md: its head does not say which files are which split")
+    (folder / "build_report.json").write_text("{")
+    with pytest.raises(BuildError, match="build_report.json: not JSON"):
+        validate(folder)
+
+
+def test_an_error_of_the_sound_names_the_sound(media, tmp_path):
+    clip = make_plan(media).clips[0]
+    (tmp_path / "voice.wav").write_bytes(b"no sound" * 9)
+    with pytest.raises(MediaError, match=r"voice\.wav: not a media file"):
+        encode_clip(replace(clip, sound=str(tmp_path / "voice.wav")), "label", EncodeOptions(frames=2))
 
 
 def test_shared_groups_are_found(media, tmp_path):

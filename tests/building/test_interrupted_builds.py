@@ -59,7 +59,7 @@ from hf_mmbalance.building.cli import DatasetScript
 
 def long_plan(args, encode):
     clips = make_plan(args.source).clips
-    clips = [replace(clip, id=f"{{clip.id}}-{{again}}") for again in range(6) for clip in clips]
+    clips = [replace(clip, id=f"{{clip.id}}-{{again}}") for again in range(3) for clip in clips]
     return make_plan(args.source, clips=clips)
 
 if __name__ == "__main__":
@@ -122,11 +122,11 @@ def test_workers_end_within_a_second_of_their_parent(media, tmp_path, signal_num
     assert left == []
 
 
-def test_killed_at_ten_random_moments_the_shards_are_the_same(media, built, tmp_path):
+def test_killed_at_random_moments_the_shards_are_the_same(media, built, tmp_path):
     rng = random.Random(0)
     out, script, kills = tmp_path / "out", tmp_path / "run.py", 0
     places = {"root": str(Path(__file__).parents[2]), "media": str(media)}
-    for attempt in range(10):
+    for attempt in range(4):
         script.write_text(BUILD.format(**places, out=str(out), num_proc=1 + attempt % 2))
         run = subprocess.Popen([sys.executable, str(script)], start_new_session=True, stderr=subprocess.DEVNULL)
         while not (out / ".build" / "drafts").exists():
@@ -142,4 +142,4 @@ def test_killed_at_ten_random_moments_the_shards_are_the_same(media, built, tmp_
         finish(plan, out, {}, CARD)
         assert list((out / ".build" / "drafts").iterdir()) == []
         subprocess.run(["rm", "-rf", str(out)], check=True)
-    assert kills >= 8
+    assert kills >= 3

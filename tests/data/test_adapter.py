@@ -6,38 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, Video
+from datasets import ClassLabel, DatasetDict
 
 from hf_mmbalance.building.recipes.kinetics_sounds import CLASSES
 from hf_mmbalance.data import DataError, HubOptions, load_clips
 from hf_mmbalance.data.adapter import Adapter, adapter_names, find_adapter, own_file, read_adapter
 from hf_mmbalance.data.sources.hub import clips_of
 from hf_mmbalance.data.streaming import ClipStream
-from tests.media_factory import write_clip
-
-
-SMALL = {
-    "frames": 2,
-    "frame_size": [16, 16],
-    "test_fraction": 0.0,
-    "validation_fraction": 0.0,
-    "calibration_fraction": 0.0,
-}
-STORED = {"bytes": Value("binary"), "path": Value("string")}
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> bytes:
-    return write_clip(tmp_path_factory.mktemp("media") / "c.mp4", seconds=0.2, size=(24, 32)).read_bytes()
-
-
-def made(clip: bytes, label: object = "string", **columns: list) -> Dataset:
-    """Rows with one clip each; `label` is the type of column `what`."""
-    kind = Value(label) if isinstance(label, str) else label
-    count = len(columns["what"])
-    rows = {"clip": [{"bytes": clip, "path": None}] * count, **columns}
-    features = {name: Value("string") for name in columns} | {"clip": STORED, "what": kind}
-    return Dataset.from_dict(rows, features=Features(features)).cast_column("clip", Video())
+from tests.data.clip_rows import WHOLE, made
 
 
 @pytest.mark.parametrize("name", adapter_names())
@@ -85,6 +61,8 @@ def test_an_adapter_is_chosen_by_repository_or_named():
         ("columns: {label: [a]}", "columns: the value of 'label' must be text"),
         ("splits: {dev: validaton}", "unknown split for 'dev': 'validaton'; did you mean 'validation'?"),
         ("labels: cat", "labels must be a list, got 'cat'"),
+        ("labels: [no, yes]", "labels: an entry must be text, got False (yes, no, on and off must be in quotes)"),
+        ("labels: {no: calm}", "labels: the name must be text, got False"),
         ("license: 4", "license must be text, got 4"),
         ("- a", "the file must hold `name: value` lines"),
         ("a: [", "is not valid YAML"),
@@ -103,7 +81,7 @@ def test_a_wrong_file_is_refused_by_name(tmp_path, text, message):
 def test_labels_are_mapped_and_others_left_out(clip):
     rows = made(clip, what=["dog", "Dog", "cat", "wind"])
     adapter = Adapter("mine", columns={"label": "what"}, labels={"dog": "animal", "Dog": "animal", "cat": "pet"})
-    clips = clips_of(rows, HubOptions(**SMALL), adapter=adapter)
+    clips = clips_of(rows, HubOptions(**WHOLE), adapter=adapter)
     assert clips.classes == ["animal", "pet"] and clips["train"].labels == [0, 0, 1]
     assert "1 of 4 clips have labels that the adapter leaves out" in clips.notes
     adapter = Adapter("mine", columns={"label": "what"}, labels={"dgo": "animal", "cat": "pet"})
@@ -111,52 +89,52 @@ def test_labels_are_mapped_and_others_left_out(clip):
         DataError,
         match=r"no label 'dgo'; did you mean 'dog'\? \(it has Dog, cat, dog, wind\); the adapter mine names it",
     ):
-        clips_of(rows, HubOptions(**SMALL), adapter=adapter)
+        clips_of(rows, HubOptions(**WHOLE), adapter=adapter)
 
 
 def test_integers_get_names(clip):
     adapter = Adapter("mine", columns={"label": "what"}, labels=["bark", "meow"])
-    clips = clips_of(made(clip, "int64", what=[1, 0, 1]), HubOptions(**SMALL), adapter=adapter)
+    clips = clips_of(made(clip, "int64", what=[1, 0, 1]), HubOptions(**WHOLE), adapter=adapter)
     assert clips.classes == ["bark", "meow"] and clips["train"].labels == [1, 0, 1]
     with pytest.raises(DataError, match="label 2, outside the 2 classes"):
-        clips_of(made(clip, "int64", what=[1, 0, 2]), HubOptions(**SMALL), adapter=adapter)
+        clips_of(made(clip, "int64", what=[1, 0, 2]), HubOptions(**WHOLE), adapter=adapter)
     for kind, values in (("string", ["a", "b"]), (ClassLabel(names=["a", "b"]), [0, 1])):
         with pytest.raises(DataError, match="write a mapping"):
-            clips_of(made(clip, kind, what=values), HubOptions(**SMALL), adapter=adapter)
+            clips_of(made(clip, kind, what=values), HubOptions(**WHOLE), adapter=adapter)
 
 
 def test_options_go_before_the_adapter(clip):
     rows = made(clip, what=["a", "b"], other=["c", "d"], file=["s1-x", "s2-y"])
     adapter = Adapter("mine", columns={"label": "what", "group": "file"}, group_pattern="^(s.)")
-    assert clips_of(rows, HubOptions(**SMALL), adapter=adapter)["train"].groups == ["s1", "s2"]
-    clips = clips_of(rows, HubOptions(**SMALL, label_column="other", group_column="what"), adapter=adapter)
+    assert clips_of(rows, HubOptions(**WHOLE), adapter=adapter)["train"].groups == ["s1", "s2"]
+    clips = clips_of(rows, HubOptions(**WHOLE, label_column="other", group_column="what"), adapter=adapter)
     assert clips.classes == ["c", "d"] and clips["train"].groups == ["a", "b"]
     with pytest.raises(DataError, match="clip 's1-x': group_pattern .* finds no group in 's1-x'"):
-        clips_of(rows, HubOptions(**SMALL, group_pattern="z(.)"), adapter=adapter)
+        clips_of(rows, HubOptions(**WHOLE, group_pattern="z(.)"), adapter=adapter)
     with pytest.raises(DataError, match="is not a regular expression"):
-        clips_of(rows, HubOptions(**SMALL, group_pattern="("), adapter=adapter)
+        clips_of(rows, HubOptions(**WHOLE, group_pattern="("), adapter=adapter)
     with pytest.raises(DataError, match="group_pattern needs group_column="):
-        clips_of(rows, HubOptions(**SMALL, label_column="what", group_pattern="(.)"))
+        clips_of(rows, HubOptions(**WHOLE, label_column="what", group_pattern="(.)"))
 
 
 def test_a_column_that_is_not_there_names_repository_column_and_what_there_is(clip):
     adapter = Adapter("me/mine", columns={"label": "emotion"}, revision="abc")
     with pytest.raises(DataError) as error:
-        clips_of(made(clip, what=["a", "b"]), HubOptions(**SMALL), name="me/mine", adapter=adapter)
-    assert "me/mine: no column 'emotion' for the label (it has clip, what)" in str(error.value)
+        clips_of(made(clip, what=["a", "b"]), HubOptions(**WHOLE), name="me/mine", adapter=adapter)
+    assert "me/mine: no column 'emotion' for the label (it has what, clip)" in str(error.value)
     assert "describes revision abc" in str(error.value) and "dataset_adapter=none" in str(error.value)
 
 
 def test_splits_are_renamed_and_others_not_read(clip):
     rows = DatasetDict({name: made(clip, what=["a", "b"]) for name in ("fold1", "fold2", "extra")})
     adapter = Adapter("mine", columns={"label": "what"}, splits={"fold1": "train", "fold2": "test"})
-    clips = clips_of(rows, HubOptions(**SMALL), adapter=adapter)
+    clips = clips_of(rows, HubOptions(**WHOLE), adapter=adapter)
     assert set(clips.splits) == {"train", "test"}
     assert "splits that the adapter does not name are not read: extra" in clips.notes
     with pytest.raises(DataError, match="has the splits fold1, fold2, extra, none of which is read"):
-        clips_of(rows, HubOptions(**SMALL), adapter=Adapter("mine", splits={"a": "train"}))
+        clips_of(rows, HubOptions(**WHOLE), adapter=Adapter("mine", splits={"a": "train"}))
     with pytest.raises(DataError, match="fold1 and fold2 are both train"):
-        clips_of(rows, HubOptions(**SMALL), adapter=Adapter("mine", splits={"fold1": "train", "fold2": "train"}))
+        clips_of(rows, HubOptions(**WHOLE), adapter=Adapter("mine", splits={"fold1": "train", "fold2": "train"}))
 
 
 def test_a_stream_reads_by_the_adapter_too(clip, tmp_path):

@@ -91,6 +91,19 @@ def test_a_wrong_checksum_is_found(real_data, tables, tmp_path):
     assert report["status"] == {"ok": 1, "missing": 7439, "lfs_pointer": 1, "checksum": 1}
 
 
+def test_a_list_of_checksums_that_checks_nothing_is_refused(tables, tmp_path):
+    (tables / "VideoFlash").mkdir()
+    for name in ("1001_DFA_ANG_XX", "1001_DFA_DIS_XX"):
+        (tables / "VideoFlash" / f"{name}.flv").touch()
+    sums = tmp_path / "sums.csv"
+    sums.write_text("path,sha256\ncrema/VideoFlash/1001_DFA_ANG_XX.flv,00\n")
+    with pytest.raises(DataError, match="names no file of .* not crema/VideoFlash/1001_DFA_ANG_XX.flv"):
+        plan_crema_d(tables, EncodeOptions(), checksums=sums)
+    sums.write_text("path,sha256\nVideoFlash/1001_DFA_ANG_XX.flv,00\n")
+    (note,) = (note for note in plan_crema_d(tables, EncodeOptions(), checksums=sums).notes if "checksums" in note)
+    assert note.startswith("1 files are not in the list of checksums, so not checked, e.g. ")
+
+
 def test_folds_and_the_ogm_split_are_exact(full_tree):
     plan = plan_crema_d(full_tree, EncodeOptions())
     assert len(plan.clips) == 7442 and all(clip.problem is None for clip in plan.clips)

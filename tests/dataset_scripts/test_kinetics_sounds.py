@@ -195,6 +195,27 @@ def test_kinetics_own_tables_and_other_class_lists(clip, tmp_path):
         plan_kinetics_sounds(root, EncodeOptions(), annotations=[table], classes=["singing"])
 
 
+def test_a_file_of_other_times_is_named(small, clip, tmp_path):
+    (tmp_path / "k400").mkdir()
+    os.link(clip, tmp_path / "k400" / f"{youtube_id(0)}_000090_000100.mp4")
+    plan = plan_kinetics_sounds(tmp_path / "k400", EncodeOptions(), annotations=[small], classes=CLASSES[:5:4])
+    problems = {planned.id: planned.problem for planned in plan.clips}
+    assert f"(but {youtube_id(0)}_000090_000100.mp4, of other times)" in problems[f"{youtube_id(0)}_000000_000010"][1]
+    assert "other times" not in problems[f"{youtube_id(1)}_000001_000011"][1]
+
+
+def test_two_way_lists_that_share_a_clip_are_refused(small, clip, tmp_path):
+    (tmp_path / "k400").mkdir()
+    os.link(clip, tmp_path / "k400" / f"{youtube_id(0)}.mp4")
+    for name, numbers in (("train", (0, 1, 2)), ("test", (2, 3))):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{youtube_id(i)}_{i},8,0\n" for i in numbers))
+    lists = (tmp_path / "train.txt", tmp_path / "test.txt")
+    with pytest.raises(DataError, match=rf"test.txt: 1 clips are listed twice, e.g. {youtube_id(2)}_000002"):
+        plan_kinetics_sounds(
+            tmp_path / "k400", EncodeOptions(), annotations=[small], classes=CLASSES[:5:4], two_way=lists
+        )
+
+
 def test_bad_lists_and_sources(small, tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         find_media(tmp_path / "gone")
@@ -217,19 +238,22 @@ def test_bad_lists_and_sources(small, tmp_path):
     assert not (tmp_path / "list").exists(), "the next attempt would be refused: the folder is not empty"
     with pytest.raises(DataError, match="names singing twice"):
         write_annotations([small], ["singing", "Singing"], tmp_path / "list")
+    with pytest.raises(DataError, match="the annotations have no clip of sinking; check the class list's spelling"):
+        write_annotations([small], ["blowing nose", "sinking"], tmp_path / "list")
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(DataError, match="no 'database'"):
         read_annotations([tmp_path / "bad.json"])
 
 
 def test_only_annotations_are_for_publishing(small, tmp_path):
+    from datasets import load_dataset
+
     lists = tmp_path / "classes.txt"
     lists.write_text("blowing_nose\n")
     out = tmp_path / "list"
     flags = ["annotations", "--annotations", str(small), "--classes", str(lists), "--out", str(out)]
     assert load_script("kinetics_sounds").main(flags) == 0
-    load = f"datasets.load_dataset({str(out)!r}, cache_dir={str(tmp_path / 'cache')!r})"
-    code = f"import datasets; d = {load}; print(d['train'].column_names, d.num_rows)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "'time_start', 'time_end', 'label'" in done.stdout and "'train': 10" in done.stdout, done.stderr[-800:]
+    rows = load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
+    assert rows["train"].column_names == ["id", "youtube_id", "time_start", "time_end", "label"]
+    assert rows.num_rows == {"train": 10, "validation": 10, "test": 10}
     assert load_script("kinetics_sounds").main(flags) == 2

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from hf_mmbalance.building.csv_files import parsed, read_csv
+from hf_mmbalance.building.csv_files import parsed, read_csv, read_text
 from hf_mmbalance.building.encode import class_label, file_size, list_of, value
 from hf_mmbalance.building.plan import BuildPlan, EncodeOptions, PlannedClip, check_ids
 from hf_mmbalance.data.clips import DataError
@@ -102,21 +102,13 @@ def plan_crema_d(
     folds = actor_folds({actor: row["sex"] for actor, row in actors.items()}, names)
     notes: list[str] = []
     ogm = ogm_splits(source, ogm_split, names, notes)
-    sums = _checksums(source, checksums)
-    media = _Media(source)
+    media = _Media(source, _checksums(source, checksums))
     clips = []
     for name in names:
         actor, _, emotion, _ = name.split("_")
         columns = _columns(name, actors[actor]) | votes[name] | {"fold": folds[actor]}
         cell = f"part{folds[actor]}" + (f"-ogm_{ogm[name]}" if ogm else "")
-        clips.append(media.clip(name, cell, list(EMOTIONS).index(emotion), columns, sums))
-    there = [clip for clip in clips if clip.problem is None]
-    if not there:
-        raise DataError(f"{source}: no media of CREMA-D in VideoFlash/*.flv; {MIRRORS}")
-    if len(there) < len(clips):
-        notes.append(
-            f"the source has {len(there)} of {len(clips)} clips; the rest is listed in manifest.csv; {MIRRORS}"
-        )
+        clips.append(media.clip(name, cell, list(EMOTIONS).index(emotion), columns))
     return BuildPlan(
         name="crema_d",
         clips=clips,
@@ -129,7 +121,7 @@ def plan_crema_d(
         clips_per_shard=clips_per_shard,
         shared_groups_allowed=("ogm",),
         max_lost=max_lost,
-        notes=notes,
+        notes=notes + media.notes(clips),
     )
 
 
@@ -264,10 +256,10 @@ def ogm_splits(source: Path, folder: Path | None, names: list[str], notes: list[
         return {}
     out: dict[str, str] = {}
     for split, path in paths.items():
-        content = path.read_bytes()
-        if hashlib.sha256(content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")).hexdigest() != OGM_SHA256[split]:
+        text = read_text(path, "it is a list of the OGM-GE split, clip,emotion per line").replace("\r\n", "\n")
+        if hashlib.sha256(text.replace("\n", "\r\n").encode()).hexdigest() != OGM_SHA256[split]:
             notes.append(f"{path.name} is not the published OGM-GE split (another sha256)")
-        listed = [line.split(",")[0] for line in content.decode().splitlines() if line.strip()]
+        listed = [line.split(",")[0] for line in text.splitlines() if line.strip()]
         listed = [ALIASES.get(name, name) for name in listed]
         check_ids("CREMA-D", listed, set(names), str(path))
         check_ids("CREMA-D", [*out, *listed], set(names), str(folder))
@@ -309,8 +301,8 @@ def _checksums(source: Path, path: Path | None) -> dict[str, str]:
 class _Media:
     """Finds the media of a clip under its name or alias."""
 
-    def __init__(self, source: Path):
-        self.source = source
+    def __init__(self, source: Path, sums: dict[str, str]):
+        self.source, self.sums = source, sums
         self.other_names = {right: wrong for wrong, right in ALIASES.items()}
 
     def file(self, folder: str, name: str, suffix: str) -> Path | None:
@@ -320,7 +312,7 @@ class _Media:
                 return path
         return None
 
-    def clip(self, name: str, cell: str, label: int, columns: dict[str, Any], sums: dict[str, str]) -> PlannedClip:
+    def clip(self, name: str, cell: str, label: int, columns: dict[str, Any]) -> PlannedClip:
         video, sound = self.file("VideoFlash", name, ".flv"), self.file("AudioWAV", name, ".wav")
         if video is None:
             text = f"VideoFlash/{name}.flv is not in the source"
@@ -341,10 +333,36 @@ class _Media:
             size=file_size(video),
             sound=str(sound) if sound else None,
             window=window,
-            sha256=sums.get(f"VideoFlash/{name}.flv"),
-            sound_sha256=sums.get(f"AudioWAV/{name}.wav"),
+            sha256=self.sums.get(f"VideoFlash/{name}.flv"),
+            sound_sha256=self.sums.get(f"AudioWAV/{name}.wav"),
             notes=tuple(notes),
         )
+
+    def notes(self, clips: list[PlannedClip]) -> list[str]:
+        """How many files are absent, or are not checked because the list of checksums does not name them.
+
+        Raises:
+            DataError: there is no file at all, or the list names none of them.
+        """
+        there = [clip for clip in clips if clip.problem is None]
+        if not there:
+            raise DataError(f"{self.source}: no media of CREMA-D in VideoFlash/*.flv; {MIRRORS}")
+        notes = []
+        if len(there) < len(clips):
+            notes.append(
+                f"the source has {len(there)} of {len(clips)} clips; the rest is listed in manifest.csv; {MIRRORS}"
+            )
+        files = [(clip.source, clip.sha256) for clip in there]
+        files += [(clip.sound, clip.sound_sha256) for clip in there if clip.sound is not None]
+        unlisted = [path for path, digest in files if digest is None]
+        if self.sums and len(unlisted) == len(files):
+            raise DataError(
+                f"the list of checksums names no file of {self.source}: its paths must be like"
+                f" VideoFlash/1001_DFA_ANG_XX.flv, not {next(iter(self.sums))}"
+            )
+        if self.sums and unlisted:
+            notes.append(f"{len(unlisted)} files are not in the list of checksums, so not checked, e.g. {unlisted[0]}")
+        return notes
 
 
 def _wav_seconds(path: Path) -> float:

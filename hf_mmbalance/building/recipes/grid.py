@@ -37,10 +37,12 @@ def plan_grid(
     Raises:
         DataError: a missing or empty folder, or files that are not GRID's.
     """
-    options = GridOptions(data_dir=str(source), label=label, calibration_fraction=0.0)
     found = scan_grid(source, speakers)
-    splits, notes = assign_splits(found, options)
     people = {clip.speaker for clip in found}
+    # Taken only at use, from the train clips of the build, they could share speakers with them: fewer are left then.
+    calibration = GridOptions.calibration_fraction if len(people) >= MIN_GROUPS else 0.0
+    options = GridOptions(data_dir=str(source), label=label, calibration_fraction=calibration)
+    splits, notes = assign_splits(found, options)
     if len(people) < MIN_GROUPS:
         notes.append(f"{len(people)} speaker(s): splits are by clip, so new speakers are not tested")
     unaligned = [clip.id for clip in found if clip.times is None]

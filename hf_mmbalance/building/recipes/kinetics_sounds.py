@@ -165,7 +165,8 @@ def read_two_way(train: Path, test: Path, known: set[str]) -> dict[str, str]:
         lines = [line.split(",")[0] for line in text.splitlines() if line.strip()]
         parsed = [parse_name(name, str(path)) for name in lines]
         keys = [f"{youtube}_{start:06d}" for youtube, start, _ in parsed]
-        check_ids("the annotations'", keys, set(by_start), str(path))
+        check_ids("the annotations", keys, set(by_start), str(path))
+        check_ids("the annotations", [*(clip[:-7] for clip in out), *keys], set(by_start), f"{train} and {test}")
         out |= {by_start[key]: split for key in keys}
     return out
 
@@ -220,15 +221,8 @@ def plan_kinetics_sounds(
     """
     if trimmed not in ("auto", "yes", "no"):
         raise DataError(f"trimmed must be auto, yes or no, got {trimmed!r}")
-    names = class_names(classes)
-    listed = read_annotations(annotations)
-    empty = sorted(set(names) - {entry.label for entry in listed})
-    if empty:
-        raise DataError(f"the annotations have no clip of {', '.join(empty)}; check the class list's spelling")
-    strange = sorted({entry.label for entry in listed} - set(names))
-    if strange and not classes and any(path.suffix == ".json" for path in annotations):
-        raise DataError(f"the list has classes that are not Kinetics-Sounds': {', '.join(strange)}; give --classes")
-    wanted = sorted((entry for entry in listed if entry.label in names), key=lambda entry: entry.id)
+    names, listed = _listed(annotations, classes)
+    wanted = [entry for entry in listed if entry.label in names]
     two = read_two_way(*two_way, {entry.id for entry in listed}) if two_way else {}
     media = find_media(source)
     clips = []
@@ -249,6 +243,24 @@ def plan_kinetics_sounds(
     )
 
 
+def _listed(annotations: Sequence[Path], classes: Sequence[str] | None) -> tuple[list[str], list[Annotation]]:
+    """The classes that are asked for, and all clips of the lists in order of their ids.
+
+    Raises:
+        DataError: unreadable lists, a class without clips, or a three-way list with classes that nobody asked for.
+    """
+    names = class_names(classes)
+    listed = sorted(read_annotations(annotations), key=lambda entry: entry.id)
+    found = {entry.label for entry in listed}
+    empty = sorted(set(names) - found)
+    if empty:
+        raise DataError(f"the annotations have no clip of {', '.join(empty)}; check the class list's spelling")
+    strange = sorted(found - set(names))
+    if strange and not classes and any(path.suffix == ".json" for path in annotations):
+        raise DataError(f"the list has classes that are not Kinetics-Sounds': {', '.join(strange)}; give --classes")
+    return names, listed
+
+
 def _configs(cells: set[str], two_way: bool) -> dict[str, dict[str, list[str]]]:
     three = {split: sorted(cell for cell in cells if cell.split("-")[0] == split) for split in SPLITS}
     configs = {"three_way": {split: part for split, part in three.items() if part}}
@@ -267,9 +279,11 @@ def _clip(
     trimmed: str,
 ) -> PlannedClip:
     columns = _columns(entry)
-    path, named = _choose(entry, media.get(entry.youtube_id, []))
+    files = media.get(entry.youtube_id, [])
+    path, named = _choose(entry, files)
     if path is None:
-        text = f"{entry.id}: no file of YouTube video {entry.youtube_id} in the source"
+        others = f" (but {files[0][0].name}, of other times)" if files else ""
+        text = f"{entry.id}: no file of YouTube video {entry.youtube_id} with these times in the source{others}"
         return PlannedClip(entry.id, None, cell, label, columns, problem=("missing", text))
     cut = trimmed == "yes" or (trimmed == "auto" and named)
     return PlannedClip(
@@ -312,20 +326,19 @@ def write_annotations(annotations: Sequence[Path], classes: Sequence[str] | None
         Number of clips.
 
     Raises:
-        DataError: unreadable lists, or the folder is not empty.
+        DataError: unreadable lists, a class without clips, or the folder is not empty.
     """
-    names = class_names(classes)
+    names, listed = _listed(annotations, classes)
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out} is not empty; give a new folder")
     features = {"id": value("string"), **FEATURES, "label": class_label(names)}
     schema, total, files = arrow_schema(features), 0, []
-    listed = sorted((entry for entry in read_annotations(annotations) if entry.label in names), key=lambda e: e.id)
     (out / "data").mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         rows = [
             _columns(entry) | {"id": entry.id, "label": names.index(entry.label)}
             for entry in listed
-            if entry.split == split
+            if entry.split == split and entry.label in names
         ]
         if rows:
             path = f"data/{split}-00000-of-00001.parquet"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from hf_mmbalance.data.clips import SPLIT_ALIASES, SPLITS, ClipSplits, DataError, split_name
 from hf_mmbalance.data.files import walk_files
 from hf_mmbalance.data.options import MediaOptions, option
-from hf_mmbalance.data.sources.rows import Row, clips_from_rows, group_in
+from hf_mmbalance.data.sources.rows import Row, clips_from_rows, group_in, in_order
 
 
 MEDIA_SUFFIXES = frozenset(
@@ -41,7 +42,7 @@ def folder_clips(path: str, options: FolderOptions) -> ClipSplits:
     root = Path(path)
     if not root.is_dir():
         raise DataError(f"{path}: no such folder")
-    tops = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    tops = [folder.name for folder in _folders(root)]
     if not tops and options.unlabelled == "refuse":
         raise DataError(f"{path}: the folder has no class folders; its layout must be <class>/<clip>")
     known = {name for name in tops if name.lower() in SPLITS or name.lower() in SPLIT_ALIASES}
@@ -51,13 +52,14 @@ def folder_clips(path: str, options: FolderOptions) -> ClipSplits:
     pattern = options.group_pattern
     rows: list[Row] = []
     ignored: list[str] = []
-    loose = _loose_files(root, sorted(known))
+    parts: dict[str | None, Path] = {split: root / split for split in sorted(known)} or {None: root}
+    loose = _loose_files(dict.fromkeys([root, *parts.values()]))
     if loose and options.unlabelled == "refuse":
         text = f"{root}: {len(loose)} media files are outside the class folders, e.g. {loose[0].relative_to(root)}"
         raise DataError(f"{text}; move each into the folder of its class, or elsewhere")
     rows += [_row(file, root, None, None, pattern) for file in loose]
-    for split in sorted(known) or [None]:  # type: ignore[list-item]
-        rows += _folder_rows(root / split if split else root, split, pattern, ignored)
+    for split, part in parts.items():
+        rows += _folder_rows(part, split, pattern, ignored)
     if not rows:
         raise DataError(_without_media(path, ignored))
     files = Counter(os.path.realpath(row.source) for row in rows)
@@ -65,12 +67,19 @@ def folder_clips(path: str, options: FolderOptions) -> ClipSplits:
     if repeated:
         raise DataError(f"{path}: {len(repeated)} files occur twice (by links), e.g. {repeated[0]}; keep one")
     notes = [f"{len(ignored)} files are not media files and were ignored: {', '.join(ignored[:5])}"] if ignored else []
-    found = sorted({row.label for row in rows if row.label is not None})
+    found = in_order(row.label for row in rows if row.label is not None)
     classes = options.classes or found
+    empty = sorted({folder.name for part in parts.values() for folder in _folders(part)} - set(found))
+    if empty:
+        notes.append(f"{len(empty)} class folders hold no clips: {', '.join(empty[:5])}")
     outside = [label for label in found if label not in classes]
     if outside:
         raise DataError(f"{path}: class folder {outside[0]!r} is not among the classes {', '.join(classes)}")
     return clips_from_rows(Path(os.path.abspath(root)).name, rows, classes, options, notes)
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _without_media(path: str, ignored: list[str]) -> str:
@@ -84,9 +93,8 @@ def _without_media(path: str, ignored: list[str]) -> str:
     )
 
 
-def _loose_files(root: Path, splits: list[str]) -> list[Path]:
+def _loose_files(places: Iterable[Path]) -> list[Path]:
     """Media files where class folders are expected: they have no class."""
-    places = [root, *(root / split for split in splits)]
     return [
         path
         for place in places
@@ -97,7 +105,7 @@ def _loose_files(root: Path, splits: list[str]) -> list[Path]:
 
 def _folder_rows(root: Path, split: str | None, pattern: str | None, ignored: list[str]) -> list[Row]:
     rows = []
-    for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+    for folder in _folders(root):
         if folder.suffix.lower() in MEDIA_SUFFIXES:
             raise DataError(f"{folder}: a folder named like a media file; rename it if it holds the clips of a class")
         for path in walk_files(folder):

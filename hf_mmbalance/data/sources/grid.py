@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,30 +92,35 @@ def read_alignment(path: Path) -> dict[str, tuple[float, float]]:
 def scan_grid(root: Path, speakers: list[str] | None = None) -> list[GridClip]:
     """All sentences under a folder in the official layout, in a fixed order.
 
-    Alignments are looked for in `<speaker>/align/`, `align/<speaker>/` and `align/`. A `labels.csv` (`id`, `split`)
-    gives the splits.
+    Alignments are looked for in `<speaker>/align/`, `align/<speaker>/` and, for sentences of one speaker, `align/`.
+    A `labels.csv` (`id`, `split`) gives the splits.
 
     Raises:
         DataError: the folder is missing, empty or not in GRID's layout.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; set data_dir= to the GRID folder (the one with s1/)")
-    files = [path for path in walk_files(root) if path.suffix.lower() in MEDIA_SUFFIXES]
     found: dict[tuple[str, str], Path] = {}
-    for path in files:
+    for path in walk_files(root):
+        if path.suffix.lower() not in MEDIA_SUFFIXES:
+            continue
         speaker = path.relative_to(root).parts[0] if path.parent != root else root.name
-        if speakers is None or speaker in speakers:
-            other = found.setdefault((speaker, path.stem), path)
-            if other != path:
-                raise DataError(f"clip {path.stem} of {speaker} occurs twice: {other} and {path}; remove one")
-    missing = sorted(set(speakers or ()) - {speaker for speaker, _ in found})
-    if missing or not found:
+        other = found.setdefault((speaker, path.stem), path)
+        if other != path and (speakers is None or speaker in speakers):
+            raise DataError(f"clip {path.stem} of {speaker} occurs twice: {other} and {path}; remove one")
+    everyone = {speaker for speaker, _ in found}
+    chosen = everyone if speakers is None else everyone & set(speakers)
+    missing = sorted(set(speakers or ()) - everyone)
+    if missing or not chosen:
         what = f"no clips of {', '.join(missing)}" if missing else f"no {'/'.join(MEDIA_SUFFIXES)} files"
         raise DataError(f"{root}: {what}; the GRID layout is s1/*.mpg with align/*.align")
-    splits, several = _read_splits(root), len({speaker for speaker, _ in found}) > 1
+    splits, several = _read_splits(root), len(everyone) > 1
+    speakers_of = Counter(stem for _, stem in found)
     clips = []
     for (speaker, stem), path in found.items():
-        align = _alignment_of(root, speaker, stem)
+        if speaker not in chosen:
+            continue
+        align = _alignment_of(root, speaker, stem, shared=speakers_of[stem] > 1)
         times = read_alignment(align) if align else None
         name = f"{speaker}_{stem}" if several else stem
         split = splits.get(name, splits.get(stem) if not several else None)
@@ -124,8 +130,9 @@ def scan_grid(root: Path, speakers: list[str] | None = None) -> list[GridClip]:
     return sorted(clips, key=lambda clip: clip.id)  # the same order as for these clips built to Parquet
 
 
-def _alignment_of(root: Path, speaker: str, stem: str) -> Path | None:
-    places = (root / speaker / "align", root / "align" / speaker, root / "align")
+def _alignment_of(root: Path, speaker: str, stem: str, shared: bool) -> Path | None:
+    places = [root / speaker / "align", root / "align" / speaker]
+    places += [] if shared else [root / "align"]  # whose times they are is not known where several say the sentence
     return next((place / f"{stem}.align" for place in places if (place / f"{stem}.align").exists()), None)
 
 
@@ -136,6 +143,9 @@ def _read_splits(root: Path) -> dict[str, str]:
     rows = read_table(path, ("id", "split"))
     if not {"id", "split"} <= set(rows[0]):
         raise DataError(f"{path}: needs the columns id and split (it has {', '.join(rows[0])}); correct or remove it")
+    repeated = [name for name, count in Counter(row["id"] for row in rows).items() if count > 1]
+    if repeated:
+        raise DataError(f"{path}: {len(repeated)} clips have several rows, e.g. {repeated[0]}; keep one of each")
     try:
         return {row["id"]: split_name(row["split"]) for row in rows}
     except DataError as error:

@@ -14,8 +14,16 @@ from typing import Any
 from hf_mmbalance.data.adapter import NONE, Adapter, adapter_names, find_adapter
 from hf_mmbalance.data.clips import ClipSplits, DataError
 from hf_mmbalance.data.options import MediaOptions, option
-from hf_mmbalance.data.sources.hub_rows import RowList, RowReader, find_columns, label_names, rows_of_split, undecoded
-from hf_mmbalance.data.sources.rows import Row, clips_from_rows
+from hf_mmbalance.data.sources.hub_rows import (
+    Columns,
+    RowList,
+    RowReader,
+    find_columns,
+    label_names,
+    rows_of_split,
+    undecoded,
+)
+from hf_mmbalance.data.sources.rows import Row, clips_from_rows, in_order
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 
@@ -96,6 +104,12 @@ def open_builder(name: str, options: HubOptions) -> Any:
 
     with _loading(name):
         builder = load_dataset_builder(name, options.config, revision=options.revision)
+        files = {split: list(part) for split, part in (builder.config.data_files or {}).items()}
+        every = [file for part in files.values() for file in part]
+        if Path(name).is_dir() and every and all(f.endswith(".parquet") and not set("*?[") & set(f) for f in every):
+            # Else the cache of `datasets` goes by README.md and the folder's last name, whatever the files hold now.
+            features = builder.info.features
+            builder = load_dataset_builder(name, options.config, data_files=files, features=features)
     if isinstance(builder, Cache) and options.revision not in (None, builder.hash):
         # What `datasets` falls back to is the newest copy in the cache, whichever revision was asked for.
         raise DataError(
@@ -149,15 +163,16 @@ def clips_of(
         raise DataError(f"{name}: the columns of a stream are not known before it is read; use in_memory=false")
     columns = find_columns(name, features, options, adapter)
     labels = label_names(name, features[columns.label], adapter)
+    _check_same_labels(name, loaded, columns.label)
     if options.cache_dir is not None:
-        options = replace(options, cache_dir=str(Path(options.cache_dir) / _content_name(name, loaded)))
+        options = replace(options, cache_dir=str(Path(options.cache_dir) / _content_name(name, loaded, columns)))
     parts: dict[str, Any] = {split: undecoded(part) for split, part in loaded.items()}
     if options.in_memory:
         parts = {split: RowList(part) for split, part in parts.items()}
     rows: list[Row] = []
     for split, part in parts.items():
         rows += rows_of_split(split, part, columns, labels, options)
-    classes: list[str] = list(labels) if labels else sorted({row.label for row in rows if row.label is not None})
+    classes: list[str] = list(labels) if labels else in_order(row.label for row in rows if row.label is not None)
     if isinstance(adapter.labels, Mapping):
         adapter.check_labels(name, classes)
         to: dict[str | None, str | None] = {None: None} | dict(adapter.labels)
@@ -168,8 +183,20 @@ def clips_of(
     return clips_from_rows(name, rows, classes, options, notes + more, RowReader(parts, columns), stored)
 
 
-def _content_name(name: str, loaded: Mapping[str, Any]) -> str:
-    """A name for the content of a data set: within it a cache of decoded clips names each by the number of its row.
+def _check_same_labels(name: str, loaded: Mapping[str, Any], column: str) -> None:
+    """Refuse splits in which the same number stands for different classes."""
+    names = {split: getattr((part.features or {}).get(column), "names", None) for split, part in loaded.items()}
+    (first, known), *others = names.items()
+    for split, own in others:
+        if own != known:
+            raise DataError(
+                f"{name}: column {column!r} has the classes {known} in {first}, but {own} in {split}, so that a number"
+                " means another class there; give all splits one type (`cast_column`)"
+            )
+
+
+def _content_name(name: str, loaded: Mapping[str, Any], columns: Columns) -> str:
+    """A name for what is read of a data set: within it a cache of decoded clips names each by the number of its row.
 
     Raises:
         DataError: the rows are a stream, of whose content nothing is known.
@@ -177,7 +204,7 @@ def _content_name(name: str, loaded: Mapping[str, Any]) -> str:
     prints = {split: getattr(part, "_fingerprint", None) for split, part in loaded.items()}
     if None in prints.values():
         raise DataError(f"{name}: cache_dir needs a data set on this machine; leave it out, or set in_memory=false")
-    return hashlib.blake2b(repr(sorted(prints.items())).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(repr((sorted(prints.items()), columns.media)).encode(), digest_size=8).hexdigest()
 
 
 def adapted(options: HubOptions, adapter: Adapter) -> HubOptions:

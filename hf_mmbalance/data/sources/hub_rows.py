@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hf_mmbalance.data.adapter import Adapter
 from hf_mmbalance.data.clips import DataError
 from hf_mmbalance.data.media_clips import ClipRecord
-from hf_mmbalance.data.sources.rows import Row, group_in
+from hf_mmbalance.data.sources.rows import Row, cell, group_in, window_in
 
 
 if TYPE_CHECKING:
@@ -39,9 +39,16 @@ class Columns:
     end: str | None
 
     @property
-    def media(self) -> list[str]:
-        """Columns with media."""
-        return [name for name in (self.audio, self.frames, self.video, self.times, self.gain) if name]
+    def media(self) -> dict[str, str]:
+        """Columns with media, by the names that `read` expects."""
+        named = {
+            "audio": self.audio,
+            "frames": self.frames,
+            "video": self.video,
+            "frame_times": self.times,
+            "audio_gain": self.gain,
+        }
+        return {name: column for name, column in named.items() if column}
 
 
 def find_columns(name: str, features: Any, options: HubOptions, adapter: Adapter | None = None) -> Columns:
@@ -131,30 +138,26 @@ def rows_of_split(split: str, part: Any, columns: Columns, names: list[str] | No
 def read_row(
     entry: dict[str, Any], split: str, index: int, columns: Columns, names: list[str] | None, options: HubOptions
 ) -> Row:
-    """Id, label, group and window of one row; without a group a clip is its own.
+    """Id, label, group and window of one row; without an id it goes by its number, without a group it is its own.
 
     Raises:
         DataError: a label outside the classes, none where one is needed, half a window, a group that the pattern does
             not find.
     """
-    clip = str(entry[columns.id]) if columns.id else f"{split}-{index:06d}"
+    clip = cell(entry, columns.id) or f"{split}-{index:06d}"
     label = entry[columns.label]
-    if label is None or (names is not None and label == NO_LABEL):
+    text = cell(entry, columns.label)
+    if text is None or (names is not None and label == NO_LABEL):
         if options.unlabelled == "refuse":
-            raise DataError(f"clip {clip!r} has no label ({columns.label} is {label}): label it, or leave it out")
+            raise DataError(f"clip {clip!r} has no label ({columns.label} is {label!r}): label it, or leave it out")
         text = None
-    elif names is None:
-        text = str(label)
-    elif 0 <= label < len(names):
+    elif names is not None:
+        if not 0 <= label < len(names):
+            raise DataError(f"clip {clip!r} has label {label}, outside the {len(names)} classes")
         text = names[label]
-    else:
-        raise DataError(f"clip {clip!r} has label {label}, outside the {len(names)} classes")
-    start, end = (None if column is None else entry[column] for column in (columns.start, columns.end))
-    if (start is None) != (end is None):
-        raise DataError(f"clip {clip!r}: a window needs both start and end in seconds, got {start} and {end}")
-    window = None if start is None or end is None else (float(start), float(end))
-    group = None if columns.group is None else entry[columns.group]
-    group = clip if group is None else group_in(str(group), options.group_pattern, f"clip {clip!r}")
+    window = window_in(entry, columns.start, columns.end, f"clip {clip!r}")
+    group = cell(entry, columns.group)
+    group = clip if group is None else group_in(group, options.group_pattern, f"clip {clip!r}")
     return Row(clip, text, f"{split}:{index}", group, split, window)
 
 
@@ -187,17 +190,10 @@ class RowReader:
     def __call__(self, record: ClipRecord) -> dict[str, Any]:
         split, _, index = record.source.partition(":")
         part = self.parts[split]
-        stored = part if isinstance(part, RowList) else part.select_columns(self.columns.media)
+        stored = part if isinstance(part, RowList) else part.select_columns(list(self.columns.media.values()))
         return media_of_row(stored[int(index)], self.columns)
 
 
 def media_of_row(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
     """A row's media under the names that `read` expects."""
-    named = {
-        "audio": columns.audio,
-        "frames": columns.frames,
-        "video": columns.video,
-        "frame_times": columns.times,
-        "audio_gain": columns.gain,
-    }
-    return {name: row[column] for name, column in named.items() if column and row[column] is not None}
+    return {name: row[column] for name, column in columns.media.items() if row[column] is not None}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError, NoLabels
 from hf_mmbalance.data.decoding import decode_all
@@ -50,6 +51,47 @@ def group_in(text: str, pattern: str | None, where: str) -> str:
     if found is None or not found.groups() or found.group(1) is None:
         raise DataError(f"{where}: group_pattern {pattern!r} finds no group in {text!r}")
     return found.group(1)
+
+
+def cell(entry: dict[str, Any], column: str | None) -> str | None:
+    """Text of a cell; None where there is none, or NaN in place of one."""
+    found = None if column is None else entry.get(column)
+    return None if found is None or found != found else str(found).strip() or None
+
+
+def window_in(
+    entry: dict[str, Any], start_column: str | None, end_column: str | None, where: str
+) -> tuple[float, float] | None:
+    """Start and end of a row's window in seconds; None where it has none.
+
+    Args:
+        entry: the row.
+        start_column, end_column: its columns, where there are any.
+        where: the row, for messages.
+
+    Raises:
+        DataError: only one of the two, no numbers, or an end that is not after the start.
+    """
+    start, end = cell(entry, start_column), cell(entry, end_column)
+    if start is None and end is None:
+        return None
+    if start is None or end is None:
+        raise DataError(f"{where}: a window needs both start and end in seconds, got {start} and {end}")
+    try:
+        window = float(start), float(end)
+    except ValueError:
+        text = f"{where}: start {start!r} and end {end!r} must be seconds"
+        raise DataError(f"{text}, with a decimal point") from None
+    if not window[0] < window[1]:
+        raise DataError(f"{where}: start {start} must be before end {end}")
+    return window
+
+
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Labels once each in the order of their names, or by number where all are whole numbers."""
+    names = set(labels)
+    numbers = all(re.fullmatch(r"-?\d+", name) for name in names)
+    return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
 
 
 def clips_from_rows(
@@ -104,7 +146,8 @@ def _check_rows(name: str, rows: Sequence[Row], classes: Sequence[str]) -> None:
     repeated = [clip for clip, count in Counter(row.id for row in rows).items() if count > 1]
     if repeated:
         sources = [row.source for row in rows if row.id == repeated[0]]
-        raise DataError(f"{len(repeated)} clip ids occur twice, e.g. {repeated[0]!r}: {', '.join(sources[:2])}")
+        text = f"{len(repeated)} clip ids occur twice, e.g. {repeated[0]!r}: {', '.join(sources[:2])}"
+        raise DataError(f"{text}; rename or remove one, or name a column of ids that differ")
     if not classes and all(row.label is None for row in rows):
         raise NoLabels(f"{name}: no clip has a label; name the classes with --classes")
     twice = [name for name, count in Counter(classes).items() if count > 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +58,7 @@ class SyntheticOptions:
         check_at_least(self, 2, "classes")
         check_at_least(self, 1, "train_clips", "groups", "frames", "frame_size", "sampling_rate")
         check_at_least(self, 0, "calibration_clips", "validation_clips", "test_clips", "noise")
-        if not self.seconds * self.sampling_rate >= 1:
+        if not 1 <= self.seconds * self.sampling_rate < math.inf:
             raise DataError(f"seconds must be at least one sample of the sound, got {self.seconds}")
         for name in ("audio_error", "vision_error", "prior"):
             values = getattr(self, name)

@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_mmbalance.data.clips import ClipSplits, DataError, split_name
 from hf_mmbalance.data.options import MediaOptions, option
-from hf_mmbalance.data.sources.rows import Row, clips_from_rows
+from hf_mmbalance.data.sources.rows import Row, cell, clips_from_rows, in_order, window_in
 from hf_mmbalance.text_tables import read_text_table
 
 
@@ -20,7 +20,7 @@ class TableOptions(MediaOptions):
 
     path_column: str = option("path", "Column of the file's path.")
     label_column: str = option("label", "Column of the class: a name, or a number if classes are given.")
-    group_column: str = option("group", "Column of the group (actor, speaker, source video), if present.")
+    group_column: str = option("group", "Column of the group (actor, speaker, source video); else the path.")
     split_column: str = option("split", "Column of the split, if present.")
     id_column: str = option("id", "Column of the clip's id, if present; else the path.")
     start_column: str = option("start", "Column of the window's start in seconds, if present.")
@@ -44,7 +44,7 @@ def table_clips(path: str, options: TableOptions) -> ClipSplits:
                 f"{path}: no column {column!r} (it has {', '.join(sorted(names))}); give its name as option"
             )
     rows = [_table_row(table, number, entry, options) for number, entry in enumerate(entries, start=1)]
-    labels = sorted({row.label for row in rows if row.label is not None})
+    labels = in_order(row.label for row in rows if row.label is not None)
     classes = options.classes or labels
     if options.classes and all(label.isdecimal() for label in labels) and not set(labels) <= set(classes):
         named = dict(zip(map(str, range(len(classes))), classes, strict=True))
@@ -53,7 +53,11 @@ def table_clips(path: str, options: TableOptions) -> ClipSplits:
     if outside:
         text = f"{path}: label {outside[0].label!r} of {outside[0].id!r} is not among the classes {', '.join(classes)}"
         raise DataError(f"{text} ({len(outside)} such rows)")
-    return clips_from_rows(table.stem, rows, classes, options, [])
+    labelled = [row for row in rows if row.label is not None]
+    without = [row.id for row in labelled if row.split is None]
+    some = 0 < len(without) < len(labelled)
+    notes = [f"{len(without)} rows have no split and count as train, e.g. {without[0]}"] if some else []
+    return clips_from_rows(table.stem, rows, classes, options, notes)
 
 
 TABLE_SUFFIXES = {".csv", ".tsv", ".parquet"}
@@ -85,32 +89,19 @@ def read_table(table: Path, columns: Sequence[str] = ("path",)) -> list[dict[str
     return entries
 
 
-def cell(entry: dict[str, Any], column: str) -> str | None:
-    """Text of a cell; None where there is none, or NaN in place of one."""
-    found = entry.get(column)
-    return None if found is None or found != found else str(found).strip() or None
-
-
 def _table_row(table: Path, number: int, entry: dict[str, Any], options: TableOptions) -> Row:
+    where = f"{table}, row {number}"
     path, label = cell(entry, options.path_column), cell(entry, options.label_column)
     if path is None or (label is None and options.unlabelled == "refuse"):
         missing = options.path_column if path is None else options.label_column
-        raise DataError(f"{table}, row {number}: column {missing!r} is empty")
-    start, end = cell(entry, options.start_column), cell(entry, options.end_column)
-    if (start is None) != (end is None):
-        raise DataError(f"{table}, row {number}: a window needs both start and end in seconds, got {start} and {end}")
-    try:
-        window = None if start is None or end is None else (float(start), float(end))
-    except ValueError:
-        text = f"{table}, row {number}: start {start!r} and end {end!r} must be seconds"
-        raise DataError(f"{text}, with a decimal point") from None
-    if window is not None and not window[0] < window[1]:
-        raise DataError(f"{table}, row {number}: start {start} must be before end {end}")
+        raise DataError(f"{where}: column {missing!r} is empty")
+    window = window_in(entry, options.start_column, options.end_column, where)
     split = cell(entry, options.split_column)
-    name = cell(entry, options.id_column) or (path if window is None else f"{path}@{start}")
-    group = cell(entry, options.group_column) or name
+    own = path if window is None else f"{path}@{cell(entry, options.start_column)}"
+    name = cell(entry, options.id_column) or own
+    group = cell(entry, options.group_column) or path  # windows of one file must not be on both sides of a split
     try:
         split = split_name(split) if split else None
     except DataError as error:
-        raise DataError(f"{table}, row {number}: {error}") from None
+        raise DataError(f"{where}: {error}") from None
     return Row(name, label, os.path.join(table.parent, path), group, split, window)

@@ -12,8 +12,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from hf_mmbalance.data import DataError, FolderOptions, load_clips
+from hf_mmbalance.data import CorruptedClips, CorruptionPlan, DataError, FolderOptions, HubOptions, load_clips
 from hf_mmbalance.data.sources import source_of
+from hf_mmbalance.data.sources.hub import clips_of
 from hf_mmbalance.provenance import data_source
 from tests.media_factory import write_clip
 
@@ -71,6 +72,16 @@ def test_folder_with_split_folders(folder, tmp_path):
         load_clips(str(tmp_path), **SMALL)
 
 
+def test_numbered_classes_are_in_the_order_of_their_numbers_and_empty_ones_are_noted(tmp_path):
+    for i in range(12):
+        (tmp_path / str(i)).mkdir()
+        for clip in range(3 if i != 5 else 0):
+            (tmp_path / str(i) / f"{clip}.wav").touch()
+    splits = load_clips(str(tmp_path), cache="none", **SMALL)
+    assert splits.classes == [str(i) for i in range(12) if i != 5]
+    assert "1 class folders hold no clips: 5" in splits.notes
+
+
 def test_bad_folders(tmp_path):
     with pytest.raises(DataError, match="no such"):
         load_clips(str(tmp_path / "gone"))
@@ -105,6 +116,10 @@ def test_clips_with_one_modality_only(tmp_path):
     for clip in splits["train"]:
         assert (clip["frames"] is None) == (clip["label"] == 0) and (clip["audio"] is None) == (clip["label"] == 1)
     assert {note for note in splits.notes if "no_" in note} == {"6 clips: no_audio", "6 clips: no_video"}
+    lengths = {clip["id"]: clip["seconds"] for clip in splits["train"]}
+    assert all(seconds == pytest.approx(0.3, abs=0.05) for seconds in lengths.values())
+    drawn = CorruptedClips(splits["train"], CorruptionPlan.of("blur", draws=2))
+    assert [clip["seconds"] for clip in drawn] == [lengths[name] for name in drawn.clips]
 
 
 def test_what_a_downloader_notes_beside_clips_makes_no_built_data_set(folder, tmp_path):
@@ -167,6 +182,29 @@ def test_table_windows_classes_and_relative_paths(tmp_path):
         load_clips(str(tmp_path / "t.csv"))
 
 
+def test_windows_of_one_file_are_on_one_side_of_a_split(tmp_path):
+    lines = ["path,label,start,end,id"]
+    for file in range(8):
+        (tmp_path / f"{file}.mp4").touch()
+        lines += [f"{file}.mp4,{'ab'[file % 2]},{i / 10},{i / 10 + 0.4},{file}-{i}" for i in range(5)]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    splits = load_clips(str(tmp_path / "t.csv"), cache="none", **SMALL)  # nothing is decoded
+    files = {name: {clip.split("-")[0] for clip in part.ids} for name, part in splits.splits.items()}
+    assert sum(map(len, files.values())) == 8 and len(files) == 4
+    assert splits.shared_groups() == {} and set(splits["test"].groups) == {f"{file}.mp4" for file in files["test"]}
+
+
+def test_rows_without_a_split_are_counted(tmp_path):
+    lines = [f"{i}.mp4,{'ab'[i % 2]},{split}" for i, split in enumerate(["train", "", "test", "test", "", "train"])]
+    (tmp_path / "t.csv").write_text("path,label,split\n" + "\n".join(lines))
+    for i in range(6):
+        (tmp_path / f"{i}.mp4").touch()
+    none = {"validation_fraction": 0, "calibration_fraction": 0}
+    splits = load_clips(str(tmp_path / "t.csv"), cache="none", **none, **SMALL)
+    assert splits["train"].ids == ["0.mp4", "1.mp4", "4.mp4", "5.mp4"]
+    assert "2 rows have no split and count as train, e.g. 1.mp4" in splits.notes
+
+
 def test_bad_tables(tmp_path):
     table = tmp_path / "t.csv"
     with pytest.raises(DataError, match="no such file"):
@@ -216,6 +254,11 @@ def test_bad_tables(tmp_path):
         ({"train_snr_db": [10.0, 0.0]}, "train_snr_db needs the lower ratio first"),
         ({"brightness": float("nan")}, "brightness must be at least 0, got nan"),
         ({"workers": -1}, "workers must be at least 0"),
+        ({"max_seconds": 0}, "max_seconds must be at least 0.001"),
+        (
+            {"noise": "white", "redraw_noise": False, "train_snr_db": [-5.0, 5.0], "snr_db": 3.0},
+            "with redraw_noise=false give train_snr_db=3 3",
+        ),
     ],
 )
 def test_numbers_out_of_range_are_named(folder, options, words):
@@ -289,6 +332,18 @@ def test_built_data_set(built, in_memory):
 def test_windows_of_a_built_data_set(built):
     splits = load_clips(str(built), start_column="said_from", end_column="said_to", margin=0.05, cache="none", **SMALL)
     assert len(splits["test"][0]["audio"]) == 4800
+
+
+def test_frames_without_sound_and_times_have_no_length():
+    from datasets import Dataset, Features, List, Value
+    from datasets import Image as ImageFeature
+
+    rows = {"frames": [[{"bytes": png(colour), "path": None}] * 3 for colour in COLOURS.values()], "label": ["a", "b"]}
+    stored = {"bytes": Value("binary"), "path": Value("string")}
+    table = Dataset.from_dict(rows, features=Features({"frames": List(stored), "label": Value("string")}))
+    none = dict.fromkeys(("test_fraction", "validation_fraction", "calibration_fraction"), 0.0)
+    clips = clips_of(table.cast_column("frames", List(ImageFeature())), HubOptions(**none, **SMALL))
+    assert [clip["seconds"] for clip in clips["train"]] == [0.0, 0.0]
 
 
 def test_bad_columns_and_names(built, tmp_path):

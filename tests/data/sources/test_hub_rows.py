@@ -5,37 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, Video
 
 from hf_mmbalance.data import DataError, HubOptions, load_clips
 from hf_mmbalance.data.sources.hub import clips_of
 from hf_mmbalance.data.streaming import load
+from tests.data.clip_rows import CONTENT, WHOLE, made
 from tests.media_factory import write_clip
-
-
-WHOLE = {
-    "frames": 2,
-    "frame_size": [16, 16],
-    "test_fraction": 0.0,
-    "validation_fraction": 0.0,
-    "calibration_fraction": 0.0,
-}
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return write_clip(tmp_path_factory.mktemp("media") / "c.mp4", seconds=0.4, size=(24, 32)).read_bytes()
-
-
-def made(clip: bytes, kind: object, **columns: list) -> Dataset:
-    """Rows with the same clip; `kind` is the type of the label."""
-    count = len(columns["label"])
-    types = {"label": kind, "group": Value("string"), "start": Value("float64"), "end": Value("float64")}
-    stored = {"bytes": Value("binary"), "path": Value("string")}
-    features = Features({name: types[name] for name in columns} | {"clip": stored})
-    rows = {**columns, "clip": [{"bytes": clip, "path": None}] * count}
-    return Dataset.from_dict(rows, features=features).cast_column("clip", Video())
 
 
 def test_two_data_sets_share_a_cache_folder_and_not_their_clips(tmp_path: Path) -> None:
@@ -57,9 +35,71 @@ def test_two_data_sets_share_a_cache_folder_and_not_their_clips(tmp_path: Path) 
         load_clips(str(tmp_path / "dark" / "data"), in_memory=True, **options)
 
 
+def test_a_cache_folder_knows_which_column_was_read_and_within_which_limits(tmp_path: Path) -> None:
+    stored = {}
+    for name, colour in (("dark", (20, 20, 20)), ("light", (220, 220, 220))):
+        path = write_clip(tmp_path / f"{name}.mp4", seconds=0.3, colour=colour, size=(24, 24))
+        stored[name] = [{"bytes": path.read_bytes(), "path": None}] * 2
+    features = Features({"label": Value("string"), **dict.fromkeys(stored, CONTENT)})
+    rows = Dataset.from_dict({"label": ["a", "b"], **stored}, features=features)
+    for name in stored:
+        rows = rows.cast_column(name, Video())
+    options = {**WHOLE, "cache_dir": str(tmp_path / "cache")}
+    grey = [clips_of(rows, HubOptions(**options, video_column=name))["train"][0]["frames"].mean() for name in stored]
+    assert grey[0] < 60 and grey[1] > 180
+    with pytest.raises(DataError, match="(?s)2 clips cannot be used.*over max_seconds=0.1"):
+        clips_of(rows, HubOptions(**options, video_column="dark", max_seconds=0.1))
+
+
+def test_a_folder_whose_files_were_replaced_is_read_anew(clip: bytes, tmp_path: Path) -> None:
+    """`datasets` would give the rows that it has in its cache for this README."""
+    parts = ", ".join(
+        f"{{config_name: {name}, data_files: [{{split: train, path: {name}.parquet}}]}}" for name in "ab"
+    )
+    types = "[{name: label, dtype: {class_label: {names: {'0': cat, '1': dog}}}}, {name: clip, dtype: video}]"
+    infos = ", ".join(f"{{config_name: {name}, features: {types}}}" for name in "ab")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "README.md").write_text(f"---\nconfigs: [{parts}]\ndataset_info: [{infos}]\n---\n")
+    for labels in ([0, 1], [1, 0]):
+        for name, count in (("a", 2), ("b", 1)):
+            rows = made(clip, "int64", label=labels * count)
+            pq.write_table(rows.data.table.replace_schema_metadata(), tmp_path / "set" / f"{name}.parquet")
+            clips = load_clips(str(tmp_path / "set"), config=name, **WHOLE)
+            assert clips.classes == ["cat", "dog"] and clips["train"].labels == labels * count
+
+
+def test_a_number_that_is_another_class_in_another_split_is_refused(clip: bytes) -> None:
+    splits = {
+        "train": made(clip, ClassLabel(names=["a", "b", "c"]), label=[0, 1, 2]),
+        "test": made(clip, ClassLabel(names=["a", "c"]), label=[0, 1]),
+    }
+    message = r"'label' has the classes \['a', 'b', 'c'\] in train, but \['a', 'c'\] in test"
+    with pytest.raises(DataError, match=message):
+        clips_of(DatasetDict(splits), HubOptions(**WHOLE))
+
+
+def test_rows_without_ids_have_the_same_names_streamed(clip: bytes, tmp_path: Path) -> None:
+    rows = made(clip, ClassLabel(names=["a", "b"]), label=[0, 1, 1])
+    for i in range(2):
+        rows.to_parquet(tmp_path / f"train-{i}.parquet")
+    options = {"frames": 2, "frame_size": [16, 16], "noise": "white"}
+    clips = load(str(tmp_path), **options)
+    (batch,) = load(str(tmp_path), streaming=True, shuffle=False, **options)
+    assert [one["id"] for one in batch] == clips.ids == [f"train-{i:06d}" for i in range(6)]
+    for one, other in zip(batch, clips, strict=True):
+        assert one["label"] == other["label"]
+        np.testing.assert_array_equal(one["audio"], other["audio"])
+
+
 @pytest.mark.parametrize(
     ("kind", "labels"),
-    [(Value("string"), ["a", None, "b"]), (ClassLabel(names=["a", "b"]), [0, -1, 1]), (Value("int64"), [0, None, 1])],
+    [
+        (Value("string"), ["a", None, "b"]),
+        (Value("string"), ["a", " ", "b"]),
+        (ClassLabel(names=["a", "b"]), [0, -1, 1]),
+        (Value("int64"), [0, None, 1]),
+        (Value("float64"), [0.0, float("nan"), 1.0]),
+    ],
 )
 def test_a_row_without_a_label_is_no_class_of_its_own(clip: bytes, kind: object, labels: list) -> None:
     rows = made(clip, kind, label=labels)
@@ -74,9 +114,10 @@ def test_integers_without_names_may_be_negative(clip: bytes) -> None:
     assert clips_of(made(clip, Value("int64"), label=[-1, 1]), HubOptions(**WHOLE)).classes == ["-1", "1"]
 
 
-def test_a_row_without_a_group_is_its_own_group(clip: bytes) -> None:
-    rows = made(clip, Value("string"), label=["a", "b", "a"], group=["g", None, None])
-    assert clips_of(rows, HubOptions(**WHOLE))["train"].groups == ["g", "train-000001", "train-000002"]
+def test_a_row_without_an_id_goes_by_its_number_and_without_a_group_is_its_own(clip: bytes) -> None:
+    rows = made(clip, Value("string"), label=["a", "b", "a"], group=["g", None, ""], id=["one", None, ""])
+    train = clips_of(rows, HubOptions(**WHOLE))["train"]
+    assert train.ids == ["one", "train-000001", "train-000002"] and train.groups == ["g", *train.ids[1:]]
 
 
 def test_several_labels_per_clip_are_refused(clip: bytes) -> None:
