@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 
 from hf_mmbalance.console import say, table
 from hf_mmbalance.embedding.fuse import FOLDS, Rows, stratified_folds
-from hf_mmbalance.embedding.heads import _temperature, fit_head
+from hf_mmbalance.embedding.heads import fit_head, smoothed_temperature
 from hf_mmbalance.metrics.measures import accuracy, log_softmax, nll
 
 
@@ -53,7 +53,7 @@ def logistic(features: np.ndarray, labels: np.ndarray, classes: int, folds: np.n
         held_out = np.empty((len(labels), classes))
         for fold in np.unique(folds):
             held_out[folds == fold] = fitted(folds != fold, penalty)(points[folds == fold])
-        temperature, loss = _temperature(held_out, labels, np.ones(len(labels)))
+        temperature, loss = smoothed_temperature(held_out, labels, np.ones(len(labels)))
         best = min(best, (loss, temperature, penalty))
     final = fitted(np.ones(len(labels), bool), best[2])
     return lambda x: final((x - mean) / scale) / best[1]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
-
-from hf_mmbalance.hub.errors import HubError
 
 
 Answer = TypeVar("Answer")
@@ -53,17 +52,41 @@ def answered_by_main(question: Callable[[], Answer]) -> Answer:
 
     What is read from disk while other processes may write there must not be asked twice.
     """
-    answer: list = [None, None]
-    if PartialState().is_main_process:
+    state = PartialState()
+    answer: list[Any] = [None, None]
+    if state.is_main_process:
         try:
             answer[0] = question()
-        except (ValueError, OSError, HubError) as error:
+        except Exception as error:  # of any kind: the others wait for an answer
             answer[1] = error
-    if PartialState().num_processes > 1:
-        answer = broadcast_object_list(answer)
+    if state.num_processes > 1:
+        told = broadcast_object_list([answer[0], _portable(answer[1])])
+        answer = answer if state.is_main_process else told
     if answer[1] is not None:
         raise answer[1]
     return answer[0]
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """An error that can be sent to another process: itself, or one that says the same."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # what cannot be pickled, or read again, says so in many ways
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+@contextmanager
+def local_main_process_first() -> Iterator[None]:
+    """As accelerate's; where that process fails, the others go on, and fail as it did, instead of waiting for it."""
+    state = PartialState()
+    if not state.is_local_main_process:
+        state.wait_for_everyone()
+    try:
+        yield
+    finally:
+        if state.is_local_main_process:
+            state.wait_for_everyone()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 
 from hf_mmbalance.balancing.method import BalancingMethod
 from hf_mmbalance.balancing.registry import register_balancing_method
-from hf_mmbalance.balancing.scores import complete_clips
+from hf_mmbalance.balancing.scores import comparable_clips
 from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 
 
@@ -43,11 +43,11 @@ class AGM(BalancingMethod):
 
     def loss(self, batch: TrainingBatch) -> torch.Tensor:
         if self.alpha:
-            complete = complete_clips(batch.modality_mask)
-            responses = batch.fused.modality_contributions.detach()[complete]  # type: ignore[union-attr]
-            every = batch.labels[complete].unsqueeze(1).expand(responses.shape[:2])
+            compared = comparable_clips(batch)
+            responses = batch.fused.modality_contributions.detach()[compared]  # type: ignore[union-attr]
+            every = batch.labels[compared].unsqueeze(1).expand(responses.shape[:2])
             losses = torch.nn.functional.cross_entropy(responses.flatten(0, 1), every.flatten(), reduction="none")
-            self.collect(scores=losses.view(every.shape).sum(0), clips=complete.sum())
+            self.collect(scores=losses.view(every.shape).sum(0), clips=compared.sum())
         return batch.loss
 
     def modulate(self, totals: dict[str, torch.Tensor]) -> None:

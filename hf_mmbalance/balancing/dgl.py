@@ -27,6 +27,8 @@ class DGL(BalancingMethod):
     def __init__(self, alpha: float = 4.0, strength: float = 1.0):
         if not 0 <= strength <= 1:
             raise ValueError(f"dgl: strength={strength!r} must lie in [0, 1]")
+        if alpha < 0:
+            raise ValueError(f"dgl: alpha={alpha!r} must not be negative")
         self.alpha, self.strength = alpha, strength
 
     def loss(self, batch: TrainingBatch) -> torch.Tensor:

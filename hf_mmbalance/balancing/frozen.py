@@ -47,7 +47,8 @@ class Frozen(BalancingMethod):
         if not self.pretrained:
             return self.connected(self.unimodal_weight * batch.unimodal_loss, batch)
         features = tuple(feature.detach() for feature in batch.features)
-        _, fused = self.model.decide(features, batch.modality_mask)
+        tokens = None if batch.tokens is None else tuple(token.detach() for token in batch.tokens)
+        _, fused = self.model.decide(features, batch.modality_mask, tokens)
         return self.connected(self.fused_weight * self.model.clip_losses(fused.logits, batch.labels).mean(), batch)
 
     def modulate(self, totals: dict[str, torch.Tensor]) -> None:

@@ -10,7 +10,6 @@ from torch.nn.functional import normalize
 from hf_mmbalance.balancing.adam import adam_state, adam_step, learned
 from hf_mmbalance.balancing.method import BalancingMethod
 from hf_mmbalance.balancing.registry import register_balancing_method
-from hf_mmbalance.balancing.scores import complete_clips
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 
@@ -102,7 +101,7 @@ class MCR(BalancingMethod):
 
     def influence_loss(self, batch: TrainingBatch) -> torch.Tensor:
         """L_MIPD; its gradients are those of the game, its value is sum_m L_m."""
-        rows = complete_clips(batch.modality_mask).nonzero().squeeze(1)
+        rows = batch.modality_mask.all(1).nonzero().squeeze(1)
         count = len(rows)
         if count < 2:
             return 0.0 * batch.loss
@@ -121,8 +120,7 @@ class MCR(BalancingMethod):
     def _fused(self, batch: TrainingBatch, logits: torch.Tensor, rows: list[torch.Tensor]) -> torch.Tensor:
         """Fused logits of clips of which modality m is taken from the batch's `rows[m]`."""
         taken = torch.stack([logits[row, m] for m, row in enumerate(rows)], dim=1)
-        features = tuple(feature[row] for feature, row in zip(batch.features, rows, strict=True))
-        return self.fuse(taken, torch.ones_like(taken[:, :, 0], dtype=torch.bool), features)
+        return self.fuse(batch, taken, torch.ones_like(taken[:, :, 0], dtype=torch.bool), rows)
 
     def bottleneck_loss(self, batch: TrainingBatch) -> torch.Tensor:
         """L_CEB; a modality that a clip lacks adds 0."""

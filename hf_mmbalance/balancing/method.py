@@ -145,8 +145,9 @@ class BalancingMethod:
                 f"{name} has no loss to learn by: fused_loss_weight and unimodal_loss_weight are both 0; leave them"
                 f" out of the config, or set them to {self.fused_loss_weight:g} and {self.unimodal_loss_weight:g}"
             )
-        if self.fused_loss_weight and not self.fused_weight:
-            logger.warning("%s is defined with the fused loss, whose weight the config sets to 0", name)
+        for part, weight in zip(("fused", "unimodal"), used, strict=True):
+            if getattr(self, f"{part}_loss_weight") and not weight:
+                logger.warning("%s is defined with the %s loss, whose weight the config sets to 0", name, part)
 
     def start(self) -> None:
         """Set the initial `state`; `self.model` is known."""
@@ -268,11 +269,25 @@ class BalancingMethod:
         return self._towers
 
     def fuse(
-        self, modality_logits: torch.Tensor, modality_mask: torch.Tensor, features: tuple[torch.Tensor, ...]
+        self,
+        batch: TrainingBatch,
+        modality_logits: torch.Tensor,
+        modality_mask: torch.Tensor,
+        rows: Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Fused logits `(B, C)` of the model's head for unimodal logits and a mask that are not the batch's own."""
+        """Fused logits `(N, C)` of the model's head for unimodal logits and a mask that are not the batch's own.
+
+        Args:
+            batch: Whose features or tokens the head reads.
+            modality_logits: `(N, M, C)`.
+            modality_mask: `(N, M)`.
+            rows: For every modality `(N,)`, the clips of the batch that its logits are of; by default the batch's.
+        """
         head = self.model.fusion
-        return head(modality_logits, modality_mask, features if head.reads_pooled else None).logits
+        read = batch.features if head.reads_pooled else batch.tokens
+        if read is not None and rows is not None:
+            read = tuple(values[row] for values, row in zip(read, rows, strict=True))
+        return head(modality_logits, modality_mask, read).logits
 
     def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
         """Draws of this step: the same in every process and in a resumed run, since keyed by seed and step."""

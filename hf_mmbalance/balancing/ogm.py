@@ -36,6 +36,8 @@ class OGM(BalancingMethod):
     def __init__(self, alpha: float = 0.8, noise: float = 0.0, end: float = 1.0):
         if alpha < 0 or noise < 0:
             raise ValueError(f"ogm: alpha={alpha!r} and noise={noise!r} must not be negative")
+        if not 0 <= end <= 1:
+            raise ValueError(f"ogm: end={end!r} must lie in [0, 1]")
         self.alpha, self.noise, self.end = alpha, noise, end
         self.needs_whole_gradients = noise > 0
 

@@ -21,7 +21,8 @@ class OLM(BalancingMethod):
 
     with norms, means and r_k constant in the gradient. Both losses reach the coefficients, as in the published code,
     where both are sums over the batch: as means they have the same weights relative to each other, whatever its size.
-    CE_k,0 is the loss of the first step (the published code takes it from the last batch of the first epoch).
+    CE_k,0 is the loss of the first step that has modality k (the published code takes it from the last batch of the
+    first epoch).
     Evaluation uses z_k as it is: the coefficients act on training only. A clip that lacks a modality adds no term for
     it, and its mean runs over what it has.
 
@@ -44,7 +45,7 @@ class OLM(BalancingMethod):
         if not self.learning_rate:
             return batch.loss
         losses = self.task_losses(batch, learned(self, "coefficients"))
-        present = torch.cat([batch.modality_mask, torch.ones_like(batch.modality_mask[:, :1])], dim=1)
+        present = torch.cat([batch.taught_mask, torch.ones_like(batch.taught_mask[:, :1])], dim=1)
         logits = torch.cat([batch.modality_logits, batch.fused.logits.unsqueeze(1)], dim=1).detach()
         self.collect_rows(norms=logits.norm(dim=-1).masked_fill(~present, 0.0))
         count = len(batch.labels)
@@ -53,7 +54,7 @@ class OLM(BalancingMethod):
 
     def task_losses(self, batch: TrainingBatch, weights: torch.Tensor) -> torch.Tensor:
         """The losses CE(w_k z_k, y) `(M + 1,)`, means over clips, times the weights of the config."""
-        mask = batch.modality_mask
+        mask = batch.taught_mask
         every = batch.labels.unsqueeze(1).expand(mask.shape)
         unimodal = self.model.clip_losses(weights[:-1].view(1, -1, 1) * batch.modality_logits, every)
         unimodal = torch.where(mask, unimodal, torch.zeros_like(unimodal)).mean(0)
@@ -64,10 +65,11 @@ class OLM(BalancingMethod):
         if not self.learning_rate:
             return
         losses = totals["losses"] / totals["clips"]
-        if self.step == 0:
-            self.state["first_loss"] = losses
-        ratio = losses / self.state["first_loss"]
-        norms = norm_gradient(self.state["coefficients"], totals["norms"], ratio / ratio.mean())
+        first = self.state["first_loss"]
+        first = self.state["first_loss"] = torch.where(first > 0, first, losses)
+        ratio = torch.where(first > 0, losses / first, torch.nan)
+        ratio = torch.nan_to_num(ratio / ratio.nanmean())  # of a modality that no step has had, there is none
+        norms = norm_gradient(self.state["coefficients"], totals["norms"], ratio)
         adam_step(self, "coefficients", totals, self.learning_rate, more=norms)
 
 

@@ -63,7 +63,7 @@ class OPM(BalancingMethod):
         kept = torch.where(kept.any(1, keepdim=True), kept, batch.modality_mask)
         widths = [feature.shape[1] for feature in batch.features]
         share = sum(width * rate for width, rate in zip(widths, rates, strict=True)) / sum(widths)
-        _, fused = self.model.decide(tuple(feature / (1 - share) for feature in batch.features), kept)
+        _, fused = self.model.decide(tuple(feature / (1 - share) for feature in batch.features), kept, batch.tokens)
         loss = self.fused_weight * self.model.clip_losses(fused.logits, batch.labels).mean()
         return self.connected(loss + self.unimodal_weight * batch.unimodal_loss, batch)
 

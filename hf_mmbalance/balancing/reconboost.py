@@ -25,8 +25,8 @@ class ReconBoost(BalancingMethod):
 
     That code cuts the agreement off p_m as well, so that it is a constant; it shares one classifier between
     the towers (here each has the head that the fusion gives it) and learns a factor of the fused logits, which changes
-    no decision. A clip that lacks m adds 0; r is uniform where it has nothing else. Epochs are told by the training
-    loop (`epoch`).
+    no decision. A clip that lacks m, or whose class m does not know, adds 0; r is uniform where it has nothing else.
+    Epochs are told by the training loop (`epoch`).
 
     Args:
         stage_epochs: Epochs of a modality's stage; published: 4. 0 is joint training.
@@ -46,13 +46,16 @@ class ReconBoost(BalancingMethod):
         reconcile: float = 1.0,
         agreement: float = 0.5,
     ):
-        if stage_epochs < 0 or joint_epochs < 0 or not stage_epochs + joint_epochs:
+        epochs = (stage_epochs, joint_epochs)
+        if min(epochs) < 0 or not any(epochs) or any(count != int(count) for count in epochs):
             raise ValueError(
-                f"reconboost: stage_epochs={stage_epochs!r} and joint_epochs={joint_epochs!r} must not be negative,"
-                " nor both 0"
+                f"reconboost: stage_epochs={stage_epochs!r} and joint_epochs={joint_epochs!r} must be whole"
+                " numbers, not negative, nor both 0"
             )
         if not weight > 0:
             raise ValueError(f"reconboost: weight={weight!r} must be above 0")
+        if reconcile < 0 or agreement < 0:
+            raise ValueError(f"reconboost: reconcile={reconcile!r} and agreement={agreement!r} must not be negative")
         self.stage_epochs, self.joint_epochs = stage_epochs, joint_epochs
         self.weight, self.reconcile, self.agreement = weight, reconcile, agreement
 
@@ -67,13 +70,13 @@ class ReconBoost(BalancingMethod):
             return batch.loss
         count = batch.modality_mask.shape[1]
         m, before = stage % count, (stage - 1) % count
-        logits, mask = batch.modality_logits, batch.modality_mask
+        logits, mask, taught = batch.modality_logits, batch.modality_mask, batch.taught_mask
         others = masked_log_softmax(logits.detach(), mask & (torch.arange(count, device=mask.device) != m)).sum(1)
         others_right = others.softmax(-1).gather(1, batch.labels.unsqueeze(1)).squeeze(1)
         losses = (self.weight - self.reconcile * others_right) * self.model.clip_losses(logits[:, m], batch.labels)
-        loss = torch.where(mask[:, m], losses, torch.zeros_like(losses)).mean() / logits.shape[2]
+        loss = torch.where(taught[:, m], losses, torch.zeros_like(losses)).mean() / logits.shape[2]
         if self.agreement and stage:
-            both = (mask[:, m] & mask[:, before]).view(-1, 1)
+            both = (taught[:, m] & taught[:, before]).view(-1, 1)
             own, other = (logits[:, n].softmax(-1) for n in (m, before))
             loss = loss + self.agreement * mse_loss(
                 torch.where(both, own, 0.0), torch.where(both, other.detach(), 0.0)

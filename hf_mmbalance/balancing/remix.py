@@ -13,8 +13,8 @@ from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 class Remix(BalancingMethod):
     r"""First CE(z, y) + sum_m CE(z_m, y) / 2; then each clip by one modality n, the others missing.
 
-    n = argmin_m KL(p_m || uniform) over the modalities that the clip has, p_m = softmax z_m; z^(n) are the fused
-    logits of modality n only:
+    n = argmin_m KL(p_m || uniform) over the modalities that the clip has and that know its class, p_m = softmax z_m;
+    z^(n) are the fused logits of modality n only:
 
         CE(z^(n), y) + gamma * CE(z_n, y)
 
@@ -44,16 +44,18 @@ class Remix(BalancingMethod):
     def loss(self, batch: TrainingBatch) -> torch.Tensor:
         if self.warmup and self.progress < self.warmup:
             return batch.loss
-        chosen = assigned(batch.modality_logits.detach(), batch.modality_mask)
-        fused = self.model.clip_losses(self.fuse(batch.modality_logits, chosen, batch.features), batch.labels)
+        taught = batch.taught_mask
+        able = torch.where(taught.any(1, keepdim=True), taught, batch.modality_mask)
+        chosen = assigned(batch.modality_logits.detach(), able)
+        fused = self.model.clip_losses(self.fuse(batch, batch.modality_logits, chosen), batch.labels)
         every = batch.labels.unsqueeze(1).expand(chosen.shape)
         unimodal = self.model.clip_losses(batch.modality_logits, every)
-        unimodal = torch.where(chosen, unimodal, torch.zeros_like(unimodal)).sum(1)
+        unimodal = torch.where(chosen & taught, unimodal, torch.zeros_like(unimodal)).sum(1)
         return self.connected((self.fused_weight * fused + self.gamma * unimodal).mean(), batch)
 
 
 def assigned(modality_logits: torch.Tensor, modality_mask: torch.Tensor) -> torch.Tensor:
-    """True for the one modality `(B, M)` that is closest to uniform, of those present: KL(p || u) = log C - H(p)."""
+    """True for the modality `(B, M)` that is closest to uniform, of those in the mask: KL(p || u) = log C - H(p)."""
     log_probs = modality_logits.log_softmax(-1)
     negative_entropy = (log_probs.exp() * log_probs).sum(-1).masked_fill(~modality_mask, torch.inf)
     return torch.zeros_like(modality_mask).scatter(1, negative_entropy.argmin(1, keepdim=True), True)

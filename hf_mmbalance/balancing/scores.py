@@ -8,9 +8,9 @@ from hf_mmbalance.balancing.method import BalancingMethod
 from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 
 
-def complete_clips(modality_mask: torch.Tensor) -> torch.Tensor:
-    """True for the clips that have every modality, `(B, M)` -> `(B,)`: only these can be compared."""
-    return modality_mask.all(1)
+def comparable_clips(batch: TrainingBatch) -> torch.Tensor:
+    """True `(B,)` for the clips that have every modality, each of which knows their class: only these are compared."""
+    return batch.taught_mask.all(1)
 
 
 def true_class_probabilities(batch: TrainingBatch) -> torch.Tensor:
@@ -21,6 +21,6 @@ def true_class_probabilities(batch: TrainingBatch) -> torch.Tensor:
 
 
 def collect_scores(method: BalancingMethod, batch: TrainingBatch) -> None:
-    """Collect `scores` `(M,)`, the sums of softmax(z_m)[y] over complete clips, and `clips`, how many these are."""
-    complete = complete_clips(batch.modality_mask)
-    method.collect(scores=true_class_probabilities(batch)[complete].sum(0), clips=complete.sum())
+    """Collect `scores` `(M,)`, the sums of softmax(z_m)[y] over comparable clips, and `clips`, how many these are."""
+    compared = comparable_clips(batch)
+    method.collect(scores=true_class_probabilities(batch)[compared].sum(0), clips=compared.sum())

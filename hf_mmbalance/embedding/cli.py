@@ -106,13 +106,14 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
 def _start() -> bool:
     """Let the launched processes find each other; returns whether this is the main one."""
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
     from hf_mmbalance._environment import check_torchaudio
     from hf_mmbalance.processes import check_joined, prefer_cpu_where_there_is_no_accelerator
 
     check_torchaudio()
     prefer_cpu_where_there_is_no_accelerator()
-    state = PartialState()
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     check_joined(state.num_processes)
     return bool(state.is_main_process)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ from hf_mmbalance.json_files import write_json
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.model.reading_mmbalance import Clip
+from hf_mmbalance.processes import answered_by_main
 from hf_mmbalance.progress import bar as progress_bar
 
 
@@ -115,16 +117,12 @@ def embed(
     model = model.to(state.device).eval()  # type: ignore[arg-type]
     parts = list(_parts(datasets, options.clips_per_part))
     plan = _plan(clips, datasets, model, processor, draws, options, len(parts), towers or {})
-    if state.is_main_process:
-        _open_folder(out, plan)
-        processor.save_pretrained(str(out / "processor"))
-    state.wait_for_everyone()
+    answered_by_main(lambda: _open_folder(out, plan, processor))
     mine = parts[shard[0] :: shard[1]][state.process_index :: state.num_processes]
     counts = _run(mine, datasets, out, plan, _Towers(model, processor, options))
     state.wait_for_everyone()
-    if state.is_main_process and shard == (0, 1):
-        finish(out)
-    state.wait_for_everyone()
+    if shard == (0, 1):
+        answered_by_main(lambda: finish(out))
     return {"rows": sum(len(dataset) for dataset in datasets.values()), **counts}
 
 
@@ -142,12 +140,12 @@ def finish(out: Path) -> None:
                 raise EmbeddingError(
                     f"{path} is missing: run `mmbalance embed` again, or merge the folders of all shards"
                 )
-    kept = {tower_folder(out, plan, modality).name for modality in plan["modalities"]}
-    for folder in out.iterdir():
-        if folder.is_dir() and folder.name != "processor" and folder.name not in kept:
-            shutil.rmtree(folder)
-    for draft in out.glob("*/.part-*"):  # of a process that was killed
-        draft.unlink()
+    kept = [tower_folder(out, plan, modality) for modality in plan["modalities"]]
+    for folder in (out / REUSED, *(folder for folder in _tower_folders(out) if folder not in kept)):
+        shutil.rmtree(folder, ignore_errors=True)
+    for folder in kept:
+        for draft in folder.glob(".part-*"):  # of a process that was killed
+            draft.unlink()
     write_json(out / PLAN, {**plan, "complete": True})
 
 
@@ -189,14 +187,21 @@ def read_plan(folder: Path) -> dict[str, Any]:
         raise EmbeddingError(f"{folder / PLAN} is damaged ({error}): remove the folder and embed again") from None
 
 
-def _identity(plan: dict[str, Any]) -> tuple[Any, ...]:
-    """What parts of one folder have in common; where a machine found the towers is not part of it."""
-    return plan["fingerprint"], plan["parts"], [tower["fingerprint"] for tower in plan["towers"].values()]
+def _identity(plan: dict[str, Any]) -> list[Any]:
+    """What parts of one folder have in common; where a machine found clips and towers is not part of it."""
+    same = ("fingerprint", "parts", "classes", "draws", "sampling_rate", "reading")
+    return [*(plan[name] for name in same), *(tower["fingerprint"] for tower in plan["towers"].values())]
 
 
 def tower_folder(out: Path, plan: dict[str, Any], modality: str) -> Path:
     """Where the parts of one modality are."""
     return out / f"{modality}-{plan['towers'][modality]['fingerprint'][:12]}"
+
+
+def _tower_folders(out: Path) -> list[Path]:
+    """Folders of features, of whichever tower; others in `out` are somebody else's, and are left alone."""
+    name = re.compile(rf"({'|'.join(PARTS)})-[0-9a-f]{{12}}")
+    return [path for path in out.iterdir() if path.is_dir() and name.fullmatch(path.name)]
 
 
 _PLAN_FIELDS = (
@@ -256,21 +261,21 @@ def _parts(datasets: dict[str, ClipDataset], clips_per_part: int) -> Iterator[Pa
         yield Part(part_name(index, len(ranges)), split, rows)
 
 
-def _open_folder(out: Path, plan: dict[str, Any]) -> None:
+def _open_folder(out: Path, plan: dict[str, Any], processor: MMBalanceProcessor) -> None:
     """Make the folder ready for a plan: parts of an earlier one are set aside, and their features reused."""
     if out.exists() and any(out.iterdir()):
         before = read_plan(out)  # raises where the folder is something else's
         if any(before[name] != plan[name] for name in ("fingerprint", "parts")):
-            for folder in out.iterdir():
-                if folder.is_dir() and folder.name not in ("processor", REUSED):
-                    aside = out / REUSED / folder.name
-                    aside.mkdir(parents=True, exist_ok=True)
-                    for path in folder.glob("part-*.parquet"):
-                        path.rename(aside / f"{before['fingerprint'][:12]}-{path.name}")
-                    shutil.rmtree(folder)
+            for folder in _tower_folders(out):
+                aside = out / REUSED / folder.name
+                aside.mkdir(parents=True, exist_ok=True)
+                for path in folder.glob("part-*.parquet"):
+                    path.rename(aside / f"{before['fingerprint'][:12]}-{path.name}")
+                shutil.rmtree(folder)
     for modality in plan["modalities"]:
         tower_folder(out, plan, modality).mkdir(parents=True, exist_ok=True)
     write_json(out / PLAN, {**plan, "complete": False})
+    processor.save_pretrained(str(out / "processor"))
 
 
 def _run(

@@ -80,7 +80,7 @@ def fit_head(
         for shrinkage, logits in held_out.items():
             weight, bias = found.head(shrinkage)
             logits[judge] = points[judge] @ weight.T + bias
-    scaled = {shrinkage: _temperature(logits, labels, weights) for shrinkage, logits in held_out.items()}
+    scaled = {shrinkage: smoothed_temperature(logits, labels, weights) for shrinkage, logits in held_out.items()}
     losses = {shrinkage: loss for shrinkage, (_, loss) in scaled.items()}
     best = min(losses, key=lambda shrinkage: losses[shrinkage])  # the strongest of equal ones
     temperature = scaled[best][0]
@@ -153,11 +153,16 @@ class _Discriminant:
         return weight, bias
 
 
-def _temperature(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """The temperature of the lowest NLL (Guo et al., 2017), and that NLL, without smoothing.
+def smoothed_temperature(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """The temperature of the lowest NLL of smoothed labels (Guo et al., 2017), and the NLL there, without smoothing.
 
     Labels are smoothed by 1 / (N + 1), as if one more clip could be of any class (cf. Platt, 1999): where every
     held-out decision is right, no finite temperature would be low enough.
+
+    Args:
+        logits: `(N, C)`, held out.
+        labels: `(N,)`.
+        weights: `(N,)` of the rows; their sum is N.
     """
     share = 1 / (weights.sum() + 1)
 

@@ -100,8 +100,8 @@ def fuse_models(arguments: argparse.Namespace, towers: dict[str, TowerName]) -> 
     options = FuseOptions(arguments.rung, arguments.known_groups, seed=arguments.seed)  # refused before towers run
     with explained("reading the models' labels"):
         labels = {name: tower.labels(arguments.trust_remote_code) for name, tower in towers.items()}
-    clips, source = _load(arguments, labels)
     given = {} if arguments.label_map is None else read_label_map(arguments.label_map, list(towers))
+    clips, source = _load(arguments, labels, given)
     maps = {
         name: map_labels(own, list(clips.classes), given.get(name)) for name, own in labels.items() if own is not None
     }
@@ -134,7 +134,9 @@ def fuse_models(arguments: argparse.Namespace, towers: dict[str, TowerName]) -> 
     return results
 
 
-def _load(arguments: argparse.Namespace, labels: dict[str, list[str] | None]) -> tuple[ClipSplits, Any]:
+def _load(
+    arguments: argparse.Namespace, labels: dict[str, list[str] | None], given: dict[str, dict[str, Any]]
+) -> tuple[ClipSplits, Any]:
     more = {**NO_SPLITS, "unlabelled": "keep", "classes": arguments.classes}
     with explained("reading clips"):
         try:
@@ -142,7 +144,8 @@ def _load(arguments: argparse.Namespace, labels: dict[str, list[str] | None]) ->
         except NoLabels:
             if labels["audio"] is None or labels["vision"] is None:
                 raise
-            shared = map_labels(labels["vision"], labels["audio"]).classes  # the classes are those that both know
+            # The classes are those labels of the audio model that the vision model knows, too.
+            shared = map_labels(labels["vision"], labels["audio"], given.get("vision")).classes
             return load_dataset(arguments, **{**more, "classes": [name for name, own in shared.items() if own]})
 
 

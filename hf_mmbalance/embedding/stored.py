@@ -140,7 +140,7 @@ class Embeddings:
         """The clean clips by split, as training takes them: their features stand for their media."""
         rows = {split: [] for split in self.plan["clips"]}  # type: ignore[var-annotated]
         for row, split in enumerate(self.splits):
-            if self.draws[row] == 0:
+            if self.draws[row] == 0 and split in rows:  # clips without a label are in no split
                 rows[split].append(row)
         splits: dict[str, ClipDataset] = {split: EmbeddedClips(self, part) for split, part in rows.items()}
         return ClipSplits(
@@ -162,7 +162,7 @@ class EmbeddedClips(ClipDataset):
 
     Args:
         embeddings: what was read.
-        rows: of the clips.
+        rows: of the clips, which are of one split.
     """
 
     def __init__(self, embeddings: Embeddings, rows: list[int]):
@@ -177,9 +177,9 @@ class EmbeddedClips(ClipDataset):
             sampling_rate=embeddings.plan["sampling_rate"],
         )
         self._versions: dict[str, list[int]] = {}
-        wanted = set(self.clips)
-        for row, name in enumerate(embeddings.clips):
-            if name in wanted:
+        wanted, splits = set(self.clips), {embeddings.splits[row] for row in rows}
+        for row, (name, split) in enumerate(zip(embeddings.clips, embeddings.splits, strict=True)):
+            if name in wanted and split in splits:  # another split may have a clip of the same name
                 self._versions.setdefault(name, []).append(row)
 
     def with_draws(self, plan: CorruptionPlan) -> EmbeddedClips:

@@ -218,10 +218,13 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         modality_logits, fused = self.decide(features, present, embedded.tokens, embedded.frame_log_probs)
         loss = fused_loss = unimodal_loss = None
         if labels is not None:
-            loss, fused_loss, unimodal_loss = self._losses(fused.logits, modality_logits, present, labels)
+            check_labels(labels, len(present), self.num_labels)
+            # A modality has nothing to learn from a clip whose class it does not know.
+            taught = present & torch.tensor(self.config.known_classes, device=labels.device)[:, labels].T
+            losses = loss, fused_loss, unimodal_loss = self._losses(fused.logits, modality_logits, taught, labels)
             if self.balancing is not None and self.training:
                 loss = self.balancing(
-                    TrainingBatch(features, modality_logits, present, labels, fused, loss, fused_loss, unimodal_loss)
+                    TrainingBatch(features, embedded.tokens, modality_logits, present, taught, labels, fused, *losses)
                 )
         return MMBalanceOutput(
             loss=loss,
@@ -434,22 +437,12 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         self,
         fused_logits: torch.Tensor,
         modality_logits: torch.Tensor,
-        modality_mask: torch.Tensor,
+        taught_mask: torch.Tensor,
         labels: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Total, fused and unimodal loss, scalars."""
-        check_labels(labels, modality_mask.shape[0], self.num_labels)
-        config = self.config
-        # A modality has nothing to learn from a clip whose class it does not know.
-        taught = modality_mask & torch.tensor(config.known_classes, device=labels.device)[:, labels].T
-        fused, unimodal = tower_losses(
-            fused_logits,
-            modality_logits,
-            taught,
-            labels,
-            self._class_weights(modality_logits),
-            config.label_smoothing,
-        )
+        class_weights, smoothing = self._class_weights(modality_logits), self.config.label_smoothing
+        fused, unimodal = tower_losses(fused_logits, modality_logits, taught_mask, labels, class_weights, smoothing)
         fused_weight, unimodal_weight = self.loss_weights
         return fused_weight * fused + unimodal_weight * unimodal, fused, unimodal
 

@@ -89,8 +89,12 @@ class TrainingBatch:
 
     Args:
         features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`): Feature of every tower, before dropout.
+        tokens (`tuple(torch.FloatTensor)` of shape `(B, D_m)`, *optional*):
+            Mean of every tower's tokens, which some fusion heads read; `None` where the model was given features only.
         modality_logits (`torch.FloatTensor` of shape `(B, M, C)`): Unimodal logits, any finite value where missing.
         modality_mask (`torch.BoolTensor` of shape `(B, M)`): True where a clip has a modality.
+        taught_mask (`torch.BoolTensor` of shape `(B, M)`):
+            True where the modality also knows the clip's class: only these count in unimodal losses and comparisons.
         labels (`torch.LongTensor` of shape `(B,)`): Classes.
         fused (`FusionOutput`): What the fusion head returned.
         loss (`torch.FloatTensor` of shape `(1,)`): Loss by the config's weights.
@@ -98,8 +102,10 @@ class TrainingBatch:
     """
 
     features: tuple[torch.Tensor, ...]
+    tokens: tuple[torch.Tensor, ...] | None
     modality_logits: torch.Tensor
     modality_mask: torch.Tensor
+    taught_mask: torch.Tensor
     labels: torch.Tensor
     fused: FusionOutput
     loss: torch.Tensor

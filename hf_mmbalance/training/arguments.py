@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from hf_mmbalance.console import did_you_mean, underscored
 from hf_mmbalance.data import options_class
+from hf_mmbalance.data.options import check_at_least
 from hf_mmbalance.data.sources import SOURCES, options_class_of, typed_name
 from hf_mmbalance.processes import check_joined, prefer_cpu_where_there_is_no_accelerator
 from hf_mmbalance.training.decision_layer import DecisionArguments
@@ -99,11 +100,8 @@ class ModelArguments:
     def __post_init__(self) -> None:
         for name in ("audio_config", "vision_config", "fusion_options", "balancing_options"):
             setattr(self, name, _as_mapping(name, getattr(self, name)))
-        for name in (
-            "frequency_masks", "frequency_mask_width", "time_masks", "time_mask_width", "initializer_range"
-        ):  # fmt: skip
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        check_at_least(self, 0, "frequency_masks", "frequency_mask_width", "time_masks", "time_mask_width",
+                       "initializer_range")  # fmt: skip
         for name in ("image_mean", "image_std"):
             if getattr(self, name) is not None and len(getattr(self, name)) != 3:
                 raise ValueError(f"{name}={getattr(self, name)} must be three numbers, one for each colour")
@@ -141,9 +139,11 @@ class MMBalanceTrainingArguments(TrainingArguments):
         if self.hub_token is not None:
             # Trainer pickles its arguments into every checkpoint, and a command line is seen by all on a machine.
             raise ValueError("hub_token is not taken: log in with `hf auth login`, or set HF_TOKEN")
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        sizes = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        check_at_least(self, 1, *sizes)
+        check_at_least(self, 0, "num_train_epochs")
+        if self.max_steps == 0:  # Trainer would train one step
+            raise ValueError("max_steps=0 must be at least 1; to train nothing, set num_train_epochs=0")
         if self.greater_is_better is None:
             self.greater_is_better = "accuracy" in (self.metric_for_best_model or "")
         super().__post_init__()
@@ -206,18 +206,9 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", metavar="NAME")
     chosen, argv = first.parse_known_args(argv)
-    config_file = chosen.config
-    settings = {} if config_file is None else read_config(config_file)
-    if _peek(argv, "--embeddings") is not None and _peek(argv, "--dataset") is not None:
-        raise ValueError("--dataset has no place beside --embeddings, which are those of a data set: leave it out")
-    if isinstance(settings.get("dataset"), list | dict):
-        raise ValueError(f"{config_file}: dataset: {settings['dataset']!r} is not the name of one data set")
-    if settings.get("dataset") is not None:
-        settings["dataset"] = str(settings["dataset"])  # a folder may be called 2024
-    dataset = _peek(argv, "--dataset") or settings.get("dataset") or "synthetic"
-    if dataset == "synthetic" and config_file is None and _peek(argv, "--embeddings") is None:
-        settings = read_config(SYNTHETIC)
-    settings = {key: value for key, value in settings.items() if not _overruled(key, argv)}
+    for name in ("embeddings", *OVERRULES):  # which say what the other options are
+        first.add_argument(f"--{name}")
+    settings, dataset = _settings(chosen.config, vars(first.parse_known_args(argv)[0]))
     source_part = _source_part(dataset)
     parts: Any = (DataArguments, source_part, ModelArguments, DecisionArguments, MMBalanceTrainingArguments)
     parser = _parser(parts, dataset)
@@ -225,10 +216,10 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     settings = _without_foreign(settings, known, dataset)
     for key in settings:
         if key not in known:
-            raise ValueError(f"{config_file}: unknown key {key!r}{did_you_mean(key, known)}")
+            raise ValueError(f"{chosen.config}: unknown key {key!r}{did_you_mean(key, known)}")
     for action in parser._actions:
         if action.dest in settings and not isinstance(action, argparse._StoreFalseAction):
-            settings[action.dest] = _typed(action, settings[action.dest], f"{config_file}: {action.dest}")
+            settings[action.dest] = _typed(action, settings[action.dest], f"{chosen.config}: {action.dest}")
             action.required = False
     parser.set_defaults(**settings)
     prefer_cpu_where_there_is_no_accelerator()
@@ -239,9 +230,30 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     if left[-1]:
         raise ValueError(_unknown_option(left[-1][0], known, dataset))
     check_joined(training.world_size)
+    if data.embeddings is not None:
+        words = {word.split("=")[0] for word in argv}
+        for name in (f"--{entry.name}" for entry in dataclasses.fields(source)):
+            if name in words:
+                raise ValueError(f"{name} says how clips are read, and with --embeddings none is: leave it out")
     kind = options_class(dataset)
     options = {entry.name: getattr(source, typed_name(entry.name)) for entry in dataclasses.fields(kind)}
     return RunArguments(data, kind(**options), model, decision, training, given)
+
+
+def _settings(config_file: str | None, named: dict[str, str | None]) -> tuple[dict[str, Any], str]:
+    """What the config file (or the built-in recipe) sets and the command line does not overrule; and the data set."""
+    settings = {} if config_file is None else read_config(config_file)
+    if named["embeddings"] is not None and named["dataset"] is not None:
+        raise ValueError("--dataset has no place beside --embeddings, which are those of a data set: leave it out")
+    if isinstance(settings.get("dataset"), list | dict):
+        raise ValueError(f"{config_file}: dataset: {settings['dataset']!r} is not the name of one data set")
+    if settings.get("dataset") is not None:
+        settings["dataset"] = str(settings["dataset"])  # a folder may be called 2024
+    dataset = named["dataset"] or settings.get("dataset") or "synthetic"
+    if dataset == "synthetic" and config_file is None and named["embeddings"] is None:
+        settings = read_config(SYNTHETIC)
+    overruled = {key for option, keys in OVERRULES.items() if named[option] is not None for key in keys}
+    return {key: value for key, value in settings.items() if key not in overruled}, dataset
 
 
 def _parser(parts: Any, dataset: str) -> HfArgumentParser:
@@ -297,9 +309,10 @@ def _typed_names(options: type) -> set[str]:
     return {typed_name(entry.name) for entry in dataclasses.fields(options)}
 
 
-# A tower is named or configured, or comes with a trained model: what the command line says of it takes the place of
-# all that the file says of it.
+# Clips are read or their features are; a tower is named, configured or comes with a trained model: what the command
+# line says of them takes the place of all that the file says.
 OVERRULES = {
+    "dataset": ("embeddings",),
     "audio_model": ("audio_config",),
     "audio_config": ("audio_model", "audio_revision"),
     "vision_model": ("vision_config",),
@@ -318,10 +331,6 @@ def _without_foreign(settings: dict[str, Any], known: set[str], dataset: str) ->
     if left_out:
         logger.warning("left out for %s: %s of %r", dataset, ", ".join(left_out), own)
     return {key: value for key, value in settings.items() if key not in foreign}
-
-
-def _overruled(key: str, argv: list[str]) -> bool:
-    return any(key in others and _peek(argv, f"--{option}") is not None for option, others in OVERRULES.items())
 
 
 def _source_part(dataset: str) -> type:
@@ -395,14 +404,3 @@ def _as_mapping(name: str, value: Any) -> dict[str, Any] | None:
     if not isinstance(mapping, dict):
         raise ValueError(f"--{name} {value!r}: expected a JSON object")
     return mapping
-
-
-def _peek(argv: list[str], option: str) -> str | None:
-    """The value that the last mention of an option gives it, as argparse has it."""
-    value = None
-    for index, word in enumerate(argv):
-        if word == option and index + 1 < len(argv):
-            value = argv[index + 1]
-        if word.startswith(option + "="):
-            value = word.split("=", 1)[1]
-    return value

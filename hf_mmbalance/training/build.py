@@ -8,10 +8,11 @@ from contextlib import contextmanager
 import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, set_seed
+from transformers.models.audio_spectrogram_transformer import ASTFeatureExtractor
 
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
 from hf_mmbalance.data.clips import ClipSplits
-from hf_mmbalance.embedding.build import TowerName, fitted_frames, reading_of
+from hf_mmbalance.embedding.build import AST, TowerName, fitted_frames, reading_of
 from hf_mmbalance.hub.errors import explained
 from hf_mmbalance.hub.limits import check_head
 from hf_mmbalance.hub.reach import check_reachable
@@ -99,11 +100,14 @@ def _compose(
     arguments: ModelArguments, clips: ClipSplits
 ) -> tuple[MMBalanceForAudioVisualClassification, MMBalanceProcessor]:
     audio, vision = (_backbone(arguments, modality) for modality in DEFAULTS)
-    is_ast = _audio_type(arguments, audio) == "audio-spectrogram-transformer"
+    named = None if isinstance(audio, PreTrainedConfig) else tower_names(arguments)["audio"]
+    length = arguments.audio_max_length
+    if length is None and named is not None and named.config(arguments.trust_remote_code).model_type == AST:
+        length = fitted_frames(clips)
     processor = MMBalanceProcessor.from_backbones(
         audio,
         vision,
-        audio_max_length=_audio_max_length(arguments, audio, clips) if is_ast else arguments.audio_max_length,
+        audio_max_length=length,
         reading=reading_of(clips),
         audio_revision=arguments.audio_revision,
         vision_revision=arguments.vision_revision,
@@ -115,7 +119,7 @@ def _compose(
             audio,
             vision,
             id2label=dict(enumerate(clips.classes)),
-            audio_max_length=processor.feature_extractor.max_length if is_ast else arguments.audio_max_length,
+            audio_max_length=length,
             audio_revision=arguments.audio_revision,
             vision_revision=arguments.vision_revision,
             trust_remote_code=arguments.trust_remote_code,
@@ -137,10 +141,18 @@ def _options_checked() -> Iterator[None]:
         raise
 
 
-def spec_augment(arguments: ModelArguments, seed: int) -> SpecAugment | None:
-    """The spectrogram masks that the arguments ask for."""
+def spec_augment(arguments: ModelArguments, processor: MMBalanceProcessor, seed: int) -> SpecAugment | None:
+    """The spectrogram masks that the arguments ask for.
+
+    Raises:
+        ValueError: the audio tower does not read spectrograms.
+    """
     if not (arguments.frequency_masks or arguments.time_masks):
         return None
+    if not isinstance(processor.feature_extractor, ASTFeatureExtractor):
+        raise ValueError(
+            "frequency_masks and time_masks are of spectrograms, and this audio tower reads raw sound: leave them out"
+        )
     return SpecAugment(
         arguments.frequency_masks,
         arguments.frequency_mask_width,
@@ -203,24 +215,6 @@ def _backbone(arguments: ModelArguments, modality: str) -> str | PreTrainedConfi
         return AutoConfig.for_model(model_type, **config)
     except ValueError as error:
         raise ValueError(f"model_type={model_type!r} is not a backbone that transformers knows") from error
-
-
-def _audio_type(arguments: ModelArguments, audio: str | PreTrainedConfig) -> str:
-    if isinstance(audio, PreTrainedConfig):
-        return audio.model_type
-    try:
-        config = AutoConfig.from_pretrained(
-            audio, revision=arguments.audio_revision or "main", trust_remote_code=arguments.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"audio backbone {audio!r} cannot be loaded: {error}") from error
-    return config.model_type
-
-
-def _audio_max_length(arguments: ModelArguments, audio: str | PreTrainedConfig, clips: ClipSplits) -> int | None:
-    if arguments.audio_max_length is not None or isinstance(audio, PreTrainedConfig):
-        return arguments.audio_max_length
-    return fitted_frames(clips)
 
 
 def _layers(text: str) -> int | str:

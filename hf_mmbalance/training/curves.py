@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from hf_mmbalance.decision import figures
 
 
+#: Title of a panel -> names in the log and their labels; `*` stands for whichever modality (or other ending).
 LINES = {
     "loss": [("loss", "train loss"), ("fused_loss", "fused part"), ("unimodal_loss", "unimodal part")],
     "NLL": [("eval_nll", "validation"), ("calibration_nll", "calibration (fitted on)")],
@@ -33,18 +35,16 @@ def write_curves(history: list[dict[str, Any]], path: Path) -> Path | None:
 
 
 def _curves(history: list[dict[str, Any]], lines: list[tuple[str, str]]) -> dict[str, tuple[list[float], list[float]]]:
+    named = {pattern for pattern, _ in lines}
     found: dict[str, tuple[list[float], list[float]]] = {}
-    for key, label in lines:
-        start = key.removesuffix("*")
-        keys = dict.fromkeys(name for entry in history for name in entry if name == key)
-        if start != key:
-            known = {name for other, _ in lines for name in (other,)}
-            keys = dict.fromkeys(n for entry in history for n in entry if n.startswith(start) and n not in known)
-        for name in keys:
+    for pattern, label in lines:
+        for name in dict.fromkeys(name for entry in history for name in entry):
+            if name != pattern and (name in named or not fnmatchcase(name, pattern)):
+                continue
             points = [(entry["epoch"], entry[name]) for entry in history if name in entry and "epoch" in entry]
             if points:
                 x, y = zip(*points, strict=True)
-                found[label.replace("*", name.removeprefix(start))] = (list(x), list(y))
+                found[label.replace("*", name.removeprefix(pattern.removesuffix("*")))] = (list(x), list(y))
     return found
 
 

@@ -11,6 +11,7 @@ import torch
 
 from hf_mmbalance.data.clips import ClipDataset
 from hf_mmbalance.data.corruptions import CorruptedClips, CorruptionPlan
+from hf_mmbalance.data.options import check_at_least
 from hf_mmbalance.decision.ladder import PARENTS
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.embedding.stored import EmbeddedClips
@@ -51,8 +52,7 @@ class DecisionArguments:
         if self.decision_rung not in ("auto", *PARENTS):
             known = ", ".join(PARENTS)
             raise ValueError(f"decision_rung={self.decision_rung!r} is unknown: choose auto or one of {known}")
-        if not self.decision_balance >= 0:
-            raise ValueError(f"decision_balance={self.decision_balance} must be at least 0")
+        check_at_least(self, 0, "decision_balance")
 
 
 def corruption_plan(names: list[str], draws: int = 3, seed: int = 0) -> CorruptionPlan | None:

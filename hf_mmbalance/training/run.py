@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
@@ -26,7 +25,7 @@ from hf_mmbalance.hub.errors import HubError, explained
 from hf_mmbalance.hub.model_card import pinned_revision, write_card
 from hf_mmbalance.hub.model_push import prepare_repo
 from hf_mmbalance.metrics import measures
-from hf_mmbalance.processes import LOCK, answered_by_main, only_run_in
+from hf_mmbalance.processes import LOCK, answered_by_main, local_main_process_first, only_run_in
 from hf_mmbalance.provenance import base_model, provenance, versions
 from hf_mmbalance.training.arguments import (
     MMBalanceTrainingArguments,
@@ -79,11 +78,12 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     if training.push_to_hub:
         training.hub_model_id = answered_by_main(lambda: _open_repo(training))  # before hours of training, not after
     set_seed(training.seed)
-    with PartialState().local_main_process_first(), explained("reading clips"):
+    with local_main_process_first(), explained("reading clips"):
         clips = clips_to_train_on(arguments)
     kept = KeepOrigin(clips, arguments, checkpoint)
     callbacks: list[TrainerCallback] = [kept]
     model, processor = build_model_and_processor(arguments.model, clips, seed=training.seed)
+    augment = spec_augment(arguments.model, processor, training.seed)
     settle_threads(model)
     clips = frozen_clips(clips, model, processor, arguments)
     if training.process_index == 0:
@@ -93,7 +93,6 @@ def run(arguments: RunArguments) -> dict[str, Any]:
             logger.warning("note: resumed with other options than before: %s", "; ".join(kept.changes))
     if training.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=training.early_stopping_patience))
-    augment = spec_augment(arguments.model, training.seed)
     trainer = MMBalanceTrainer(
         model,
         training,
@@ -104,29 +103,35 @@ def run(arguments: RunArguments) -> dict[str, Any]:
         balancing=balancing,
         callbacks=callbacks,
     )
-    with only_run_in(Path(str(training.output_dir))):
-        try:
-            with StopOnSignal(trainer):
-                trainer.train(resume_from_checkpoint=checkpoint)
-        except Interrupted as stopped:
-            if trainer.is_world_process_zero():
-                count = training.world_size
-                same = f" (launched as before: {count} processes)" if count > 1 else ""
-                logger.warning("%s; go on with%s\n%s", stopped, same, resume_command(arguments))
-            raise
+    folder = Path(str(training.output_dir))
+    with only_run_in(folder):
+        _train(trainer, checkpoint, arguments)
         trainer.save_model(_internal_call=True)  # which does not push: there is no card yet
     results, table = conclude(trainer, clips, arguments)
     trainer.log(final_values(results["rows"]))
     if trainer.is_world_process_zero():
-        processor.save_pretrained(str(training.output_dir))
+        processor.save_pretrained(str(folder))
         results |= {"provenance": origin, "resumed_with": kept.changes}
-        write_outputs(Path(str(training.output_dir)), results, table)
-        write_curves(trainer.state.log_history, Path(str(training.output_dir)) / "curves.png")
+        write_outputs(folder, results, table)
+        write_curves(trainer.state.log_history, folder / "curves.png")
         say(render(results, clips))
-        logger.warning("everything is in %s", training.output_dir)
+        logger.warning("everything is in %s", folder)
         if training.push_to_hub:
-            _push(trainer, Path(str(training.output_dir)), str(training.hub_model_id))
+            _push(trainer, folder, str(training.hub_model_id))
     return results
+
+
+def _train(trainer: MMBalanceTrainer, checkpoint: str | None, arguments: RunArguments) -> None:
+    """Train; a run that is told to stop says how to go on with it."""
+    try:
+        with StopOnSignal(trainer):
+            trainer.train(resume_from_checkpoint=checkpoint)
+    except Interrupted as stopped:
+        if trainer.is_world_process_zero():
+            count = arguments.training.world_size
+            same = f" (launched as before: {count} processes)" if count > 1 else ""
+            logger.warning("%s; go on with%s\n%s", stopped, same, resume_command(arguments))
+        raise
 
 
 def _balancing(arguments: RunArguments) -> BalancingMethod | None:
@@ -232,14 +237,19 @@ def _settle(arguments: RunArguments) -> tuple[str, str | None]:
     if named is not None and not is_complete(named):
         raise ValueError(f"{named} is not a complete checkpoint of a run: it lacks a readable trainer_state.json")
     goes_on = named is not None and named.resolve().parent == folder.resolve()
-    # Features of a run that ended before its first checkpoint: `embed` takes those that fit.
-    nothing_yet = (LOCK, FEATURES)
-    if not goes_on and folder.is_dir() and any(path.name not in nothing_yet for path in folder.iterdir()):
+    if not goes_on and folder.is_dir() and not all(map(_left_before_a_checkpoint, folder.iterdir())):
         raise ValueError(
             f"output folder {folder} holds another run: choose a new --output_dir, or go on with that run by"
             " --resume_from_checkpoint true"
         )
     return str(folder), None if named is None else str(named)
+
+
+def _left_before_a_checkpoint(path: Path) -> bool:
+    """Whether a run that ended before its first whole checkpoint left this behind: another may take its place."""
+    # `embed` takes the features that fit; `runs` is TensorBoard's.
+    half_written = path.name.startswith("checkpoint-") and not is_complete(path)
+    return half_written or path.name in (LOCK, FEATURES, "runs")
 
 
 def _announce(clips: ClipSplits, model: Any, notes: list[str]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import ProgressCallback, Trainer, TrainerCallback
+from transformers import ProgressCallback, Trainer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_callback import PrinterCallback
 
@@ -41,31 +41,19 @@ def check_trackers(names: list[str]) -> None:
             raise ValueError(f"--report_to {name}: {name} is not installed; `pip install {package}`, or leave it out")
 
 
-class LossParts(TrainerCallback):
-    """Keeps the parts of the loss of the train batches since the last line of the log.
-
-    They are read from the model's output, where they are before weighting, by a hook: Trainer keeps the sum only.
-    """
+class LossParts:
+    """Keeps the parts of the loss, before weighting, of the train batches since the last line of the log."""
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
         self._batches = 0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self._hook = model.register_forward_hook(self._keep)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._hook.remove()
-
-    def _keep(self, model: Any, inputs: Any, output: Any) -> None:
-        if not model.training:
-            return
+    def add(self, outputs: Any) -> None:
+        """Count a train batch, by what the model returned for it."""
         self._batches += 1
         for name in ("fused_loss", "unimodal_loss"):
-            part = output.get(name) if hasattr(output, "get") else None
-            if part is not None:
-                before = self._sums.get(name, 0.0)
-                self._sums[name] = before + part.detach().float()
+            if outputs.get(name) is not None:
+                self._sums[name] = self._sums.get(name, 0.0) + outputs[name].detach().float()
 
     def take(self) -> dict[str, float]:
         """Means of this process's batches since the last call; empty where no head gives parts."""

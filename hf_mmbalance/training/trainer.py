@@ -27,6 +27,8 @@ from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.hub.checkpoint_push import CheckpointPushes
 from hf_mmbalance.hub.model_push import prepare_repo, push_saved
 from hf_mmbalance.metrics import measures
+from hf_mmbalance.model.configuration_mmbalance import MMBalanceConfig
+from hf_mmbalance.model.heads_mmbalance import build_fusion
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.processes import answered_by_main
@@ -54,11 +56,12 @@ BALANCING_STATE = "balancing.pt"
 
 
 class FollowEpochs(TrainerCallback):
-    """Tells the order of clips which epoch it is, and has the decision layer fitted at each epoch's last step.
+    """Tells the order of clips which epoch it is, and has the decision layer fitted at the last step of each epoch.
 
     The epoch is set on the order directly: in a run resumed in the middle of an epoch, accelerate wraps the sampler
     one level deeper than its `set_epoch` reaches. The fit belongs to the last step, not to the epoch's end: a
-    checkpoint that `save_steps` writes there must hold it, since a run resumed from it starts with the next epoch.
+    checkpoint that `save_steps` writes there must hold it, since a run resumed from it starts with the next epoch. An
+    epoch that `max_steps` cuts short ends there, too: its evaluation must not read the fit of the epoch before.
     """
 
     def __init__(self, trainer: MMBalanceTrainer):
@@ -68,7 +71,8 @@ class FollowEpochs(TrainerCallback):
         self.trainer.order.set_epoch(state.global_step // self.trainer.steps_per_epoch)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.fits and state.global_step % self.trainer.steps_per_epoch == 0:
+        ends = state.global_step % self.trainer.steps_per_epoch == 0 or state.global_step == state.max_steps
+        if self.trainer.fits and ends:
             self.trainer.fit_decision_layer()
 
 
@@ -134,8 +138,12 @@ class MMBalanceTrainer(Trainer):
             **kwargs,
         )
         self.loss_parts = LossParts()
-        self.add_callback(self.loss_parts)
         use_readable_lines(self)
+        if self.label_smoother is not None:
+            raise ValueError(
+                "label_smoothing_factor puts one loss of the fused logits in the place of the model's: use"
+                " label_smoothing, of the model's config"
+            )
         check_classes(self.model.config, clips.classes)
         check_metric(self.args.metric_for_best_model, self.model.config.modalities)
         if self.fits:
@@ -190,12 +198,14 @@ class MMBalanceTrainer(Trainer):
         up with clips drawn a second time.
         """
         args = self.args
-        step = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+        size = self._train_batch_size
+        step = size * args.world_size * args.gradient_accumulation_steps
         seed = args.data_seed if args.data_seed is not None else args.seed
         self.order = EpochOrder(self.train_dataset, seed=seed, fill=step)  # type: ignore[arg-type]  # has a length
         self.steps_per_epoch = len(self.order) // step
-        loader = self._loader(self.train_dataset, sampler=self.order, batch_size=args.per_device_train_batch_size)
-        return self.accelerator.prepare_data_loader(loader)
+        return self.accelerator.prepare_data_loader(
+            self._loader(self.train_dataset, sampler=self.order, batch_size=size)
+        )
 
     def get_eval_dataloader(self, eval_dataset: ClipDataset | None = None) -> DataLoader:  # type: ignore[override]
         clips = KeyedClips(self.eval_dataset if eval_dataset is None else eval_dataset)
@@ -287,6 +297,14 @@ class MMBalanceTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """As the Trainer's; the parts of the loss are kept for the log."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        self.loss_parts.add(outputs)
+        return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """As the Trainer's; a balancing method acts on the gradients of a whole optimiser step."""
@@ -415,6 +433,15 @@ class MMBalanceTrainer(Trainer):
         if self.args.push_to_hub and self.is_world_process_zero():
             self.checkpoint_pushes.finish()
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As the Trainer's; a fitted head first gets the form that it had in the checkpoint."""
+        own = self.accelerator.unwrap_model(self.model)
+        options = MMBalanceConfig.from_pretrained(resume_from_checkpoint).fusion_options
+        if own.fusion.fitted and options != own.config.fusion_options:
+            own.config.fusion_options = options
+            own.fusion = build_fusion(own.config, own.fusion.feature_sizes).to(own.device)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.balancing is not None and self.args.should_save:
@@ -426,7 +453,10 @@ class MMBalanceTrainer(Trainer):
             return
         file = Path(checkpoint) / BALANCING_STATE
         if not file.is_file():
-            raise ValueError(f"{checkpoint} has no {BALANCING_STATE}: the run was started without a balancing method")
+            raise ValueError(
+                f"{checkpoint} has no {BALANCING_STATE}: the run was started without a balancing method, or with"
+                " save_only_model"
+            )
         self.balancing.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
 
     def _save_rng_state(self, output_dir: str) -> None:

@@ -25,7 +25,7 @@ class Everything(BalancingMethod):
         self.state = {"history": torch.zeros(self.num_clips), "factor": torch.ones(2)}
 
     def loss(self, batch):
-        fused = self.fuse(batch.modality_logits, batch.modality_mask, batch.features)
+        fused = self.fuse(batch, batch.modality_logits, batch.modality_mask)
         losses = self.model.clip_losses(fused, batch.labels)
         self.collect(scores=batch.modality_logits.softmax(-1).amax(-1).sum(0))
         self.collect_rows(index=self.clip_index, losses=losses)

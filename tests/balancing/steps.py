@@ -91,8 +91,9 @@ def plain_gradients(fusion: str = "sum", inputs: Any = None, **weights: float) -
     return gradients(tiny_model(fusion=fusion, **weights).train(), inputs)
 
 
-def batch_of(logits: torch.Tensor) -> TrainingBatch:
+def batch_of(logits: torch.Tensor, taught: torch.Tensor | None = None) -> TrainingBatch:
     """A batch with these unimodal logits `(8, M, C)`, of any number of modalities, and no features or losses."""
     nothing = torch.zeros(())
     mask = torch.ones(logits.shape[:2], dtype=torch.bool)
-    return TrainingBatch((), logits, mask, LABELS, FusionOutput(), nothing, nothing, nothing)
+    taught = mask if taught is None else taught
+    return TrainingBatch((), None, logits, mask, taught, LABELS, FusionOutput(), nothing, nothing, nothing)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -276,6 +278,55 @@ class Doubled(BalancingMethod):
 
     def loss(self, batch):
         return 2 * batch.loss
+
+
+def typical_model() -> Any:
+    """A model whose decision depends on the towers' tokens."""
+    model = tiny_model(fusion="adaptive", fusion_options={"typicality": [2, 2]})
+    for name, value in model.fusion.named_buffers():
+        if name.startswith("typicality_basis"):
+            value.copy_(torch.eye(*value.shape))
+        elif name.startswith(("typicality_precision", "typicality_rest")):
+            value.fill_(1.0)
+    model.fusion.typicality_slope.fill_(-0.3)
+    return model
+
+
+class Again(BalancingMethod):
+    """Decides again what the model has decided, also in another order of the clips."""
+
+    def loss(self, batch):
+        backwards = torch.arange(CLIPS).flip(0)
+        again = self.fuse(batch, batch.modality_logits, batch.modality_mask)
+        other = self.fuse(batch, batch.modality_logits.flip(0), batch.modality_mask, [backwards, backwards])
+        without = self.model.fusion(batch.modality_logits, batch.modality_mask).logits
+        self.differences = [(value - batch.fused.logits).abs().max() for value in (again, other.flip(0), without)]
+        return batch.loss
+
+
+def test_a_decision_that_is_made_again_reads_what_the_first_one_read():
+    model = attached(Again(), model=typical_model())
+    gradients(model)
+    again, other, without = model.balancing.differences
+    assert max(again, other) < 1e-6 and without > 1e-3
+
+
+@pytest.mark.parametrize(("name", "options"), [("opm", {"base": 1.0, "probability": 1.0}), ("frozen", {})])
+def test_methods_that_decide_by_other_features_pass_the_tokens_on(name, options):
+    model = attached(name, **options)
+    decide, given = model.decide, []
+
+    def noting(features, mask, tokens=None, *rest):
+        given.append(tokens)
+        return decide(features, mask, tokens, *rest)
+
+    model.decide = noting
+    model.balancing.progress = 0.9
+    if name == "opm":
+        model.balancing.state["scores"] = torch.tensor([1.0, 2.0])
+    backward(model, clips())
+    first, second = given
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 def test_a_method_of_ones_own():

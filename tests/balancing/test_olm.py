@@ -92,3 +92,16 @@ def test_evaluation_does_not_know_the_coefficients():
     after = model.eval()(**inputs).logits
     assert torch.equal(before, after)
     assert (model.balancing.state["coefficients"] - 1).abs().max() > 0.4
+
+
+def test_the_reference_of_a_modality_that_the_first_step_lacks_is_that_of_its_own_first_step():
+    """The coefficients learn all the same."""
+    model = attached("olm")
+    state = model.balancing.state
+    silent = {key: value for key, value in clips(0).items() if key != "input_values"}
+    gradients(model, silent)
+    assert state["first_loss"].tolist()[0] == 0 < min(state["first_loss"].tolist()[1:])
+    moved = state["coefficients"].clone()
+    assert moved[0] == 1 and (moved[1:] != 1).all()
+    gradients(model, clips(1))
+    assert (state["first_loss"] > 0).all() and (state["coefficients"] != moved).all()

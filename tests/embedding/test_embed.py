@@ -20,7 +20,7 @@ from hf_mmbalance.embedding.parts import EmbeddingError
 from hf_mmbalance.embedding.stored import Embeddings
 from hf_mmbalance.training.batches import ClipCollator
 
-from ..training.tiny_runs import random_splits, tiny_model, tiny_processor
+from ..training.tiny_runs import random_clips, random_splits, tiny_model, tiny_processor
 
 
 OPTIONS = EmbedOptions(batch_size=4, clips_per_part=5)
@@ -255,3 +255,48 @@ def test_parts_are_plain_parquet(tmp_path):
     table = pq.read_table(sorted(tmp_path.glob("audio-*/part-*.parquet"))[0])
     assert table.column_names[:7] == ["id", "clip", "group", "split", "label", "draw", "seconds"]
     assert len(table["feature"][0].as_py()) == 16
+
+
+def test_what_else_is_in_the_folder_is_left_alone(tmp_path):
+    """A run, say, that was trained from the features and written beside them."""
+    run(tmp_path)
+    (tmp_path / "my_run").mkdir()
+    (tmp_path / "my_run" / "model.safetensors").write_text("hours of work")
+    run(tmp_path)
+    run(tmp_path, random_splits(train=14))
+    assert (tmp_path / "my_run" / "model.safetensors").read_text() == "hours of work"
+
+
+def test_shards_with_other_corruptions_or_classes_are_not_mixed(tmp_path):
+    """Their clips have the same names, groups and labels."""
+    for index in range(2):
+        draws = Draws(corrupted=2, corruptions=("white_noise",), seed=index)
+        run(tmp_path / f"seed{index}", shard=(index, 2), draws=draws)
+    with pytest.raises(EmbeddingError, match="seed1 was made of other clips, towers or options than"):
+        merge([tmp_path / "seed0", tmp_path / "seed1"], tmp_path / "merged")
+    renamed = random_splits(without=WITHOUT)
+    renamed.classes = renamed.classes[::-1]
+    run(tmp_path / "part0", shard=(0, 2))
+    run(tmp_path / "part1", renamed, shard=(1, 2))
+    with pytest.raises(EmbeddingError, match="part1 was made of other clips"):
+        merge([tmp_path / "part0", tmp_path / "part1"], tmp_path / "merged")
+
+
+def test_clips_without_a_label_are_in_no_split_that_training_takes(tmp_path):
+    clips = random_splits()
+    clips.unlabelled = random_clips("more", 3)
+    run(tmp_path, clips)
+    stored = Embeddings.read(tmp_path)
+    assert len(stored) == 33
+    assert {split: part.ids for split, part in stored.clip_splits().splits.items()} == {
+        split: part.ids for split, part in clips.splits.items()
+    }
+
+
+def test_a_clip_of_the_same_name_in_another_split_is_another_clip(tmp_path):
+    clips = random_splits()
+    clips["test"].ids[0] = clips["train"].ids[0]
+    run(tmp_path, clips)
+    train = Embeddings.read(tmp_path).clip_splits()["train"]
+    for epoch in range(2):
+        np.testing.assert_array_equal(train[0, epoch]["features"]["audio"], train[0]["features"]["audio"])

@@ -297,8 +297,10 @@ def test_without_any_label_two_classifiers_are_added_as_they_are(table, classifi
     labels = tmp_path / "map.json"
     labels.write_text(json.dumps({"vision": {"blue": "LOW", "red": "High"}}))
     out = tmp_path / "out"
-    args = ["--label_map", str(labels), "--classes", "LOW", "High"]
-    assert fuse(bare, out, classifiers, *args) == 0
+    assert fuse(bare, out, classifiers) == 2
+    assert "say which label counts for which class by --label_map" in capsys.readouterr().err
+    assert fuse(bare, out, classifiers, "--label_map", str(labels)) == 0  # which says what the classes are, too
+    assert json.loads((out / "results.json").read_text())["classes"] == ["High", "LOW"]
     assert "no labels: the two classifiers' log-probabilities are added" in capsys.readouterr().out
     model = MMBalanceForAudioVisualClassification.from_pretrained(out).eval()
     processor = AutoProcessor.from_pretrained(out, trust_remote_code=True)

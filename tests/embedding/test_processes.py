@@ -27,8 +27,9 @@ def test_two_processes_killed_and_resumed_write_what_one_writes(tmp_path):
 
     alone = command(tmp_path / "one", sys.executable, "-m", "hf_mmbalance.cli")
     subprocess.run(alone, check=True, capture_output=True, timeout=300)
-    launch = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "-m",
-              "hf_mmbalance.cli")  # fmt: skip
+    config = Path(__file__).parents[2] / "accelerate_configs" / "cpu_2proc.yaml"
+    launch = (sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config),
+              "--main_process_port", "0", "-m", "hf_mmbalance.cli")  # fmt: skip
     process = subprocess.Popen(command(tmp_path / "two", *launch), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         process.wait(timeout=20)  # killed in the middle on a slow machine, finished on a fast one

@@ -202,6 +202,21 @@ def test_a_named_tower_takes_the_place_of_a_configured_one(write):
     assert (trained.audio_config, trained.vision_model, trained.audio_max_length) == (None, None, None)
 
 
+def test_a_data_set_takes_the_place_of_features(write):
+    config = write(embeddings="features", num_train_epochs=3)
+    assert parse("--config", config).data.embeddings == "features"
+    assert parse("--config", config, "--dataset", "synthetic").data.embeddings is None
+
+
+def test_options_of_clips_are_refused_where_only_features_are_read(write):
+    """What is in a file is of the clips that were embedded."""
+    config = write(dataset="grid", label="colour")
+    assert parse("--config", config, "--embeddings", "features").source.label == "colour"
+    for option in ("--frames=3", "--clip_seed=1"):
+        with pytest.raises(ValueError, match=f"{option[:-2]} says how clips are read, and with --embeddings none is"):
+            parse("--embeddings", "features", option)
+
+
 def test_the_seed_of_clips_is_not_the_seed_of_training():
     run = parse("--seed", "3", "--clip_seed", "11")
     assert (run.training.seed, run.source.seed) == (3, 11)

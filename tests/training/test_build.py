@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Wav2Vec2FeatureExtractor
 
 from hf_mmbalance import MMBalanceForAudioVisualClassification, cli
 from hf_mmbalance.embedding.build import fitted_frames
@@ -20,6 +21,7 @@ from .tiny_runs import (
     ListedClips,
     random_splits,
     tiny_clips,
+    tiny_processor,
     tiny_run,
 )
 
@@ -89,9 +91,13 @@ def test_the_spectrogram_length_is_fitted_to_the_train_clips():
 
 
 def test_masks_are_made_only_when_asked_for():
-    assert spec_augment(ModelArguments(), seed=3) is None
-    augment = spec_augment(ModelArguments(time_masks=2, time_mask_width=5), seed=3)
+    processor = tiny_processor()
+    assert spec_augment(ModelArguments(), processor, seed=3) is None
+    augment = spec_augment(ModelArguments(time_masks=2, time_mask_width=5), processor, seed=3)
     assert dataclasses.astuple(augment) == (0, 8, 2, 5, 3)
+    processor.feature_extractor = Wav2Vec2FeatureExtractor()
+    with pytest.raises(ValueError, match="this audio tower reads raw sound: leave them out"):
+        spec_augment(ModelArguments(time_masks=2), processor, seed=3)
 
 
 def test_input_statistics(tmp_path):

@@ -68,6 +68,16 @@ def test_features_of_a_run_that_ended_before_its_first_checkpoint_are_not_anothe
         settle("--output_dir", str(tmp_path), "--resume_from_checkpoint", "true")
 
 
+def test_what_a_run_leaves_that_ended_before_its_first_whole_checkpoint_is_not_another_run(tmp_path):
+    """Or it could neither be started again nor be gone on with."""
+    (tmp_path / "runs" / "Nov21_host").mkdir(parents=True)  # of TensorBoard
+    checkpoint(tmp_path, 3, state=None)
+    assert settle("--output_dir", str(tmp_path)) == (None, str(tmp_path))
+    checkpoint(tmp_path, 6)
+    with pytest.raises(ValueError, match="holds another run"):
+        settle("--output_dir", str(tmp_path))
+
+
 def test_going_on_with_the_last_complete_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="nothing to resume from"):
         settle("--output_dir", str(tmp_path), "--resume_from_checkpoint", "true")
@@ -251,23 +261,26 @@ def test_a_modality_that_no_clip_has(tmp_path, capsys):
         (["--audio_config", '{"hidden_size": 4}'], "audio_config .* names no model_type"),
         (["--audio_config", '{"model_type": "nonsense"}'], "'nonsense' is not a backbone"),
         (["--audio_config", '{"model_type": "vit"}'], "audio backbone"),
-        (["--audio_model", "./not_there"], "audio backbone './not_there' cannot be loaded"),
+        (["--audio_model", "./not_there"], "model './not_there' cannot be loaded"),
         (["--vision_model", "./not_there"], "backbone './not_there' cannot be loaded"),
         (["--model_name_or_path", "./not_there"], "not_there"),
         (["--metric_for_best_model", "acuracy"], "--metric_for_best_model 'acuracy' is unknown: choose one of nll"),
         (["--train_corruptions", "babbel"], "unknown corruption 'babbel'; did you mean 'babble'"),
         (["--calibration_corruptions", "blurr"], "unknown corruption 'blurr'; did you mean 'blur'"),
         (["--calibration_draws", "0"], "draws must be at least 1"),
-        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size 0 must be at least 1"),
-        (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps 0 must be at least 1"),
-        (["--time_masks", "1", "--time_mask_width", "-2"], "--time_mask_width -2 must not be negative"),
-        (["--initializer_range", "-1"], "--initializer_range -1.0 must not be negative"),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size must be at least 1, got 0"),
+        (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps must be at least 1, got 0"),
+        (["--time_masks", "1", "--time_mask_width", "-2"], "--time_mask_width must be at least 0, got -2"),
+        (["--initializer_range", "-1"], "--initializer_range must be at least 0, got -1.0"),
         (["--image_std", "1", "0", "1"], r"--image_std \[1.0, 0.0, 1.0\] must be above 0"),
         (["--audio_std", "0"], "--audio_std 0.0 must be above 0"),
         (["--image_mean", "0.5"], r"--image_mean \[0.5\] must be three numbers"),
-        (["--decision_balance", "-1"], "--decision_balance -1.0 must be at least 0"),
+        (["--decision_balance", "-1"], "--decision_balance must be at least 0, got -1.0"),
         (["--classifier_dropout", "2"], r"^error: --classifier_dropout 2.0 must lie in \[0, 1\)$"),
         (["--fused_loss_weight", "0", "--unimodal_loss_weight", "0"], "the towers have no loss to learn by"),
+        (["--max_steps", "0"], "--max_steps 0 must be at least 1; to train nothing, set --num_train_epochs 0"),
+        (["--num_train_epochs", "-1"], "--num_train_epochs must be at least 0, got -1.0"),
+        (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor puts one loss .*: use --label_smoothing,"),
         (["--frames", "0"], "frames must be at least 1, got 0"),
         (["--decision_rung", "temprature"], "--decision_rung 'temprature' is unknown: choose auto or one of sum"),
         (["--calibration_clips", "0"], "no clips in split.s. calibration"),

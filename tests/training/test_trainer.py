@@ -151,6 +151,43 @@ def test_two_small_batches_are_one_big_one(tmp_path):
         torch.testing.assert_close(other_weights[name], weights[name], atol=1e-5, rtol=0, msg=name)
 
 
+def test_training_on_is_resumed_with_the_head_that_the_checkpoint_has(tmp_path):
+    """The fit after an epoch leaves out the typicality that the trained model came with."""
+
+    def trained_on(**options):
+        model = tiny_model(fusion_options={"typicality": [2, 2]})
+        for name, value in model.fusion.named_buffers():
+            if name.startswith("typicality_basis"):
+                value.copy_(torch.eye(*value.shape))
+            elif name.startswith(("typicality_precision", "typicality_rest")):
+                value.fill_(1.0)
+        model.fusion.typicality_slope.fill_(-0.5)
+        trainer = tiny_trainer(tmp_path, model, num_train_epochs=2, save_strategy="epoch", decision_rung="temperature")
+        trainer.train(**options)
+        return trainer.model.state_dict()
+
+    whole = trained_on()
+    resumed = trained_on(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert whole.keys() == resumed.keys()
+    assert [name for name, value in whole.items() if not torch.equal(value, resumed[name])] == []
+
+
+def test_an_epoch_that_max_steps_cuts_short_has_a_fit_of_its_own(tmp_path):
+    """Or its evaluation would read the decision layer of the epoch before."""
+    trainer = tiny_trainer(tmp_path, max_steps=3, decision_rung="temperature")  # epochs of two steps
+    trainer.train()
+    fits = [entry["step"] for entry in trainer.state.log_history if "calibration_nll" in entry]
+    assert fits == [2, 3, 3]  # the last when training has ended, every rung allowed
+
+
+def test_the_batch_is_of_the_size_that_fits_into_memory(tmp_path):
+    """By `auto_find_batch_size`, which changes what the Trainer uses, not its arguments."""
+    trainer = tiny_trainer(tmp_path)
+    trainer._train_batch_size = 3
+    assert [len(batch["labels"]) for batch in trainer.get_train_dataloader()] == [3] * 4
+    assert trainer.steps_per_epoch == 4
+
+
 def test_workers_change_nothing(tmp_path):
     losses, weights = losses_and_weights(tmp_path / "a", batch=8, accumulation=1)
     other_losses, other_weights = losses_and_weights(tmp_path / "b", batch=8, accumulation=1, dataloader_num_workers=2)
