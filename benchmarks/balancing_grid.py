@@ -48,7 +48,8 @@ from hf_mmbalance.decision import DecisionTable, fit_decision_layer  # noqa: E40
 from hf_mmbalance.metrics import measures  # noqa: E402
 
 
-FOLDS, CALIBRATION, VALIDATION = 5, 120, 100
+FOLDS = 5
+CALIBRATION, VALIDATION = 0.15, 0.125  # of the clips outside a fold: 120 and 100 of 800
 TRIALS, EPOCHS, BATCH, DRAWS = 8, 30, 64, 3
 MARGIN = 1.5  # points, of the equivalence test
 LAYERS = ("own", "sum", "fitted")
@@ -128,7 +129,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/balancing_grid"))
     parser.add_argument(
-        "--quick", action="store_true", help="digits, 400 clips, 2 trials of 5 epochs, 2 folds: that it runs"
+        "--quick", action="store_true", help="digits, 200 clips, 2 trials of 5 epochs, 2 folds: that it runs"
     )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all; with --quick digits")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
@@ -141,7 +142,7 @@ def main() -> int:
     tasks = arguments.tasks or (["digits"] if quick else list(TASKS))
     methods = list(dict.fromkeys(["joint", "joint_unimodal", *arguments.methods]))
     out = arguments.out / "quick" if quick else arguments.out
-    grid = load(out, clips=400 if quick else None)
+    grid = load(out, clips=200 if quick else None)
     for task in tasks:
         prepare(task, grid, out)
     context = multiprocessing.get_context("spawn")
@@ -259,8 +260,9 @@ def parts_of(labels: np.ndarray, fold: int) -> dict[str, np.ndarray]:
     """Indices of the clips of each part of a fold."""
     splitter = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     rest, test = list(splitter.split(labels, labels))[fold]
-    parts = {"test": test}
-    for name, count in (("calibration", CALIBRATION), ("validation", VALIDATION)):
+    parts, others = {"test": test}, len(rest)
+    for name, share in (("calibration", CALIBRATION), ("validation", VALIDATION)):
+        count = round(share * others)
         rest, parts[name] = train_test_split(rest, test_size=count, stratify=labels[rest], random_state=fold)
     return parts | {"train": rest}
 

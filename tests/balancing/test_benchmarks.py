@@ -34,7 +34,7 @@ def test_the_quick_comparison_runs_and_is_resumed(tmp_path):
     for name in ("joint", "joint_unimodal", "ogm", "qmf"):
         assert f"| `{name}` |" in said[0]
     report = json.loads((tmp_path / "quick" / "report.json").read_text())["digits"]
-    assert report["n"] == 160
+    assert report["n"] == 80
     for row in report["rows"]:
         for layer in ("own", "sum", "fitted"):
             assert 0 < row[layer]["accuracy"] < 100 and 0 <= row[layer]["balance_index"] <= 1

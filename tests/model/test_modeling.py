@@ -364,6 +364,7 @@ def test_torch_compile(fusion):
     counted = torch.compile(model, backend=counter)
     _close(counted(**inputs).logits, model(**inputs).logits)
     assert counter.frame_count >= 1
-    if os.environ.get("CXX") or any(os.access(f"{folder}/c++", os.X_OK) for folder in os.get_exec_path()):
+    has_compiler = os.environ.get("CXX") or any(os.access(f"{folder}/c++", os.X_OK) for folder in os.get_exec_path())
+    if fusion == "adaptive" and has_compiler:  # the towers, which take the time, are the same for both
         torch._dynamo.reset()
         _close(torch.compile(model)(**inputs).logits, model(**inputs).logits)
