@@ -25,6 +25,7 @@ def saved(folder: Path, fusion: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["adaptive", "gated"])
 def test_the_exported_model_answers_as_the_model_does(tmp_path: Path, capsys, fusion: str) -> None:
     runtime = pytest.importorskip("onnxruntime")
