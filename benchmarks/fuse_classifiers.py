@@ -78,11 +78,9 @@ def main() -> int:
             ]
             for count in arguments.labels
         }
-        say(
-            table(
-                head(["audio", "vision"]), [line(count, ["audio", "vision"], found) for count, found in report.items()]
-            )
-        )
+        modalities = list(pairs[0].features)
+        lines = [line(count, modalities, found) for count, found in report.items()]
+        say(table(head(modalities), lines))
         write_json(arguments.out / f"{name}.json", report)
     return 0
 

@@ -69,7 +69,7 @@ def test_features_of_a_run_that_ended_before_its_first_checkpoint_are_not_anothe
 
 
 def test_what_a_run_leaves_that_ended_before_its_first_whole_checkpoint_is_not_another_run(tmp_path):
-    """Or it could neither be started again nor be gone on with."""
+    """Or it could neither be started again nor be resumed."""
     (tmp_path / "runs" / "Nov21_host").mkdir(parents=True)  # of TensorBoard
     checkpoint(tmp_path, 3, state=None)
     assert settle("--output_dir", str(tmp_path)) == (None, str(tmp_path))
