@@ -18,18 +18,11 @@ from .two_processes import COMPARED
 EVERYTHING = f"{Path(__file__).with_name('everything.py')}:Everything"
 
 
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("one") / "run"
-    split_run(folder, 1, 1, "--balancing", EVERYTHING)
-    return folder
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (2, 2), (1, 2)])
-def test_two_processes_and_accumulation_give_the_curve_of_one(one_process, tmp_path, processes, accumulation):
-    folder = tmp_path / "run"
-    split_run(folder, processes, accumulation, "--balancing", EVERYTHING)
+def test_two_processes_and_accumulation_give_the_curve_of_one(tmp_path):
+    one_process, folder = tmp_path / "one", tmp_path / "run"
+    split_run(one_process, 1, 1, "--balancing", EVERYTHING)
+    split_run(folder, 2, 2, "--balancing", EVERYTHING)
     check_same_curve(folder, one_process)
     states, expected_states = (
         torch.load(checkpoints(path)[-1] / "balancing.pt", weights_only=True) for path in (folder, one_process)

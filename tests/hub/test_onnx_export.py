@@ -18,19 +18,18 @@ from tests.model.tiny import tiny_config
 from tests.training.tiny_runs import CLASSES, tiny_model, tiny_processor
 
 
-def saved(folder: Path, fusion: str) -> Path:
+def saved(folder: Path) -> Path:
     processor = tiny_processor()
-    tiny_model(fusion).save_pretrained(folder)
+    tiny_model().save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fusion", ["adaptive", "gated"])
-def test_the_exported_model_answers_as_the_model_does(tmp_path: Path, capsys, fusion: str) -> None:
+def test_the_exported_model_answers_as_the_model_does(tmp_path: Path, capsys) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    folder, file = saved(tmp_path / "run", fusion), tmp_path / "out" / "model.onnx"
+    folder, file = saved(tmp_path / "run"), tmp_path / "out" / "model.onnx"
     assert cli.main(["export", "onnx", str(folder), str(file), "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["classes"] == CLASSES and found["largest_difference"] <= 1e-4
@@ -46,7 +45,7 @@ def test_the_exported_model_answers_as_the_model_does(tmp_path: Path, capsys, fu
     session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     answers = dict(zip(found["outputs"], session.run(found["outputs"], inputs), strict=True))
     with torch.no_grad():
-        ours = tiny_model(fusion).eval()(**{name: torch.from_numpy(value) for name, value in inputs.items()})
+        ours = tiny_model().eval()(**{name: torch.from_numpy(value) for name, value in inputs.items()})
     assert {"logits", "modality_logits"} <= set(answers)
     for name, value in answers.items():
         np.testing.assert_allclose(value, ours[name].numpy(), atol=1e-4)
@@ -80,7 +79,7 @@ def test_models_that_cannot_be_exported_are_refused(tmp_path: Path, options, wor
 def test_an_export_that_answers_otherwise_leaves_what_was_there(tmp_path: Path, capsys, monkeypatch) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    folder, file = saved(tmp_path / "run", "sum"), tmp_path / "out" / "model.onnx"
+    folder, file = saved(tmp_path / "run"), tmp_path / "out" / "model.onnx"
     file.parent.mkdir()
     file.write_text("an earlier export")
     monkeypatch.setattr(onnx_export, "_write", lambda wrapped, file, *args, **options: file.write_bytes(b"wrong"))

@@ -100,7 +100,7 @@ def one_process(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "accumulation"), [(2, 1), (2, 2), (1, 2)])
+@pytest.mark.parametrize(("processes", "accumulation"), [(2, 2), (1, 2)])
 def test_two_processes_and_accumulation_give_the_curve_of_one(one_process, tmp_path, processes, accumulation):
     folder = tmp_path / "run"
     said = split_run(folder, processes, accumulation)
@@ -246,14 +246,29 @@ def wait_for(process: subprocess.Popen, words: str) -> str:
     return said
 
 
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    """The folder of a run of so many processes that nobody stops; made once per number."""
+    folders: dict[int, Path] = {}
+
+    def run(processes: int, *options: str) -> Path:
+        if processes not in folders:
+            folders[processes] = tmp_path_factory.mktemp("left_alone") / "run"
+            finish(start(folders[processes], processes, *options))
+        return folders[processes]
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status", "processes"), [("SIGTERM", 143, 1), ("SIGINT", 130, 1), ("SIGTERM", 1, 2)]
 )
-def test_a_run_that_is_told_to_stop_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, number, status, processes):
+def test_a_run_that_is_told_to_stop_saves_a_checkpoint_and_says_how_to_go_on(
+    left_alone, tmp_path, number, status, processes
+):
     options = (*STOPPED, "--per_device_train_batch_size", str(8 // processes))
-    left_alone, stopped = tmp_path / "left_alone", tmp_path / "stopped"
-    finish(start(left_alone, processes, *options))
+    expected, stopped = left_alone(processes, *options), tmp_path / "stopped"
     process = start(stopped, processes, *options)
     said = wait_for(process, "epoch 1.429: train loss")  # the third step of the second epoch
     process.send_signal(getattr(signal, number))
@@ -265,7 +280,7 @@ def test_a_run_that_is_told_to_stop_saves_a_checkpoint_and_says_how_to_go_on(tmp
     assert "Traceback" not in said or processes == 2  # the launcher's own
     assert "eval_nll" not in state_of(last)["log_history"][-1]
     finish(start(stopped, processes, *options, "--resume_from_checkpoint", "true"))
-    assert_same_end(stopped, left_alone)
+    assert_same_end(stopped, expected)
 
 
 def test_a_folder_in_which_a_run_is_at_work_is_refused_to_others(tmp_path, capsys):
