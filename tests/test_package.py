@@ -1,4 +1,4 @@
-"""The package's front door: cheap to import, lazy names, one sentence for a broken torch/torchaudio pair."""
+"""The package itself: cheap to import, lazy names, one sentence for a broken torch/torchaudio pair."""
 
 from __future__ import annotations
 

@@ -274,4 +274,4 @@ def read_classes(path: Path | None) -> list[str] | None:
     try:
         return [str(name).strip() for name in json.loads(text)]
     except ValueError as error:
-        raise TableError(f"--classes {path}: it starts like a JSON list but is none ({error}).") from None
+        raise TableError(f"--classes {path}: it starts like a JSON list but is not one ({error}).") from None

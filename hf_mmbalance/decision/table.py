@@ -190,7 +190,7 @@ class DecisionTable:
             classes: C class names; needed only where the file carries none (pandas drops them) and names are wanted.
 
         Raises:
-            TableError: if the file is no decision table or holds what cannot be used.
+            TableError: if the file is not a decision table or holds what cannot be used.
         """
         try:
             columns, meta = read_file(Path(path))

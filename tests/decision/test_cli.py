@@ -168,7 +168,7 @@ def test_a_broken_list_of_classes_is_named(
     (tmp_path / "classes.json").write_text(text)
     assert run("decide", table_file, "--classes", tmp_path / "classes.json") == 2
     error = capsys.readouterr().err
-    assert "classes.json: it starts like a JSON list but is none" in error and error.count("\n") == 1
+    assert "classes.json: it starts like a JSON list but is not one" in error and error.count("\n") == 1
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_fit(
