@@ -320,7 +320,7 @@ def fit_rung(rung: str, part: _Part, strength: float, start: HeadState | None, b
                        start=start)  # fmt: skip
 
 
-def rebalanced(ladder: Ladder, clips: Clips, options: Options, balance: float) -> HeadState:
+def rebalanced(ladder: Ladder, clips: Clips, balance: float) -> HeadState:
     """The rung `class` (`global` where it was not fitted) under a balance penalty, at the strengths of the ladder."""
     part = _Part(clips.data, dict(ladder.states))
     found = ladder.states.get("global", ladder.states["sum"])
