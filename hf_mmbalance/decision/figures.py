@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: overrides them by CSS variables in its dark theme.
 COLOURS = (
     *("#0072b2", "#d55e00", "#009e73", "#aa4499", "#997700", "#56b4e9"),
-    *("#882255", "#ddaa33", "#777777", "#332288", "#ee99aa", "#66aa33"),
+    *("#332288", "#aacc66", "#442222", "#ee99aa", "#0000ee", "#888888"),
 )
 INK, GRID, POSITIVE, NEGATIVE = "#1b1e23", "#d4d7dc", "#0173b2", "#de8f05"
 MAX_CLASSES = 20
