@@ -13,7 +13,7 @@ from hf_mmbalance.embedding.dataset_options import add_dataset_options, load_dat
 if TYPE_CHECKING:
     from hf_mmbalance.embedding.build import TowerName
 
-EMBED = """Run frozen towers once over every clip and keep their features, so that they need not run again.
+EMBED = """Run frozen towers once over every clip and keep their features.
 
 A killed run goes on with the same command. Changed clips, weights or reading options are noticed, and only what they
 change is computed anew. In several processes: accelerate launch -m hf_mmbalance embed ...
@@ -24,10 +24,10 @@ example:
   mmbalance embed --merge part0 part1 --out embeddings
   mmbalance train --embeddings embeddings --num_train_epochs 20
 """
-FUSE = """Make one classifier of an audio and a vision model and a few labelled clips.
+FUSE = """Make one classifier of two models and a few labelled clips.
 
-Each model is a classifier, whose own head is kept and whose labels are mapped to the clips' classes by name, or a
-backbone, for which a head is fitted. The result is an ordinary model of this package.
+The audio and the vision model are each a classifier, whose own head is kept and whose labels are mapped to the
+clips' classes by name, or a backbone, for which a head is fitted. The result is an ordinary model of this package.
 
 example:
   mmbalance fuse --audio_model A --vision_model B --dataset clips.csv --out model

@@ -9,11 +9,11 @@ from typing import Any
 from hf_mmbalance import console
 
 
-ROBUSTNESS = """Judge the model of a run on its own test clips under corrupted sound and pictures.
+ROBUSTNESS = """Judge a run's model under corrupted sound and pictures.
 
-Each kind of corruption is judged at severities 1 to 5: accuracy, NLL and mean trust of the fusion, of each modality
-and of their plain sum, with kinds seen in calibration or training apart from unseen ones. The same command resumes
-an interrupted one.
+Each kind of corruption is judged at severities 1 to 5 on the run's own test clips: accuracy, NLL and mean trust of
+the fusion, of each modality and of their plain sum, with kinds seen in calibration or training apart from unseen
+ones. The same command resumes an interrupted one.
 
 kinds: babble telephone dropouts white_noise pink_noise clipping reverberation (sound), sensor_noise blur pixelate
 darkness occlusion jpeg_compression frozen_frames (picture), conflict missing_audio missing_vision
