@@ -34,7 +34,7 @@ def add_robustness(verbs: Any) -> None:
                         " unseen, audio, vision, all (default: all)")  # fmt: skip
     parser.add_argument("--severities", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="N", help="of 1 to 5"
                         " (default: all)")  # fmt: skip
-    parser.add_argument("--max_clips", type=int, metavar="N", help="judge so many test clips, spread over the split")
+    parser.add_argument("--max_clips", type=int, metavar="N", help="judge N test clips, spread over the split")
     parser.add_argument("--seed", type=int, default=0, help="of what the corruptions draw (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for cells and figures (default:"
                         " RUN_FOLDER/robustness)")  # fmt: skip
