@@ -56,14 +56,14 @@ def place(files: Path) -> Path:
     return files
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md", "docs/own_clips.md"])
 def test_the_python_of_a_page_runs_in_its_order(page: str, place: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGES[page], flags=re.DOTALL)
     assert blocks
     names: dict = {}
     for block in blocks:
         exec(re.sub(r'"(MIT/ast|google/vit)[^"]*"', r'"\1"', block), names)  # noqa: S102
-    assert names["out"].modality_weights.shape == (1, 2, 4)
+    assert list(names["model"].config.modalities) == ["audio", "vision"]
 
 
 @pytest.mark.parametrize("page", PAGES)
