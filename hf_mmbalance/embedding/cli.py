@@ -19,8 +19,8 @@ A killed run goes on with the same command. Changed clips, weights or reading op
 change is computed anew. In several processes: accelerate launch -m hf_mmbalance embed ...
 
 example:
-  mmbalance embed clips.csv --audio_model A --vision_model B --out embeddings
-  mmbalance embed clips.csv --audio_model A --vision_model B --out part0 --shard 0/2     (one of two machines)
+  mmbalance embed --audio_model A --vision_model B --dataset clips.csv --out embeddings
+  mmbalance embed --audio_model A --vision_model B --dataset clips.csv --out part0 --shard 0/2   (one of two machines)
   mmbalance embed --merge part0 part1 --out embeddings
   mmbalance train --embeddings embeddings --num_train_epochs 20
 """
@@ -39,7 +39,7 @@ example:
 def add_embed(verbs: Any) -> None:
     """Add the verb `embed`."""
     parser = console.add_verb(verbs, "embed", EMBED, run_embed)
-    parser.add_argument("dataset", nargs="?", help="folder of class folders, table of clips, data set on the Hub, ...")
+    parser.add_argument("--dataset", help="clips: a table, a folder of class folders, a data set on the Hub, ...")
     _add_towers(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the features")
     parser.add_argument("--draws_of", nargs="+", default=["calibration"], metavar="SPLIT", help="splits of which"
@@ -130,7 +130,7 @@ def run_embed(arguments: argparse.Namespace) -> int:
         console.say(f"{arguments.out} is complete")
         return console.DONE
     if arguments.dataset is None or arguments.audio_model is None or arguments.vision_model is None:
-        raise ValueError("give the clips, --audio_model and --vision_model; or --merge the folders of shards")
+        raise ValueError("give --dataset, --audio_model and --vision_model; or --merge the folders of shards")
     clips, _ = load_dataset(arguments)
     for note in clips.notes if main else ():
         console.say(f"note: {note}", aside=True)
