@@ -89,7 +89,7 @@ def worker_memory(source: Path, clips: int) -> tuple[float, bool]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, required=True)
-    parser.add_argument("--bare-clips", type=int, default=200)
+    parser.add_argument("--bare_clips", type=int, default=200)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"

@@ -33,7 +33,6 @@ from hf_mmbalance.metrics.measures import bootstrap_ci, clip_nll, correct, shapl
 
 PARTS = ("calibration", "prior", "kappa", "class weights", "typicality")
 STRENGTH = {"kappa": 1.0, "class weights": 30.0, "map": 30.0}
-AUDIO_KINDS, VISION_KINDS = ("clean", "babble", "pink"), ("clean", "noise", "blur")
 UNSEEN = (("white", "dark"), ("lowpass", "occlusion"))
 
 
@@ -91,7 +90,7 @@ def votes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return hits, losses, np.asarray(table.groups)
 
 
-def corrupted_table(grid: Grid, label: str, strengths: tuple[float, float] = (10.0, 0.01)) -> DecisionTable:
+def corrupted_table(grid: Grid, label: str) -> DecisionTable:
     """Probes of mild babble; calibration clean and under seen kinds, test clean, seen (draw 1, 2) and unseen (3, 4).
 
     The audio probe is hardly regularised and over-confident, the vision probe is not: relative miscalibration.
@@ -99,7 +98,7 @@ def corrupted_table(grid: Grid, label: str, strengths: tuple[float, float] = (10
     words, train = grid.words[label], grid.rows("train")
     audio_x = audio_features(grid, label, train, "babble", (6, 30), 0)
     vision_x = vision_features(grid, label, train, "clean", (1, 1), 0)
-    towers = (Probe.fit(audio_x, words[train], strengths[0]), Probe.fit(vision_x, words[train], strengths[1]))
+    towers = (Probe.fit(audio_x, words[train], 10.0), Probe.fit(vision_x, words[train], 0.01))
     parts = []
 
     def add(split: str, draw: int, audio: np.ndarray, vision: np.ndarray, rows: np.ndarray) -> None:

@@ -47,7 +47,7 @@ def main() -> int:
             train(run, seed, Path(data) / "grid_s1", arguments.out / "clips")
         with_concat(DecisionTable.read(run / "decisions.parquet")).write(tables / f"seed{seed}.parquet")
     judge = [sys.executable, str(ROOT / "benchmarks" / "decision_tables.py"), str(tables)]
-    judge += ["--fit-split", "validation", "--reference", "concat", "--over-reference", "3", "--over-sum", "2.5"]
+    judge += ["--fit_split", "validation", "--reference", "concat", "--over_reference", "3", "--over_sum", "2.5"]
     return subprocess.run(judge, check=False).returncode
 
 

@@ -1,6 +1,6 @@
 """`adaptive` against the sum and a reference on every decision table of a folder (one per seed): mean differences.
 
-    python benchmarks/decision_tables.py FOLDER --fit-split validation --reference concat --over-reference 3
+    python benchmarks/decision_tables.py FOLDER --fit_split validation --reference concat --over_reference 3
 
 Tables are fitted on one split and judged on another; exits with 1 if a mean difference (in points of accuracy) falls
 short of what was asked for.
@@ -23,11 +23,11 @@ from hf_mmbalance.decision.table import DecisionTable
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--fit-split", default="calibration")
-    parser.add_argument("--eval-split", default="test")
+    parser.add_argument("--fit_split", default="calibration")
+    parser.add_argument("--eval_split", default="test")
     parser.add_argument("--reference", help="reference column to compare with, e.g. concat")
-    parser.add_argument("--over-reference", type=float, default=0.0, help="points adaptive must be above it")
-    parser.add_argument("--over-sum", type=float, default=0.0, help="points adaptive must be above the sum")
+    parser.add_argument("--over_reference", type=float, default=0.0, help="points adaptive must be above it")
+    parser.add_argument("--over_sum", type=float, default=0.0, help="points adaptive must be above the sum")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     files = sorted([*arguments.folder.glob("*.parquet"), *arguments.folder.glob("*.npz")])

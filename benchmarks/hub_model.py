@@ -118,7 +118,7 @@ def loads(hub: HubServer, folder: Path, runs: int) -> None:
         }
         ratio = medians["model"] / medians["towers"]
         print(
-            f"{name} load in a process, warm and offline: model {medians['model']:.3f} s, its two towers alone"
+            f"{name} load in a process, warm and offline: model {medians['model']:.3f} s, its two towers by themselves"
             f" {medians['towers']:.3f} s: {ratio:.2f} times (median of {runs} processes)"
         )
     print(f"requests during loading: {len(list(hub.log))}")

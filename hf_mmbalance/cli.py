@@ -57,7 +57,7 @@ def build_parser() -> console.Parser:
     )
     parser.add_argument("--version", action="version", version=hf_mmbalance.__version__)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
-    verbs.add_parser("train", help="train a model (as train.py; mmbalance train --help shows its main options)")
+    verbs.add_parser("train", help="Train a model (the same as train.py)")
     add_fuse(verbs)
     add_embed(verbs)
     add_predict(verbs)

@@ -8,7 +8,7 @@ from typing import Any
 from hf_mmbalance import console
 
 
-COMPLETION = """Print a script by which the shell completes verbs, options and file names.
+COMPLETION = """Print a script for the shell: it completes verbs, options and file names.
 
 example:
   mmbalance completion bash >> ~/.bashrc

@@ -109,12 +109,12 @@ def add_verb(verbs: Any, name: str, text: str, run: Command) -> argparse.Argumen
     Args:
         verbs: What `ArgumentParser.add_subparsers` returned.
         name: Of the verb.
-        text: Help; its first line is shown in the list of verbs, all of it by `--help`.
+        text: Help; its first line up to a colon is shown in the list of verbs, all of it by `--help`.
         run: Called with the parsed arguments; returns the exit status.
     """
     parser: argparse.ArgumentParser = verbs.add_parser(
         name,
-        help=text.splitlines()[0].replace("%", "%%"),
+        help=text.splitlines()[0].partition(":")[0].rstrip(".").replace("%", "%%"),
         description=text,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_a_result_that_cannot_be_written_leaves_no_draft(tmp_path, capsys):
 
 def test_a_verb_is_added_with_help_and_an_exit_status(capsys):
     parser = argparse.ArgumentParser(prog="tool")
-    verb = console.add_verb(parser.add_subparsers(), "count", "Count to 100 % of it.\n\nexample:\n  tool count 3",
+    verb = console.add_verb(parser.add_subparsers(), "count", "Count to 100 % of it: all.\n\nexample:\n  tool count 3",
                             lambda arguments: int(arguments.n))  # fmt: skip
     verb.add_argument("n", type=int)
     console.add_json_option(verb)
@@ -114,10 +115,11 @@ def test_a_verb_is_added_with_help_and_an_exit_status(capsys):
     assert console.shows_text(parser.parse_args(["count", "3"]))
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
-    assert "Count to 100 % of it." in capsys.readouterr().out
+    assert re.search("count +Count to 100 % of it$", capsys.readouterr().out, re.M)
     with pytest.raises(SystemExit):
         parser.parse_args(["count", "--help"])
-    assert "  tool count 3" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Count to 100 % of it: all." in shown and "  tool count 3" in shown
 
 
 def test_tables_align_the_first_column_to_the_left():

@@ -20,7 +20,7 @@ def option(default: Any, text: str) -> Any:
 
 
 def check_at_least(options: Any, least: float, *names: str) -> None:
-    """Refuse options that are no numbers of at least `least`.
+    """Refuse options that are not numbers of at least `least`.
 
     Raises:
         DataError: names the first one that is.

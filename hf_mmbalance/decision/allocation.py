@@ -158,8 +158,7 @@ class Allocation(ClassifierMixin, BaseEstimator):
         self._clips = clips
         with one_thread():
             notes = self._fit_typicality(features, reference)
-            self._options = self._ladder_options()
-            self.ladder_: Ladder = fit_ladder(clips, self._options)
+            self.ladder_: Ladder = fit_ladder(clips, self._ladder_options())
         self.notes_ = [_named(note, modalities) for note in notes + self.ladder_.notes]
         for note in self.notes_:
             warnings.warn(note, stacklevel=3)
@@ -237,7 +236,7 @@ class Allocation(ClassifierMixin, BaseEstimator):
         if not hasattr(self, "_clips"):
             raise ValueError("a loaded allocation holds no clips to refit on; fit it anew.")
         with one_thread():
-            return rebalanced(self.ladder_, self._clips, self._options, balance)
+            return rebalanced(self.ladder_, self._clips, balance)
 
     def fuse(self, X: Any, features: Any = None) -> Fused:
         """Logits, weights, contributions and trust of clips `X (N, M, C)` with features as in `fit`.

@@ -17,7 +17,7 @@ from hf_mmbalance.decision.table import DecisionTable, TableError
 from hf_mmbalance.decision.table_files import table_name, table_path
 
 
-DECIDE = """Fit every form of the decision layer to a table of logits and judge it on clips it was not fitted on.
+DECIDE = """Fit every form of the decision layer, and compare them: on clips of a table of logits that no fit has used.
 
 The forms are rungs of a ladder, from nothing fitted to many parameters: sum, prior_sum, temperature, typicality,
 global, bias, vector, class, dirichlet. Cross-validation chooses one (`adaptive` in the table; the mark * is on its
@@ -28,7 +28,7 @@ example:
   mmbalance decide outputs/run_a outputs/run_b                         (one after the other; see also: compare)
   mmbalance decide votes.parquet --group_folds 5 --seed 0 --json -     (pooled out-of-fold predictions)
 """
-DIAGNOSE = """Show which modality the decision layer of a run or table relies on, why, and what that loses.
+DIAGNOSE = """Show which modality a decision layer relies on: why, and what that loses.
 
 Lean: how much more a modality counts than its share of what the modalities can do by themselves. Lost: of the clips
 that at least one modality gets right, the part that the decision gets wrong. The page of --report explains all words.
@@ -274,4 +274,4 @@ def read_classes(path: Path | None) -> list[str] | None:
     try:
         return [str(name).strip() for name in json.loads(text)]
     except ValueError as error:
-        raise TableError(f"--classes {path}: it starts like a JSON list but is none ({error}).") from None
+        raise TableError(f"--classes {path}: it starts like a JSON list but is not one ({error}).") from None

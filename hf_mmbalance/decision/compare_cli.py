@@ -14,7 +14,7 @@ from hf_mmbalance import console
 #: The local folder or file behind a name on the command line, and what the user should know of it.
 Find = Callable[[str], tuple[Path, list[str]]]
 
-COMPARE = """Compare runs, models on the Hub and decision tables on the same test clips.
+COMPARE = """Compare runs, tables and models on the Hub: on the same test clips.
 
 Runs that differ in nothing but their seed count as one configuration: mean over seeds, and their spread. Each run's
 own head is judged (fitted after the towers, trained with them, or without parameters), beside the plain sum of its

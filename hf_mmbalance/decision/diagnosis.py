@@ -31,7 +31,7 @@ from hf_mmbalance.metrics.measures import (
 ABLATION = {"global": "global", "+ bias": "bias", "+ class weights": "class"}
 #: Weights of the balance penalty that the accuracy-balance curve shows.
 PENALTIES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
-#: Shapley needs 2^M fusions of all clips a method; 12 modalities are 4,096.
+#: Shapley values need 2^M fusions of all clips per method; 12 modalities are 4,096.
 MAX_MODALITIES = 12
 LISTED_CLIPS = 12
 #: What is left of a decision besides the modalities' terms: prior and class bias.

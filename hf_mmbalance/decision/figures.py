@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Colour-blind safe (Okabe & Ito), one per modality; the page overrides them by CSS variables in its dark theme.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#997700", "#56b4e9")
+#: One per modality, as many as a diagnosis takes; the first six are colour-blind safe (Okabe & Ito). The page
+#: overrides them by CSS variables in its dark theme.
+COLOURS = (
+    *("#0072b2", "#d55e00", "#009e73", "#aa4499", "#997700", "#56b4e9"),
+    *("#332288", "#aacc66", "#442222", "#ee99aa", "#0000ee", "#888888"),
+)
 INK, GRID, POSITIVE, NEGATIVE = "#1b1e23", "#d4d7dc", "#0173b2", "#de8f05"
 MAX_CLASSES = 20
 #: Colour in the drawing -> CSS variable of the page.
@@ -47,7 +51,7 @@ STYLE: Any = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
-    "text.parse_math": False,  # labels are those of others: "$5" is no formula
+    "text.parse_math": False,  # labels are those of others: "$5" is not a formula
 }
 #: Families by preference; those behind the first serve scripts that it lacks.
 FAMILIES = (
@@ -305,7 +309,7 @@ def draw(function: Callable[..., Figure], *arguments: Any) -> Figure:
     with styled():
         figure = function(*arguments)
         figure.draw_without_rendering()
-    # The layout is settled now; saving in three formats must not settle it thrice.
+    # The layout is settled now; saving in three formats must not settle it again.
     figure.set_layout_engine("none")
     return figure
 

@@ -120,7 +120,7 @@ class _Part:
 
 @dataclass
 class Options:
-    """How a ladder is climbed; see [`Allocation`]."""
+    """How a ladder is fitted; see [`Allocation`]."""
 
     folds: int = 5
     seed: int = 0
@@ -160,8 +160,8 @@ def fit_ladder(clips: Clips, options: Options) -> Ladder:
     fits = [len(parts) * (len(options.strengths) if name in SHRUNK else 1) for name in rungs]
     with progress_bar(total=sum(fits), desc="decision layer", unit="fit", delay=BAR_AFTER, leave=False) as bar:
         for done, name in zip(np.cumsum(fits), rungs, strict=True):
-            scores[name] = _climb(name, parts, held_out, data, options, bar)
-            bar.update(int(done) - bar.n)  # a walk may end before the last strength
+            scores[name] = _fit_and_score(name, parts, held_out, data, options, bar)
+            bar.update(int(done) - bar.n)  # the search may end before the last strength
     if options.rung in allowed:
         chosen, reason = str(options.rung), "asked for"
     else:
@@ -270,7 +270,7 @@ def _score(
     return RungScore(nll, hit, strength)
 
 
-def _climb(
+def _fit_and_score(
     rung: str, parts: list[_Part], held_out: list[np.ndarray], data: FitData, options: Options, bar: tqdm
 ) -> RungScore:
     """Fit one rung on every part along the strengths, choose the strength, keep the states of that strength."""
@@ -283,7 +283,7 @@ def _climb(
             tried.append(fit_rung(rung, part, strength, start, options.balance))
             bar.update()
         new = _score(tried, held_out, data, strength if rung in SHRUNK else None)
-        # Held-out NLL falls, then rises, as shrinkage weakens: the first rise ends the walk.
+        # Held-out NLL falls, then rises, as shrinkage weakens: the first rise ends the search.
         if score is not None and new.nll.mean() >= score.nll.mean():
             break
         score, before = new, list(tried)
@@ -320,7 +320,7 @@ def fit_rung(rung: str, part: _Part, strength: float, start: HeadState | None, b
                        start=start)  # fmt: skip
 
 
-def rebalanced(ladder: Ladder, clips: Clips, options: Options, balance: float) -> HeadState:
+def rebalanced(ladder: Ladder, clips: Clips, balance: float) -> HeadState:
     """The rung `class` (`global` where it was not fitted) under a balance penalty, at the strengths of the ladder."""
     part = _Part(clips.data, dict(ladder.states))
     found = ladder.states.get("global", ladder.states["sum"])

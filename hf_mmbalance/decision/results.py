@@ -88,7 +88,7 @@ def mean_weights(weights: np.ndarray | None, table: DecisionTable) -> dict[str, 
 
 
 def render_rows(rows: list[Row], ci_unit: str) -> str:
-    """The rows as a table; accuracy and its interval in per cent."""
+    """The rows as a table; accuracy and its interval in percent."""
     lines = [f"{'method':<10} {'accuracy':>9} {'95 % CI':>15} {'macro-F1':>9} {'NLL':>7} {'ECE':>6} {'n':>6}"]
     for row in rows:
         if not row["n"]:

@@ -190,7 +190,7 @@ class DecisionTable:
             classes: C class names; needed only where the file carries none (pandas drops them) and names are wanted.
 
         Raises:
-            TableError: if the file is no decision table or holds what cannot be used.
+            TableError: if the file is not a decision table or holds what cannot be used.
         """
         try:
             columns, meta = read_file(Path(path))
@@ -354,43 +354,21 @@ def _assemble(columns: dict[str, Any], meta: dict[str, Any], classes: Sequence[s
         raise TableError(
             f"column(s) logits.{', logits.'.join(extra)} are not among the declared modalities {modalities}."
         )
+    _warn_of_assumptions(columns)
     n = len(columns["id"])
-    if "group" not in columns:
-        warnings.warn(
-            "no 'group' column: every clip counts as its own group, so clips of one speaker or source can"
-            " be on both sides of a fold.",
-            stacklevel=3,
-        )
-    if "split" not in columns:
-        warnings.warn("no 'split' column: all clips are taken as split 'test'.", stacklevel=3)
-    if "clip" not in columns and np.any(np.asarray(columns.get("draw", 0)) != 0):
-        warnings.warn(
-            "no 'clip' column: every draw counts as a clip of its own, so draws of one clip can be on both sides of a"
-            " fold.",
-            stacklevel=3,
-        )
     blocks = [np.asarray(columns[f"logits.{m}"], dtype=np.float64) for m in modalities]
     widths = {block.shape[1] for block in blocks if block.ndim == 2 and block.shape[1]}
     if len(widths) != 1:
         raise TableError(f"the logits columns have different widths: {[b.shape for b in blocks]}.")
     width = widths.pop()
     blocks = [block if block.shape[1] else np.full((n, width), np.nan) for block in blocks]
-    stored = meta.get("classes")
-    names = list(classes if classes is not None else stored or map(str, range(width)))
-    if len(names) != width:
-        raise TableError(f"{len(names)} class names for logits of {width} classes.")
-    if stored and names != stored and set(names) == set(stored):
-        raise TableError(
-            f"the logits are of the classes {', '.join(stored[:10])}{', ...' * (width > 10)}, in this order; the names"
-            " given (--classes) have another order."
-        )
     return DecisionTable(
         ids=list(columns["id"]),
         groups=list(columns.get("group", columns.get("clip", columns["id"]))),
         splits=list(columns.get("split", ["test"] * n)),
         labels=columns["label"],
         logits=np.stack(blocks, axis=1),
-        classes=names,
+        classes=_class_names(classes, meta.get("classes"), width),
         modalities=modalities,
         features=_prefixed(columns, "features."),
         references=_prefixed(columns, "reference."),
@@ -399,6 +377,37 @@ def _assemble(columns: dict[str, Any], meta: dict[str, Any], classes: Sequence[s
         draws=np.asarray(columns["draw"]) if "draw" in columns else None,
         known=meta.get("known"),
     )
+
+
+def _warn_of_assumptions(columns: dict[str, Any]) -> None:
+    """Warn of what is assumed in the place of columns that the file lacks."""
+    if "group" not in columns:
+        warnings.warn(
+            "no 'group' column: every clip counts as its own group, so clips of one speaker or source can"
+            " be on both sides of a fold.",
+            stacklevel=4,
+        )
+    if "split" not in columns:
+        warnings.warn("no 'split' column: all clips are taken as split 'test'.", stacklevel=4)
+    if "clip" not in columns and np.any(np.asarray(columns.get("draw", 0)) != 0):
+        warnings.warn(
+            "no 'clip' column: every draw counts as a clip of its own, so draws of one clip can be on both sides of a"
+            " fold.",
+            stacklevel=4,
+        )
+
+
+def _class_names(given: Sequence[str] | None, stored: list[str] | None, width: int) -> list[str]:
+    """Names of the classes: those given, else the file's, else numbers."""
+    names = list(given if given is not None else stored or map(str, range(width)))
+    if len(names) != width:
+        raise TableError(f"{len(names)} class names for logits of {width} classes.")
+    if stored and names != stored and set(names) == set(stored):
+        raise TableError(
+            f"the logits are of the classes {', '.join(stored[:10])}{', ...' * (width > 10)}, in this order; the names"
+            " given (--classes) have another order."
+        )
+    return names
 
 
 def _indices(labels: Any, classes: list[str]) -> np.ndarray:

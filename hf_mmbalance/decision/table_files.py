@@ -173,7 +173,7 @@ def _matrix(column: Any, name: str) -> np.ndarray:
     if not (
         pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type)
     ):
-        raise TableError(f"column {name!r} is {array.type}; expected a list of floats a row.")
+        raise TableError(f"column {name!r} is {array.type}; expected a list of floats per row.")
     present = np.asarray(array.is_valid())
     kept = array.drop_null()
     sizes = np.unique(np.asarray(pc.list_value_length(kept)))

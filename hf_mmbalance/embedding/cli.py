@@ -13,21 +13,21 @@ from hf_mmbalance.embedding.dataset_options import add_dataset_options, load_dat
 if TYPE_CHECKING:
     from hf_mmbalance.embedding.build import TowerName
 
-EMBED = """Run frozen towers once over every clip and keep their features, so that they need not run again.
+EMBED = """Run frozen towers once over every clip and keep their features.
 
 A killed run goes on with the same command. Changed clips, weights or reading options are noticed, and only what they
 change is computed anew. In several processes: accelerate launch -m hf_mmbalance embed ...
 
 example:
-  mmbalance embed clips.csv --audio_model A --vision_model B --out embeddings
-  mmbalance embed clips.csv --audio_model A --vision_model B --out part0 --shard 0/2     (one of two machines)
+  mmbalance embed --audio_model A --vision_model B --dataset clips.csv --out embeddings
+  mmbalance embed --audio_model A --vision_model B --dataset clips.csv --out part0 --shard 0/2   (one of two machines)
   mmbalance embed --merge part0 part1 --out embeddings
   mmbalance train --embeddings embeddings --num_train_epochs 20
 """
-FUSE = """Make one classifier of an audio and a vision model and a few labelled clips.
+FUSE = """Make one classifier of two models and a few labelled clips.
 
-Each model is a classifier, whose own head is kept and whose labels are mapped to the clips' classes by name, or a
-backbone, for which a head is fitted. The result is an ordinary model of this package.
+The audio and the vision model are each a classifier, whose own head is kept and whose labels are mapped to the
+clips' classes by name, or a backbone, for which a head is fitted. The result is an ordinary model of this package.
 
 example:
   mmbalance fuse --audio_model A --vision_model B --dataset clips.csv --out model
@@ -39,7 +39,7 @@ example:
 def add_embed(verbs: Any) -> None:
     """Add the verb `embed`."""
     parser = console.add_verb(verbs, "embed", EMBED, run_embed)
-    parser.add_argument("dataset", nargs="?", help="folder of class folders, table of clips, data set on the Hub, ...")
+    parser.add_argument("--dataset", help="clips: a table, a folder of class folders, a data set on the Hub, ...")
     _add_towers(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the features")
     parser.add_argument("--draws_of", nargs="+", default=["calibration"], metavar="SPLIT", help="splits of which"
@@ -130,7 +130,7 @@ def run_embed(arguments: argparse.Namespace) -> int:
         console.say(f"{arguments.out} is complete")
         return console.DONE
     if arguments.dataset is None or arguments.audio_model is None or arguments.vision_model is None:
-        raise ValueError("give the clips, --audio_model and --vision_model; or --merge the folders of shards")
+        raise ValueError("give --dataset, --audio_model and --vision_model; or --merge the folders of shards")
     clips, _ = load_dataset(arguments)
     for note in clips.notes if main else ():
         console.say(f"note: {note}", aside=True)

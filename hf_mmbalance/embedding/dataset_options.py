@@ -69,7 +69,7 @@ def _read(flag: str, hint: Any, words: list[str]) -> Any:
     """The value of a field of this type from the words that were given.
 
     Raises:
-        DataError: they are no such value; names the option.
+        DataError: not a value of the option; names the option.
     """
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))

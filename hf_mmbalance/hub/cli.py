@@ -9,7 +9,7 @@ from typing import Any
 from hf_mmbalance import console
 
 
-CARD = """Write the card (README.md) of a finished run, with its picture and the diagnosis of its decision layer.
+CARD = """Write the card (README.md) of a finished run: with its picture and the diagnosis of its decision layer.
 
 example:
   mmbalance card outputs/my-run --repo_id user/name

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hf_mmbalance import AudioVisualClassificationPipeline
 
 BAR_FROM = 20  # clips from which a progress bar is shown
-PREDICT = """Classify clips, and show how much each modality counted and what each predicts by itself.
+PREDICT = """Classify clips, and show what each modality says by itself.
 
 Score and trust are in percent. Share: a modality's part of the decision's weight for the class. Audio score, vision
 score: of the class, by that modality only. Trust: the probability that a modality by itself is right about the clip.

@@ -142,9 +142,7 @@ def mean_log_prob(log_probs: torch.Tensor, modality_mask: torch.Tensor) -> torch
     return torch.where(modality_mask.any(1, keepdim=True), pooled, torch.zeros_like(pooled))
 
 
-def shapley_contributions(
-    fuse: Callable[[torch.Tensor], torch.Tensor], modality_mask: torch.Tensor, num_labels: int
-) -> torch.Tensor:
+def shapley_contributions(fuse: Callable[[torch.Tensor], torch.Tensor], modality_mask: torch.Tensor) -> torch.Tensor:
     """Shapley value of every modality for the fused logits of a head that is not additive.
 
     phi_m = sum over S without m of |S|! (M - |S| - 1)! / M! (f(S + m) - f(S)), with f(empty) = 0 (Shapley, 1953).
@@ -153,7 +151,6 @@ def shapley_contributions(
     Args:
         fuse: Maps a mask `(B, M)` to fused logits `(B, C)`.
         modality_mask (`torch.BoolTensor` of shape `(B, M)`): Modalities present.
-        num_labels: Number of classes.
 
     Returns:
         `torch.FloatTensor` of shape `(B, M, C)`.
@@ -215,9 +212,7 @@ class MeanProbFusion(FusionHead):
         features: tuple[torch.Tensor, ...] | None = None,
     ) -> FusionOutput:
         log_probs = torch.log_softmax(modality_logits, dim=-1)
-        contributions = shapley_contributions(
-            lambda mask: mean_log_prob(log_probs, mask), modality_mask, self.num_labels
-        )
+        contributions = shapley_contributions(lambda mask: mean_log_prob(log_probs, mask), modality_mask)
         return FusionOutput(logits=mean_log_prob(log_probs, modality_mask), modality_contributions=contributions)
 
 
@@ -324,7 +319,7 @@ class _ConditionedFusion(FusionHead):
         def fuse(mask: torch.Tensor) -> torch.Tensor:
             return torch.where(mask.all(1, keepdim=True), joint, mean_log_prob(log_probs, mask))
 
-        contributions = shapley_contributions(fuse, modality_mask, self.num_labels)
+        contributions = shapley_contributions(fuse, modality_mask)
         return FusionOutput(logits=fuse(modality_mask), modality_contributions=contributions)
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from hf_mmbalance import console
 
 
-ROBUSTNESS = """Judge the model of a run on its own test clips under corrupted sound and pictures.
+ROBUSTNESS = """Judge a run's model under corrupted sound and pictures.
 
-Each kind of corruption is judged at severities 1 to 5: accuracy, NLL and mean trust of the fusion, of each modality
-and of their plain sum, with kinds seen in calibration or training apart from unseen ones. The same command resumes
-an interrupted one.
+Each kind of corruption is judged at severities 1 to 5 on the run's own test clips: accuracy, NLL and mean trust of
+the fusion, of each modality and of their plain sum, with kinds seen in calibration or training apart from unseen
+ones. The same command resumes an interrupted one.
 
 kinds: babble telephone dropouts white_noise pink_noise clipping reverberation (sound), sensor_noise blur pixelate
 darkness occlusion jpeg_compression frozen_frames (picture), conflict missing_audio missing_vision
@@ -34,7 +34,7 @@ def add_robustness(verbs: Any) -> None:
                         " unseen, audio, vision, all (default: all)")  # fmt: skip
     parser.add_argument("--severities", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="N", help="of 1 to 5"
                         " (default: all)")  # fmt: skip
-    parser.add_argument("--max_clips", type=int, metavar="N", help="judge so many test clips, spread over the split")
+    parser.add_argument("--max_clips", type=int, metavar="N", help="judge N test clips, spread over the split")
     parser.add_argument("--seed", type=int, default=0, help="of what the corruptions draw (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for cells and figures (default:"
                         " RUN_FOLDER/robustness)")  # fmt: skip

@@ -132,9 +132,9 @@ def _row(scores: dict[str, Scores], groups: Sequence[str]) -> dict[str, Any]:
 
 
 def render(report: dict[str, Any]) -> str:
-    """The numbers as a table for a person: accuracy in per cent, NLL of `sum` and `fused`, trust in per cent."""
+    """The numbers as a table for a person: accuracy in percent, NLL of `sum` and `fused`, trust in percent."""
     methods = list(report["cells"][0]["accuracy"])
-    lines = [f"{report['n']} test clips; accuracy in per cent", _head("corruption", methods, report["modalities"])]
+    lines = [f"{report['n']} test clips; accuracy in percent", _head("corruption", methods, report["modalities"])]
     for row in report["cells"]:
         name = row["kind"] + (f" {row['severity']}" if row["severity"] else "") + (" *" if row["seen"] else "")
         lines.append(_line(name, row, methods, report["modalities"]))

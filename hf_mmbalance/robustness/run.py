@@ -127,7 +127,7 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
 
     Args:
         folder: output folder of a training run.
-        max_clips: judge only so many test clips, spread evenly over the split.
+        max_clips: judge only this many test clips, spread evenly over the split.
         trust_remote_code: run the file of a fusion head that comes with the model.
 
     Raises:

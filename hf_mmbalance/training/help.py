@@ -27,7 +27,7 @@ SCREEN = {
         ("learning_rate", "RATE", "of towers and heads (default 0.0001; synthetic 0.003)"),
         ("per_device_train_batch_size", "N", "clips per process and step (default 16; synthetic 8)"),
         ("modality_dropout", "A V", "rates at which train clips lose sound, picture (default 0.0 0.0)"),
-        ("early_stopping_patience", "N", "stop after so many validations without improvement"),
+        ("early_stopping_patience", "N", "stop after N validations without improvement"),
         ("metric_for_best_model", "NAME", "nll (default), accuracy, accuracy_audio, ..."),
         ("seed", "N", "of weights, order, dropout and augmentation (default 0)"),
     ],

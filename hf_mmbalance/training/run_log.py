@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -150,7 +151,7 @@ class LinePrinter(PrinterCallback):
 
 
 def use_readable_lines(trainer: Trainer) -> None:
-    """Put readable lines in the place of Trainer's dictionaries."""
+    """Put readable lines in the place of Trainer's dictionaries, and leave out its bar where no terminal shows it."""
     for theirs, ours in ((ProgressCallback, LineProgress), (PrinterCallback, LinePrinter)):
         if trainer.pop_callback(theirs) is not None:
-            trainer.add_callback(ours)
+            trainer.add_callback(ours if sys.stderr.isatty() else LinePrinter)

@@ -18,6 +18,7 @@ from hf_mmbalance.data.clips import DataError
 from hf_mmbalance.data.sources.hub import HubOptions
 from hf_mmbalance.data.streaming import ClipStream, EpochOrder, load
 from tests.media_factory import write_clip
+from tests.model.tiny import tiny_processor
 
 
 SMALL = {"frames": 2, "frame_size": [16, 16]}
@@ -143,22 +144,32 @@ def test_map_style_order_and_augmentation_under_workers(built):
 
 def test_the_training_collator_takes_streamed_clips(built):
     """SpecAugment is keyed by id and epoch, so it does not depend on workers either."""
-    from transformers import ASTFeatureExtractor, ViTImageProcessorPil
-
-    from hf_mmbalance import MMBalanceProcessor
     from hf_mmbalance.training.batches import ClipCollator, SpecAugment
 
-    processor = MMBalanceProcessor(
-        ASTFeatureExtractor(max_length=30), ViTImageProcessorPil(size={"height": 16, "width": 16})
-    )
-    collate = ClipCollator(processor, SpecAugment(frequency_masks=1, time_masks=1))
+    collate = ClipCollator(tiny_processor(frames=2), SpecAugment(frequency_masks=1, time_masks=1))
     stream = load(built, streaming=True, batch_size=8, **TRAIN)
     stream.set_epoch(2)
     runs = [list(DataLoader(stream, batch_size=None, num_workers=n, collate_fn=collate)) for n in (0, 2)]
     for one, other in zip(*runs, strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
-    assert runs[0][0]["input_values"].shape == (8, 30, 128) and runs[0][0]["pixel_values"].shape == (8, 2, 3, 16, 16)
+    assert runs[0][0]["input_values"].shape == (8, 24, 16) and runs[0][0]["pixel_values"].shape == (8, 2, 3, 16, 16)
+
+
+def test_the_loops_in_the_docs_run(built):
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    code = page.split("## Read in your own loop")[1].split("```python")[1].split("```")[0]
+    for written, here in (
+        ('config="fold0"', "**small"),
+        ("range(10)", "range(1)"),
+        ("num_workers=4", "num_workers=0"),
+    ):
+        assert written in code
+        code = code.replace(written, here)
+    names = {"processor": tiny_processor(frames=2), "small": SMALL}
+    exec(code.replace("built/crema_d", built), names)
+    for batch in (names["batch"], next(iter(names["batches"]))):
+        assert batch["input_values"].shape[1:] == (24, 16) and batch["pixel_values"].shape[1:] == (2, 3, 16, 16)
 
 
 def test_what_cannot_be_streamed(built, tmp_path):

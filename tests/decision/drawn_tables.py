@@ -12,7 +12,7 @@ from hf_mmbalance.decision.table import DecisionTable
 def draw(
     n: int = 600, modalities: int = 2, classes: int = 4, groups: int = 12, missing: float = 0.0, seed: int = 0
 ) -> dict[str, Any]:
-    """Towers that are true likelihoods under a wrong temperature (the first four times too sure) and a class bias."""
+    """Towers that are true likelihoods under a wrong temperature (the first 4 times too sharp) and a class bias."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, n)
     labels[:classes] = np.arange(classes)

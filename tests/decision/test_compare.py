@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from hf_mmbalance import cli
-from hf_mmbalance.decision import figures
+from hf_mmbalance.decision import figures, report
 from hf_mmbalance.decision.compare import Source, align, entries_of, read_source
+from hf_mmbalance.decision.diagnosis import MAX_MODALITIES
 from hf_mmbalance.decision.evaluation import baselines
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.metrics import measures
@@ -288,10 +289,10 @@ def test_notes_of_tables_of_one_name_say_which(tmp_path: Path, capsys: pytest.Ca
     assert [note.split(": no 'group' column")[0] for note in notes] == list(map(str, files))
 
 
-def test_labels_of_others_are_no_formulas_and_long_legends_fit() -> None:
-    report = {"balance": {"sum": {"index": 0.5, "index_ci": [0.4, 0.6]}}}
+def test_labels_are_not_read_as_formulas_and_long_legends_fit() -> None:
+    found = {"balance": {"sum": {"index": 0.5, "index_ci": [0.4, 0.6]}}}
     names = [rf"outputs/run $\frac$ number {i}" for i in range(8)]
-    figure = figures.draw(figures.index_by_method, [report] * 8, names)
+    figure = figures.draw(figures.index_by_method, [found] * 8, names)
     assert names[0] in figures.themed_svg(figure, "salt")
     assert figure.legends[0].get_window_extent().x1 <= figure.bbox.x1
 
@@ -300,3 +301,11 @@ def test_long_names_that_differ_at_their_end_stay_apart() -> None:
     names = [f"people playing the instrument {c}" for c in "ab"]
     assert [figures._short(name) for name in names] == ["people play…strument a", "people play…strument b"]
     assert figures._short("x" * 22) == "x" * 22
+
+
+def test_each_of_the_most_modalities_has_its_own_colour_in_print_and_in_both_themes_of_the_page() -> None:
+    page = report.PAGE.read_text(encoding="utf-8")
+    themes = [re.findall(rf"--m{m}: (#\w{{6}});", page) for m in range(MAX_MODALITIES)]
+    for colours in (figures.COLOURS, *zip(*themes, strict=True)):
+        assert len(set(colours)) == len(colours) == MAX_MODALITIES
+    assert len(themes[0]) == 2 and len(figures.THEME) == 4 + MAX_MODALITIES

@@ -33,7 +33,7 @@ FAST: dict[str, Any] = {"strengths": (30.0, 3.0)}
 
 
 def two_clips() -> DecisionTable:
-    """Audio is always right and sure, vision always wrong and unsure; the last clip has no vision."""
+    """Audio is always right and confident, vision always wrong and not confident; the last clip has no vision."""
     logits = np.array([[[4.0, 0.0], [1.0, 2.0]], [[0.0, 4.0], [2.0, 1.0]], [[0.0, 2.0], [np.nan, np.nan]]])
     return DecisionTable(["a", "b", "c"], ["x", "y", "z"], ["test"] * 3, np.array([0, 1, 1]), logits, ["no", "yes"],
                          ["audio", "vision"])  # fmt: skip

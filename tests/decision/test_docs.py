@@ -15,6 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "decision.md"
 
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hf_mmbalance.decision.figures.save", lambda figure, path: [])  # slow; test_cli.py has it
     text = PAGE.read_text(encoding="utf-8")
     names: dict[str, object] = {}
     blocks = re.findall(r"```(python|bash)\n(.*?)```", text, flags=re.S)

@@ -23,7 +23,7 @@ def test_two_processes_killed_and_resumed_write_what_one_writes(tmp_path):
                "3", "--validation_clips", "3", "--seconds", "0.16", "--frames", "2", "--frame_size", "16"]  # fmt: skip
 
     def command(out: Path, *launch: str) -> list[str]:
-        return [*launch, "embed", "synthetic", *towers, "--out", str(out), "--draws", "2", *options]
+        return [*launch, "embed", "--dataset", "synthetic", *towers, "--out", str(out), "--draws", "2", *options]
 
     alone = command(tmp_path / "one", sys.executable, "-m", "hf_mmbalance.cli")
     subprocess.run(alone, check=True, capture_output=True, timeout=300)

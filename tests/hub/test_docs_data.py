@@ -27,15 +27,6 @@ def blocks(*sections: str) -> list[tuple[str, str]]:
     return [block for section in sections for block in re.findall(r"```(bash|python)\n(.*?)```", parts[section], re.S)]
 
 
-def test_every_repository_and_flag_of_the_docs_is_known():
-    """Flags that are gone would make the slow test fail, and this one at once."""
-    from hf_mmbalance.cli import build_parser
-
-    for _, text in blocks("Metrics", "Demo"):
-        for line in re.findall(r"^mmbalance (.*)$", text, re.M):
-            build_parser().parse_args(line.split())
-
-
 @pytest.mark.slow
 def test_the_blocks_run_as_written(hub, run_client, real_data, tmp_path):
     home = tmp_path / "home"

@@ -7,28 +7,12 @@ import re
 
 import pytest
 
-from hf_mmbalance.cli import build_parser
 from hf_mmbalance.hub.model_card import pinned_revision
-from hf_mmbalance.training.arguments import parse_arguments
 from tests.media_factory import write_clip
-from tests.training.tiny_runs import TINY, tiny_run
+from tests.training.tiny_runs import tiny_run
 
 from .models import no_token_in, stored
-from .test_docs_data import ROOT, RUN, blocks
-
-
-def test_every_flag_of_the_docs_is_known(tmp_path):
-    text = "\n".join(block for kind, block in blocks("Models") if kind == "bash")
-    for line in re.findall(r"^mmbalance (.*)$", text, re.M):
-        build_parser().parse_args(line.split())
-    (train,) = re.findall(r"^accelerate launch train.py (.*)$", text, re.M)
-    arguments = parse_arguments([*TINY, *train.split()])
-    assert arguments.training.push_to_hub and arguments.training.hub_model_id == "user/my-model"
-    readme = (ROOT / "README.md").read_text()
-    lines = re.findall(r"^mmbalance ((?:predict|decide|diagnose|robustness) [^#\n]*)", readme, re.M)
-    assert len(lines) > 3
-    for line in lines:
-        build_parser().parse_args(line.split())
+from .test_docs_data import RUN, blocks
 
 
 @pytest.mark.slow

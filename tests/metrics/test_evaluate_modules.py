@@ -57,7 +57,7 @@ def test_calibration_error(load: Any) -> None:
 
 
 def test_modality_balance_by_hand(load: Any) -> None:
-    # Audio is always right and sure; vision always wrong and unsure: the sum follows audio.
+    # Audio is always right and confident; vision always wrong and not confident: the sum follows audio.
     logits = np.array([[[4.0, 0.0], [0.0, 1.0]], [[0.0, 4.0], [1.0, 0.0]]])
     got = load("modality_balance").compute(
         predictions=logits.tolist(), references=[0, 1], modalities=["audio", "vision"]

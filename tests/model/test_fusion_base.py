@@ -62,7 +62,7 @@ def test_shapley_is_the_mean_marginal_contribution_over_orders():
         return torch.tensor(worth)[(mask * torch.tensor([1, 2, 4])).sum(1)]
 
     masks = torch.tensor([[True, True, True], [True, False, True], [False, True, False]])
-    actual = shapley_contributions(fuse, masks, 2)
+    actual = shapley_contributions(fuse, masks)
     for mask, values in zip(masks.tolist(), actual.numpy(), strict=True):
         expected = np.zeros((3, 2))
         orders = list(itertools.permutations(range(3)))
@@ -79,7 +79,7 @@ def test_shapley_is_the_mean_marginal_contribution_over_orders():
 def test_shapley_never_evaluates_the_empty_subset():
     """A fuse that divides by the number of modalities would turn every contribution into NaN."""
     mask = torch.tensor([[True, False], [False, True], [True, True]])
-    values = shapley_contributions(lambda part: 1 / part.sum(1, keepdim=True), mask, 1)
+    values = shapley_contributions(lambda part: 1 / part.sum(1, keepdim=True), mask)
     torch.testing.assert_close(values[..., 0], torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.25, 0.25]]))
 
 

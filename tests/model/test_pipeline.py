@@ -16,10 +16,10 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from transformers import ASTFeatureExtractor, ViTImageProcessorPil, Wav2Vec2FeatureExtractor, pipeline
+from transformers import Wav2Vec2FeatureExtractor, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from hf_mmbalance import AudioVisualClassificationPipeline, MMBalanceProcessor
+from hf_mmbalance import AudioVisualClassificationPipeline
 from hf_mmbalance.data import load_clips
 from hf_mmbalance.decision import DecisionTable
 from hf_mmbalance.hub import load_classifier
@@ -31,18 +31,7 @@ from hf_mmbalance.training.arguments import parse_arguments
 from tests.media_factory import write_clip
 from tests.training.tiny_runs import TINY, tiny_run
 
-from .tiny import CLASSES, HEADS, run_python, tiny_model
-
-
-WINDOW = 0.24  # seconds: 24 spectrogram frames of 10 ms
-
-
-def tiny_processor() -> MMBalanceProcessor:
-    return MMBalanceProcessor(
-        ASTFeatureExtractor(num_mel_bins=16, max_length=24),
-        ViTImageProcessorPil(size={"height": 16, "width": 16}),
-        reading={"frames": 3},
-    )
+from .tiny import CLASSES, HEADS, run_python, tiny_model, tiny_processor
 
 
 def make(**options) -> AudioVisualClassificationPipeline:

@@ -35,7 +35,7 @@ from hf_mmbalance.model.inputs_mmbalance import (
 )
 from hf_mmbalance.model.media_sound_mmbalance import resample
 
-from .tiny import tiny_model
+from .tiny import tiny_model, tiny_processor
 
 
 RATE = 16_000
@@ -43,19 +43,13 @@ RATE = 16_000
 
 @pytest.fixture(scope="module")
 def processor() -> MMBalanceProcessor:
-    return MMBalanceProcessor(
-        ASTFeatureExtractor(num_mel_bins=16, max_length=24),
-        ViTImageProcessorPil(size={"height": 16, "width": 16}),
-        reading={"frames": 3},
-    )
+    return tiny_processor()
 
 
 @pytest.fixture(scope="module")
 def every_frame() -> MMBalanceProcessor:
     """One that takes all frames it is given."""
-    return MMBalanceProcessor(
-        ASTFeatureExtractor(num_mel_bins=16, max_length=24), ViTImageProcessorPil(size={"height": 16, "width": 16})
-    )
+    return tiny_processor(frames=None)
 
 
 def rounded(wave: np.ndarray) -> np.ndarray:

@@ -9,11 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import ASTFeatureExtractor, ViTImageProcessorPil
 
-from hf_mmbalance import MMBalanceProcessor
-
-from .tiny import HEADS, run_python, tiny_model
+from .tiny import HEADS, run_python, tiny_model, tiny_processor
 
 
 LOAD = """
@@ -43,12 +40,6 @@ for folder, auto, again in json.loads(sys.argv[2]):
         processor.save_pretrained(again)
 torch.save(answers, sys.argv[1] + "/answers.pt")
 """
-
-
-def _processor() -> MMBalanceProcessor:
-    return MMBalanceProcessor(
-        ASTFeatureExtractor(num_mel_bins=16, max_length=24), ViTImageProcessorPil(size={"height": 16, "width": 16})
-    )
 
 
 def _clips() -> list[dict]:
@@ -83,7 +74,7 @@ def _check(tmp_path: Path, *cases: _Case) -> None:
 
 
 def _save(folder: Path, **options) -> list[torch.Tensor]:
-    model, processor = tiny_model(**options), _processor()
+    model, processor = tiny_model(**options), tiny_processor(frames=None)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     with torch.no_grad():

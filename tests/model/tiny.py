@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import ASTFeatureExtractor, ViTImageProcessorPil
 
-from hf_mmbalance import MMBalanceConfig, MMBalanceForAudioVisualClassification
+from hf_mmbalance import MMBalanceConfig, MMBalanceForAudioVisualClassification, MMBalanceProcessor
 
 
 CLASSES = {0: "calm", 1: "angry", 2: "happy", 3: "sad"}
@@ -43,6 +44,15 @@ def tiny_model(seed: int = 0, **options: Any) -> MMBalanceForAudioVisualClassifi
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return model
+
+
+def tiny_processor(frames: int | None = 3) -> MMBalanceProcessor:
+    """The processor of such a model; with `frames=None` it takes all frames it is given."""
+    return MMBalanceProcessor(
+        ASTFeatureExtractor(num_mel_bins=16, max_length=24),
+        ViTImageProcessorPil(size={"height": 16, "width": 16}),
+        reading=None if frames is None else {"frames": frames},
+    )
 
 
 def tiny_inputs(batch: int = 4, frames: int = 3, seed: int = 1) -> dict[str, torch.Tensor]:

@@ -184,13 +184,14 @@ def test_embed_from_the_command_line(tmp_path, capsys):
     options = ["--classes", "3", "--groups", "6", "--train_clips", "8", "--calibration_clips", "4",
                "--seconds", "0.16", "--validation_clips", "3", "--test_clips", "3", "--frames", "2",
                "--frame_size", "16"]  # fmt: skip
-    command = ["embed", "synthetic", *towers, "--out", str(tmp_path / "out"), "--draws", "2", *options]
+    words = ["embed", "--dataset", "synthetic", *towers, "--out"]
+    command = [*words, str(tmp_path / "out"), "--draws", "2", *options]
     assert mmbalance(command) == 0
     assert "22 rows in" in capsys.readouterr().out
     assert mmbalance([*command, "--json", "-"]) == 0
     counts = json.loads(capsys.readouterr().out)
     assert counts["rows"] == 22 and counts["computed"] == 0
-    assert mmbalance(["embed", "synthetic", *towers, "--out", str(tmp_path / "new"), "--label", "digit"]) == 2
+    assert mmbalance([*words, str(tmp_path / "new"), "--label", "digit"]) == 2
     assert "--label is not an option of synthetic" in capsys.readouterr().err
     assert mmbalance(["embed", "--out", str(tmp_path / "new")]) == 2
-    assert "give the clips, --audio_model and --vision_model" in capsys.readouterr().err
+    assert "give --dataset, --audio_model and --vision_model" in capsys.readouterr().err

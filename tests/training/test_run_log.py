@@ -65,9 +65,11 @@ def test_curves_are_drawn_into_the_run_folder(tracked, tmp_path):
     assert write_curves([], tmp_path / "c.png") is None and not (tmp_path / "c.png").exists()
 
 
-def test_checkpoints_draw_no_bars_of_their_own(tmp_path, capfd):
-    tiny_trainer(tmp_path, save_strategy="steps", save_steps=1).train()
-    assert (tmp_path / "checkpoint-1").is_dir() and "shards" not in capfd.readouterr().err
+def test_a_log_file_has_lines_and_no_bars(tmp_path, capfd):
+    tiny_trainer(tmp_path, save_strategy="steps", save_steps=1, disable_tqdm=False).train()
+    said = capfd.readouterr()
+    assert (tmp_path / "checkpoint-1").is_dir() and "epoch 0.5: train loss" in said.out
+    assert "shards" not in said.err and "it/s" not in said.out + said.err
     assert logging.is_progress_bar_enabled()
 
 

@@ -107,11 +107,6 @@ class SyntheticClips(ClipDataset):
         ids = [f"{split}-{i:05d}" for i in range(count)]
         super().__init__(ids, groups, labels.tolist(), names, sampling_rate=options.sampling_rate)
 
-    def best_accuracy(self) -> float:
-        """Accuracy of the optimum on these clips; `BayesOptimum.accuracy` is its expectation."""
-        best = self.options.bayes().predict(self.shown, self.corrupted)
-        return float((best == np.array(self.labels)).mean())
-
     def media(self, place: int, epoch: int | None) -> tuple[np.ndarray, np.ndarray]:
         audio, vision = (
             None if bad else int(c) for c, bad in zip(self.shown[place], self.corrupted[place], strict=True)

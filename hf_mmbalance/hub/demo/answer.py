@@ -72,7 +72,7 @@ def sentences(rows: list[Row], whole: list[Row], off: list[str]) -> list[str]:
 
 
 def percent(value: float) -> str:
-    """A share of one in per cent."""
+    """A share of one in percent."""
     return "<1 %" if 0 < value < 0.005 else f"{100 * value:.0f} %"
 
 
