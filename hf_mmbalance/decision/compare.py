@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hf_mmbalance.decision.evaluation import baselines, decide_table
-from hf_mmbalance.decision.results import RESULTS
+from hf_mmbalance.decision.results import PLACES, RESULTS
 from hf_mmbalance.decision.table import DecisionTable, TableError
 from hf_mmbalance.decision.table_files import table_name, table_path
 from hf_mmbalance.metrics.measures import bootstrap_ci, ci_unit, clip_nll, correct, resampled_counts
@@ -23,12 +23,8 @@ from hf_mmbalance.metrics.paired import holm, sign_flip_p
 from hf_mmbalance.metrics.sums import MEASURES, UnitSums
 
 
-#: Fields of a run's arguments that say which run it is, not how it was trained.
-OF_ONE_RUN = frozenset(
-    "seed data_seed output_dir run_name resume_from_checkpoint logging_steps logging_strategy disable_tqdm report_to"
-    " push_to_hub hub_model_id hub_private_repo hub_revision hub_strategy local_rank save_total_limit project"
-    " log_level dataloader_num_workers use_cpu".split()
-)
+#: Arguments in which seeds of one configuration may differ.
+OF_ONE_RUN = PLACES | {"seed", "data_seed"}
 #: Below this, values of a clip differ by rounding only.
 EQUAL = 1e-6
 FITTED_HERE = "fitted here"
