@@ -151,6 +151,11 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
     test = splits.splits.get("test")
     if test is None or not len(test):
         raise DataError(f"{dataset} has no test clips, and corruption is judged on those{options.test_remedy}")
+    table = DecisionTable.read(folder / RUN_TABLE)
+    rows = zip(table.ids, table.labels.tolist(), table.splits, table.draw_numbers, strict=True)
+    judged = {name: label for name, label, split, draw in rows if split == "test" and not draw}
+    if judged != dict(zip(test.ids, test.labels, strict=True)):
+        raise DataError(f"{dataset} has other test clips than the run in {folder}: it was changed since")
     model = MMBalanceForAudioVisualClassification.from_pretrained(folder, trust_remote_code=trust_remote_code)
     return Run(
         folder,
@@ -158,13 +163,12 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
         model.eval(),
         MMBalanceProcessor.from_pretrained(folder),
         test if max_clips is None else SomeClips(test, max_clips),
-        log_prior_of_run(folder, "calibration" if is_fitted(model) else "train"),
+        log_prior_of_run(table, "calibration" if is_fitted(model) else "train"),
     )
 
 
-def log_prior_of_run(folder: Path, split: str) -> np.ndarray:
+def log_prior_of_run(table: DecisionTable, split: str) -> np.ndarray:
     """Log class prior `(C,)` that the run's own row `prior_sum` counts once: that of the rows of its table."""
-    table = DecisionTable.read(folder / RUN_TABLE)
     rows = table.select(split if split in table.splits else "train")
     return fit_prior(rows.labels, len(table.classes))
 

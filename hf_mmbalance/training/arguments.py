@@ -96,6 +96,7 @@ class ModelArguments:
     time_mask_width: int = _help("SpecAugment: widest time mask, in frames.", 8)
     attn_implementation: str | None = _help("Attention of both towers: 'sdpa', 'eager', 'flash_attention_2', ...")
     trust_remote_code: bool = _help("Run code that comes with backbones or models from the Hub.", False)
+    named = frozenset[str]()  # which options the command line has; no option itself
 
     def __post_init__(self) -> None:
         for name in ("audio_config", "vision_config", "fusion_options", "balancing_options"):
@@ -147,7 +148,8 @@ class MMBalanceTrainingArguments(TrainingArguments):
         if self.greater_is_better is None:
             self.greater_is_better = "accuracy" in (self.metric_for_best_model or "")
         super().__post_init__()
-        if not (self.load_best_model_at_end or self.early_stopping_patience or self.save_strategy == "best"):
+        uses = self.load_best_model_at_end, self.early_stopping_patience, self.save_strategy == "best"
+        if not (any(uses) or self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")):
             # Trainer would still track the best checkpoint, and keep it instead of the one whose weights are kept.
             self.metric_for_best_model = None
         patience = self.early_stopping_patience
@@ -230,11 +232,11 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     if left[-1]:
         raise ValueError(_unknown_option(left[-1][0], known, dataset))
     check_joined(training.world_size)
+    model.named = frozenset(word.split("=")[0].removeprefix("--") for word in argv)
     if data.embeddings is not None:
-        words = {word.split("=")[0] for word in argv}
-        for name in (f"--{entry.name}" for entry in dataclasses.fields(source)):
-            if name in words:
-                raise ValueError(f"{name} says how clips are read, and with --embeddings none is: leave it out")
+        for name in (entry.name for entry in dataclasses.fields(source)):
+            if name in model.named:
+                raise ValueError(f"--{name} says how clips are read, and with --embeddings none is: leave it out")
     kind = options_class(dataset)
     options = {entry.name: getattr(source, typed_name(entry.name)) for entry in dataclasses.fields(kind)}
     return RunArguments(data, kind(**options), model, decision, training, given)
@@ -309,6 +311,11 @@ def _typed_names(options: type) -> set[str]:
     return {typed_name(entry.name) for entry in dataclasses.fields(options)}
 
 
+# Options of the towers.
+TOWER_FIELDS = (
+    "audio_model", "audio_revision", "audio_config", "audio_max_length",
+    "vision_model", "vision_revision", "vision_config",
+)  # fmt: skip
 # Clips are read or their features are; a tower is named, configured or comes with a trained model: what the command
 # line says of them takes the place of all that the file says.
 OVERRULES = {
@@ -317,7 +324,7 @@ OVERRULES = {
     "audio_config": ("audio_model", "audio_revision"),
     "vision_model": ("vision_config",),
     "vision_config": ("vision_model", "vision_revision"),
-    "model_name_or_path": ("audio_model", "audio_config", "audio_max_length", "vision_model", "vision_config"),
+    "model_name_or_path": TOWER_FIELDS,
 }
 
 

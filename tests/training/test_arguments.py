@@ -198,8 +198,9 @@ def test_a_named_tower_takes_the_place_of_a_configured_one(write):
     run = parse("--config", config, "--audio_model", "c/d", "--vision_config", '{"model_type": "vit"}')
     assert (run.model.audio_model, run.model.audio_config) == ("c/d", None)
     assert (run.model.vision_model, run.model.vision_config) == (None, {"model_type": "vit"})
-    trained = parse("--config", config, "--model_name_or_path", "outputs/a").model
-    assert (trained.audio_config, trained.vision_model, trained.audio_max_length) == (None, None, None)
+    revised = write(audio_model="a/b", audio_revision="v1", vision_config={"model_type": "vit"}, audio_max_length=32)
+    trained = parse("--config", revised, "--model_name_or_path", "outputs/a").model
+    assert {trained.audio_model, trained.audio_revision, trained.vision_config, trained.audio_max_length} == {None}
 
 
 def test_a_data_set_takes_the_place_of_features(write):
@@ -238,6 +239,9 @@ def test_the_measure_that_selects_says_itself_which_way_is_better():
     assert parse("--metric_for_best_model", "loss").training.greater_is_better is False
     chosen = parse("--metric_for_best_model", "accuracy", "--greater_is_better", "false")
     assert chosen.training.greater_is_better is False
+    last = ("--load_best_model_at_end", "false")
+    assert parse(*last).training.metric_for_best_model is None
+    assert parse(*last, "--lr_scheduler_type", "reduce_lr_on_plateau").training.metric_for_best_model == "nll"
 
 
 @pytest.mark.parametrize("options", [("2", "--eval_strategy", "no", "--load_best_model_at_end", "false"), ("0",)])
