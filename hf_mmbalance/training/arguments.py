@@ -145,6 +145,12 @@ class MMBalanceTrainingArguments(TrainingArguments):
         check_at_least(self, 0, "num_train_epochs")
         if self.max_steps == 0:  # Trainer would train one step
             raise ValueError("max_steps=0 must be at least 1; to train nothing, set num_train_epochs=0")
+        strategies = [str(getattr(value, "value", value)) for value in (self.eval_strategy, self.save_strategy)]
+        if self.load_best_model_at_end and strategies[1] not in ("best", strategies[0]):
+            raise ValueError(
+                f"eval_strategy={strategies[0]!r} and save_strategy={strategies[1]!r}: to take the weights that were"
+                " best, each evaluation needs a checkpoint; give both the same, or --load_best_model_at_end false"
+            )
         if self.greater_is_better is None:
             self.greater_is_better = "accuracy" in (self.metric_for_best_model or "")
         super().__post_init__()
@@ -153,11 +159,10 @@ class MMBalanceTrainingArguments(TrainingArguments):
             # Trainer would still track the best checkpoint, and keep it instead of the one whose weights are kept.
             self.metric_for_best_model = None
         patience = self.early_stopping_patience
-        strategy = str(getattr(self.eval_strategy, "value", self.eval_strategy))
-        if patience is not None and (patience < 1 or strategy == "no"):
+        if patience is not None and (patience < 1 or strategies[0] == "no"):
             raise ValueError(
                 f"early_stopping_patience={patience} must be at least 1, with eval_strategy 'epoch' or 'steps' (it is"
-                f" {strategy!r})"
+                f" {strategies[0]!r})"
             )
         if self.n_gpu > 1:
             # Trainer would wrap the model in DataParallel, whose parts of a batch need not be equal: the mean of their
@@ -218,7 +223,8 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     settings = _without_foreign(settings, known, dataset)
     for key in settings:
         if key not in known:
-            raise ValueError(f"{chosen.config}: unknown key {key!r}{did_you_mean(key, known)}")
+            elsewhere = _not_of(dataset, key)
+            raise ValueError(f"{chosen.config}: {elsewhere or f'unknown key {key!r}{did_you_mean(key, known)}'}")
     for action in parser._actions:
         if action.dest in settings and not isinstance(action, argparse._StoreFalseAction):
             settings[action.dest] = _typed(action, settings[action.dest], f"{chosen.config}: {action.dest}")
@@ -255,6 +261,9 @@ def _settings(config_file: str | None, named: dict[str, str | None]) -> tuple[di
     if dataset == "synthetic" and config_file is None and named["embeddings"] is None:
         settings = read_config(SYNTHETIC)
     overruled = {key for option, keys in OVERRULES.items() if named[option] is not None for key in keys}
+    if named["embeddings"] is not None or (named["dataset"] is None and "embeddings" in settings):
+        dataset = "synthetic"  # the default; what the file says of clips is of those that were embedded
+        overruled = overruled.union({"dataset"}, *(_typed_names(options_class_of(source)) for source in SOURCES))
     return {key: value for key, value in settings.items() if key not in overruled}, dataset
 
 
@@ -293,11 +302,14 @@ def _unknown_option(word: str, known: set[str], dataset: str) -> str:
     if not word.startswith("-"):
         return f"{word!r} belongs to no option; write --option VALUE, e.g. --dataset {word}"
     name = word.split("=")[0].lstrip("-")
-    elsewhere = [source for source in SOURCES if name in _typed_names(options_class_of(source))]
-    if elsewhere:
-        return f"--{name} is not an option of data set {dataset!r}, but of {', '.join(elsewhere)}"
     hint = did_you_mean(f"--{name}", [f"--{option}" for option in known])
-    return f"unknown option --{name}{hint} (--help_all lists all)"
+    return _not_of(dataset, name) or f"unknown option --{name}{hint} (--help_all lists all)"
+
+
+def _not_of(dataset: str, name: str) -> str | None:
+    """What to say of an option that other data sets have; None for one that none has."""
+    elsewhere = [source for source in SOURCES if name in _typed_names(options_class_of(source))]
+    return f"--{name} is not an option of data set {dataset!r}, but of {', '.join(elsewhere)}" if elsewhere else None
 
 
 def option_names() -> set[str]:
