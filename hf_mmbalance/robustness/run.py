@@ -197,7 +197,10 @@ def clips_of_fusion(results: dict[str, Any]) -> ClipSplits:
 def clips_of_run(arguments: dict[str, Any]) -> ClipSplits:
     """The splits that a run was trained on, from the arguments in its `results.json`."""
     if arguments.get("embeddings"):
-        raise DataError(f"the run was trained on the features in {arguments['embeddings']}, which cannot be corrupted")
+        raise DataError(
+            f"the run was trained on the features in {arguments['embeddings']}, which cannot be corrupted: train with"
+            " --dataset and --trainable_layers 0 to judge it"
+        )
     dataset = arguments["dataset"]
     names = {entry.name: typed_name(entry.name) for entry in fields(options_class(dataset))}
     return load_clips(dataset, **{name: arguments[typed] for name, typed in names.items() if typed in arguments})

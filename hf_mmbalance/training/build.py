@@ -72,6 +72,8 @@ def frozen_notes(arguments: ModelArguments, learning_rate: float) -> list[str]:
             f"the towers are frozen and only the heads learn: --learning_rate {learning_rate:g} is small for heads,"
             f" {HEADS_ONLY_RATE:g} is usual"
         )
+    if arguments.balancing is not None:
+        notes.append(f"the towers are frozen: --balancing {arguments.balancing} changes only how the heads learn")
     return notes
 
 

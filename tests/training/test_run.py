@@ -309,6 +309,8 @@ def test_frozen_towers_that_learn_nothing_are_noted():
     (one,), (two,) = frozen_notes(random, 1e-4), frozen_notes(ModelArguments(trainable_layers="0"), 1e-4)
     assert "random weights are frozen and learn nothing: audio;" in one and "--learning_rate 0.0001 is small" in two
     assert frozen_notes(ModelArguments(trainable_layers="0"), 1e-3) == []
+    (note,) = frozen_notes(ModelArguments(trainable_layers="0", balancing="ogm"), 1e-3)
+    assert note == "the towers are frozen: --balancing ogm changes only how the heads learn"
     assert frozen_notes(ModelArguments(audio_config={"model_type": "vit"}), 1e-4) == []
 
 
