@@ -127,9 +127,6 @@ class MMBalanceTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = _help("Validation measure that selects the model.", "nll")
     greater_is_better: bool | None = _help("Whether more of it is better. Default: for accuracies only.")
     logging_steps: float = _help("Steps between lines of the log.", 20)
-    report_to: None | str | list[str] = _help("Trackers to report to.", "none")
-    remove_unused_columns: bool = _help("Kept off: clips are dictionaries, not table columns.", False)
-    label_names: list[str] | None = _help("Name of the labels in a batch.", ["labels"])
     ddp_find_unused_parameters: bool | None = _help(
         "Kept on: where no clip of a process's batch has a modality, its tower has no gradient.", True
     )
@@ -145,6 +142,9 @@ class MMBalanceTrainingArguments(TrainingArguments):
         check_at_least(self, 0, "num_train_epochs")
         if self.max_steps == 0:  # Trainer would train one step
             raise ValueError("max_steps=0 must be at least 1; to train nothing, set num_train_epochs=0")
+        for name in ("fp16_full_eval", "bf16_full_eval", "dataloader_drop_last"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is not taken: every clip is used, and the model judged as it is served")
         strategies = [str(getattr(value, "value", value)) for value in (self.eval_strategy, self.save_strategy)]
         if self.load_best_model_at_end and strategies[1] not in ("best", strategies[0]):
             raise ValueError(

@@ -488,7 +488,6 @@ def _disk_refused(error: Exception) -> bool:
 
 
 def _init_worker(worker_id: int) -> None:
-    torch.set_num_threads(1)
     # A signal to the whole group of processes is the trainer's to answer; workers end with it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -284,6 +284,7 @@ def test_a_modality_that_no_clip_has(tmp_path, capsys):
         (["--max_steps", "0"], "--max_steps 0 must be at least 1; to train nothing, set --num_train_epochs 0"),
         (["--num_train_epochs", "-1"], "--num_train_epochs must be at least 0, got -1.0"),
         (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor puts one loss .*: use --label_smoothing,"),
+        (["--bf16_full_eval"], "--bf16_full_eval is not taken"),
         (["--frames", "0"], "frames must be at least 1, got 0"),
         (["--decision_rung", "temprature"], "--decision_rung 'temprature' is unknown: choose auto or one of sum"),
         (["--calibration_clips", "0"], "no clips in split.s. calibration"),
