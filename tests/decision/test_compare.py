@@ -34,7 +34,8 @@ def write_run(folder: Path, fusion: str, seed: int, sharpness: float, **changes:
     table.references = {"fused": sharpness * np.eye(3)[table.labels] + rng.normal(size=(300, 3))}
     table.logits = table.logits + rng.normal(size=table.logits.shape)
     table.write(folder / "decisions.parquet")
-    arguments = {"fusion": fusion, "seed": seed, "output_dir": str(folder), "learning_rate": 0.1} | changes
+    places = dict.fromkeys(("output_dir", "out", "data_dir"), str(folder)) | {"per_device_eval_batch_size": seed + 1}
+    arguments = {"fusion": fusion, "seed": seed, "learning_rate": 0.1, **places} | changes
     (folder / "results.json").write_text(json.dumps({"fusion": fusion, "arguments": arguments}))
     return table.select("test")
 
