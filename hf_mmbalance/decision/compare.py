@@ -123,7 +123,7 @@ def _read_results(source: Source, file: Path) -> None:
     """Head, configuration and seed of a run, from its `results.json`."""
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
-        source.fusion = str(results.get("fusion", "own head"))
+        source.fusion = results.get("fusion")
         if "arguments" in results:
             source.configuration = _configuration(results["arguments"])
             source.seed = results["arguments"].get("seed"), results["arguments"].get("data_seed")
@@ -194,9 +194,10 @@ def entries_of(sources: Sequence[Source]) -> list[Entry]:
     found: list[Entry] = []
     for name, members in zip(_names(list(grouped.values())), grouped.values(), strict=True):
         if all("fused" in member.table.references for member in members):
-            fusion = members[0].fusion or "own head"
+            fusion = members[0].fusion
+            kind = "in the table" if fusion is None else KINDS.get(fusion, "trained")
             fused = [member.table.references["fused"] for member in members]
-            found.append(Entry(name, fusion, KINDS.get(fusion, "trained"), fused, decides=True))
+            found.append(Entry(name, fusion or "own head", kind, fused, decides=True))
         if all(member.refitted is not None for member in members):
             refitted = [member.refitted for member in members if member.refitted is not None]
             found.append(Entry(name, "decision layer", FITTED_HERE, refitted, decides=True))

@@ -117,6 +117,12 @@ def test_other_settings_are_another_configuration(runs: Path, capsys: pytest.Cap
     assert list(dict.fromkeys(row["configuration"] for row in found["rows"])) == ["ours-s0", "ours-s2"]
 
 
+def test_how_a_head_was_made_is_not_known_of_a_table_alone(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = compared(capsys, runs / "ours-s0", runs / "ours-s1" / "decisions.parquet")
+    heads = [(row["method"], row["kind"]) for row in found["rows"] if row["method"] in ("adaptive", "own head")]
+    assert heads == [("adaptive", "fitted"), ("own head", "in the table")]
+
+
 def test_a_run_with_the_seed_of_another_is_no_further_seed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(runs / "again-s0", "adaptive", 0, 2.0)
     found = compared(capsys, *(runs / name for name in ("ours-s0", "ours-s1", "again-s0")))
