@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hf_mmbalance.decision.evaluation import baselines, decide_table
-from hf_mmbalance.decision.results import RESULTS
+from hf_mmbalance.decision.results import PLACES, RESULTS
 from hf_mmbalance.decision.table import DecisionTable, TableError
 from hf_mmbalance.decision.table_files import table_name, table_path
 from hf_mmbalance.metrics.measures import bootstrap_ci, ci_unit, clip_nll, correct, resampled_counts
@@ -23,12 +23,8 @@ from hf_mmbalance.metrics.paired import holm, sign_flip_p
 from hf_mmbalance.metrics.sums import MEASURES, UnitSums
 
 
-#: Fields of a run's arguments that say which run it is, not how it was trained.
-OF_ONE_RUN = frozenset(
-    "seed data_seed output_dir run_name resume_from_checkpoint logging_steps logging_strategy disable_tqdm report_to"
-    " push_to_hub hub_model_id hub_private_repo hub_revision hub_strategy local_rank save_total_limit project"
-    " log_level dataloader_num_workers use_cpu".split()
-)
+#: Arguments in which seeds of one configuration may differ.
+OF_ONE_RUN = PLACES | {"seed", "data_seed"}
 #: Below this, values of a clip differ by rounding only.
 EQUAL = 1e-6
 FITTED_HERE = "fitted here"
@@ -127,7 +123,7 @@ def _read_results(source: Source, file: Path) -> None:
     """Head, configuration and seed of a run, from its `results.json`."""
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
-        source.fusion = str(results.get("fusion", "own head"))
+        source.fusion = results.get("fusion")
         if "arguments" in results:
             source.configuration = _configuration(results["arguments"])
             source.seed = results["arguments"].get("seed"), results["arguments"].get("data_seed")
@@ -198,9 +194,10 @@ def entries_of(sources: Sequence[Source]) -> list[Entry]:
     found: list[Entry] = []
     for name, members in zip(_names(list(grouped.values())), grouped.values(), strict=True):
         if all("fused" in member.table.references for member in members):
-            fusion = members[0].fusion or "own head"
+            fusion = members[0].fusion
+            kind = "in the table" if fusion is None else KINDS.get(fusion, "trained")
             fused = [member.table.references["fused"] for member in members]
-            found.append(Entry(name, fusion, KINDS.get(fusion, "trained"), fused, decides=True))
+            found.append(Entry(name, fusion or "own head", kind, fused, decides=True))
         if all(member.refitted is not None for member in members):
             refitted = [member.refitted for member in members if member.refitted is not None]
             found.append(Entry(name, "decision layer", FITTED_HERE, refitted, decides=True))

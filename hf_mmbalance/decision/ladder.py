@@ -345,7 +345,7 @@ def choose(scores: dict[str, RungScore], clips: Clips, candidates: Sequence[str]
     kept = [name for name in candidates if name not in out]
     chosen, reason = _within_one_error(scores, clips, kept)
     if out:
-        reason += f"; {', '.join(out)} lose held-out accuracy to a fallback"
+        reason += f"; {', '.join(out)} {'lose' if len(out) > 1 else 'loses'} held-out accuracy to a fallback"
     fallback = min((name for name in FALLBACKS if name in scores), key=lambda name: scores[name].nll.mean())
     if chosen != fallback and scores[chosen].nll.mean() >= scores[fallback].nll.mean():
         reason = (

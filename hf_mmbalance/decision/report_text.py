@@ -64,7 +64,7 @@ def _lean(report: Report) -> str:
     found = report["balance"][report["in_use"]["method"]]
     leans = {name: value["value"] for name, value in found["mean_lean"].items() if value["value"] is not None}
     if not leans:
-        return "Whether the decision leans to a modality cannot be said from these clips."
+        return "Whether the decision leans to a modality cannot be said: no class has judged clips of every modality."
     name, value = max(leans.items(), key=lambda pair: pair[1])
     low, high = found["mean_lean"][name]["ci"] or (None, None)
     if low is None or low <= 0:

@@ -17,6 +17,12 @@ from hf_mmbalance.scrubbing import scrub_all
 
 Row = dict[str, Any]
 RESULTS = "results.json"
+#: Arguments of a run that say where it is written, shown or computed, not what it learns.
+PLACES = frozenset(
+    "output_dir out json run_name resume_from_checkpoint report_to project disable_tqdm log_level logging_steps"
+    " logging_strategy logging_first_step push_to_hub hub_model_id hub_private_repo hub_revision hub_strategy"
+    " save_total_limit data_dir dataloader_num_workers per_device_eval_batch_size local_rank use_cpu".split()
+)
 
 
 def measure(method: str, split: str, logits: np.ndarray, table: DecisionTable, clips: np.ndarray) -> Row:

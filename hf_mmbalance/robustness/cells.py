@@ -78,7 +78,8 @@ def predict(run: Run, clips: ClipDataset, batch_size: int, device: str | None = 
     parts: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(clips), batch_size):
         batch = collate([clips[i] for i in range(start, min(start + batch_size, len(clips)))])
-        batch.pop("labels")
+        for name in ("labels", "clip_seconds"):
+            batch.pop(name)
         with torch.no_grad():
             outputs = model(**{name: value.to(where) for name, value in batch.items()})
         given = {name: outputs[name] for name in OUTPUTS if outputs.get(name) is not None}

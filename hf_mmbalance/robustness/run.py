@@ -28,7 +28,7 @@ from hf_mmbalance.hub.limits import check_head
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the results of a run say of its clips, whether it trained (`of_training`) or fused (`of_fusion`).
+    """What the results of a run say of its clips, whether it trained or fused.
 
     Attributes:
         read_clips: reads them again.
@@ -46,26 +46,17 @@ class RunOptions:
 
     @classmethod
     def of(cls, results: dict[str, Any]) -> RunOptions:
-        """From `results.json` of either."""
-        results = {**results, "arguments": arguments_of(results)}
-        return cls.of_fusion(results) if "heads" in results else cls.of_training(results["arguments"])
-
-    @classmethod
-    def of_training(cls, arguments: dict[str, Any]) -> RunOptions:
-        """From the arguments of training."""
+        """From `results.json` of training or of `mmbalance fuse`, whose towers learn from no clips."""
+        arguments = arguments_of(results)
+        if "heads" not in results:
+            return cls(
+                partial(clips_of_run, arguments),
+                int(arguments["per_device_eval_batch_size"]),
+                arguments.get("train_corruptions") or [],
+                arguments.get("calibration_corruptions") or [],
+            )
         return cls(
-            partial(clips_of_run, arguments),
-            int(arguments["per_device_eval_batch_size"]),
-            arguments.get("train_corruptions") or [],
-            arguments.get("calibration_corruptions") or [],
-        )
-
-    @classmethod
-    def of_fusion(cls, results: dict[str, Any]) -> RunOptions:
-        """From the results of `mmbalance fuse`, whose towers learn from no clips."""
-        arguments = results["arguments"]
-        return cls(
-            partial(clips_of_fusion, results),
+            partial(clips_of_fusion, arguments, results["classes"]),
             int(arguments["batch_size"]),
             trained_on=[],
             fitted_on=arguments["corruptions"] if arguments["draws"] > 1 else [],
@@ -94,7 +85,7 @@ class Run:
     @property
     def seen(self) -> list[str]:
         """Kinds of corruption that the towers, or a decision layer that was fitted, met before the test."""
-        met = [*self.options.trained_on, *(self.options.fitted_on if is_fitted(self.model) else [])]
+        met = [*self.options.trained_on, *(self.options.fitted_on if self.model.fusion.fitted else [])]
         names = [name for name in met if name != "none"]
         return kinds_of(names) if names else []
 
@@ -151,6 +142,11 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
     test = splits.splits.get("test")
     if test is None or not len(test):
         raise DataError(f"{dataset} has no test clips, and corruption is judged on those{options.test_remedy}")
+    table = DecisionTable.read(folder / RUN_TABLE)
+    rows = zip(table.ids, table.labels.tolist(), table.splits, table.draw_numbers, strict=True)
+    judged = {name: label for name, label, split, draw in rows if split == "test" and not draw}
+    if judged != dict(zip(test.ids, test.labels, strict=True)):
+        raise DataError(f"{dataset} has other test clips than the run in {folder}: it was changed since")
     model = MMBalanceForAudioVisualClassification.from_pretrained(folder, trust_remote_code=trust_remote_code)
     return Run(
         folder,
@@ -158,20 +154,14 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
         model.eval(),
         MMBalanceProcessor.from_pretrained(folder),
         test if max_clips is None else SomeClips(test, max_clips),
-        log_prior_of_run(folder, "calibration" if is_fitted(model) else "train"),
+        log_prior_of_run(table, "calibration" if model.fusion.fitted else "train"),
     )
 
 
-def log_prior_of_run(folder: Path, split: str) -> np.ndarray:
+def log_prior_of_run(table: DecisionTable, split: str) -> np.ndarray:
     """Log class prior `(C,)` that the run's own row `prior_sum` counts once: that of the rows of its table."""
-    table = DecisionTable.read(folder / RUN_TABLE)
     rows = table.select(split if split in table.splits else "train")
     return fit_prior(rows.labels, len(table.classes))
-
-
-def is_fitted(model: MMBalanceForAudioVisualClassification) -> bool:
-    """Whether the fusion head was fitted on calibration clips."""
-    return bool(getattr(model.fusion, "fitted", True))
 
 
 def arguments_of(results: dict[str, Any]) -> dict[str, Any]:
@@ -184,16 +174,19 @@ def arguments_of(results: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def clips_of_fusion(results: dict[str, Any]) -> ClipSplits:
-    """The splits that two models were fused on, from the fusion's `results.json`."""
-    fixed = {**NO_SPLITS, "unlabelled": "keep", "classes": results["classes"]}
-    return load_dataset(argparse.Namespace(**results["arguments"]), **fixed)[0]
+def clips_of_fusion(arguments: dict[str, Any], classes: list[str]) -> ClipSplits:
+    """The splits that two models were fused on, from the arguments and classes in the fusion's `results.json`."""
+    fixed = {**NO_SPLITS, "unlabelled": "keep", "classes": classes}
+    return load_dataset(argparse.Namespace(**arguments), **fixed)[0]
 
 
 def clips_of_run(arguments: dict[str, Any]) -> ClipSplits:
     """The splits that a run was trained on, from the arguments in its `results.json`."""
     if arguments.get("embeddings"):
-        raise DataError(f"the run was trained on the features in {arguments['embeddings']}, which cannot be corrupted")
+        raise DataError(
+            f"the run was trained on the features in {arguments['embeddings']}, which cannot be corrupted: train with"
+            " --dataset and --trainable_layers 0 to judge it"
+        )
     dataset = arguments["dataset"]
     names = {entry.name: typed_name(entry.name) for entry in fields(options_class(dataset))}
     return load_clips(dataset, **{name: arguments[typed] for name, typed in names.items() if typed in arguments})

@@ -96,6 +96,7 @@ class ModelArguments:
     time_mask_width: int = _help("SpecAugment: widest time mask, in frames.", 8)
     attn_implementation: str | None = _help("Attention of both towers: 'sdpa', 'eager', 'flash_attention_2', ...")
     trust_remote_code: bool = _help("Run code that comes with backbones or models from the Hub.", False)
+    named = frozenset[str]()  # which options the command line has; no option itself
 
     def __post_init__(self) -> None:
         for name in ("audio_config", "vision_config", "fusion_options", "balancing_options"):
@@ -126,9 +127,6 @@ class MMBalanceTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = _help("Validation measure that selects the model.", "nll")
     greater_is_better: bool | None = _help("Whether more of it is better. Default: for accuracies only.")
     logging_steps: float = _help("Steps between lines of the log.", 20)
-    report_to: None | str | list[str] = _help("Trackers to report to.", "none")
-    remove_unused_columns: bool = _help("Kept off: clips are dictionaries, not table columns.", False)
-    label_names: list[str] | None = _help("Name of the labels in a batch.", ["labels"])
     ddp_find_unused_parameters: bool | None = _help(
         "Kept on: where no clip of a process's batch has a modality, its tower has no gradient.", True
     )
@@ -144,18 +142,27 @@ class MMBalanceTrainingArguments(TrainingArguments):
         check_at_least(self, 0, "num_train_epochs")
         if self.max_steps == 0:  # Trainer would train one step
             raise ValueError("max_steps=0 must be at least 1; to train nothing, set num_train_epochs=0")
+        for name in ("fp16_full_eval", "bf16_full_eval", "dataloader_drop_last"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is not taken: every clip is used, and the model judged as it is served")
+        strategies = [str(getattr(value, "value", value)) for value in (self.eval_strategy, self.save_strategy)]
+        if self.load_best_model_at_end and strategies[1] not in ("best", strategies[0]):
+            raise ValueError(
+                f"eval_strategy={strategies[0]!r} and save_strategy={strategies[1]!r}: to take the weights that were"
+                " best, each evaluation needs a checkpoint; give both the same, or --load_best_model_at_end false"
+            )
         if self.greater_is_better is None:
             self.greater_is_better = "accuracy" in (self.metric_for_best_model or "")
         super().__post_init__()
-        if not (self.load_best_model_at_end or self.early_stopping_patience or self.save_strategy == "best"):
+        uses = self.load_best_model_at_end, self.early_stopping_patience, self.save_strategy == "best"
+        if not (any(uses) or self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")):
             # Trainer would still track the best checkpoint, and keep it instead of the one whose weights are kept.
             self.metric_for_best_model = None
         patience = self.early_stopping_patience
-        strategy = str(getattr(self.eval_strategy, "value", self.eval_strategy))
-        if patience is not None and (patience < 1 or strategy == "no"):
+        if patience is not None and (patience < 1 or strategies[0] == "no"):
             raise ValueError(
                 f"early_stopping_patience={patience} must be at least 1, with eval_strategy 'epoch' or 'steps' (it is"
-                f" {strategy!r})"
+                f" {strategies[0]!r})"
             )
         if self.n_gpu > 1:
             # Trainer would wrap the model in DataParallel, whose parts of a batch need not be equal: the mean of their
@@ -216,7 +223,8 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     settings = _without_foreign(settings, known, dataset)
     for key in settings:
         if key not in known:
-            raise ValueError(f"{chosen.config}: unknown key {key!r}{did_you_mean(key, known)}")
+            elsewhere = _not_of(dataset, key)
+            raise ValueError(f"{chosen.config}: {elsewhere or f'unknown key {key!r}{did_you_mean(key, known)}'}")
     for action in parser._actions:
         if action.dest in settings and not isinstance(action, argparse._StoreFalseAction):
             settings[action.dest] = _typed(action, settings[action.dest], f"{chosen.config}: {action.dest}")
@@ -230,11 +238,11 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     if left[-1]:
         raise ValueError(_unknown_option(left[-1][0], known, dataset))
     check_joined(training.world_size)
+    model.named = frozenset(word.split("=")[0].removeprefix("--") for word in argv)
     if data.embeddings is not None:
-        words = {word.split("=")[0] for word in argv}
-        for name in (f"--{entry.name}" for entry in dataclasses.fields(source)):
-            if name in words:
-                raise ValueError(f"{name} says how clips are read, and with --embeddings none is: leave it out")
+        for name in (entry.name for entry in dataclasses.fields(source)):
+            if name in model.named:
+                raise ValueError(f"--{name} says how clips are read, and with --embeddings none is: leave it out")
     kind = options_class(dataset)
     options = {entry.name: getattr(source, typed_name(entry.name)) for entry in dataclasses.fields(kind)}
     return RunArguments(data, kind(**options), model, decision, training, given)
@@ -253,6 +261,9 @@ def _settings(config_file: str | None, named: dict[str, str | None]) -> tuple[di
     if dataset == "synthetic" and config_file is None and named["embeddings"] is None:
         settings = read_config(SYNTHETIC)
     overruled = {key for option, keys in OVERRULES.items() if named[option] is not None for key in keys}
+    if named["embeddings"] is not None or (named["dataset"] is None and "embeddings" in settings):
+        dataset = "synthetic"  # the default; what the file says of clips is of those that were embedded
+        overruled = overruled.union({"dataset"}, *(_typed_names(options_class_of(source)) for source in SOURCES))
     return {key: value for key, value in settings.items() if key not in overruled}, dataset
 
 
@@ -291,11 +302,14 @@ def _unknown_option(word: str, known: set[str], dataset: str) -> str:
     if not word.startswith("-"):
         return f"{word!r} belongs to no option; write --option VALUE, e.g. --dataset {word}"
     name = word.split("=")[0].lstrip("-")
-    elsewhere = [source for source in SOURCES if name in _typed_names(options_class_of(source))]
-    if elsewhere:
-        return f"--{name} is not an option of data set {dataset!r}, but of {', '.join(elsewhere)}"
     hint = did_you_mean(f"--{name}", [f"--{option}" for option in known])
-    return f"unknown option --{name}{hint} (--help_all lists all)"
+    return _not_of(dataset, name) or f"unknown option --{name}{hint} (--help_all lists all)"
+
+
+def _not_of(dataset: str, name: str) -> str | None:
+    """What to say of an option that other data sets have; None for one that none has."""
+    elsewhere = [source for source in SOURCES if name in _typed_names(options_class_of(source))]
+    return f"--{name} is not an option of data set {dataset!r}, but of {', '.join(elsewhere)}" if elsewhere else None
 
 
 def option_names() -> set[str]:
@@ -309,6 +323,11 @@ def _typed_names(options: type) -> set[str]:
     return {typed_name(entry.name) for entry in dataclasses.fields(options)}
 
 
+# Options of the towers.
+TOWER_FIELDS = (
+    "audio_model", "audio_revision", "audio_config", "audio_max_length",
+    "vision_model", "vision_revision", "vision_config",
+)  # fmt: skip
 # Clips are read or their features are; a tower is named, configured or comes with a trained model: what the command
 # line says of them takes the place of all that the file says.
 OVERRULES = {
@@ -317,7 +336,7 @@ OVERRULES = {
     "audio_config": ("audio_model", "audio_revision"),
     "vision_model": ("vision_config",),
     "vision_config": ("vision_model", "vision_revision"),
-    "model_name_or_path": ("audio_model", "audio_config", "audio_max_length", "vision_model", "vision_config"),
+    "model_name_or_path": TOWER_FIELDS,
 }
 
 

@@ -17,7 +17,7 @@ from hf_mmbalance.hub.errors import explained
 from hf_mmbalance.hub.limits import check_head
 from hf_mmbalance.hub.reach import check_reachable
 from hf_mmbalance.model.backbones_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
-from hf_mmbalance.training.arguments import ModelArguments
+from hf_mmbalance.training.arguments import TOWER_FIELDS, ModelArguments
 from hf_mmbalance.training.batches import SpecAugment
 from hf_mmbalance.training.checks import check_classes
 
@@ -32,7 +32,6 @@ BUILT_FIELDS = (
     "initializer_range",
 )
 LOSS_FIELDS = ("modality_dropout", "fused_loss_weight", "unimodal_loss_weight", "label_smoothing")
-TOWER_FIELDS = ("audio_model", "audio_config", "audio_max_length", "vision_model", "vision_config")
 IMAGE_STATISTICS = ("image_mean", "image_std")
 DEFAULTS = {"audio": DEFAULT_AUDIO, "vision": DEFAULT_VISION}
 HEADS_ONLY_RATE = 1e-3  # usual learning rate of heads on frozen towers
@@ -73,6 +72,8 @@ def frozen_notes(arguments: ModelArguments, learning_rate: float) -> list[str]:
             f"the towers are frozen and only the heads learn: --learning_rate {learning_rate:g} is small for heads,"
             f" {HEADS_ONLY_RATE:g} is usual"
         )
+    if arguments.balancing is not None:
+        notes.append(f"the towers are frozen: --balancing {arguments.balancing} changes only how the heads learn")
     return notes
 
 
@@ -177,7 +178,7 @@ def _load_trained(
     check_classes(model.config, clips.classes)
     for field in BUILT_FIELDS:
         asked, built = getattr(arguments, field), getattr(model.config, field)
-        if asked not in (getattr(ModelArguments, field, None), built):
+        if asked != built and (field in arguments.named or asked != getattr(ModelArguments, field, None)):
             raise ValueError(f"--{field} {asked}: {name} was built with {built!r}; leave the option out")
     for field in LOSS_FIELDS:
         setattr(model.config, field, getattr(arguments, field))

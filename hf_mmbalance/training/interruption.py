@@ -80,6 +80,7 @@ class StopOnSignal(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.number:
             raise Interrupted(self.number, state.global_step)
+        self.__exit__()  # what follows, the last fit, saves nothing that a signal could wait for
 
 
 def follow_launcher() -> None:

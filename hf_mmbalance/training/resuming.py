@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_mmbalance import MMBalanceConfig
 from hf_mmbalance.data.clips import ClipSplits
+from hf_mmbalance.decision.results import PLACES
 from hf_mmbalance.json_files import json_text, write_json
 from hf_mmbalance.provenance import command, fingerprint
 from hf_mmbalance.scrubbing import scrub_all
@@ -19,11 +21,14 @@ from hf_mmbalance.training.checks import check_classes
 
 
 ORIGIN = "run.json"  # in a checkpoint: the clips and options of the run that made it
-#: Options that change where a run is written or shown, not what it learns.
-PLACES = {
-    "output_dir", "resume_from_checkpoint", "run_name", "report_to", "disable_tqdm", "logging_steps", "data_dir",
-    "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "num_workers", "dataloader_num_workers",
-}  # fmt: skip
+#: Options that a checkpoint settles: the form of its model and the settings in the state of its optimiser.
+SETTLED = (
+    "model_name_or_path", "audio_model", "audio_config", "audio_max_length", "vision_model", "vision_config",
+    "trainable_layers", "fusion", "fusion_options", "unimodal_head", "frame_pooling", "balancing", "optim",
+    "optim_args", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+)  # fmt: skip
+#: By which its best checkpoint was selected.
+SELECTION = ("metric_for_best_model", "greater_is_better")
 
 
 def train_command(argv: list[str]) -> str:
@@ -98,27 +103,60 @@ class KeepOrigin(TrainerCallback):
         return control
 
 
+class EarlyStopping(EarlyStoppingCallback):
+    """As transformers'; in a resumed run the patience is that asked for now, and a run that was over stays so."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        self.early_stopping_patience = args.early_stopping_patience  # restored with the count
+        control.should_training_stop = self.early_stopping_patience_counter >= self.early_stopping_patience
+
+
 def changes_since(checkpoint: Path, now: dict[str, Any]) -> list[str]:
     """How a run's origin differs from that of a checkpoint; `changes` of `KeepOrigin`.
 
     Without the file (a checkpoint of another program) nothing can be compared.
 
     Raises:
-        ValueError: the clips are others, so that the run's place in its epoch and the splits would be wrong.
+        ValueError: the clips or the number of clips per step are others, so that the run's place in its epoch and the
+            splits would be wrong; or an option that the checkpoint settles has another value.
     """
     try:
         before = json.loads((checkpoint / ORIGIN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
+    anew = f"start a new run from its weights with --model_name_or_path {checkpoint}"
     if before["fingerprint"] != now["fingerprint"]:
         raise ValueError(
             f"{checkpoint} was trained on other clips ({_sizes(before['clips'])}; now {_sizes(now['clips'])}): go on"
-            " with the same clips and splits, or start a new run from its weights with"
-            f" --model_name_or_path {checkpoint}"
+            f" with the same clips and splits, or {anew}"
         )
     old, new = before["arguments"], now["arguments"]
-    names = [name for name in new if name not in PLACES and old.get(name) != new[name]]
-    return [*before["changes"], *(f"{name} {old.get(name)} -> {new[name]}" for name in names)]
+    changed = {
+        name: f"{name} {old.get(name)} -> {new[name]}"
+        for name in new
+        if name not in PLACES and old.get(name) != new[name]
+    }
+    selected = None not in (old["metric_for_best_model"], new["metric_for_best_model"])
+    settled = [changed[name] for name in SETTLED + SELECTION * selected if name in changed]
+    if settled:
+        raise ValueError(f"{checkpoint} cannot be resumed with {'; '.join(settled)}: leave that as it was, or {anew}")
+    steps = [_clips_per_step(arguments) for arguments in (old, new)]
+    if steps[0] != steps[1] and not new["auto_find_batch_size"]:
+        raise ValueError(
+            f"{checkpoint} is a run of {steps[0]} clips per step, not {steps[1]} (per_device_train_batch_size times"
+            f" gradient_accumulation_steps times processes), and its steps and epochs are counted in them: choose"
+            f" numbers whose product is {steps[0]}, or {anew}"
+        )
+    return [*before["changes"], *changed.values()]
+
+
+def _clips_per_step(arguments: dict[str, Any]) -> int:
+    return math.prod(
+        arguments[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "processes")
+    )
 
 
 def _sizes(clips: dict[str, int]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
 from hf_mmbalance.balancing import BalancingMethod, build_method
@@ -40,6 +40,7 @@ from hf_mmbalance.training.decision_layer import apply_head, corruption_plan
 from hf_mmbalance.training.frozen import FEATURES, frozen_clips, stored_clips
 from hf_mmbalance.training.interruption import Interrupted, StopOnSignal
 from hf_mmbalance.training.resuming import (
+    EarlyStopping,
     KeepOrigin,
     is_complete,
     last_complete_checkpoint,
@@ -92,7 +93,7 @@ def run(arguments: RunArguments) -> dict[str, Any]:
         if kept.changes:
             logger.warning("note: resumed with other options than before: %s", "; ".join(kept.changes))
     if training.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(early_stopping_patience=training.early_stopping_patience))
+        callbacks.append(EarlyStopping(training.early_stopping_patience))
     trainer = MMBalanceTrainer(
         model,
         training,

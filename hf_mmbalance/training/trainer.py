@@ -7,6 +7,7 @@ import math
 import shutil
 import signal
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,11 @@ class FollowEpochs(TrainerCallback):
 
     def __init__(self, trainer: MMBalanceTrainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        best = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
+        if best.is_dir():  # of a resumed run whose folder was moved, or is named from another place
+            state.best_model_checkpoint = str(best)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.order.set_epoch(state.global_step // self.trainer.steps_per_epoch)
@@ -246,6 +252,11 @@ class MMBalanceTrainer(Trainer):
                 table.references["fused"] = apply_head(head, table).logits.double().cpu().numpy()
         return output
 
+    def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]  # all of them named by the caller
+        """As the Trainer's; a resumed run that is over, by its steps or by early stopping, is not trained on."""
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
+            super()._run_epoch(**kwargs)
+
     def fit_decision_layer(self, table: DecisionTable | None = None, structure: str = "default") -> None:
         """Fit the decision layer in the main process and write it into the model of every process.
 
@@ -319,7 +330,7 @@ class MMBalanceTrainer(Trainer):
         return loss
 
     def predict_table(self, clips: ClipDataset, split: str) -> DecisionTable:
-        """Run the model over clips, in every process, and gather.
+        """Run the model over clips, in every process, and gather; after training without autocast, as it is served.
 
         Train clips are read as training reads them, augmented (in epoch 0): they say what is typical for the towers.
 
@@ -359,6 +370,10 @@ class MMBalanceTrainer(Trainer):
     def _run(self, clips: ClipDataset, split: str) -> dict[str, np.ndarray]:
         model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
         model.eval()
+        forward = model
+        if not (self.is_in_train or self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            # As it is served: in the precision of its weights, without the autocast that accelerate put around it.
+            forward = partial(type(model).forward, model)
         names = [f"features.{modality}" for modality in self.model.config.modalities]
         head = self.accelerator.unwrap_model(self.model).fusion
         parts: dict[str, list[torch.Tensor]] = {}
@@ -368,7 +383,7 @@ class MMBalanceTrainer(Trainer):
             kept = {name: batch.pop(name) for name in ("clip_index", "clip_seconds")}
             batch.pop("labels")
             with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = model(**batch)
+                outputs = forward(**batch)
             kept |= {name: outputs[name] for name in ("logits", "modality_logits", "modality_mask")}
             kept |= dict(zip(names, head.features_read(outputs), strict=True))
             for name, values in self.accelerator.gather(kept).items():
@@ -473,7 +488,6 @@ def _disk_refused(error: Exception) -> bool:
 
 
 def _init_worker(worker_id: int) -> None:
-    torch.set_num_threads(1)
     # A signal to the whole group of processes is the trainer's to answer; workers end with it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -35,7 +35,8 @@ def write_run(folder: Path, fusion: str, seed: int, sharpness: float, **changes:
     table.references = {"fused": sharpness * np.eye(3)[table.labels] + rng.normal(size=(300, 3))}
     table.logits = table.logits + rng.normal(size=table.logits.shape)
     table.write(folder / "decisions.parquet")
-    arguments = {"fusion": fusion, "seed": seed, "output_dir": str(folder), "learning_rate": 0.1} | changes
+    places = dict.fromkeys(("output_dir", "out", "data_dir"), str(folder)) | {"per_device_eval_batch_size": seed + 1}
+    arguments = {"fusion": fusion, "seed": seed, "learning_rate": 0.1, **places} | changes
     (folder / "results.json").write_text(json.dumps({"fusion": fusion, "arguments": arguments}))
     return table.select("test")
 
@@ -115,6 +116,12 @@ def test_other_settings_are_another_configuration(runs: Path, capsys: pytest.Cap
     write_run(runs / "ours-s2", "adaptive", 2, 3.0, learning_rate=0.2)
     found = compared(capsys, *(runs / f"ours-s{seed}" for seed in range(3)))
     assert list(dict.fromkeys(row["configuration"] for row in found["rows"])) == ["ours-s0", "ours-s2"]
+
+
+def test_how_a_head_was_made_is_not_known_of_a_table_alone(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = compared(capsys, runs / "ours-s0", runs / "ours-s1" / "decisions.parquet")
+    heads = [(row["method"], row["kind"]) for row in found["rows"] if row["method"] in ("adaptive", "own head")]
+    assert heads == [("adaptive", "fitted"), ("own head", "in the table")]
 
 
 def test_a_run_with_the_seed_of_another_is_no_further_seed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

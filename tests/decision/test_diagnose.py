@@ -21,6 +21,7 @@ from hf_mmbalance.decision.diagnosis import (
 )
 from hf_mmbalance.decision.evaluation import DecisionReport, FittedPart, decide_folds, decide_splits, decide_table
 from hf_mmbalance.decision.ladder import PARENTS
+from hf_mmbalance.decision.report_text import summary
 from hf_mmbalance.decision.state import HeadState
 from hf_mmbalance.decision.table import DecisionTable, TableError
 from hf_mmbalance.metrics import geometry
@@ -335,6 +336,15 @@ def test_what_is_not_defined_is_null_with_a_reason() -> None:
     assert reasons["rescued.sum.lost"] == "no modality gets any of these clips right"
     assert reasons["rescued.sum.rescued.audio"] == "no clip is got right by this modality only"
     assert all(reason for reason in reasons.values())
+
+
+def test_where_no_clip_has_a_modality_the_lean_is_said_to_be_undefined_and_why() -> None:
+    table = make_table(n=120, classes=3)
+    table.logits[:, 0] = np.nan
+    report = diagnose(decide_splits(table, rung="temperature"), draws=10)
+    why = "no class has judged clips of every modality"
+    assert {"path": "balance.adaptive.index", "reason": why} in report["undefined"]
+    assert summary(report)[2] == f"Whether the decision leans to a modality cannot be said: {why}."
 
 
 def test_the_sum_that_is_diagnosed_is_the_plain_sum() -> None:

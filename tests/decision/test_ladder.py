@@ -124,7 +124,7 @@ def test_what_loses_accuracy_to_a_fallback_is_out() -> None:
     found["temperature"].hit[:] = 1.0
     found["global"].hit[:] = np.arange(1000) >= 10  # loses .010, standard error .0031
     name, reason = choose(found, ROWS, ["sum", "temperature", "global"])
-    assert name == "temperature" and "global lose held-out accuracy" in reason
+    assert name == "temperature" and "global loses held-out accuracy" in reason
     found["global"].hit[:] = 1.0
     assert choose(found, ROWS, ["sum", "temperature", "global"])[0] == "global"
 

@@ -14,6 +14,7 @@ from hf_mmbalance.cli import main
 from hf_mmbalance.data import DataError
 from hf_mmbalance.data.corruptions import CORRUPTIONS
 from hf_mmbalance.decision.figures import draw
+from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.metrics.measures import softmax
 from hf_mmbalance.robustness import cells as cells_module
 from hf_mmbalance.robustness import run as run_module
@@ -105,6 +106,17 @@ def test_another_processor_makes_other_results(folder, tmp_path):
     config.write_text(config.read_text() + " ")
     with pytest.raises(DataError, match=r"other settings \(model\)"):
         judge_cells(load_run(copy), tmp_path / "cells", ["darkness"], [1])
+
+
+def test_test_clips_that_are_not_the_runs_own_are_refused(folder, tmp_path):
+    """A source without splits of its own deals its clips anew when some are added: train clips would be judged."""
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    table = DecisionTable.read(copy / "decisions.parquet")
+    rows = np.asarray(table.splits) == "test"
+    table.take(~rows | (np.cumsum(rows) > 1)).write(copy / "decisions.parquet")
+    with pytest.raises(DataError, match="synthetic has other test clips than the run in .*: it was changed since"):
+        load_run(copy)
 
 
 def test_curves_and_table(folder, tmp_path, capsys):

@@ -54,7 +54,7 @@ def test_the_file_may_name_the_dataset_and_the_command_line_another(write, caplo
     other = parse("--config", write(dataset="grid", label="colour", frames=3), "--dataset", "synthetic")
     assert (other.data.dataset, other.source.frames) == ("synthetic", 3)
     assert "left out for synthetic: label of 'grid'" in caplog.text
-    with pytest.raises(ValueError, match="unknown key 'label'"):
+    with pytest.raises(ValueError, match="label is not an option of data set 'synthetic', but of grid"):
         parse("--config", write(dataset="synthetic", label="colour"))
 
 
@@ -71,6 +71,8 @@ def test_a_key_that_no_option_has(write):
         parse("--config", write(learning_rat=1))
     with pytest.raises(ValueError, match="unknown key 'xyzzy'$"):
         parse("--config", write(xyzzy=1))
+    with pytest.raises(ValueError, match="recipe.yaml: .*group_pattern is not an option of .*, but of folder"):
+        parse("--config", write(group_pattern="^(.)"))
 
 
 @pytest.mark.parametrize(
@@ -198,8 +200,9 @@ def test_a_named_tower_takes_the_place_of_a_configured_one(write):
     run = parse("--config", config, "--audio_model", "c/d", "--vision_config", '{"model_type": "vit"}')
     assert (run.model.audio_model, run.model.audio_config) == ("c/d", None)
     assert (run.model.vision_model, run.model.vision_config) == (None, {"model_type": "vit"})
-    trained = parse("--config", config, "--model_name_or_path", "outputs/a").model
-    assert (trained.audio_config, trained.vision_model, trained.audio_max_length) == (None, None, None)
+    revised = write(audio_model="a/b", audio_revision="v1", vision_config={"model_type": "vit"}, audio_max_length=32)
+    trained = parse("--config", revised, "--model_name_or_path", "outputs/a").model
+    assert {trained.audio_model, trained.audio_revision, trained.vision_config, trained.audio_max_length} == {None}
 
 
 def test_a_data_set_takes_the_place_of_features(write):
@@ -209,9 +212,12 @@ def test_a_data_set_takes_the_place_of_features(write):
 
 
 def test_options_of_clips_are_refused_where_only_features_are_read(write):
-    """What is in a file is of the clips that were embedded."""
-    config = write(dataset="grid", label="colour")
-    assert parse("--config", config, "--embeddings", "features").source.label == "colour"
+    """What is in a file is of the clips that were embedded, which need not be here."""
+    for settings in ({"dataset": "gone/clips.csv"}, {}, {"embeddings": "other"}):
+        config = write(label="colour", calibration_fraction=0.2, fusion="sum", **settings)
+        run = parse("--config", config, "--embeddings", "features")
+        assert (run.data.embeddings, run.model.fusion) == ("features", "sum")
+    assert parse("--config", config).data.embeddings == "other"
     for option in ("--frames=3", "--clip_seed=1"):
         with pytest.raises(ValueError, match=f"{option[:-2]} says how clips are read, and with --embeddings none is"):
             parse("--embeddings", "features", option)
@@ -238,12 +244,22 @@ def test_the_measure_that_selects_says_itself_which_way_is_better():
     assert parse("--metric_for_best_model", "loss").training.greater_is_better is False
     chosen = parse("--metric_for_best_model", "accuracy", "--greater_is_better", "false")
     assert chosen.training.greater_is_better is False
+    last = ("--load_best_model_at_end", "false")
+    assert parse(*last).training.metric_for_best_model is None
+    assert parse(*last, "--lr_scheduler_type", "reduce_lr_on_plateau").training.metric_for_best_model == "nll"
 
 
 @pytest.mark.parametrize("options", [("2", "--eval_strategy", "no", "--load_best_model_at_end", "false"), ("0",)])
 def test_early_stopping_that_could_never_or_would_always_stop(options):
     with pytest.raises(ValueError, match="early_stopping_patience=. must be at least 1, with eval_strategy"):
         parse("--early_stopping_patience", *options)
+
+
+def test_the_best_weights_need_a_checkpoint_for_each_evaluation():
+    with pytest.raises(ValueError, match="eval_strategy=.no. and save_strategy=.epoch.: .*best_model_at_end false"):
+        parse("--eval_strategy", "no")
+    assert parse("--eval_strategy", "no", "--load_best_model_at_end", "false").training.save_strategy == "epoch"
+    assert parse("--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "best").training.eval_steps == 2
 
 
 def test_one_process_trains_on_one_gpu_whatever_there_is(monkeypatch):

@@ -200,9 +200,12 @@ def test_a_trained_model_takes_no_options_out_of_range(finished, tmp_path):
 def test_a_finished_run_resumed_gives_the_same_results(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "again")
     os.remove(tmp_path / "again" / "results.json")
+    for state in (tmp_path / "again").glob("checkpoint-*/trainer_state.json"):  # the run was moved
+        state.write_text(state.read_text().replace(str(finished), str(tmp_path / "gone")))
     again = tiny_run(tmp_path / "again", "--resume_from_checkpoint", "true")
     first = json.loads((finished / "results.json").read_text())
     assert again["rows"] == first["rows"] and again["weights"] == first["weights"]
+    assert again["best_checkpoint"] == first["best_checkpoint"].replace(str(finished), str(tmp_path / "again"))
 
 
 @pytest.mark.parametrize(("workers", "steps"), [("0", (4, 6, 11)), ("2", (6,))])
@@ -281,6 +284,7 @@ def test_a_modality_that_no_clip_has(tmp_path, capsys):
         (["--max_steps", "0"], "--max_steps 0 must be at least 1; to train nothing, set --num_train_epochs 0"),
         (["--num_train_epochs", "-1"], "--num_train_epochs must be at least 0, got -1.0"),
         (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor puts one loss .*: use --label_smoothing,"),
+        (["--bf16_full_eval"], "--bf16_full_eval is not taken"),
         (["--frames", "0"], "frames must be at least 1, got 0"),
         (["--decision_rung", "temprature"], "--decision_rung 'temprature' is unknown: choose auto or one of sum"),
         (["--calibration_clips", "0"], "no clips in split.s. calibration"),
@@ -306,22 +310,33 @@ def test_frozen_towers_that_learn_nothing_are_noted():
     (one,), (two,) = frozen_notes(random, 1e-4), frozen_notes(ModelArguments(trainable_layers="0"), 1e-4)
     assert "random weights are frozen and learn nothing: audio;" in one and "--learning_rate 0.0001 is small" in two
     assert frozen_notes(ModelArguments(trainable_layers="0"), 1e-3) == []
+    (note,) = frozen_notes(ModelArguments(trainable_layers="0", balancing="ogm"), 1e-3)
+    assert note == "the towers are frozen: --balancing ogm changes only how the heads learn"
     assert frozen_notes(ModelArguments(audio_config={"model_type": "vit"}), 1e-4) == []
 
 
-def test_a_resumed_run_tells_what_was_changed_and_refuses_other_clips(tmp_path, caplog):
+def test_a_resumed_run_tells_what_was_changed_and_refuses_what_cannot_be(tmp_path, caplog):
     run, resume = tmp_path / "run", ("--resume_from_checkpoint", "true")
     first = tiny_run(run, "--num_train_epochs", "1")
     assert first["resumed_with"] == []
-    with pytest.raises(ValueError, match=r"checkpoint-\d+ was trained on other clips \(train 24, .*; now train 16, "):
-        tiny_run(run, "--train_clips", "16", *resume)
+    for options, words in (
+        (("--train_clips", "16"), r"was trained on other clips \(train 24, .*; now train 16, "),
+        (("--learning_rate", "5e-3"), "cannot be resumed with learning_rate 0.01 -> 0.005: leave that as it was, or"),
+        (("--frame_pooling", "temporal", "--seed", "1"), "with frame_pooling mean -> temporal: "),
+        (("--trainable_layers", "1"), "with trainable_layers all -> 1: "),
+        (("--metric_for_best_model", "accuracy"), "metric_for_best_model nll -> accuracy; greater_is_better False ->"),
+        (("--per_device_train_batch_size", "4"), "is a run of 8 clips per step, not 4 .* whose product is 8"),
+    ):
+        with pytest.raises(ValueError, match=rf"checkpoint-3 .*{words}"):
+            tiny_run(run, *options, *resume)
     with caplog.at_level("WARNING"):
         longer = tiny_run(run, "--num_train_epochs", "2", "--report_to", "none", *resume)
     assert longer["resumed_with"] == ["num_train_epochs 1.0 -> 2.0"]
     assert "resumed with other options than before: num_train_epochs 1.0 -> 2.0" in caplog.text
-    again = tiny_run(run, "--num_train_epochs", "2", "--learning_rate", "5e-3", *resume)
-    assert again["resumed_with"] == ["num_train_epochs 1.0 -> 2.0", "learning_rate 0.01 -> 0.005"]
+    halves = ("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2")
+    again = tiny_run(run, "--num_train_epochs", "2", *halves, "--load_best_model_at_end", "false", *resume)
+    assert set(again["resumed_with"]) >= {"num_train_epochs 1.0 -> 2.0", "gradient_accumulation_steps 1 -> 2"}
     for origin in run.glob("checkpoint-*/run.json"):
         origin.write_text(origin.read_text().replace('"processes": 1', '"processes": 2'))
-    fewer = tiny_run(run, "--num_train_epochs", "2", *resume)
-    assert "processes 2 -> 1" in fewer["resumed_with"]
+    with pytest.raises(ValueError, match="is a run of 16 clips per step, not 8"):
+        tiny_run(run, "--num_train_epochs", "2", *resume)

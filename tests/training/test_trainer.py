@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import hf_mmbalance
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
 from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.fusion_mmbalance import FUSION_HEADS
+from hf_mmbalance.training.interruption import StopOnSignal
+from hf_mmbalance.training.resuming import EarlyStopping
 from hf_mmbalance.training.trainer import MMBalanceTrainer
 
 from .tiny_runs import (
@@ -180,6 +183,39 @@ def test_an_epoch_that_max_steps_cuts_short_has_a_fit_of_its_own(tmp_path):
     assert fits == [2, 3, 3]  # the last when training has ended, every rung allowed
 
 
+def test_a_run_that_is_over_is_not_trained_on_when_it_is_resumed(tmp_path):
+    """By its steps, which may end within an epoch, or by early stopping; more patience lets it go on."""
+
+    def ended(patience: int, **options):
+        trainer = tiny_trainer(tmp_path, num_train_epochs=5, learning_rate=0, eval_strategy="steps", eval_steps=1,
+                               save_strategy="steps", save_steps=1, early_stopping_patience=patience,
+                               restore_callback_states_from_checkpoint=True)  # fmt: skip
+        trainer.add_callback(EarlyStopping(patience))
+        trainer.train(**options)
+        return trainer.state.global_step
+
+    assert ended(2) == 3
+    checkpoint = str(tmp_path / "checkpoint-3")
+    assert ended(2, resume_from_checkpoint=checkpoint) == 3
+    trainer = tiny_trainer(tmp_path, max_steps=3)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    assert trainer.state.global_step == 3
+    assert ended(3, resume_from_checkpoint=checkpoint) == 4
+
+
+def test_after_training_in_half_precision_the_model_is_judged_as_it_is_served(tmp_path):
+    clips = random_splits()
+    trainer = tiny_trainer(tmp_path, clips=clips, max_steps=1, bf16=True)
+    trainer.train()
+    found = trainer.predict_table(clips.splits["test"], "test")
+    trainer.save_model(str(tmp_path / "model"))
+    served = MMBalanceForAudioVisualClassification.from_pretrained(tmp_path / "model")
+    assert next(served.parameters()).dtype == torch.float32
+    expected = tiny_trainer(tmp_path, model=served, clips=clips).predict_table(clips.splits["test"], "test")
+    np.testing.assert_allclose(found.logits, expected.logits, atol=1e-6)
+    np.testing.assert_allclose(found.references["fused"], expected.references["fused"], atol=1e-6)
+
+
 def test_the_batch_is_of_the_size_that_fits_into_memory(tmp_path):
     """By `auto_find_batch_size`, which changes what the Trainer uses, not its arguments."""
     trainer = tiny_trainer(tmp_path)
@@ -275,6 +311,16 @@ def test_early_stopping_goes_on_counting_after_a_kill(tmp_path):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     tiny_run(tmp_path / "killed", *options, "--resume_from_checkpoint", "true")
     assert steps == sorted(int(path.name[11:]) for path in (tmp_path / "killed").glob("checkpoint-*"))
+
+
+def test_a_signal_after_training_has_its_usual_effect(tmp_path):
+    """During the last fit, say: noted, it would be answered by nobody."""
+    before = signal.getsignal(signal.SIGTERM)
+    trainer = tiny_trainer(tmp_path, max_steps=1)
+    with StopOnSignal(trainer) as stop:
+        assert signal.getsignal(signal.SIGTERM) == stop._note
+        trainer.train()
+        assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_callbacks_of_the_user_are_kept(tmp_path):
