@@ -90,6 +90,8 @@ def test_bad_plans(media, tmp_path):
     with pytest.raises(BuildError, match="--overwrite"):
         build(other, tmp_path / "out")
     assert build(other, tmp_path / "out", overwrite=True)["clips"] == 4
+    assert build(other, tmp_path / "out")["clips"] == 0
+    assert build(other, tmp_path / "out", overwrite=True)["clips"] == 4, "the same plan was not built anew"
     (tmp_path / "out" / "data" / "train-stray.parquet").touch()
     with pytest.raises(BuildError, match="not of this build"):
         finish(other, tmp_path / "out", {}, CARD)

@@ -147,6 +147,17 @@ def test_parts_are_merged_when_all_are_there(media, built, tmp_path):
         join_parts([tmp_path], tmp_path / "none")
 
 
+def test_a_part_leaves_the_drafts_of_others(media, tmp_path):
+    """They may be in work on another machine, whose processes have other numbers."""
+    plan = make_plan(media, clips=make_plan(media).clips[:12])
+    build(plan, tmp_path, part=(99, 100))  # no shard
+    drafts = [tmp_path / ".build" / "drafts" / f"{shard.name}.{2**31 - 1}" for shard in plan.shards()[:2]]
+    for draft in drafts:
+        draft.touch()
+    build(plan, tmp_path, part=(0, 2))
+    assert [draft.exists() for draft in drafts] == [False, True]
+
+
 def test_a_merge_may_accept_more_losses_than_its_parts(media, tmp_path, capsys):
     """Parts do not know how much is lost in all; the remedy that the message names must be one that `merge` takes."""
     clips = [replace(clip, source=None, problem=("missing", "gone")) if i < 6 else clip
@@ -179,6 +190,10 @@ def test_flags_out_of_range_and_a_missing_card_are_refused_before_the_build(medi
         assert f"argument {name}: '0' must be an integer of at least 1" in capsys.readouterr().err
     assert tool.main(flags) == 2 and "card.md: No such file" in capsys.readouterr().err
     (tmp_path / "card.md").write_text(CARD)
+    for name, wrong in (("--max_lost", "35"), ("--max_seconds", "nan")):
+        with pytest.raises(SystemExit):
+            tool.main([*flags, name, wrong])
+        assert f"argument {name}: '{wrong}' must be a number" in capsys.readouterr().err
     assert tool.main([*flags, "--fps", "nan"]) == 2 and "fps must be positive" in capsys.readouterr().err
     assert tool.main([*flags, "--crop", "0.5", "0", "0.2", "1"]) == 2
     assert "crop" in capsys.readouterr().err and not (tmp_path / "out").exists()
@@ -220,8 +235,10 @@ def test_a_readme_that_does_not_say_the_splits_is_found(built, tmp_path):
 def test_an_error_of_the_sound_names_the_sound(media, tmp_path):
     clip = make_plan(media).clips[0]
     (tmp_path / "voice.wav").write_bytes(b"no sound" * 9)
-    with pytest.raises(MediaError, match=r"voice\.wav: not a media file"):
-        encode_clip(replace(clip, sound=str(tmp_path / "voice.wav")), "label", EncodeOptions(frames=2))
+    for size, words in ((72, "not a media file"), (71, "72 bytes, 71 when the build was planned")):
+        wrong = replace(clip, sound=str(tmp_path / "voice.wav"), sound_size=size)
+        with pytest.raises(MediaError, match=rf"voice\.wav: {words}"):
+            encode_clip(wrong, "label", EncodeOptions(frames=2))
 
 
 def test_shared_groups_are_found(media, tmp_path):
