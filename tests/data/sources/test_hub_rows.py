@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, Video
@@ -51,21 +52,28 @@ def test_a_cache_folder_knows_which_column_was_read_and_within_which_limits(tmp_
         clips_of(rows, HubOptions(**options, video_column="dark", max_seconds=0.1))
 
 
-def test_a_folder_whose_files_were_replaced_is_read_anew(clip: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_folder_whose_files_were_replaced_is_read_anew(clip: bytes, tmp_path: Path, kind: str) -> None:
     """`datasets` would give the rows that it has in its cache for this README."""
-    parts = ", ".join(
-        f"{{config_name: {name}, data_files: [{{split: train, path: {name}.parquet}}]}}" for name in "ab"
-    )
+    parts = ", ".join(f"{{config_name: {name}, data_files: [{{split: train, path: {name}.{kind}}}]}}" for name in "ab")
     types = "[{name: label, dtype: {class_label: {names: {'0': cat, '1': dog}}}}, {name: clip, dtype: video}]"
     infos = ", ".join(f"{{config_name: {name}, features: {types}}}" for name in "ab")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "README.md").write_text(f"---\nconfigs: [{parts}]\ndataset_info: [{infos}]\n---\n")
     for labels in ([0, 1], [1, 0]):
         for name, count in (("a", 2), ("b", 1)):
-            rows = made(clip, "int64", label=labels * count)
-            pq.write_table(rows.data.table.replace_schema_metadata(), tmp_path / "set" / f"{name}.parquet")
+            table = made(clip, "int64", label=labels * count).data.table.replace_schema_metadata()
+            path = tmp_path / "set" / f"{name}.{kind}"
+            if kind == "parquet":
+                pq.write_table(table, path)
+            else:
+                with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+                    writer.write_table(table)
             clips = load_clips(str(tmp_path / "set"), config=name, **WHOLE)
             assert clips.classes == ["cat", "dog"] and clips["train"].labels == labels * count
+            if kind == "parquet":  # whose columns are described in README.md only
+                stream = load(str(tmp_path / "set"), config=name, streaming=True, shuffle=False, frames=2)
+                assert [one["label"] for batch in stream for one in batch] == labels * count
 
 
 def test_a_number_that_is_another_class_in_another_split_is_refused(clip: bytes) -> None:
