@@ -85,7 +85,8 @@ class DatasetScript:
         report = finish(plan, out, run, card)
         sheet = contact_sheet(out, report["shards"], plan.classes, plan.label_column)
         say(f"{report['clips']['built']} of {report['clips']['planned']} clips built: {counts_of(report)}")
-        for name, reason in list(report["left_out"].items())[:10]:
+        rarest = sorted(report["left_out"].items(), key=lambda clip: report["status"][clip[1].partition(":")[0]])
+        for name, reason in rarest[:10]:  # a thousand missing clips must not hide a damaged one
             say(f"  left out: {name} ({reason})")
         if len(report["left_out"]) > 10:
             say(f"  ... and {len(report['left_out']) - 10} more, all in {out / 'manifest.csv'}")

@@ -119,8 +119,8 @@ def _checked(path: str, size: int, sha256: str | None) -> bytes | str:
                 content: bytes | str = path
             else:
                 content = file.read(found)
-                is_pointer = content.startswith(b"version https://git-lfs")
-                digest = None if is_pointer else hashlib.sha256(content).hexdigest()
+                named_better = not content or content.startswith(b"version https://git-lfs")  # by the decoder
+                digest = None if named_better else hashlib.sha256(content).hexdigest()
     except OSError as error:
         raise MediaError("unreadable", f"{path}: cannot be read ({error.strerror})") from None
     if None not in (sha256, digest) and digest != sha256:

@@ -26,6 +26,7 @@ from hf_mmbalance.console import UserError
 from hf_mmbalance.data.clips import DataError
 from hf_mmbalance.json_files import write_json
 from hf_mmbalance.model.media_mmbalance import MediaError
+from hf_mmbalance.model.reading_mmbalance import logger as reading_log
 from hf_mmbalance.progress import bar as progress_bar
 
 
@@ -248,6 +249,7 @@ class ClipEncoder:
 
     def row(self, clip: PlannedClip) -> dict[str, Any]:
         """The row of a clip; raises what its decoder raises."""
+        reading_log.setLevel("ERROR")  # remarks on a clip are in the manifest, under its name
         return encode_clip(clip, self.label_column, self.options)
 
     def __call__(self, clip: PlannedClip) -> Answer:

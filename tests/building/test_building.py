@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -160,8 +161,9 @@ def test_a_part_leaves_the_drafts_of_others(media, tmp_path):
 
 def test_a_merge_may_accept_more_losses_than_its_parts(media, tmp_path, capsys):
     """Parts do not know how much is lost in all; the remedy that the message names must be one that `merge` takes."""
-    clips = [replace(clip, source=None, problem=("missing", "gone")) if i < 6 else clip
+    clips = [replace(clip, source=None, problem=("missing", "gone")) if i < 12 else clip
              for i, clip in enumerate(make_plan(media).clips)]  # fmt: skip
+    clips[12] = replace(clips[12], problem=("empty", "no bytes"))
     (tmp_path / "card.md").write_text(CARD)
     tool = DatasetScript(
         "toy", "", lambda args, encode: make_plan(media, clips=clips, max_lost=0.1), tmp_path / "card.md", 0.1
@@ -171,13 +173,15 @@ def test_a_merge_may_accept_more_losses_than_its_parts(media, tmp_path, capsys):
         assert tool.main(["build", *flags]) == 0
     merge = ["merge", str(tmp_path / "part0"), str(tmp_path / "part1"), "--out", str(tmp_path / "whole")]
     assert tool.main(merge) == 2
-    assert (
-        "25.0% of the clips could not be built, more than --max_lost 0.1: 18 ok, 6 missing" in capsys.readouterr().err
-    )
+    lost = "54.2% of the clips could not be built, more than --max_lost 0.1: 11 ok, 12 missing, 1 empty"
+    assert lost in capsys.readouterr().err
     assert tool.main(["validate", str(tmp_path / "whole")]) == 2
     assert "no build_report.json (the build is not finished)" in capsys.readouterr().err
-    assert tool.main([*merge, "--max_lost", "0.3"]) == 0
-    assert tool.main(["merge", "--out", str(tmp_path / "whole"), "--max_lost", "0.3"]) == 0
+    capsys.readouterr()
+    assert tool.main([*merge, "--max_lost", "0.6"]) == 0
+    first, *_ = re.findall("left out: .*", capsys.readouterr().out)
+    assert first == "left out: c12 (empty: no bytes)", "what is rare is hidden by what is missing"
+    assert tool.main(["merge", "--out", str(tmp_path / "whole"), "--max_lost", "0.6"]) == 0
     assert validate(tmp_path / "whole") == []
 
 

@@ -167,6 +167,8 @@ def test_several_builds_share_a_repository(hub, publish, run_client, built, medi
     before = files(hub)
     named = publish(small, "--name", "small")
     assert named["configs"] == ["small-fold0", "small-fold1", "fold0", "fold1"] and named["default"] == "fold0"
+    assert named["load"] == f'load_dataset("{hub.user}/toy", "small-fold0", revision="{named["tag"]}")'
+    assert main["load"] == f'load_dataset("{hub.user}/toy", revision="{main["tag"]}")'
     after = files(hub)
     assert {path: content for path, content in after.items() if path in before and path != "README.md"} == {
         path: content for path, content in before.items() if path != "README.md"
