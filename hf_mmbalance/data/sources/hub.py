@@ -168,7 +168,7 @@ def clips_of(
         options = replace(options, cache_dir=str(Path(options.cache_dir) / _content_name(name, loaded, columns)))
     parts: dict[str, Any] = {split: undecoded(part) for split, part in loaded.items()}
     if options.in_memory:
-        parts = {split: RowList(part) for split, part in parts.items()}
+        parts = {split: RowList.of(part, columns) for split, part in parts.items()}
     rows: list[Row] = []
     for split, part in parts.items():
         rows += rows_of_split(split, part, columns, labels, options)

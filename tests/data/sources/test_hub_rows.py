@@ -76,6 +76,19 @@ def test_a_folder_whose_files_were_replaced_is_read_anew(clip: bytes, tmp_path: 
                 assert [one["label"] for batch in stream for one in batch] == labels * count
 
 
+def test_a_stream_of_media_files_is_read_into_memory(clip: bytes, tmp_path: Path) -> None:
+    """Of a folder of videos on the Hub `datasets` gives addresses, and has the videos decoded by torchcodec."""
+    (tmp_path / "c.mp4").write_bytes(clip)
+    place = {"bytes": None, "path": (tmp_path / "c.mp4").as_uri()}
+    features = Features({"label": Value("string"), "clip": CONTENT})
+    rows = Dataset.from_dict({"label": ["a", "b"], "clip": [place] * 2}, features=features).cast_column(
+        "clip", Video()
+    )
+    stream = rows.to_iterable_dataset().decode(num_threads=2)
+    clips = clips_of(stream, HubOptions(**WHOLE, in_memory=True))["train"]
+    assert [one["frames"].shape for one in clips] == [(2, 16, 16, 3)] * 2
+
+
 def test_a_number_that_is_another_class_in_another_split_is_refused(clip: bytes) -> None:
     splits = {
         "train": made(clip, ClassLabel(names=["a", "b", "c"]), label=[0, 1, 2]),
