@@ -152,14 +152,31 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
     if test is None or not len(test):
         raise DataError(f"{dataset} has no test clips, and corruption is judged on those{options.test_remedy}")
     model = MMBalanceForAudioVisualClassification.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    processor = MMBalanceProcessor.from_pretrained(folder)
+    _check_unchanged(folder, dataset, splits, processor)
     return Run(
         folder,
         options,
         model.eval(),
-        MMBalanceProcessor.from_pretrained(folder),
+        processor,
         test if max_clips is None else SomeClips(test, max_clips),
         log_prior_of_run(folder, "calibration" if is_fitted(model) else "train"),
     )
+
+
+def _check_unchanged(folder: Path, dataset: str, splits: ClipSplits, processor: MMBalanceProcessor) -> None:
+    """Refuse clips on which the run was not tested.
+
+    Raises:
+        DataError: other clips or labels than in the table of the run, or a data set that was built otherwise since.
+    """
+    table, test = DecisionTable.read(folder / RUN_TABLE).select("test"), splits["test"]
+    if dict(zip(table.ids, table.labels, strict=True)) != dict(zip(test.ids, test.labels, strict=True)):
+        raise DataError(f"{dataset} has other test clips or labels than the run in {folder}: it was changed since")
+    if splits.reading is not None and splits.reading.stored != processor.spec.stored:
+        raise DataError(
+            f"{dataset} was built with other options since the run in {folder}: build it as it was, or train again"
+        )
 
 
 def log_prior_of_run(folder: Path, split: str) -> np.ndarray:
