@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from hf_mmbalance.data import DataError, HubOptions, load_clips
 from hf_mmbalance.data.sources.hub import clips_of
 from hf_mmbalance.data.streaming import load
+from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 from tests.data.clip_rows import CONTENT, WHOLE, made
 from tests.media_factory import write_clip
 
@@ -153,6 +154,18 @@ def test_pictures_without_times_or_sound_have_no_length() -> None:
     features = Features({"label": ClassLabel(names=["a", "b"]), "frames": List(Image())})
     clips = clips_of(Dataset.from_dict({"label": [0, 1], "frames": pictures}, features=features), HubOptions(**WHOLE))
     assert [clip["seconds"] for clip in clips["train"]] == [0.0, 0.0]
+
+
+def test_spans_that_hold_too_few_stored_frames_are_noted() -> None:
+    features = Features({"label": Value("string"), "start": Value("float64"), "end": Value("float64")})
+    features |= {"frames": List(Image()), "frame_times": List(Value("float64"))}
+    pictures = [np.full((16, 16, 3), 50 * i, np.uint8) for i in range(4)]
+    columns = {"label": ["a", "b"], "frames": [pictures] * 2, "frame_times": [[0.0, 1.0, 2.0, 3.0]] * 2}
+    options = HubOptions(**WHOLE, start_column="start", end_column="end")
+    for end, noted in ((0.9, True), (2.9, False)):
+        rows = Dataset.from_dict({**columns, "start": [0.1] * 2, "end": [end] * 2}, features=Features(features))
+        notes = clips_of(rows, options, stored=ReadingSpec(frames=4)).notes
+        assert noted == any("holds about 1 of the stored frames, and 2 are read" in note for note in notes)
 
 
 def test_half_a_window_is_refused(clip: bytes) -> None:
