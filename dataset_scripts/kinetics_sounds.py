@@ -51,9 +51,8 @@ def write_list(args: argparse.Namespace, say: Any) -> dict[str, Any]:
 
 
 def add_list_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--annotations", type=Path, nargs="+", required=True, help="three-way JSON, or Kinetics-400's CSV files"
-    )
+    kinds = "three-way JSON, Kinetics-400's CSV files, or the Parquet files of a published list"
+    parser.add_argument("--annotations", type=Path, nargs="+", required=True, help=kinds)
     parser.add_argument("--classes", type=Path, help="own list of classes, one per line (default: the 31)")
 
 

@@ -43,7 +43,8 @@ class DatasetScript:
         merge = self.verb("merge", "join the parts of a build made with --shard, and check them", self._merge)
         merge.add_argument("parts", nargs="*", type=Path, help="folders of the parts; none: all were built into --out")
         merge.add_argument("--out", type=Path, required=True, help="folder of the complete build")
-        merge.add_argument("--max_lost", type=float, help="stop if a larger share is lost (default: as it was built)")
+        text = "stop if a larger share is lost (default: as it was built)"
+        merge.add_argument("--max_lost", type=console.fraction, help=text)
         check = self.verb("validate", "check a built folder: files, ids, labels, groups, every clip", self._validate)
         check.add_argument("folder", type=Path, help="a built folder")
 
@@ -53,6 +54,7 @@ class DatasetScript:
         """Add a verb; `run` gets the flags and a function that prints a line, and returns what `--json` writes."""
 
         def command(args: argparse.Namespace) -> int:
+            console.check_place(args.json)  # before the long work
             result = run(args, lambda line: console.say(line, aside=not console.shows_text(args)))
             console.write_result(args.json, result)
             return console.PROBLEMS if result.get("problems") else console.DONE
@@ -83,7 +85,8 @@ class DatasetScript:
         report = finish(plan, out, run, card)
         sheet = contact_sheet(out, report["shards"], plan.classes, plan.label_column)
         say(f"{report['clips']['built']} of {report['clips']['planned']} clips built: {counts_of(report)}")
-        for name, reason in list(report["left_out"].items())[:10]:
+        rarest = sorted(report["left_out"].items(), key=lambda clip: report["status"][clip[1].partition(":")[0]])
+        for name, reason in rarest[:10]:  # a thousand missing clips must not hide a damaged one
             say(f"  left out: {name} ({reason})")
         if len(report["left_out"]) > 10:
             say(f"  ... and {len(report['left_out']) - 10} more, all in {out / 'manifest.csv'}")
@@ -124,11 +127,12 @@ def _add_build_flags(parser: argparse.ArgumentParser, max_lost: float) -> None:
     add("--image_format", choices=("jpeg", "png"), default="jpeg", help="png is lossless")
     add("--quality", type=int, default=90, help="of the JPEG (default 90)")
     add("--sampling_rate", type=count, default=16_000, help="of the sound in Hz (default 16000)")
-    add("--max_seconds", type=float, default=600.0, help="longer clips are left out as too_long")
+    add("--max_seconds", type=console.seconds, default=600.0, help="longer clips are left out as too_long")
     add("--min_seconds", type=float, default=0.1, help="shorter clips are left out as too_short")
-    add("--max_lost", type=float, default=max_lost, help=f"stop if a larger share is lost (default {max_lost:g})")
+    text = f"stop if a larger share is lost, from 0 to 1 (default {max_lost:g})"
+    add("--max_lost", type=console.fraction, default=max_lost, help=text)
     add("--clips_per_shard", type=count, default=128, help="clips per file (default 128)")
-    add("--overwrite", action="store_true", help="remove another build in --out first")
+    add("--overwrite", action="store_true", help="start anew: first remove what is built in --out")
 
 
 def encode_options(args: argparse.Namespace) -> EncodeOptions:

@@ -101,7 +101,7 @@ def encode_clip(clip: PlannedClip, label_column: str, options: EncodeOptions) ->
     }
 
 
-def _checked(path: str, size: int | None, sha256: str | None) -> bytes | str:
+def _checked(path: str, size: int, sha256: str | None) -> bytes | str:
     """Check a file and return its bytes, or its path if it is too large to be kept in memory.
 
     A file is read once, so that what is checked is what is decoded; one larger than `MAX_IN_MEMORY` is read twice.
@@ -110,7 +110,7 @@ def _checked(path: str, size: int | None, sha256: str | None) -> bytes | str:
         MediaError: the file is missing, not a regular file, of another size, or not what its checksum says.
     """
     found = regular_size(path)
-    if size is not None and found != size:
+    if found != size:
         raise MediaError("changed", f"{path}: {found} bytes, {size} when the build was planned")
     try:
         with open(path, "rb") as file:
@@ -119,8 +119,8 @@ def _checked(path: str, size: int | None, sha256: str | None) -> bytes | str:
                 content: bytes | str = path
             else:
                 content = file.read(found)
-                is_pointer = content.startswith(b"version https://git-lfs")
-                digest = None if is_pointer else hashlib.sha256(content).hexdigest()
+                named_better = not content or content.startswith(b"version https://git-lfs")  # by the decoder
+                digest = None if named_better else hashlib.sha256(content).hexdigest()
     except OSError as error:
         raise MediaError("unreadable", f"{path}: cannot be read ({error.strerror})") from None
     if None not in (sha256, digest) and digest != sha256:
@@ -151,7 +151,7 @@ def _read_clip(clip: PlannedClip, options: EncodeOptions) -> Clip:
     assert clip.source is not None  # a clip without a file has a problem
     media: dict[str, Any] = {"video": _checked(clip.source, clip.size, clip.sha256)}
     if clip.sound is not None:
-        content = _checked(clip.sound, None, clip.sound_sha256)
+        content = _checked(clip.sound, clip.sound_size, clip.sound_sha256)
         with _named(clip.sound):  # decoded apart from the video, so that an error names the file at fault
             media["audio"], media["sampling_rate"] = read_audio(content, limits=limits)
     span = clip.window

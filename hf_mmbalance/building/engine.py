@@ -26,6 +26,7 @@ from hf_mmbalance.console import UserError
 from hf_mmbalance.data.clips import DataError
 from hf_mmbalance.json_files import write_json
 from hf_mmbalance.model.media_mmbalance import MediaError
+from hf_mmbalance.model.reading_mmbalance import logger as reading_log
 from hf_mmbalance.progress import bar as progress_bar
 
 
@@ -33,7 +34,7 @@ ROWS_PER_GROUP = 32  # rows held in memory while writing and reading
 STATE = ".build"  # drafts and one record per shard; `datasets` reads no hidden folder
 PLAIN = ("string", "int64", "int32", "float64")
 
-RESUME = "run the same command again: it resumes the build"
+RESUME = "run the same command again (without --overwrite): it resumes the build"
 
 
 class BuildError(UserError):
@@ -62,7 +63,7 @@ def build(
         out: folder; a build of the same plan in it is resumed.
         num_proc: worker processes; only they decode clips, so that a crashing decoder cannot end the build.
         part: (i, n): build every n-th shard from the i-th on.
-        overwrite: remove another build that is in the folder.
+        overwrite: build again what is there: of the same plan this part, of another one everything.
 
     Returns:
         `clips`, `seconds` and `steady_clips_per_second` of this run.
@@ -71,10 +72,12 @@ def build(
         BuildError: the folder holds something else, the disk is full, or a worker died.
     """
     _open_folder(plan, out, overwrite)
-    todo = [shard for shard in part_of(plan.shards(), part) if not is_done(out, shard.name)]
-    for draft in (out / STATE / "drafts").iterdir():
-        if not _is_alive(draft):
-            draft.unlink(missing_ok=True)
+    shards = part_of(plan.shards(), part)
+    if overwrite:
+        for shard in shards:
+            _record_path(out, shard.name).unlink(missing_ok=True)
+    todo = [shard for shard in shards if not is_done(out, shard.name)]
+    _remove_dead_drafts(out, {shard.name for shard in todo})
     started = time.perf_counter()
     clips = sum(len(shard.clips) for shard in todo)
     with progress_bar(total=clips, desc=f"building {plan.name}", unit="clip", disable=not clips) as bar:
@@ -100,8 +103,15 @@ def _open_folder(plan: BuildPlan, out: Path, overwrite: bool) -> None:
     write_json(mark, {"name": plan.name, "fingerprint": plan.fingerprint(), "plan": plan.to_json()})
 
 
+def _remove_dead_drafts(out: Path, shards: set[str]) -> None:
+    """Remove what killed processes left of these shards; others may be in work on another machine."""
+    for draft in (out / STATE / "drafts").iterdir():
+        if draft.stem in shards and not _is_alive(draft):
+            draft.unlink(missing_ok=True)
+
+
 def _is_alive(draft: Path) -> bool:
-    """Whether the process that writes a draft is running (for another part of the build on this machine)."""
+    """Whether a process of this machine is writing a draft."""
     pid = int(draft.name.rsplit(".", 1)[-1])
     if pid == os.getpid():
         return False
@@ -226,7 +236,8 @@ class ShardWriter:
             os.replace(draft, self.out / "data" / f"{shard.name}.parquet")
         else:
             draft.unlink()
-        write_json(self.out / STATE / "shards" / f"{shard.name}.json", record)
+            (self.out / "data" / f"{shard.name}.parquet").unlink(missing_ok=True)  # of an earlier build
+        write_json(_record_path(self.out, shard.name), record)
 
 
 @dataclass(frozen=True)
@@ -238,6 +249,7 @@ class ClipEncoder:
 
     def row(self, clip: PlannedClip) -> dict[str, Any]:
         """The row of a clip; raises what its decoder raises."""
+        reading_log.setLevel("ERROR")  # remarks on a clip are in the manifest, under its name
         return encode_clip(clip, self.label_column, self.options)
 
     def __call__(self, clip: PlannedClip) -> Answer:
@@ -346,9 +358,13 @@ def is_done(out: Path, name: str) -> bool:
     return not record["rows"] or (target.exists() and target.stat().st_size == record["bytes"])
 
 
+def _record_path(out: Path, name: str) -> Path:
+    return out / STATE / "shards" / f"{name}.json"
+
+
 def read_record(out: Path, name: str) -> dict[str, Any] | None:
     """The record of a shard, or None."""
-    path = out / STATE / "shards" / f"{name}.json"
+    path = _record_path(out, name)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 

@@ -101,6 +101,7 @@ class PlannedClip:
         columns: the metadata columns.
         size: bytes of the source when the plan was made.
         sound: a second file with the sound, if it is not taken from the source.
+        sound_size: its bytes when the plan was made.
         window: seconds of the source to use.
         window_if_longer: if the source ends before the window does, and is about as long, it is the clip.
         sha256: of the source, if a list of checksums names it.
@@ -116,6 +117,7 @@ class PlannedClip:
     columns: dict[str, Any]
     size: int = 0
     sound: str | None = None
+    sound_size: int = 0
     window: tuple[float, float] | None = None
     window_if_longer: bool = False
     sha256: str | None = None

@@ -150,7 +150,7 @@ class ClipStream(IterableDataset):
         files = list(found[split_name(split)])
         if not all(path.endswith(".parquet") for path in files):
             raise DataError(f"{name}: only Parquet files are streamed; use streaming=False")
-        rows, features = [], None
+        rows, features = [], builder.info.features
         for path in files:
             with _open(path) as file:
                 footer = pq.ParquetFile(file)
@@ -160,7 +160,7 @@ class ClipStream(IterableDataset):
         names = label_names(name, features[columns.label], adapter)  # type: ignore[index]
         if names is None:
             raise DataError(f"{name}: column {columns.label!r} has no class names; streaming needs a ClassLabel")
-        stored = stored_reading(name, commit_of(name, builder) or options.revision)
+        stored = stored_reading(name, builder, commit_of(name, builder) or options.revision)
         return cls(
             files,
             rows,

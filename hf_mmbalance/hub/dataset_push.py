@@ -111,12 +111,14 @@ def publish(
     )
     repo = done.repo_url.repo_id
     sent = result.pop("sent")
+    mine = cards.config_names(build.head)
+    config = "" if result["default"] in mine else f', "{mine[0]}"'
     return {
         **{"repo": repo, "url": done.repo_url.url, "commit": done.oid, "tag": build.tag},
         **result,
         "files": len(sent),
         "bytes": sum(build.shards[path].stat().st_size for path in sent),
-        "load": f'load_dataset("{repo}", revision="{build.tag}")',
+        "load": f'load_dataset("{repo}"{config}, revision="{build.tag}")',
     }
 
 

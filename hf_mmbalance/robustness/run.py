@@ -142,20 +142,33 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
     test = splits.splits.get("test")
     if test is None or not len(test):
         raise DataError(f"{dataset} has no test clips, and corruption is judged on those{options.test_remedy}")
-    table = DecisionTable.read(folder / RUN_TABLE)
-    rows = zip(table.ids, table.labels.tolist(), table.splits, table.draw_numbers, strict=True)
-    judged = {name: label for name, label, split, draw in rows if split == "test" and not draw}
-    if judged != dict(zip(test.ids, test.labels, strict=True)):
-        raise DataError(f"{dataset} has other test clips than the run in {folder}: it was changed since")
     model = MMBalanceForAudioVisualClassification.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    processor = MMBalanceProcessor.from_pretrained(folder)
+    table = DecisionTable.read(folder / RUN_TABLE)
+    _check_unchanged(table, splits, processor, f"the run in {folder}", dataset)
     return Run(
         folder,
         options,
         model.eval(),
-        MMBalanceProcessor.from_pretrained(folder),
+        processor,
         test if max_clips is None else SomeClips(test, max_clips),
         log_prior_of_run(table, "calibration" if model.fusion.fitted else "train"),
     )
+
+
+def _check_unchanged(
+    table: DecisionTable, splits: ClipSplits, processor: MMBalanceProcessor, run: str, dataset: str
+) -> None:
+    """Refuse clips on which the run was not tested.
+
+    Raises:
+        DataError: other clips or labels than in the table of the run, or a data set that was built otherwise since.
+    """
+    rows, test = table.select("test"), splits["test"]
+    if dict(zip(rows.ids, rows.labels, strict=True)) != dict(zip(test.ids, test.labels, strict=True)):
+        raise DataError(f"{dataset} has other test clips or labels than {run}: it was changed since")
+    if splits.reading is not None and splits.reading.stored != processor.spec.stored:
+        raise DataError(f"{dataset} was built with other options since {run}: build it as it was, or train again")
 
 
 def log_prior_of_run(table: DecisionTable, split: str) -> np.ndarray:

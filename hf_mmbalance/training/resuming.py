@@ -86,7 +86,9 @@ class KeepOrigin(TrainerCallback):
 
     def __init__(self, clips: ClipSplits, arguments: RunArguments, checkpoint: str | None):
         sizes = {split: len(part) for split, part in clips.splits.items()}
-        options = {**arguments.to_dict(), "processes": arguments.training.world_size}  # clips per step depend on it
+        stored = clips.reading and clips.reading.stored  # how a built data set stores clips: it may be built again
+        options = {**arguments.to_dict(), "stored": stored and stored.to_dict()}
+        options["processes"] = arguments.training.world_size  # clips per step depend on it
         origin = {"fingerprint": fingerprint(clips), "clips": sizes, "arguments": options}
         self.origin: dict[str, Any] = json.loads(json_text(scrub_all(origin)))  # as it will be read
         self.changes: list[str] = []

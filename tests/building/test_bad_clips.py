@@ -38,13 +38,13 @@ def test_bad_clips_are_named_and_left_out(media, tmp_path):
     (tmp_path / "empty.mp4").touch()
     cases = {
         "missing": {"source": str(tmp_path / "vanished.mp4"), "size": 5},
-        "lfs_pointer": {"source": str(tmp_path / "pointer.mp4")},
+        "lfs_pointer": {"source": str(tmp_path / "pointer.mp4"), "sha256": "0" * 64},
         "no_audio": {"source": str(tmp_path / "silent.mp4")},
         "no_video": {"source": str(tmp_path / "blind.m4a")},
         "too_short": {"source": str(tmp_path / "short.mp4")},
         "too_long": {"source": str(tmp_path / "long.mp4")},
         "undecodable": {"source": str(tmp_path / "broken.mp4")},
-        "empty": {"source": str(tmp_path / "empty.mp4")},
+        "empty": {"source": str(tmp_path / "empty.mp4"), "sha256": "0" * 64},
         "changed": {"source": clips["c00"].source, "size": 7},
         "checksum": {"source": clips["c00"].source, "size": clips["c00"].size, "sha256": "0" * 64},
     }
@@ -90,6 +90,8 @@ def test_bad_plans(media, tmp_path):
     with pytest.raises(BuildError, match="--overwrite"):
         build(other, tmp_path / "out")
     assert build(other, tmp_path / "out", overwrite=True)["clips"] == 4
+    assert build(other, tmp_path / "out")["clips"] == 0
+    assert build(other, tmp_path / "out", overwrite=True)["clips"] == 4, "the same plan was not built anew"
     (tmp_path / "out" / "data" / "train-stray.parquet").touch()
     with pytest.raises(BuildError, match="not of this build"):
         finish(other, tmp_path / "out", {}, CARD)

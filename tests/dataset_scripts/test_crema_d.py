@@ -130,6 +130,9 @@ def test_folds_and_the_ogm_split_are_exact(full_tree):
     bad = [clip for clip in plan.clips if clip.id in KNOWN_BAD]
     assert len(bad) == 4 and all(clip.window == (0.0, 0.2) and "known_bad" in clip.notes[0] for clip in bad)
     assert plan_crema_d(full_tree, EncodeOptions()).fingerprint() == plan.fingerprint()
+    with (full_tree / "AudioWAV" / "1001_DFA_ANG_XX.wav").open("ab") as file:
+        file.write(b"more")
+    assert plan_crema_d(full_tree, EncodeOptions()).fingerprint() != plan.fingerprint()
 
 
 def test_folds_are_dealt_the_same_whatever_the_order():

@@ -256,4 +256,9 @@ def test_only_annotations_are_for_publishing(small, tmp_path):
     rows = load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
     assert rows["train"].column_names == ["id", "youtube_id", "time_start", "time_end", "label"]
     assert rows.num_rows == {"train": 10, "validation": 10, "test": 10}
+    files = sorted((out / "data").iterdir())
+    kept = [entry for entry in read_annotations([small]) if entry.label == "blowing_nose"]
+    assert sorted(read_annotations(files), key=str) == sorted(kept, key=str), "the list does not serve to build"
+    with pytest.raises(DataError, match="clips.parquet: not a list of clips .*unknown split 'clips"):
+        read_annotations([files[0].rename(tmp_path / "clips.parquet")])
     assert load_script("kinetics_sounds").main(flags) == 2

@@ -113,7 +113,7 @@ text = open(hf_hub_download(sys.argv[1], sys.argv[2], repo_type="dataset")).read
 code = text.split("```python\\n")[1].split("```")[0]
 assert sys.argv[1] in code and "revision=" in code, code
 exec(code)
-print({name: len(part) for name, part in clips.items()}, len(train))
+print({name: len(part) for name, part in clips.items()}, len(train), train.spec.stored.frames)
 print(clips["train"].select_columns(["frames"])[0]["frames"][0].size)
 """
 
@@ -131,7 +131,7 @@ def test_a_build_is_published_and_read_by_plain_datasets(hub, run_client, built)
     assert "a warm stream yields after" in done.stdout
     assert "none" not in hub.log.by_route() and hub.log.count("resolve", status=206)
     done = run_client(SNIPPET, args=[f"{hub.user}/toy", "README.md"], without=["torchcodec"])
-    assert done.stdout == "{'train': 7, 'test': 4} 7\n(32, 24)\n"
+    assert done.stdout == "{'train': 7, 'test': 4} 7 2\n(32, 24)\n"
 
 
 def test_nothing_of_this_machine_is_published(hub, publish, built, media):
@@ -167,6 +167,8 @@ def test_several_builds_share_a_repository(hub, publish, run_client, built, medi
     before = files(hub)
     named = publish(small, "--name", "small")
     assert named["configs"] == ["small-fold0", "small-fold1", "fold0", "fold1"] and named["default"] == "fold0"
+    assert named["load"] == f'load_dataset("{hub.user}/toy", "small-fold0", revision="{named["tag"]}")'
+    assert main["load"] == f'load_dataset("{hub.user}/toy", revision="{main["tag"]}")'
     after = files(hub)
     assert {path: content for path, content in after.items() if path in before and path != "README.md"} == {
         path: content for path, content in before.items() if path != "README.md"
@@ -182,7 +184,7 @@ def test_several_builds_share_a_repository(hub, publish, run_client, built, medi
     assert publish(small, "--name", "small", "--default", "small-fold1")["default"] == "small-fold1"
     assert publish(built)["default"] == "small-fold1" and card(hub)[1].count("other builds -->") == 2
     done = run_client(SNIPPET, args=[f"{hub.user}/toy", "small/README.md"])
-    assert done.stdout == "{'train': 7, 'test': 4} 7\n(16, 12)\n"
+    assert done.stdout == "{'train': 7, 'test': 4} 7 1\n(16, 12)\n", "not read as its own build stores clips"
     done = publish(small, "--name", "data", check=False)
     assert done.returncode == 2 and "--name 'data'" in done.stderr
     assert main["tag"] in hub.server.store.repos["datasets", f"{hub.user}/toy"].tags

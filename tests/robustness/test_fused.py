@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,24 @@ def test_clips_without_a_test_split_are_refused_with_the_remedy(fused, tmp_path,
     )
     assert main(["robustness", str(tmp_path)]) == 2
     assert "has no test clips" in (said := capsys.readouterr().err) and "--test_fraction 0.3" in said
+
+
+def test_clips_that_were_changed_since_are_refused(fused, tmp_path, capsys):
+    """The answers of before and after would stand beside each other."""
+    folder = shutil.copytree(fused, tmp_path / "model")
+    config = json.loads((fused / "processor_config.json").read_text())
+    config["reading"]["stored"] = {**config["reading"], "frames": 5}
+    (folder / "processor_config.json").write_text(json.dumps(config))
+    assert main(["robustness", str(folder)]) == 2
+    assert "was built with other options since the run in" in capsys.readouterr().err
+    results = json.loads((fused / "results.json").read_text())
+    table = Path(results["arguments"]["dataset"])
+    fewer = table.with_name("fewer.csv")
+    fewer.write_text("\n".join(table.read_text().splitlines()[:-3]))
+    results["arguments"]["dataset"] = str(fewer)
+    (folder / "results.json").write_text(json.dumps(results))
+    assert main(["robustness", str(folder)]) == 2
+    assert "has other test clips or labels than the run in" in capsys.readouterr().err
 
 
 def test_a_modality_gives_no_evidence_for_a_class_it_does_not_know():

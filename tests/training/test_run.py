@@ -16,15 +16,17 @@ from hf_mmbalance import cli
 from hf_mmbalance.decision.results import write_outputs
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.hub.model_card import write_card
+from hf_mmbalance.json_files import write_json
+from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 from hf_mmbalance.training import run as run_module
 from hf_mmbalance.training.arguments import ModelArguments, parse_arguments
 from hf_mmbalance.training.build import frozen_notes
 from hf_mmbalance.training.cli import train
-from hf_mmbalance.training.resuming import last_complete_checkpoint
+from hf_mmbalance.training.resuming import KeepOrigin, changes_since, last_complete_checkpoint
 from hf_mmbalance.training.run import settle_output_dir
 from tests.media_factory import write_clip
 
-from .tiny_runs import TINY, TOWERS, tiny_run
+from .tiny_runs import TINY, TOWERS, random_splits, tiny_run
 
 
 def settle(*options: str):
@@ -340,3 +342,15 @@ def test_a_resumed_run_tells_what_was_changed_and_refuses_what_cannot_be(tmp_pat
         origin.write_text(origin.read_text().replace('"processes": 1', '"processes": 2'))
     with pytest.raises(ValueError, match="is a run of 16 clips per step, not 8"):
         tiny_run(run, "--num_train_epochs", "2", *resume)
+
+
+def test_a_data_set_that_was_built_in_another_way_since_is_named(tmp_path):
+    arguments = parse_arguments([*TINY])
+    clips, origins = random_splits(train=2, calibration=2), []
+    for frames in (8, 6):
+        clips.reading = ReadingSpec(stored=ReadingSpec(frames=frames))
+        origins.append(KeepOrigin(clips, arguments, None).origin)
+    write_json(tmp_path / "run.json", {**origins[0], "changes": []})
+    assert changes_since(tmp_path, origins[0]) == []
+    (change,) = changes_since(tmp_path, origins[1])
+    assert change.startswith("stored {") and "'frames': 8" in change.split(" -> ")[0] and "'frames': 6" in change

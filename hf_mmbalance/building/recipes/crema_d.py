@@ -332,6 +332,7 @@ class _Media:
             columns=columns,
             size=file_size(video),
             sound=str(sound) if sound else None,
+            sound_size=file_size(sound) if sound else 0,
             window=window,
             sha256=self.sums.get(f"VideoFlash/{name}.flv"),
             sound_sha256=self.sums.get(f"AudioWAV/{name}.wav"),

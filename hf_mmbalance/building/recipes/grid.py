@@ -8,7 +8,7 @@ from typing import Any
 from hf_mmbalance.building.encode import class_label, file_size, value
 from hf_mmbalance.building.plan import BuildPlan, EncodeOptions, PlannedClip
 from hf_mmbalance.data.clips import SPLITS
-from hf_mmbalance.data.sources.grid import VOCABULARY, WORDS, GridOptions, assign_splits, scan_grid
+from hf_mmbalance.data.sources.grid import VOCABULARY, WORDS, GridClip, GridOptions, assign_splits, scan_grid
 from hf_mmbalance.data.splits import MIN_GROUPS
 
 
@@ -48,27 +48,13 @@ def plan_grid(
     unaligned = [clip.id for clip in found if clip.times is None]
     if unaligned:
         notes.append(f"{len(unaligned)} clips have no alignment file, e.g. {unaligned[0]}: their word times are null")
-    others = [word for word in WORDS if word != label]
-    features: dict[str, dict[str, Any]] = {"speaker": value("string"), "sentence": value("string")}
-    features |= {word: class_label(list(VOCABULARY[word].values())) for word in others}
-    features |= {f"{word}_{edge}": value("float64") for word in WORDS for edge in ("start", "end")}
-    clips = []
-    for clip, split in zip(found, splits, strict=True):
-        columns: dict[str, Any] = {"speaker": clip.speaker, "sentence": " ".join(clip.words[word] for word in WORDS)}
-        columns |= {word: list(VOCABULARY[word].values()).index(clip.words[word]) for word in others}
-        for word in WORDS:
-            start, end = clip.times[word] if clip.times else (None, None)
-            columns |= {f"{word}_start": start, f"{word}_end": end}
-        number = list(VOCABULARY[label].values()).index(clip.words[label])
-        path = str(clip.path)
-        clips.append(PlannedClip(clip.id, path, split, number, columns, size=file_size(path)))
     return BuildPlan(
         name="grid",
-        clips=clips,
+        clips=[_planned(clip, split, label) for clip, split in zip(found, splits, strict=True)],
         classes=list(VOCABULARY[label].values()),
         label_column=label,
         group_column="speaker",
-        features=features,
+        features=_features(label),
         configs={"default": {split: [split] for split in SPLITS if split in splits}},
         encode=encode,
         clips_per_shard=clips_per_shard,
@@ -76,3 +62,20 @@ def plan_grid(
         max_lost=max_lost,
         notes=notes,
     )
+
+
+def _features(label: str) -> dict[str, dict[str, Any]]:
+    """All columns but that of the labelled word, which is the class."""
+    features: dict[str, dict[str, Any]] = {"speaker": value("string"), "sentence": value("string")}
+    features |= {word: class_label(list(VOCABULARY[word].values())) for word in WORDS if word != label}
+    return features | {f"{word}_{edge}": value("float64") for word in WORDS for edge in ("start", "end")}
+
+
+def _planned(clip: GridClip, split: str, label: str) -> PlannedClip:
+    numbers = {word: list(VOCABULARY[word].values()).index(clip.words[word]) for word in WORDS}
+    columns: dict[str, Any] = {"speaker": clip.speaker, "sentence": " ".join(clip.words[word] for word in WORDS)}
+    columns |= {word: number for word, number in numbers.items() if word != label}
+    for word in WORDS:
+        start, end = clip.times[word] if clip.times else (None, None)
+        columns |= {f"{word}_start": start, f"{word}_end": end}
+    return PlannedClip(clip.id, str(clip.path), split, numbers[label], columns, size=file_size(clip.path))

@@ -38,7 +38,8 @@ ANNOTATIONS_CARD = """
 # Kinetics-Sounds: list of clips
 
 YouTube ids, times (seconds), labels and splits of Kinetics-Sounds; no media. Build the media from your own copy of
-Kinetics-400 with `dataset_scripts/kinetics_sounds.py build`. Kinetics annotations are CC BY 4.0 (Google). An uploader
+Kinetics-400 with `dataset_scripts/kinetics_sounds.py build --source k400 --annotations data/*.parquet --out built`
+of this list's files. Kinetics annotations are CC BY 4.0 (Google). An uploader
 who wants an id taken off the list opens a discussion on this page.
 
 ```python
@@ -70,7 +71,8 @@ class Annotation:
 
 
 def read_annotations(paths: Sequence[Path]) -> list[Annotation]:
-    """Read lists of clips: the three-way JSON (`labels`, `database`) or Kinetics-400's own CSV files.
+    """Read lists of clips: the three-way JSON (`labels`, `database`), Kinetics-400's own CSV files, or the Parquet
+    files that `write_annotations` wrote.
 
     Raises:
         DataError: a missing file, a name or row that cannot be read, a clip that is listed twice.
@@ -78,8 +80,9 @@ def read_annotations(paths: Sequence[Path]) -> list[Annotation]:
     out: list[Annotation] = []
     for path in paths:
         if not path.is_file():
-            raise DataError(f"{path}: no such annotation file; give KS_train_val.json or Kinetics-400's CSV files")
-        out += _from_json(path) if path.suffix == ".json" else _from_csv(path)
+            text = "give KS_train_val.json, Kinetics-400's CSV files, or the Parquet files of a published list"
+            raise DataError(f"{path}: no such annotation file; {text}")
+        out += READERS.get(path.suffix, _from_csv)(path)
     doubled = [clip for clip, count in Counter(entry.id for entry in out).items() if count > 1]
     if doubled:
         raise DataError(f"{len(doubled)} clips are listed twice in the annotations, e.g. {doubled[0]}")
@@ -119,6 +122,23 @@ def _from_row(row: dict[str, str]) -> Annotation:
         raise DataError(f"the window from {start} s to {end} s is empty or negative")
     split = split_name({"validate": "validation"}.get(row["split"], row["split"]))
     return Annotation(row["youtube_id"], start, end, class_name(row["label"]), split)
+
+
+def _from_parquet(path: Path) -> list[Annotation]:
+    """One split of a published list; the file's name begins with that of the split."""
+    try:
+        split = split_name(path.name.split("-")[0])
+        table = pq.read_table(path, columns=["youtube_id", "time_start", "time_end", "label"])
+        names = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+    except (pa.ArrowException, LookupError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: not a list of clips as the verb annotations writes it ({error})") from None
+    return [
+        Annotation(row["youtube_id"], int(row["time_start"]), int(row["time_end"]), names[row["label"]], split)
+        for row in table.to_pylist()
+    ]
+
+
+READERS = {".json": _from_json, ".parquet": _from_parquet}
 
 
 def class_name(label: str) -> str:
@@ -206,7 +226,7 @@ def plan_kinetics_sounds(
     Args:
         source: folder of videos.
         encode: how clips are stored.
-        annotations: the three-way JSON, or Kinetics-400's CSV files.
+        annotations: the lists (`read_annotations`).
         two_way: train and test list of the two-way split, offered as configuration `two_way`.
         classes: own list of classes; by default the 31.
         trimmed: `yes` (files hold just the clip), `no` (the whole video), `auto` (by its name and length).
@@ -256,7 +276,7 @@ def _listed(annotations: Sequence[Path], classes: Sequence[str] | None) -> tuple
     if empty:
         raise DataError(f"the annotations have no clip of {', '.join(empty)}; check the class list's spelling")
     strange = sorted(found - set(names))
-    if strange and not classes and any(path.suffix == ".json" for path in annotations):
+    if strange and not classes and any(path.suffix in READERS for path in annotations):
         raise DataError(f"the list has classes that are not Kinetics-Sounds': {', '.join(strange)}; give --classes")
     return names, listed
 

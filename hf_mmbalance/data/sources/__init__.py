@@ -33,7 +33,8 @@ BUILT_SUFFIXES = {".parquet", ".arrow", ".tar"}
 def source_of(dataset: str) -> str:
     """Name of the source that reads a data set: the data set's own name, else decided by the files at that path.
 
-    A folder with Parquet, Arrow or tar files, or a `metadata.jsonl` above its media, is a built data set (`hub`); one
+    A folder with Parquet, Arrow or tar files, or a `metadata.jsonl` or `metadata.csv` (with `file_name`) above its
+    media, is a built data set (`hub`); one
     with class folders is `folder` (JSON beside its clips does not count); one with JSON only is `hub`; a CSV, TSV or
     Parquet file is `table`, and any other name is looked up on the Hub.
     """
@@ -58,12 +59,20 @@ def _is_built(path: Path) -> bool:
     for file in walk_files(path):
         suffix = file.suffix.lower()
         in_class = file.parent != path and file.parent.name.lower() not in {*SPLITS, *SPLIT_ALIASES}
-        if suffix in BUILT_SUFFIXES or (suffix == ".jsonl" and not in_class):
+        if suffix in BUILT_SUFFIXES or (not in_class and (suffix == ".jsonl" or _lists_media(file))):
             return True
         if suffix in MEDIA_SUFFIXES and in_class:
             return False  # the first media file in a class folder decides: folders may be large
         lists = lists or suffix in (".json", ".jsonl")  # rows, or what a downloader noted of each clip
     return lists
+
+
+def _lists_media(file: Path) -> bool:
+    """Whether a file is the `metadata.csv` by which `datasets` describes the media in its folder."""
+    if file.name != "metadata.csv":
+        return False
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        return "file_name" in lines.readline()
 
 
 def options_class(dataset: str) -> type:

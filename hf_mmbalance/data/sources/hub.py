@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hf_mmbalance.data.adapter import NONE, Adapter, adapter_names, find_adapter
@@ -74,7 +74,7 @@ def hub_clips(name: str, options: HubOptions) -> ClipSplits:
             loaded = builder.as_dataset()
     commit = commit_of(name, builder)
     clips = clips_of(
-        loaded, options, name=name, stored=stored_reading(name, commit or options.revision), adapter=adapter
+        loaded, options, name=name, stored=stored_reading(name, builder, commit or options.revision), adapter=adapter
     )
     return replace(clips, commit=commit)
 
@@ -99,17 +99,17 @@ def open_builder(name: str, options: HubOptions) -> Any:
     Raises:
         DataError: there is no such data set, configuration or revision, or it cannot be reached.
     """
-    from datasets import load_dataset_builder
+    import datasets
+    from datasets.fingerprint import Hasher
     from datasets.packaged_modules.cache.cache import Cache
 
     with _loading(name):
-        builder = load_dataset_builder(name, options.config, revision=options.revision)
-        files = {split: list(part) for split, part in (builder.config.data_files or {}).items()}
-        every = [file for part in files.values() for file in part]
-        if Path(name).is_dir() and every and all(f.endswith(".parquet") and not set("*?[") & set(f) for f in every):
+        builder = datasets.load_dataset_builder(name, options.config, revision=options.revision)
+        if Path(name).is_dir():
             # Else the cache of `datasets` goes by README.md and the folder's last name, whatever the files hold now.
-            features = builder.info.features
-            builder = load_dataset_builder(name, options.config, data_files=files, features=features)
+            files = Hasher.hash(builder.config.data_files)  # their paths and times of change
+            cache = f"{datasets.config.HF_DATASETS_CACHE}/{builder.dataset_name}-{files}"
+            builder = datasets.load_dataset_builder(name, options.config, cache_dir=cache)
     if isinstance(builder, Cache) and options.revision not in (None, builder.hash):
         # What `datasets` falls back to is the newest copy in the cache, whichever revision was asked for.
         raise DataError(
@@ -168,7 +168,7 @@ def clips_of(
         options = replace(options, cache_dir=str(Path(options.cache_dir) / _content_name(name, loaded, columns)))
     parts: dict[str, Any] = {split: undecoded(part) for split, part in loaded.items()}
     if options.in_memory:
-        parts = {split: RowList(part) for split, part in parts.items()}
+        parts = {split: RowList.of(part, columns) for split, part in parts.items()}
     rows: list[Row] = []
     for split, part in parts.items():
         rows += rows_of_split(split, part, columns, labels, options)
@@ -240,27 +240,53 @@ def canonical_splits(name: str, loaded: Mapping[Any, Any], adapter: Adapter) -> 
     return {known: loaded[split] for split, known in names.items() if known is not None}, notes
 
 
-def stored_reading(name: str, revision: str | None) -> ReadingSpec | None:
+def stored_reading(name: str, builder: Any, revision: str | None) -> ReadingSpec | None:
     """How raw files were stored in a data set that this package built; None for others.
 
-    The report of the build is saved with its shards, in a folder or, at a revision, on the Hub.
+    Args:
+        name: folder, or name on the Hub.
+        builder: what `open_builder` returned for it.
+        revision: on the Hub.
 
     Raises:
-        DataError: the report exists but cannot be read.
+        DataError: the report of the build exists but cannot be read.
     """
-    path = Path(name) / REPORT
-    if not Path(name).is_dir():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-        try:
-            path = Path(hf_hub_download(name, REPORT, repo_type="dataset", revision=revision))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
-            return None
-    if not path.is_file():
+    found = (_local_report(name, place, builder, revision) for place in _places_of_report(builder))
+    path = next((path for path in found if path is not None), None)
+    if path is None:
         return None
     try:
         reading = json.loads(path.read_text(encoding="utf-8")).get("reading")
         return None if reading is None else ReadingSpec.from_dict(reading)
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: the report of the build cannot be read ({error}); build it again") from error
+
+
+def _places_of_report(builder: Any) -> list[str]:
+    """Where the report of a build may be, for data on the Hub within the repository.
+
+    It is beside the folder `data` of the shards; a build that was published under a name has one folder for all.
+    """
+    files = [file for part in (builder.config.data_files or {}).values() for file in part]
+    if files:
+        shards = PurePosixPath(re.sub("^hf://datasets/[^@]+@[^/]+/", "", files[0])).parent
+        folders = [shards.parent if shards.name == "data" else shards]
+    else:  # of the cache of `datasets` the configuration is known: that of a named build begins with the name
+        words = str(builder.config.name).split("-")
+        folders = [PurePosixPath("-".join(words[:count])) for count in range(len(words), -1, -1)]
+    return [str(folder / REPORT) for folder in folders]
+
+
+def _local_report(name: str, place: str, builder: Any, revision: str | None) -> Path | None:
+    if Path(name).is_dir():
+        return Path(place) if Path(place).is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, RemoteEntryNotFoundError
+
+    # Where the Hub is reached, only its own word that there is no report counts.
+    absent = RemoteEntryNotFoundError if builder.config.data_files else EntryNotFoundError
+    with _loading(name):
+        try:
+            return Path(hf_hub_download(name, place, repo_type="dataset", revision=revision))
+        except absent:
+            return None

@@ -164,14 +164,35 @@ def read_row(
 class RowList(list[dict[str, Any]]):
     """The rows of a stream in a list, with the methods of `datasets.Dataset` that are used here."""
 
+    @classmethod
+    def of(cls, stream: Any, columns: Columns) -> RowList:
+        """All rows of a stream, with the content of media of which it names only the place."""
+        media = columns.media.values()
+        return cls(
+            {name: _fetched(value) if name in media else value for name, value in row.items()} for row in stream
+        )
+
     def select_columns(self, names: list[str]) -> RowList:
         return RowList({name: row[name] for name in names} for row in self)
 
 
+def _fetched(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_fetched(one) for one in value]
+    if not isinstance(value, dict) or value["bytes"] is not None or "://" not in str(value["path"]):
+        return value
+    import fsspec
+
+    with fsspec.open(value["path"], "rb") as file:
+        return value | {"bytes": file.read()}
+
+
 def undecoded(part: Any) -> Any:
     """The same rows with media as bytes or paths."""
-    from datasets import Audio, Image, List, Video
+    from datasets import Audio, Image, IterableDataset, List, Video
 
+    if isinstance(part, IterableDataset):
+        return part.decode(False)  # undoes what a stream of media files does to its rows as well
     for column, feature in part.features.items():
         inner = feature.feature if isinstance(feature, List) else feature
         if isinstance(inner, (Audio, Image, Video)):

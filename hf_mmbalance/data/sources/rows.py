@@ -13,7 +13,7 @@ from hf_mmbalance.data.decoding import decode_all
 from hf_mmbalance.data.media_clips import ClipRecord, Fetch, MediaClips, media_file
 from hf_mmbalance.data.options import MediaOptions
 from hf_mmbalance.data.splits import fill_splits
-from hf_mmbalance.model.reading_mmbalance import ReadingSpec
+from hf_mmbalance.model.reading_mmbalance import ReadingSpec, cut
 
 
 UNLABELLED = "unlabelled"
@@ -127,6 +127,7 @@ def clips_from_rows(
     spec = options.reading(spans=any(row.window is not None for row in rows), stored=stored)
     media = {split: MediaClips(part, classes, options, split, spec, fetch) for split, part in records.items()}
     media, remarks = decode_all(media, options)
+    remarks += _note_on_frames(media, spec)
     datasets: dict[str, ClipDataset] = dict(media)
     loaded = ClipSplits(
         name,
@@ -177,6 +178,20 @@ def _records_in_splits(
         record = ClipRecord(row.id, row.group, place[row.label], row.source, row.window)
         records.setdefault(split, []).append(record)
     return records, notes
+
+
+def _note_on_frames(media: dict[str, MediaClips], spec: ReadingSpec) -> list[str]:
+    """That pictures repeat, where the spans of a built data set hold fewer frames than are read of them."""
+    if spec.stored is None or spec.unit != "span" or spec.frames is None:
+        return []
+    firsts = [cut(part.decoded(0), spec).frame_times for part in media.values() if len(part)]
+    held = [len(set(times.tolist())) for times in firsts if times is not None]
+    if not held or max(held) >= spec.frames:
+        return []
+    return [
+        f"a span holds about {round(sum(held) / len(held))} of the stored frames, and {spec.frames} are read, so that"
+        " pictures repeat: build the data set with more (e.g. --fps 25)"
+    ]
 
 
 def _notes_on_groups(clips: ClipSplits) -> list[str]:

@@ -76,6 +76,11 @@ def read_table(table: Path, columns: Sequence[str] = ("path",)) -> list[dict[str
         import pyarrow.parquet as pq
 
         try:
+            schema = pq.read_schema(table)
+            inside = [field.name for field in schema if pa.types.is_nested(field.type) or "binary" in str(field.type)]
+            if inside and columns[0] not in schema.names:
+                text = f"{table}: the clips are in its columns ({', '.join(inside)}), it names no files"
+                raise DataError(f"{text}; name the folder of this file as the data set")
             entries = pq.read_table(table).to_pylist()
         except pa.ArrowException as error:
             raise DataError(f"{table}: not a Parquet file that can be read ({error})") from error

@@ -131,8 +131,13 @@ def test_what_a_downloader_notes_beside_clips_makes_no_built_data_set(folder, tm
     (tmp_path / "clips" / "about.json").write_text("{}")
     assert source_of(str(tmp_path / "clips")) == "folder"
     assert load_clips(str(tmp_path / "clips"), **SMALL).classes == ["blue", "red"]
-    (tmp_path / "clips" / "metadata.jsonl").write_text("{}")  # as the `datasets` library lists clips in a folder
-    assert source_of(str(tmp_path / "clips")) == "hub"
+    (tmp_path / "clips" / "metadata.csv").write_text("clip,noise\n")
+    assert source_of(str(tmp_path / "clips")) == "folder"
+    # as the `datasets` library lists clips in a folder
+    for name, content in (("metadata.csv", "file_name,label\n"), ("metadata.jsonl", "{}")):
+        (tmp_path / "clips" / "metadata.csv").unlink(missing_ok=True)
+        (tmp_path / "clips" / name).write_text(content)
+        assert source_of(str(tmp_path / "clips")) == "hub"
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "train.json").write_text("{}")
     assert source_of(str(tmp_path / "rows")) == "hub"
@@ -180,6 +185,13 @@ def test_table_windows_classes_and_relative_paths(tmp_path):
         load_clips(str(tmp_path / "t.csv"), classes=["no"], **named)
     with pytest.raises(DataError, match="no column 'path'"):
         load_clips(str(tmp_path / "t.csv"))
+
+
+def test_a_file_of_a_built_data_set_is_no_table_of_paths(tmp_path):
+    rows = pa.table({"id": ["a"], "audio": [{"bytes": b"fLaC", "path": None}], "label": [0]})
+    pq.write_table(rows, tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"train.parquet: the clips are in its columns \(audio\).*name the folder"):
+        load_clips(str(tmp_path / "train.parquet"))
 
 
 def test_windows_of_one_file_are_on_one_side_of_a_split(tmp_path):

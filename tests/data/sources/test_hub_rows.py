@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, Video
@@ -12,6 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from hf_mmbalance.data import DataError, HubOptions, load_clips
 from hf_mmbalance.data.sources.hub import clips_of
 from hf_mmbalance.data.streaming import load
+from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 from tests.data.clip_rows import CONTENT, WHOLE, made
 from tests.media_factory import write_clip
 
@@ -51,21 +53,41 @@ def test_a_cache_folder_knows_which_column_was_read_and_within_which_limits(tmp_
         clips_of(rows, HubOptions(**options, video_column="dark", max_seconds=0.1))
 
 
-def test_a_folder_whose_files_were_replaced_is_read_anew(clip: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_folder_whose_files_were_replaced_is_read_anew(clip: bytes, tmp_path: Path, kind: str) -> None:
     """`datasets` would give the rows that it has in its cache for this README."""
-    parts = ", ".join(
-        f"{{config_name: {name}, data_files: [{{split: train, path: {name}.parquet}}]}}" for name in "ab"
-    )
+    parts = ", ".join(f"{{config_name: {name}, data_files: [{{split: train, path: {name}.{kind}}}]}}" for name in "ab")
     types = "[{name: label, dtype: {class_label: {names: {'0': cat, '1': dog}}}}, {name: clip, dtype: video}]"
     infos = ", ".join(f"{{config_name: {name}, features: {types}}}" for name in "ab")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "README.md").write_text(f"---\nconfigs: [{parts}]\ndataset_info: [{infos}]\n---\n")
     for labels in ([0, 1], [1, 0]):
         for name, count in (("a", 2), ("b", 1)):
-            rows = made(clip, "int64", label=labels * count)
-            pq.write_table(rows.data.table.replace_schema_metadata(), tmp_path / "set" / f"{name}.parquet")
+            table = made(clip, "int64", label=labels * count).data.table.replace_schema_metadata()
+            path = tmp_path / "set" / f"{name}.{kind}"
+            if kind == "parquet":
+                pq.write_table(table, path)
+            else:
+                with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+                    writer.write_table(table)
             clips = load_clips(str(tmp_path / "set"), config=name, **WHOLE)
             assert clips.classes == ["cat", "dog"] and clips["train"].labels == labels * count
+            if kind == "parquet":  # whose columns are described in README.md only
+                stream = load(str(tmp_path / "set"), config=name, streaming=True, shuffle=False, frames=2)
+                assert [one["label"] for batch in stream for one in batch] == labels * count
+
+
+def test_a_stream_of_media_files_is_read_into_memory(clip: bytes, tmp_path: Path) -> None:
+    """Of a folder of videos on the Hub `datasets` gives addresses, and has the videos decoded by torchcodec."""
+    (tmp_path / "c.mp4").write_bytes(clip)
+    place = {"bytes": None, "path": (tmp_path / "c.mp4").as_uri()}
+    features = Features({"label": Value("string"), "clip": CONTENT})
+    rows = Dataset.from_dict({"label": ["a", "b"], "clip": [place] * 2}, features=features).cast_column(
+        "clip", Video()
+    )
+    stream = rows.to_iterable_dataset().decode(num_threads=2)
+    clips = clips_of(stream, HubOptions(**WHOLE, in_memory=True))["train"]
+    assert [one["frames"].shape for one in clips] == [(2, 16, 16, 3)] * 2
 
 
 def test_a_number_that_is_another_class_in_another_split_is_refused(clip: bytes) -> None:
@@ -132,6 +154,18 @@ def test_pictures_without_times_or_sound_have_no_length() -> None:
     features = Features({"label": ClassLabel(names=["a", "b"]), "frames": List(Image())})
     clips = clips_of(Dataset.from_dict({"label": [0, 1], "frames": pictures}, features=features), HubOptions(**WHOLE))
     assert [clip["seconds"] for clip in clips["train"]] == [0.0, 0.0]
+
+
+def test_spans_that_hold_too_few_stored_frames_are_noted() -> None:
+    features = Features({"label": Value("string"), "start": Value("float64"), "end": Value("float64")})
+    features |= {"frames": List(Image()), "frame_times": List(Value("float64"))}
+    pictures = [np.full((16, 16, 3), 50 * i, np.uint8) for i in range(4)]
+    columns = {"label": ["a", "b"], "frames": [pictures] * 2, "frame_times": [[0.0, 1.0, 2.0, 3.0]] * 2}
+    options = HubOptions(**WHOLE, start_column="start", end_column="end")
+    for end, noted in ((0.9, True), (2.9, False)):
+        rows = Dataset.from_dict({**columns, "start": [0.1] * 2, "end": [end] * 2}, features=Features(features))
+        notes = clips_of(rows, options, stored=ReadingSpec(frames=4)).notes
+        assert noted == any("holds about 1 of the stored frames, and 2 are read" in note for note in notes)
 
 
 def test_half_a_window_is_refused(clip: bytes) -> None:
