@@ -350,7 +350,7 @@ def _decode_parts(
         seconds = seconds or float(len(frames))
         times = np.arange(len(frames)) * seconds / len(frames)  # each is shown for an equal part of the sound
     if times is not None:
-        seconds = seconds or float(times[-1]) + 1e-3
+        seconds = max(seconds, float(times[-1]) + 1e-3)
     window = (0.0, seconds) if span is None else (span[0], min(span[1], seconds))
     if not window[0] < window[1]:
         raise MediaError("too_short", f"the window starts at {window[0]:g} s, the clip ends at {seconds:.2f} s")
