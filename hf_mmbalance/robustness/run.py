@@ -22,7 +22,7 @@ from hf_mmbalance.decision.results import RESULTS
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.decision.table_files import RUN_TABLE
 from hf_mmbalance.embedding.dataset_options import load_dataset
-from hf_mmbalance.embedding.run import NO_SPLITS
+from hf_mmbalance.embedding.run import FUSED_DATA
 from hf_mmbalance.hub.limits import check_head
 
 
@@ -186,8 +186,7 @@ def arguments_of(results: dict[str, Any]) -> dict[str, Any]:
 
 def clips_of_fusion(results: dict[str, Any]) -> ClipSplits:
     """The splits that two models were fused on, from the fusion's `results.json`."""
-    fixed = {**NO_SPLITS, "unlabelled": "keep", "classes": results["classes"]}
-    return load_dataset(argparse.Namespace(**results["arguments"]), **fixed)[0]
+    return load_dataset(argparse.Namespace(**results["arguments"]), **FUSED_DATA)[0]
 
 
 def clips_of_run(arguments: dict[str, Any]) -> ClipSplits:
