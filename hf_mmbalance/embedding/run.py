@@ -145,7 +145,10 @@ def _load(
             if labels["audio"] is None or labels["vision"] is None:
                 raise
             # The classes are those labels of the audio model that the vision model knows, too.
-            shared = map_labels(labels["vision"], labels["audio"], given.get("vision")).classes
+            try:
+                shared = map_labels(labels["vision"], labels["audio"], given.get("vision")).classes
+            except ValueError as error:
+                raise ValueError(f"{error}; or name the classes with --classes, as no clip has a label") from None
             return load_dataset(arguments, **FUSED_DATA, classes=[name for name, own in shared.items() if own])
 
 

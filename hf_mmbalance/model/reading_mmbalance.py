@@ -201,7 +201,10 @@ def span_of(source: Any, span: Span | None = None) -> Span | None:
             raise ValueError(f"a span needs both start and end in seconds, got start={ends[0]} and end={ends[1]}")
     if ends[0] is None:
         return None
-    start, end = float(ends[0]), float(ends[1])
+    try:
+        start, end = float(ends[0]), float(ends[1])
+    except (TypeError, ValueError):
+        raise ValueError(f"start={ends[0]!r} and end={ends[1]!r} must be numbers of seconds") from None
     if not (np.isfinite([start, end]).all() and max(start, 0.0) < end):
         raise ValueError(f"a span must have start < end and end > 0 (seconds), got {start:g} and {end:g}")
     return start, end

@@ -306,7 +306,8 @@ def test_without_any_label_two_classifiers_are_added_as_they_are(table, classifi
     labels.write_text(json.dumps({"vision": {"blue": "LOW", "red": "High"}}))
     out = tmp_path / "out"
     assert fuse(bare, out, classifiers) == 2
-    assert "say which label counts for which class by --label_map" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "say which label counts for which class by --label_map; or name the classes with --classes" in message
     assert fuse(bare, out, classifiers, "--label_map", str(labels)) == 0  # which says what the classes are, too
     assert json.loads((out / "results.json").read_text())["classes"] == ["High", "LOW"]
     assert "no labels: the two classifiers' log-probabilities are added" in capsys.readouterr().out
