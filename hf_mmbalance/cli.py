@@ -32,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     if not hasattr(arguments, "func"):
         parser.print_help()
         return console.REFUSED
-    options = set(vars(arguments)) - {"func"}
+    flags = [flag for action in parser.parser_of(argv)._actions for flag in action.option_strings]
+    options = [flag.removeprefix("--") for flag in flags if flag.startswith("--")]
     return console.run_command(lambda: int(arguments.func(arguments)), options=options)
 
 

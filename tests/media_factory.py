@@ -29,10 +29,12 @@ def write_clip(
     gop: int = 12,
     channels: int = 1,
     texture: int | None = None,
+    sound_seconds: float | None = None,
 ) -> Path:
     """Write a clip whose n-th frame is `grey_of(n)` (or one colour) and whose sound is a tone (None: no sound).
 
     With `texture` (a seed) frames are smooth patterns that differ from place to place and from frame to frame.
+    With `sound_seconds` the sound has another length than the frames.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as out:
@@ -54,7 +56,7 @@ def write_clip(
         if pictures is not None:
             out.mux(pictures.encode())
         if sound is not None:
-            _write_tone(out, sound, seconds, rate, tone, layout, channels)
+            _write_tone(out, sound, sound_seconds or seconds, rate, tone, layout, channels)
     return path
 
 

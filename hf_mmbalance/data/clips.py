@@ -43,8 +43,8 @@ class ClipDataset(ABC):
 
     `dataset[3]` reads the fourth clip as it is; `dataset[3, 7]` reads it augmented for epoch 7, keyed by seed, epoch
     and clip id. An example is `{"id": str, "group": str, "label": int, "audio": float32 (S,) or None,
-    "sampling_rate": int, "frames": uint8 (T, H, W, 3) or None, "seconds": float}`, the seconds those of its sound or,
-    without any, of its frames.
+    "sampling_rate": int, "frames": uint8 (T, H, W, 3) or None, "seconds": float}`, the seconds those of its sound or
+    of its frames, whichever last longer.
 
     Attributes:
         ids, groups, labels: one entry per clip; a group (actor, speaker, source video) should be in one split only.
@@ -91,7 +91,7 @@ class ClipDataset(ABC):
             "audio": audio,
             "sampling_rate": self.sampling_rate,
             "frames": frames,
-            "seconds": self.silent_seconds(place) if audio is None else len(audio) / self.sampling_rate,
+            "seconds": max(self.frame_seconds(place), 0.0 if audio is None else len(audio) / self.sampling_rate),
         }
 
     def __iter__(self) -> Iterator[Clip]:
@@ -101,8 +101,8 @@ class ClipDataset(ABC):
     def media(self, place: int, epoch: int | None) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Audio `(S,)` and frames `(T, H, W, 3)` of one clip; augmented where `epoch` is given."""
 
-    def silent_seconds(self, place: int) -> float:
-        """Length of a clip without sound; 0 where it is not known."""
+    def frame_seconds(self, place: int) -> float:
+        """Length of a clip that has frames; 0 for others, and where it is not known."""
         return 0.0
 
     def class_counts(self) -> dict[str, int]:
@@ -126,8 +126,8 @@ class ClipsOfEpoch(ClipDataset):
     def media(self, place: int, epoch: int | None) -> tuple[np.ndarray | None, np.ndarray | None]:
         return self.dataset.media(place, self.epoch)
 
-    def silent_seconds(self, place: int) -> float:
-        return self.dataset.silent_seconds(place)
+    def frame_seconds(self, place: int) -> float:
+        return self.dataset.frame_seconds(place)
 
 
 class DrawnClips(ClipDataset):
@@ -154,8 +154,8 @@ class DrawnClips(ClipDataset):
             sampling_rate=dataset.sampling_rate,
         )
 
-    def silent_seconds(self, place: int) -> float:
-        return self.dataset.silent_seconds(place // (len(self) // len(self.dataset)))
+    def frame_seconds(self, place: int) -> float:
+        return self.dataset.frame_seconds(place // (len(self) // len(self.dataset)))
 
 
 @dataclass

@@ -64,7 +64,7 @@ def decode_all(splits: dict[str, MediaClips], options: MediaOptions) -> tuple[di
             )
         )
     remarks = Counter(remark for part in found for remark in part)
-    notes += [f"{count} clips: {remark}" for remark, count in sorted(remarks.items())]
+    notes += [f"{count} clip{'s' * (count > 1)}: {remark}" for remark, count in sorted(remarks.items())]
     return _without_failures(splits, failed, options, notes), notes
 
 

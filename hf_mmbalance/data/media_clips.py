@@ -61,8 +61,8 @@ def decode_record(
         raise MediaError("undecodable", f"clip {record.id!r}: {error}") from None
 
 
-def silent_seconds(clip: DecodedClip) -> float:
-    """Length of a clip by the times of its frames; 0 where it has no frames, or they have no times."""
+def frame_seconds(clip: DecodedClip) -> float:
+    """Length of a clip that has frames with times, its sound included; 0 for others."""
     return clip.window[1] - clip.window[0] if clip.timed and clip.frames is not None else 0.0
 
 
@@ -97,7 +97,7 @@ class MediaClips(ClipDataset):
         self.records, self.options, self.split, self.spec, self.fetch = list(records), options, split, spec, fetch
         self.around = options.shift if split == "train" else 0.0
         self._kept: dict[int, DecodedClip] | None = None
-        self._silent_seconds: dict[int, float] = {}
+        self._frame_seconds: dict[int, float] = {}
 
     def decoded(self, place: int) -> DecodedClip:
         """The decoded clip, from memory or the cache folder if present there."""
@@ -123,12 +123,13 @@ class MediaClips(ClipDataset):
 
     def media(self, place: int, epoch: int | None) -> tuple[np.ndarray | None, np.ndarray | None]:
         clip, voices = self.decoded(place), lambda rng: self._voices(place, rng)
+        self._frame_seconds[place] = frame_seconds(clip)
         return augmented(clip, self.spec, self.ids[place], self.options, self.split, epoch, voices)
 
-    def silent_seconds(self, place: int) -> float:
-        if place not in self._silent_seconds:
-            self._silent_seconds[place] = silent_seconds(self.decoded(place))
-        return self._silent_seconds[place]
+    def frame_seconds(self, place: int) -> float:
+        if place not in self._frame_seconds:
+            self._frame_seconds[place] = frame_seconds(self.decoded(place))
+        return self._frame_seconds[place]
 
     def _voices(self, place: int, rng: np.random.Generator) -> list[np.ndarray]:
         """The sound of six other clips of the split, on the same clock."""

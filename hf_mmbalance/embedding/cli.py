@@ -66,7 +66,8 @@ def add_fuse(verbs: Any) -> None:
                         " class folders, or a data set on the Hub")  # fmt: skip
     _add_towers(parser, required=True)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the model and its report")
-    parser.add_argument("--classes", nargs="+", metavar="NAME", help="classes, in order (default: the labels found)")
+    parser.add_argument("--classes", dest="data.classes", nargs="+", metavar="NAME", default=argparse.SUPPRESS,
+                        help="classes, in order (default: the labels found)")  # fmt: skip
     parser.add_argument("--label_map", type=Path, metavar="FILE", help="JSON or YAML: modality -> label of its"
                         " classifier -> class")  # fmt: skip
     parser.add_argument("--backbone_only", nargs="+", default=[], choices=("audio", "vision"), metavar="MODALITY",
@@ -78,7 +79,7 @@ def add_fuse(verbs: Any) -> None:
                         " cameras) as these clips")  # fmt: skip
     parser.add_argument("--push_to_hub", action="store_true", help="push the model with its card")
     parser.add_argument("--hub_model_id", metavar="USER/NAME", help="repository (default: the name of OUT)")
-    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     _add_running(parser)
     add_dataset_options(parser, hidden=("unlabelled", "classes"))
     console.add_json_option(parser)
@@ -192,4 +193,4 @@ def _push(arguments: argparse.Namespace, repo_id: str) -> None:
     from hf_mmbalance.hub.model_push import push_saved
 
     commit = push_saved(arguments.out, repo_id, message="Upload fused model", private=arguments.private)
-    console.say(f"pushed to {commit.repo_url.url}")
+    console.say(f"pushed to {commit.repo_url.url}", aside=not console.shows_text(arguments))

@@ -133,13 +133,7 @@ def finish(out: Path) -> None:
         EmbeddingError: parts are missing; names the first.
     """
     plan = read_plan(out)
-    for modality in plan["modalities"]:
-        for index in range(plan["parts"]):
-            path = tower_folder(out, plan, modality) / part_name(index, plan["parts"])
-            if not path.exists():
-                raise EmbeddingError(
-                    f"{path} is missing: run `mmbalance embed` again, or merge the folders of all shards"
-                )
+    _parts_in([out], plan)
     kept = [tower_folder(out, plan, modality) for modality in plan["modalities"]]
     for folder in (out / REUSED, *(folder for folder in _tower_folders(out) if folder not in kept)):
         shutil.rmtree(folder, ignore_errors=True)
@@ -161,15 +155,35 @@ def merge(folders: list[Path], out: Path) -> None:
             raise EmbeddingError(f"{folder} was made of other clips, towers or options than {folders[0]}")
     if out.exists() and any(out.iterdir()):
         raise EmbeddingError(f"{out} is not empty: give a new folder")
+    parts = _parts_in(folders, plans[0])  # nothing is written where one is missing
     shutil.copytree(folders[0] / "processor", out / "processor")
-    for modality in plans[0]["modalities"]:
-        target = tower_folder(out, plans[0], modality)
-        target.mkdir(parents=True)
-        for folder in folders:
-            for path in sorted(tower_folder(folder, plans[0], modality).glob("part-*.parquet")):
-                shutil.copyfile(path, target / path.name)
+    for path in parts:
+        target = out / path.parent.name
+        target.mkdir(exist_ok=True)
+        shutil.copyfile(path, target / path.name)
     write_json(out / PLAN, {**plans[0], "complete": False})
     finish(out)
+
+
+def _parts_in(folders: list[Path], plan: dict[str, Any]) -> list[Path]:
+    """Files of all parts of a plan, each in one of some folders.
+
+    Raises:
+        EmbeddingError: a part is missing; names the first.
+    """
+    found = []
+    for modality in plan["modalities"]:
+        for index in range(plan["parts"]):
+            name = part_name(index, plan["parts"])
+            paths = [tower_folder(folder, plan, modality) / name for folder in folders]
+            path = next(filter(Path.exists, paths), None)
+            if path is None:
+                raise EmbeddingError(
+                    f"{paths[0].parent.name}/{name} is missing in {', '.join(map(str, folders))}: run `mmbalance"
+                    " embed` again, or merge the folders of all shards"
+                )
+            found.append(path)
+    return found
 
 
 def read_plan(folder: Path) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def map_labels(
     else of a common variant of it: plural, -ing, number words, and spellings of emotions (ANG, anger, angry).
 
     Args:
-        source: names of the classifier's labels.
+        source: names of the classifier's labels; those of the same name count for the same class.
         classes: names of the classes.
         given: what the names do not say, before they are compared: a source label -> its class, or None to leave it
             out; or a class -> the list of its source labels.
@@ -86,7 +86,7 @@ def map_labels(
         ValueError: if `given` names a label or class that does not exist or one label twice, a label fits two classes,
             or less than two classes have a label.
     """
-    source, classes = [str(name) for name in source], [str(name) for name in classes]
+    source, classes = list(dict.fromkeys(map(str, source))), [str(name) for name in classes]
     chosen = _given(source, classes, given or {})
     for label in source:
         if label not in chosen:

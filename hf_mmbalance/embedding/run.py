@@ -43,7 +43,8 @@ from hf_mmbalance.provenance import base_model, command, provenance, versions
 
 logger = logging.get_logger(__name__)
 
-NO_SPLITS = {"test_fraction": 0.0, "validation_fraction": 0.0, "calibration_fraction": 0.0}
+#: Options of the data set in a fusion: no split is taken from the labelled clips, and clips without a label are kept.
+FUSED_DATA = {"test_fraction": 0.0, "validation_fraction": 0.0, "calibration_fraction": 0.0, "unlabelled": "keep"}
 
 
 def embed_clips(
@@ -137,16 +138,18 @@ def fuse_models(arguments: argparse.Namespace, towers: dict[str, TowerName]) -> 
 def _load(
     arguments: argparse.Namespace, labels: dict[str, list[str] | None], given: dict[str, dict[str, Any]]
 ) -> tuple[ClipSplits, Any]:
-    more = {**NO_SPLITS, "unlabelled": "keep", "classes": arguments.classes}
     with explained("reading clips"):
         try:
-            return load_dataset(arguments, **more)
+            return load_dataset(arguments, **FUSED_DATA)
         except NoLabels:
             if labels["audio"] is None or labels["vision"] is None:
                 raise
             # The classes are those labels of the audio model that the vision model knows, too.
-            shared = map_labels(labels["vision"], labels["audio"], given.get("vision")).classes
-            return load_dataset(arguments, **{**more, "classes": [name for name, own in shared.items() if own]})
+            try:
+                shared = map_labels(labels["vision"], labels["audio"], given.get("vision")).classes
+            except ValueError as error:
+                raise ValueError(f"{error}; or name the classes with --classes, as no clip has a label") from None
+            return load_dataset(arguments, **FUSED_DATA, classes=[name for name, own in shared.items() if own])
 
 
 def _fit(
@@ -247,7 +250,7 @@ def _answer(model: MMBalanceForAudioVisualClassification, stored: Embeddings, ou
     unimodal = torch.where(output.modality_mask.bool()[..., None], output.modality_logits, float("nan")).numpy()
     path = out / "answers.csv"
     write_answers(path, list(rows.ids), output.logits.numpy(), unimodal, stored.classes, stored.modalities)
-    logger.warning("%d clips without a label are answered in %s", len(rows.ids), path)
+    logger.warning("answers for the clips without a label (%d): %s", len(rows.ids), path)
 
 
 def _tensors(values: dict[str, np.ndarray]) -> tuple[torch.Tensor, ...]:

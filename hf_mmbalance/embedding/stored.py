@@ -30,7 +30,7 @@ class Embeddings:
         folder: where they were read.
         ids, clips, groups, splits: N names.
         labels, draws: `(N,)` int64.
-        seconds: `(N,)` of the sound or, without any, of the frames.
+        seconds: `(N,)`, lengths of the clips.
         features, tokens: modality -> `(N, D_m)` float32, NaN rows where it is missing: pooled features, which heads
             read, and means of the tower's tokens, by which the decision layer tells typical clips.
         log_probs: modality -> `(N, K)` float32 log-probabilities of its classifier's own labels, mean over frames,

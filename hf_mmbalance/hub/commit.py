@@ -50,7 +50,6 @@ def push_folder(
     allow_patterns: Sequence[str] | None = None,
     ignore_patterns: Sequence[str] | None = None,
     delete_patterns: Sequence[str] | None = None,
-    parent_commit: str | None = None,
     space_sdk: str | None = None,
     tag: str | None = None,
 ) -> CommitInfo:
@@ -71,7 +70,6 @@ def push_folder(
         allow_patterns: Only files that match one (`*` also matches `/`).
         ignore_patterns: No files that match one.
         delete_patterns: Files of the repository that match one and are not in the folder are deleted.
-        parent_commit: Refuse to push if the branch is at another commit; default: any commit.
         space_sdk: Kind of a new Space, e.g. `gradio`.
         tag: Name of the content, a revision that snippets can pin; the commit gets it as a tag. An existing tag
             is kept: it names the same content.
@@ -99,7 +97,6 @@ def push_folder(
         private=private,
         revision=revision,
         token=token,
-        parent_commit=parent_commit,
         space_sdk=space_sdk,
         tag=tag,
     )
@@ -114,7 +111,6 @@ def push_change(
     private: bool | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
-    parent_commit: str | None = None,
     space_sdk: str | None = None,
     tag: str | None = None,
 ) -> CommitInfo:
@@ -129,7 +125,7 @@ def push_change(
         repo = patiently(lambda: open_repo(api, repo_id, repo_type, private, revision, space_sdk))
 
         def commit() -> CommitInfo:
-            head = parent_commit or api.repo_info(repo, revision=revision, repo_type=repo_type).sha
+            head = api.repo_info(repo, revision=revision, repo_type=repo_type).sha
             assert head is not None
             done = api.create_commit(
                 repo,
@@ -142,7 +138,7 @@ def push_change(
             logger.info("%s: %s", repo, f"one commit, {done.oid}" if done.oid != head else "nothing has changed")
             return done
 
-        done = patiently(commit, moved=parent_commit is None)
+        done = patiently(commit)
     if tag is not None:
         with explained(f"tagging {repo_type} {repo}"):
             patiently(lambda: api.create_tag(repo, tag=tag, revision=done.oid, repo_type=repo_type, exist_ok=True))
@@ -244,22 +240,22 @@ def _operations(change: Change) -> list[Any]:
     return [*deleted, *(CommitOperationAdd(path, content) for path, content in change.files.items())]
 
 
-def patiently(call: Callable[[], T], moved: bool = True) -> T:
+def patiently(call: Callable[[], T]) -> T:
     """Call a function, and again a few times after temporary failures."""
     for wait in WAITS:
         try:
             return call()
         except Exception as error:
-            if not _is_temporary(error, moved):
+            if not _is_temporary(error):
                 raise
             logger.info("again in %g s after: %s", wait, type(error).__name__)
             time.sleep(wait)
     return call()
 
 
-def _is_temporary(error: BaseException, moved: bool) -> bool:
+def _is_temporary(error: BaseException) -> bool:
     """Whether trying again can help: a branch that moved, a server that failed, a connection that broke."""
     import httpx2
 
-    statuses = {500, 502, 503, 504, *((409, 412) if moved else ())}
+    statuses = {409, 412, 500, 502, 503, 504}
     return any(status_of(link) in statuses or isinstance(link, httpx2.TransportError) for link in chain_of(error))

@@ -64,7 +64,10 @@ def read_run(folder: Path) -> tuple[Results, DecisionTable]:
     """
     for name in ("config.json", RESULTS, RUN_TABLE):
         if not (folder / name).is_file():
-            raise HubError(f"{folder} holds no {name}; name the output folder of a finished training run")
+            raise HubError(
+                f"{folder} holds no {name}; name the output folder of a finished training run (`mmbalance push` writes"
+                " a card without numbers for any other saved model)"
+            )
     results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     if "provenance" not in results:
         raise HubError(f"{folder / RESULTS} was written by an older version and does not say how; train again")

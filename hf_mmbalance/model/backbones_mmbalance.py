@@ -23,8 +23,8 @@ from .source_heads_mmbalance import SourceHead, label_names, source_head_of
 from .towers_mmbalance import fit_ast_positions, frames_per_clip, tower_options, tower_width
 
 
-DEFAULT_AUDIO = "MIT/ast-finetuned-audioset-10-10-0.4593"
-DEFAULT_VISION = "google/vit-base-patch16-224-in21k"
+DEFAULTS = {"audio": "MIT/ast-finetuned-audioset-10-10-0.4593", "vision": "google/vit-base-patch16-224-in21k"}
+MAIN_INPUTS = {"audio": "input_values", "vision": "pixel_values"}
 
 Backbone = str | os.PathLike | PreTrainedConfig | PreTrainedModel | None
 #: Names of a classifier's labels by the name of the class that they are mapped to.
@@ -68,8 +68,8 @@ def compose_from_backbones(
         fusion: Fusion head (see [`MMBalanceConfig`]), or `"path/to/my_head.py:MyHead"`.
         label_maps: Modalities whose unimodal head is taken over from a classifier (of audio, images or video):
             for each, the names of its labels that count for every class, e.g. `{"audio": {"angry": ["ang", "fury"]}}`.
-            The modality gives no evidence for a class that is not named; labels not named are left out. Other
-            modalities get a new head.
+            All labels of a name count. The modality gives no evidence for a class that is not named; labels not
+            named are left out. Other modalities get a new head.
         audio_max_length: Spectrogram frames (10 ms each) of the audio tower's input; AST's position embeddings are
             interpolated. Default: that of the backbone.
         trainable_layers: `"all"`, 0 to freeze both towers, or k to train only the last k layers of each.
@@ -93,9 +93,10 @@ def compose_from_backbones(
     fusion_class(fusion)
     hub = {"trust_remote_code": trust_remote_code, "token": token, "cache_dir": cache_dir}
     id2label = _numbered(id2label)
+    given = {"audio": (audio, audio_revision), "vision": (vision, vision_revision)}
     parts = {
-        "audio": _load(audio, "audio", "input_values", dtype, audio_revision, hub, "audio" in maps),
-        "vision": _load(vision, "vision", "pixel_values", dtype, vision_revision, hub, "vision" in maps),
+        name: _load(backbone, name, dtype, {**hub, "revision": revision or "main"}, with_head=name in maps)
+        for name, (backbone, revision) in given.items()
     }
     if audio_max_length is not None:
         _fit_audio_length(parts["audio"], audio_max_length)
@@ -150,7 +151,7 @@ def _source_labels(modality: str, part: _Loaded, label_map: LabelMap, classes: l
         _check_name(
             name, part.labels, f"label_maps: {modality} names the source label", "the classifier has the labels"
         )
-    indices = [[part.labels.index(label) for label in label_map.get(name, [])] for name in classes]
+    indices = [[k for k, label in enumerate(part.labels) if label in label_map.get(name, [])] for name in classes]
     shares = part.head.layer_shares
     return {
         "labels": part.labels,
@@ -167,26 +168,17 @@ def _check_name(name: str, names: list[str], problem: str, remedy: str) -> None:
         raise ValueError(f"{problem} {name!r}, which does not exist: {hint}")
 
 
-def _load(
-    backbone: Backbone,
-    modality: str,
-    main_input: str,
-    dtype: torch.dtype,
-    revision: str | None,
-    hub: dict,
-    with_head: bool,
-) -> _Loaded:
+def _load(backbone: Backbone, modality: str, dtype: torch.dtype, hub: dict, with_head: bool) -> _Loaded:
     if isinstance(backbone, PreTrainedConfig):
         if with_head:
             raise ValueError(f"label_maps names {modality}, but its backbone is a config, which has no trained head")
-        _check_input(MODEL_MAPPING.get(type(backbone), None), modality, main_input)
+        _check_input(MODEL_MAPPING.get(type(backbone), None), modality)
         tower_width(backbone)
         return _Loaded(backbone)
     if isinstance(backbone, PreTrainedModel):
         model = backbone
     else:
-        name = str(backbone or {"audio": DEFAULT_AUDIO, "vision": DEFAULT_VISION}[modality])
-        hub = {**hub, "revision": revision or "main"}
+        name = str(backbone or DEFAULTS[modality])
         try:
             model = _pretrained_classifier(name, modality, hub) if with_head else _pretrained_tower(name, dtype, hub)
         except (OSError, ValueError) as error:
@@ -199,7 +191,9 @@ def _load(
                 )
             raise ValueError(text) from error
     tower: PreTrainedModel = model.base_model  # type: ignore[assignment]  # without a classification head
-    _check_input(type(tower), modality, main_input)
+    part = getattr(tower, f"{modality}_model", None)  # as CLIP and SigLIP have, beside one for text
+    tower = part if isinstance(part, PreTrainedModel) else tower
+    _check_input(type(tower), modality)
     tower_width(tower.config)
     if not with_head:
         return _Loaded(tower.config, tower)
@@ -236,7 +230,8 @@ def _pretrained_classifier(name: str, modality: str, hub: dict) -> PreTrainedMod
     return model
 
 
-def _check_input(model_class: Any, modality: str, main_input: str) -> None:
+def _check_input(model_class: Any, modality: str) -> None:
+    main_input = MAIN_INPUTS[modality]
     taken = getattr(model_class, "main_input_name", main_input)  # None: a class defined only on the Hub
     if taken != main_input:
         raise ValueError(

@@ -61,6 +61,9 @@ class AdaptiveFusion(FusionHead):
 
     fitted = True
     takes_known_classes = True
+    # A model loaded in half precision keeps the fitted state: 1 / variance may exceed float16, and what is typical
+    # for a tower may lie within the rounding of bfloat16.
+    _keep_in_fp32_modules_strict = (r"^fusion\.",)
 
     def __init__(
         self,

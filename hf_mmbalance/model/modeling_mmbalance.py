@@ -32,6 +32,7 @@ from .towers_mmbalance import (
     present_modalities,
     tower_features,
     tower_width,
+    with_silence,
 )
 
 
@@ -214,18 +215,11 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             raise ValueError("modality_features are given in place of input_values and pixel_values: pass one of both")
         else:
             embedded = self._given_features(modality_features, modality_tokens, modality_mask, frame_log_probs)
-        present, features = embedded.modality_mask, embedded.features
+        features, present = embedded.features, embedded.modality_mask
         modality_logits, fused = self.decide(features, present, embedded.tokens, embedded.frame_log_probs)
         loss = fused_loss = unimodal_loss = None
         if labels is not None:
-            check_labels(labels, len(present), self.num_labels)
-            # A modality has nothing to learn from a clip whose class it does not know.
-            taught = present & torch.tensor(self.config.known_classes, device=labels.device)[:, labels].T
-            losses = loss, fused_loss, unimodal_loss = self._losses(fused.logits, modality_logits, taught, labels)
-            if self.balancing is not None and self.training:
-                loss = self.balancing(
-                    TrainingBatch(features, embedded.tokens, modality_logits, present, taught, labels, fused, *losses)
-                )
+            loss, fused_loss, unimodal_loss = self._losses(embedded, modality_logits, fused, labels)
         return MMBalanceOutput(
             loss=loss,
             logits=fused.logits,
@@ -339,8 +333,8 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         values = input_values.masked_fill(~present, 0.0).to(self.audio_model.dtype)
         if audio_mask is not None:
             check_audio_mask(audio_mask, input_values, self.audio_model.config)
-            # A clip without sound attends to all positions: its result is not used, but an empty softmax would be NaN.
-            audio_mask = (audio_mask.bool() | ~audio_mask.any(1, keepdim=True)).long()
+        if input_values.dim() == 2:  # raw sound
+            values, audio_mask = with_silence(values, audio_mask, self.audio_model.config)
         head = None if self.fusion.owns_unimodal_logits else self.unimodal_heads[0]
         shares = head.layer_shares if isinstance(head, SourceHead) else None
         return tower_features(self.audio_model, values, audio_mask, shares, **kwargs)
@@ -434,17 +428,22 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         return fused, unimodal
 
     def _losses(
-        self,
-        fused_logits: torch.Tensor,
-        modality_logits: torch.Tensor,
-        taught_mask: torch.Tensor,
-        labels: torch.Tensor,
+        self, embedded: EmbedOutput, modality_logits: torch.Tensor, fused: FusionOutput, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Total, fused and unimodal loss, scalars."""
-        class_weights, smoothing = self._class_weights(modality_logits), self.config.label_smoothing
-        fused, unimodal = tower_losses(fused_logits, modality_logits, taught_mask, labels, class_weights, smoothing)
+        """Total loss (in training that of `balancing`, if there is one), fused and unimodal loss, scalars."""
+        config, present = self.config, embedded.modality_mask
+        check_labels(labels, len(present), self.num_labels)
+        # A modality has nothing to learn from a clip whose class it does not know.
+        taught = present & torch.tensor(config.known_classes, device=labels.device)[:, labels].T
+        class_weights, smoothing = self._class_weights(modality_logits), config.label_smoothing
+        parts = tower_losses(fused.logits, modality_logits, taught, labels, class_weights, smoothing)
         fused_weight, unimodal_weight = self.loss_weights
-        return fused_weight * fused + unimodal_weight * unimodal, fused, unimodal
+        loss = fused_weight * parts[0] + unimodal_weight * parts[1]
+        if self.balancing is not None and self.training:
+            features, tokens = embedded.features, embedded.tokens
+            batch = TrainingBatch(features, tokens, modality_logits, present, taught, labels, fused, loss, *parts)
+            loss = self.balancing(batch)
+        return loss, *parts
 
     def _class_weights(self, logits: torch.Tensor) -> torch.Tensor | None:
         weights = self.config.class_weights

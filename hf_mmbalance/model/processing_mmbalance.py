@@ -102,7 +102,7 @@ class MMBalanceProcessor(ProcessorMixin):
             if spec.frames not in (None, number):
                 raise ValueError(
                     f"reading.frames={spec.frames}, but the vision backbone takes clips of {number} frames: read"
-                    f" {number} frames per clip"
+                    f" {number} frames per clip (frames={number})"
                 )
             reading = replace(spec, frames=number)
         return cls(extractor, image_processor, reading=reading)

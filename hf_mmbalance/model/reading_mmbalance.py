@@ -201,7 +201,10 @@ def span_of(source: Any, span: Span | None = None) -> Span | None:
             raise ValueError(f"a span needs both start and end in seconds, got start={ends[0]} and end={ends[1]}")
     if ends[0] is None:
         return None
-    start, end = float(ends[0]), float(ends[1])
+    try:
+        start, end = float(ends[0]), float(ends[1])
+    except (TypeError, ValueError):
+        raise ValueError(f"start={ends[0]!r} and end={ends[1]!r} must be numbers of seconds") from None
     if not (np.isfinite([start, end]).all() and max(start, 0.0) < end):
         raise ValueError(f"a span must have start < end and end > 0 (seconds), got {start:g} and {end:g}")
     return start, end
@@ -350,7 +353,7 @@ def _decode_parts(
         seconds = seconds or float(len(frames))
         times = np.arange(len(frames)) * seconds / len(frames)  # each is shown for an equal part of the sound
     if times is not None:
-        seconds = seconds or float(times[-1]) + 1e-3
+        seconds = max(seconds, float(times[-1]) + 1e-3)
     window = (0.0, seconds) if span is None else (span[0], min(span[1], seconds))
     if not window[0] < window[1]:
         raise MediaError("too_short", f"the window starts at {window[0]:g} s, the clip ends at {seconds:.2f} s")

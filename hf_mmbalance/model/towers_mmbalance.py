@@ -180,6 +180,31 @@ def check_audio_mask(mask: torch.Tensor, values: torch.Tensor, config: PreTraine
         raise ValueError(f"audio_mask has shape {tuple(mask.shape)}, expected {tuple(values.shape)}")
 
 
+def shortest_sound(config: PreTrainedConfig) -> int:
+    """Samples that the convolutions of a tower of raw sound need to give one token; 1 where there are none."""
+    samples = 1
+    kernels, strides = (getattr(config, name, ()) for name in ("conv_kernel", "conv_stride"))
+    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
+        samples = (samples - 1) * stride + kernel
+    return samples
+
+
+def with_silence(
+    values: torch.Tensor, mask: torch.Tensor | None, config: PreTrainedConfig
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Raw sound `(B, S)` and its mask, with silence after clips that are shorter than [`shortest_sound`].
+
+    A clip without any sound is all silence: its result is not used, but an empty softmax would be NaN.
+    """
+    shortest = shortest_sound(config)
+    missing = (0, max(shortest - values.shape[-1], 0))
+    if mask is None:
+        return nn.functional.pad(values, missing), None
+    mask = nn.functional.pad(mask.bool(), missing)
+    values = nn.functional.pad(values, missing).masked_fill(~mask, 0.0)
+    return values, (mask | (torch.arange(mask.shape[1], device=mask.device) < shortest)).long()
+
+
 def ignores_masked_padding(config: PreTrainedConfig) -> bool:
     """Whether a tower of raw sound gives the same for a clip with masked padding as without it.
 

@@ -22,7 +22,7 @@ from hf_mmbalance.decision.results import RESULTS
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.decision.table_files import RUN_TABLE
 from hf_mmbalance.embedding.dataset_options import load_dataset
-from hf_mmbalance.embedding.run import NO_SPLITS
+from hf_mmbalance.embedding.run import FUSED_DATA
 from hf_mmbalance.hub.limits import check_head
 
 
@@ -56,7 +56,7 @@ class RunOptions:
                 arguments.get("calibration_corruptions") or [],
             )
         return cls(
-            partial(clips_of_fusion, arguments, results["classes"]),
+            partial(clips_of_fusion, arguments),
             int(arguments["batch_size"]),
             trained_on=[],
             fitted_on=arguments["corruptions"] if arguments["draws"] > 1 else [],
@@ -187,10 +187,9 @@ def arguments_of(results: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def clips_of_fusion(arguments: dict[str, Any], classes: list[str]) -> ClipSplits:
-    """The splits that two models were fused on, from the arguments and classes in the fusion's `results.json`."""
-    fixed = {**NO_SPLITS, "unlabelled": "keep", "classes": classes}
-    return load_dataset(argparse.Namespace(**arguments), **fixed)[0]
+def clips_of_fusion(arguments: dict[str, Any]) -> ClipSplits:
+    """The splits that two models were fused on, from the arguments in the fusion's `results.json`."""
+    return load_dataset(argparse.Namespace(**arguments), **FUSED_DATA)[0]
 
 
 def clips_of_run(arguments: dict[str, Any]) -> ClipSplits:

@@ -16,7 +16,7 @@ from hf_mmbalance.embedding.build import AST, TowerName, fitted_frames, reading_
 from hf_mmbalance.hub.errors import explained
 from hf_mmbalance.hub.limits import check_head
 from hf_mmbalance.hub.reach import check_reachable
-from hf_mmbalance.model.backbones_mmbalance import DEFAULT_AUDIO, DEFAULT_VISION
+from hf_mmbalance.model.backbones_mmbalance import DEFAULTS
 from hf_mmbalance.training.arguments import TOWER_FIELDS, ModelArguments
 from hf_mmbalance.training.batches import SpecAugment
 from hf_mmbalance.training.checks import check_classes
@@ -33,7 +33,6 @@ BUILT_FIELDS = (
 )
 LOSS_FIELDS = ("modality_dropout", "fused_loss_weight", "unimodal_loss_weight", "label_smoothing")
 IMAGE_STATISTICS = ("image_mean", "image_std")
-DEFAULTS = {"audio": DEFAULT_AUDIO, "vision": DEFAULT_VISION}
 HEADS_ONLY_RATE = 1e-3  # usual learning rate of heads on frozen towers
 
 

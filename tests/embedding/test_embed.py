@@ -186,8 +186,8 @@ def test_shards_of_two_machines_make_the_same_folder(tmp_path):
     for index in range(2):
         run(tmp_path / f"part{index}", shard=(index, 2))
     with pytest.raises(EmbeddingError, match="is missing"):
-        merge([tmp_path / "part0"], tmp_path / "half")
-    merge([tmp_path / "part0", tmp_path / "part1"], tmp_path / "merged")
+        merge([tmp_path / "part0"], tmp_path / "merged")
+    merge([tmp_path / "part0", tmp_path / "part1"], tmp_path / "merged")  # nothing is there of the first try
     assert files(tmp_path / "merged") == files(tmp_path / "whole")
     with pytest.raises(EmbeddingError, match="is not empty"):
         merge([tmp_path / "part0", tmp_path / "part1"], tmp_path / "merged")

@@ -178,7 +178,7 @@ def test_the_report_has_held_out_numbers_a_curve_and_the_origin(fused):
         "vision": "fitted",
     }
     assert results["curve"][-1]["labels"] == 24
-    assert "4 clips have no label: they are only predicted" in results["notes"]
+    assert "clips without a label, which are only predicted: 4" in results["notes"]
     decisions = DecisionTable.read(fused / "decisions.parquet")
     accuracy = measures.accuracy(decisions.references["fused"], decisions.labels)
     row = next(row for row in results["rows"] if row["method"] == "fused")
@@ -221,6 +221,14 @@ def test_options_that_cannot_be_used_are_refused_before_the_towers_run(table, to
     assert fuse(table, tmp_path / "model", towers, option, value) == 2
     assert f"error: {option} {value!r}".replace("'-1'", "-1") in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
+
+
+def test_options_of_the_data_set_are_named_as_typed_and_none_is_ignored(table, towers, tmp_path, capsys):
+    assert fuse(table, tmp_path / "model", towers, "--frames", "0") == 2
+    assert "error: --frames must be at least 1" in capsys.readouterr().err
+    (tmp_path / "rows.parquet").write_bytes(b"")  # a built data set, whose classes have names
+    assert fuse(tmp_path, tmp_path / "model", towers, "--classes", "low", "high") == 2
+    assert f"--classes is not an option of {tmp_path}" in capsys.readouterr().err
 
 
 def test_half_precision_does_not_round_what_is_saved(table, towers, tmp_path):
@@ -298,7 +306,8 @@ def test_without_any_label_two_classifiers_are_added_as_they_are(table, classifi
     labels.write_text(json.dumps({"vision": {"blue": "LOW", "red": "High"}}))
     out = tmp_path / "out"
     assert fuse(bare, out, classifiers) == 2
-    assert "say which label counts for which class by --label_map" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "say which label counts for which class by --label_map; or name the classes with --classes" in message
     assert fuse(bare, out, classifiers, "--label_map", str(labels)) == 0  # which says what the classes are, too
     assert json.loads((out / "results.json").read_text())["classes"] == ["High", "LOW"]
     assert "no labels: the two classifiers' log-probabilities are added" in capsys.readouterr().out

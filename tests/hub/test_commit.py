@@ -99,7 +99,7 @@ def test_a_push_survives_every_fault_once(hub, run_client):
 
 
 def test_what_is_refused_says_what_to_do(hub, run_client):
-    """No right to write, a stale parent, a private push to a public repository, a broken card, no network."""
+    """No right to write, a private push to a public repository, a broken card, no network."""
     hub.server.seed("models", f"{hub.user}/public", {"a.txt": b"x"})
     hub.fail(Refuse(path="/api/models/[^/]+/full/commit", status=507, message="Storage limit reached"))
     done = run_client(
@@ -123,9 +123,6 @@ refused("Invalid credentials", "not valid", token="hf_" + "a" * 34)
 refused("is public", "settings", to=USER + "/public", private=True)
 refused("507", "Storage limit reached", "no space left", to=USER + "/full")
 refused("Repo id must", "user/name", to="a/b/c")
-stale = api.create_repo(repo).repo_id and api.model_info(repo).sha
-api.upload_file(repo_id=repo, path_or_fileobj=b"1", path_in_repo="c.txt")
-refused("412", "pushed at the same time", parent_commit=stale)
 (folder / "README.md").write_text("---\\ntags: [a\\n# not closed")
 refused("Invalid metadata", "YAML")
 """,

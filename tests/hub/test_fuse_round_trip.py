@@ -77,7 +77,7 @@ def test_the_command_of_the_readme_fuses_two_hub_classifiers(hub, run_client, cl
     more = ["--label_map", str(tmp_path / "labels.json"), "--frames", "2", "--frame_size", "32", "32",
             "--push_to_hub", "--hub_model_id", f"{hub.user}/fused"]  # fmt: skip
     done = run_client(VERB, args=[*words, *more], timeout=280)
-    assert "8 clips have no label: they are only predicted" in done.stderr
+    assert "clips without a label, which are only predicted: 8" in done.stderr
     assert "audio: blue <- BLUE" in done.stderr and "left out, as no class has such a name: silence" in done.stderr
     assert "accuracy by number of labelled clips" in done.stdout and "pushed to" in done.stdout
     assert len((tmp_path / "fused" / "answers.csv").read_text().splitlines()) == 9

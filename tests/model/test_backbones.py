@@ -13,6 +13,8 @@ from transformers import (
     ASTModel,
     BertConfig,
     BertModel,
+    CLIPConfig,
+    CLIPModel,
     ConvNextConfig,
     Data2VecAudioConfig,
     Dinov2Config,
@@ -28,7 +30,7 @@ from transformers import (
 )
 
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
-from hf_mmbalance.model.towers_mmbalance import fit_ast_positions
+from hf_mmbalance.model.towers_mmbalance import fit_ast_positions, shortest_sound
 
 from .tiny import AUDIO, CLASSES, SMALL, VISION, tiny_inputs
 
@@ -182,6 +184,33 @@ def test_padding_of_raw_sound_changes_nothing(tower):
     loss = model.train()(**batch, labels=torch.tensor([0, 1, 2])).loss  # one pass over the padded batch
     loss.backward()
     assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("tower", ["wav2vec2", "wav2vec2-base"])
+def test_silence_follows_sound_that_is_shorter_than_the_convolutions_reach(tower):
+    """10 + 5 (3 - 1) = 20 samples give one token."""
+    assert shortest_sound(RAW_TOWERS[tower]) == 20 and shortest_sound(AST) == 1
+    model = compose(RAW_TOWERS[tower], VIT, id2label=CLASSES).eval()
+    sound = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    sound[0, 7:] = 0.0
+    mask = (torch.arange(50) < torch.tensor([[7], [50]])).long()
+    with torch.no_grad():
+        expected = model(input_values=sound[:1, :20]).modality_logits[0]
+        alone = model(input_values=sound[:1, :7], audio_mask=mask[:1, :7]).modality_logits[0]
+        unmasked = model(input_values=sound[:1, :7]).modality_logits[0]
+        together = model(input_values=sound, audio_mask=mask).modality_logits[0]
+    for found in (alone, unmasked, together):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_vision_part_of_a_model_for_images_and_text():
+    sizes = {"vision_config": {**SMALL, "image_size": 16, "patch_size": 8}, "text_config": {**SMALL, "vocab_size": 20}}
+    clip = CLIPModel(CLIPConfig(**sizes, projection_dim=8))
+    model = compose(AST, clip, id2label=CLASSES).eval()
+    pixels = torch.randn(2, 1, 3, 16, 16)
+    with torch.no_grad():
+        found = model(pixel_values=pixels).modality_features[1]
+        torch.testing.assert_close(found, clip.eval().vision_model(pixels[:, 0]).pooler_output)
 
 
 def test_an_audio_mask_that_cannot_be_used_is_refused():

@@ -310,6 +310,20 @@ def test_a_new_number_of_classes_starts_new_heads(tmp_path):
     assert new.num_labels == 3
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_fitted_decision_layer_of_a_model_in_half_precision_is_not_rounded(dtype, tmp_path):
+    model = tiny_model(fusion_options={"typicality": [4, 4]})
+    with torch.no_grad():
+        for name, buffer in model.fusion.named_buffers():
+            buffer.copy_(torch.rand(buffer.shape) * (1e6 if "precision" in name else 1.0))
+    model.save_pretrained(tmp_path)
+    half = MMBalanceForAudioVisualClassification.from_pretrained(tmp_path, dtype=dtype)
+    assert {parameter.dtype for parameter in half.parameters()} == {dtype}
+    for (name, buffer), other in zip(model.fusion.named_buffers(), half.fusion.buffers(), strict=True):
+        assert torch.equal(buffer, other), name
+    assert torch.isfinite(half(**tiny_inputs()).logits).all()
+
+
 @pytest.mark.parametrize("fusion", HEADS)
 def test_bf16(fusion):
     model = tiny_model(fusion=fusion, frame_pooling="temporal")

@@ -229,6 +229,21 @@ def test_a_modality_does_not_learn_from_a_class_that_it_does_not_know():
     torch.testing.assert_close(out.unimodal_loss, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_labels_of_the_same_name_count_together():
+    """As the bird and the machine that ImageNet calls a crane."""
+    config = ViTConfig(**VIT, id2label=dict(enumerate(["dog", "crane", "cat", "crane"])))
+    classifier = randomised(ViTForImageClassification(config))
+    maps = {"vision": {"calm": ["dog"], "angry": ["crane"]}}
+    model = compose(voice(), classifier, id2label=CLASSES, label_maps=maps).eval()
+    pixels = tiny_inputs()["pixel_values"]
+    with torch.no_grad():
+        probability = classifier(pixels[:, 0]).logits.softmax(-1)
+        found = model(pixel_values=pixels[:, :1]).modality_logits[:, 1].exp()
+    torch.testing.assert_close(
+        found[:, :2], torch.stack([probability[:, 0], probability[:, 1] + probability[:, 3]], 1)
+    )
+
+
 # -- saving -----------------------------------------------------------------------------------------------------
 
 

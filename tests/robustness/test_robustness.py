@@ -115,7 +115,9 @@ def test_test_clips_that_are_not_the_runs_own_are_refused(folder, tmp_path):
     table = DecisionTable.read(copy / "decisions.parquet")
     rows = np.asarray(table.splits) == "test"
     table.take(~rows | (np.cumsum(rows) > 1)).write(copy / "decisions.parquet")
-    with pytest.raises(DataError, match="synthetic has other test clips or labels than the run in .*: it was changed since"):
+    with pytest.raises(
+        DataError, match="synthetic has other test clips or labels than the run in .*: it was changed since"
+    ):
         load_run(copy)
 
 

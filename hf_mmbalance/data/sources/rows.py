@@ -123,7 +123,7 @@ def clips_from_rows(
     records, split_notes = _records_in_splits(labelled, classes, options)
     if unlabelled:
         records[UNLABELLED] = [ClipRecord(row.id, row.group, 0, row.source, row.window) for row in unlabelled]
-        notes = [*notes, f"{len(unlabelled)} clips have no label: they are only predicted"]
+        notes = [*notes, f"clips without a label, which are only predicted: {len(unlabelled)}"]
     spec = options.reading(spans=any(row.window is not None for row in rows), stored=stored)
     media = {split: MediaClips(part, classes, options, split, spec, fetch) for split, part in records.items()}
     media, remarks = decode_all(media, options)
