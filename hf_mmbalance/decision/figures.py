@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: One per modality, as many as a diagnosis takes; the first six are colour-blind safe (Okabe & Ito). The page
-#: overrides them by CSS variables in its dark theme.
+#: One per modality, as many as a diagnosis takes; the first ones are close to Okabe & Ito's for the colour-blind. The
+#: page overrides them by CSS variables in its dark theme.
 COLOURS = (
     *("#0072b2", "#d55e00", "#009e73", "#aa4499", "#997700", "#56b4e9"),
     *("#332288", "#aacc66", "#442222", "#ee99aa", "#0000ee", "#888888"),

@@ -15,7 +15,7 @@ from urllib.parse import urljoin, urlsplit
 import numpy as np
 
 from .media_frames_mmbalance import ONE_THREAD, fit_frame
-from .media_mmbalance import read_audio
+from .media_mmbalance import Source, read_audio
 from .media_request_mmbalance import LIMITS, Box, Limits, MediaError
 
 
@@ -29,7 +29,6 @@ try:
 except ImportError:
     Image = None  # type: ignore[assignment]
 
-Source = str | os.PathLike | bytes
 FileLike = (str, os.PathLike, bytes)
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
 FULL_SCALE = 32768.0
@@ -128,11 +127,6 @@ def _is_local(address: str) -> bool:
 def _shown(address: str) -> str:
     """An address for messages: without user, query and fragment, which may contain a password or a signature."""
     return re.sub(r"//[^/]*@", "//", re.split(r"[?#]", address, maxsplit=1)[0])
-
-
-def shown_name(source: Source) -> str:
-    """Name of a source in messages."""
-    return "<bytes>" if isinstance(source, bytes) else os.fspath(source)
 
 
 # -- sound ------------------------------------------------------------------------------------------------------

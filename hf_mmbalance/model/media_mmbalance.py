@@ -132,7 +132,7 @@ def read_media(
         raise ImportError("reading media files needs PyAV and Pillow: pip install av pillow")
     if not (want_audio or want_frames):
         raise ValueError("want_audio and want_frames are both off: nothing to read")
-    name = _name(source)
+    name = shown_name(source)
     picks = (Pick(start, end, num_frames), *more_frames)
     request = MediaRequest(name, picks, fps, sampling_rate, audio_span or (start, end), crop, size, limits, threads)
     with _decoder_errors(name):
@@ -182,7 +182,7 @@ def read_audio(
     Raises:
         MediaError: as `read_media`.
     """
-    name = _name(source)
+    name = shown_name(source)
     if soundfile is not None:
         _check_file_start(source, name)
         try:
@@ -230,7 +230,7 @@ def declared_duration(source: Source) -> float | None:
     Raises:
         MediaError: the file cannot be opened.
     """
-    name = _name(source)
+    name = shown_name(source)
     with _decoder_errors(name), _open(source, name) as container:
         return None if container.duration is None else container.duration / 1e6
 
@@ -251,7 +251,8 @@ def _decoder_errors(name: str) -> Iterator[None]:
 # -- opening ----------------------------------------------------------------------------------------------------
 
 
-def _name(source: Source) -> str:
+def shown_name(source: Source) -> str:
+    """Name of a source in messages."""
     return "<bytes>" if isinstance(source, bytes) else os.fspath(source)
 
 

@@ -12,18 +12,16 @@ from typing import Any
 import numpy as np
 
 from .inputs_mmbalance import (
-    Source,
     as_frames,
     as_sound,
     encode_image,
     is_file,
     round_sound,
     same_size,
-    shown_name,
     source_of,
 )
 from .media_frames_mmbalance import fit_frame, on_show
-from .media_mmbalance import Pick, read_media
+from .media_mmbalance import Pick, Source, read_media, shown_name
 from .media_request_mmbalance import LIMITS, Limits, MediaError
 from .media_sound_mmbalance import cut_sound, resample
 from .reading_spec_mmbalance import ReadingSpec

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .inputs_mmbalance import Source, is_file, shown_name, source_of
-from .media_mmbalance import Pick, declared_duration, read_media
+from .inputs_mmbalance import is_file, source_of
+from .media_mmbalance import Pick, Source, declared_duration, read_media, shown_name
 from .media_request_mmbalance import LIMITS, Limits, MediaError
 from .reading_mmbalance import (
     DEFAULT_FRAMES,
