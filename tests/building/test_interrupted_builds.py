@@ -84,7 +84,7 @@ def test_an_interrupted_build_says_how_to_resume(media, tmp_path):
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the workers, too
     _, shown = run.communicate(timeout=60)
     assert run.returncode == 130 and "Traceback" not in shown
-    line = "toy build: error: interrupted; run the same command again: it resumes the build"
+    line = "toy build: error: interrupted; run the same command again (without --overwrite): it resumes the build"
     assert shown.strip().splitlines()[-1] == line
     assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0
     assert validate(out) == []

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, Video
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from hf_mmbalance.data import DataError, HubOptions, load_clips
-from hf_mmbalance.data.sources.hub import clips_of
+from hf_mmbalance.data.sources.hub import clips_of, stored_reading
 from hf_mmbalance.data.streaming import load
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 from tests.data.clip_rows import CONTENT, WHOLE, made
@@ -88,6 +90,26 @@ def test_a_stream_of_media_files_is_read_into_memory(clip: bytes, tmp_path: Path
     stream = rows.to_iterable_dataset().decode(num_threads=2)
     clips = clips_of(stream, HubOptions(**WHOLE, in_memory=True))["train"]
     assert [one["frames"].shape for one in clips] == [(2, 16, 16, 3)] * 2
+
+
+def test_only_the_hubs_own_word_says_that_there_is_no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Hub that is down must not make a model read files otherwise than its training did."""
+    asked = []
+
+    def download(name: str, place: str, **options: object) -> str:
+        asked.append(place)
+        raise LocalEntryNotFoundError("the Hub cannot be reached")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    for place in ("data", "lips"):
+        files = {"train": [f"hf://datasets/me/mine@{'1' * 40}/{place}/part0-0.parquet"]}
+        reached = SimpleNamespace(config=SimpleNamespace(data_files=files))
+        with pytest.raises(DataError, match="me/mine: the data set cannot be loaded .*cannot be reached"):
+            stored_reading("me/mine", reached, None)
+    cached = SimpleNamespace(config=SimpleNamespace(data_files=None, name="lips-fold0"))
+    assert stored_reading("me/mine", cached, None) is None
+    places = ["", "lips/", "lips-fold0/", "lips/", ""]
+    assert asked == [f"{place}build_report.json" for place in places]
 
 
 def test_a_number_that_is_another_class_in_another_split_is_refused(clip: bytes) -> None:
