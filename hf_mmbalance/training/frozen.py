@@ -10,6 +10,7 @@ from transformers.utils import logging
 from hf_mmbalance.data.clips import ClipSplits
 from hf_mmbalance.embedding.draws import Draws, changes_by_epoch
 from hf_mmbalance.embedding.embed import EmbedOptions, embed
+from hf_mmbalance.embedding.parts import EmbeddingError
 from hf_mmbalance.embedding.stored import EmbeddedClips, Embeddings
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
@@ -47,9 +48,18 @@ def stored_clips(arguments: RunArguments) -> ClipSplits:
 
 
 def _name_towers(model: ModelArguments, stored: Embeddings) -> None:
-    """Where no tower is named, the model gets those that the features come from."""
+    """Where no tower is named, the model gets those that the features come from.
+
+    Raises:
+        EmbeddingError: they have no name.
+    """
     for modality, tower in stored.plan["towers"].items():
         if getattr(model, f"{modality}_model") is None and getattr(model, f"{modality}_config") is None:
+            if tower["name"] is None:
+                raise EmbeddingError(
+                    f"{stored.folder}: its {modality} features come from a tower without a name, made of a config or"
+                    f" of a trained model: give --{modality}_config or --model_name_or_path as they were given then"
+                )
             setattr(model, f"{modality}_model", tower["name"])
             setattr(model, f"{modality}_revision", getattr(model, f"{modality}_revision") or tower["revision"])
 

@@ -108,9 +108,7 @@ class KeepOrigin(TrainerCallback):
 class EarlyStopping(EarlyStoppingCallback):
     """As transformers'; in a resumed run the patience is that asked for now, and a run that was over stays so."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
         self.early_stopping_patience = args.early_stopping_patience  # restored with the count
         control.should_training_stop = self.early_stopping_patience_counter >= self.early_stopping_patience

@@ -370,7 +370,7 @@ class MMBalanceTrainer(Trainer):
     def _run(self, clips: ClipDataset, split: str) -> dict[str, np.ndarray]:
         model = self.model_wrapped if self.is_in_train else self._wrap_model(self.model, training=False)
         model.eval()
-        forward = model
+        forward: Any = model
         if not (self.is_in_train or self.is_fsdp_enabled or self.is_deepspeed_enabled):
             # As it is served: in the precision of its weights, without the autocast that accelerate put around it.
             forward = partial(type(model).forward, model)

@@ -70,6 +70,8 @@ def test_what_features_cannot_give_is_refused(cached, tmp_path):
     for pooling in ("temporal", "log_probs"):
         with pytest.raises(EmbeddingError, match=f"frame_pooling='{pooling}' learns from single frames"):
             main([*_towers(), *_training(tmp_path / pooling), *stored, *same, "--frame_pooling", pooling])
+    with pytest.raises(EmbeddingError, match="audio features come from a tower without a name.*give --audio_config"):
+        main([*_training(tmp_path / "e"), *stored])
     with pytest.raises(EmbeddingError, match="holds no embeddings.json"):
         main([*_towers(), *_training(tmp_path / "d"), "--embeddings", str(tmp_path)])
 
