@@ -40,8 +40,8 @@ from hf_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.source_heads_mmbalance import SourceHead, random_input, source_head_of
 from hf_mmbalance.model.towers_mmbalance import tower_features
 
-from .test_remote_code import _Case, _check, _clips, _processor
-from .tiny import AUDIO, CLASSES, SMALL, VISION, tiny_inputs, tiny_model
+from .test_remote_code import _Case, _check, _clips
+from .tiny import AUDIO, CLASSES, SMALL, VISION, tiny_inputs, tiny_model, tiny_processor
 
 
 compose = MMBalanceForAudioVisualClassification.from_backbones
@@ -262,7 +262,7 @@ def test_saved_and_loaded_again(tmp_path):
 def test_loads_without_the_package(tmp_path):
     model, folder = fused_pair(frame_pooling="log_probs"), tmp_path / "saved"
     model.save_pretrained(folder)
-    processor = _processor()
+    processor = tiny_processor(frames=None)
     processor.save_pretrained(folder)
     with torch.no_grad():
         expected = [model(**processor(**inputs, sampling_rate=22_050)).logits for inputs in _clips()]
