@@ -15,7 +15,7 @@ from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 
-FITTED_CLIPS = 200  # clips looked at when the spectrogram length is fitted
+FITTED_CLIPS = 200  # clips of a split looked at when the spectrogram length is fitted
 ROUND_FRAMES = 16
 CLASSIFIERS = ("ForAudioClassification", "ForImageClassification", "ForVideoClassification",
                "ForSequenceClassification")  # fmt: skip
@@ -105,14 +105,16 @@ def build_towers(
 
 
 def fitted_frames(clips: ClipSplits) -> int:
-    """Spectrogram frames (10 ms) that hold the longest of 200 clips spread over the first split, in steps of 16."""
-    train = first_split(clips)
-    picked = np.unique(np.linspace(0, len(train) - 1, min(FITTED_CLIPS, len(train))).astype(int))
+    """Spectrogram frames (10 ms) that hold the longest clips, in steps of 16.
+
+    200 clips spread over the first split are looked at, and as many of those without a label, which will be predicted.
+    """
     seconds = 0.0
-    for index in picked:
-        example = train[int(index)]
-        if example["audio"] is not None:
-            seconds = max(seconds, len(example["audio"]) / example["sampling_rate"])
+    for part in filter(None, (first_split(clips), clips.unlabelled)):
+        picked = np.unique(np.linspace(0, len(part) - 1, min(FITTED_CLIPS, len(part))).astype(int))
+        for example in (part[int(index)] for index in picked):
+            if example["audio"] is not None:
+                seconds = max(seconds, len(example["audio"]) / example["sampling_rate"])
     return max(ROUND_FRAMES, math.ceil(seconds * 100 / ROUND_FRAMES) * ROUND_FRAMES)
 
 

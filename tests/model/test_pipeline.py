@@ -386,6 +386,7 @@ def test_an_address_is_downloaded(classify, folder, address, monkeypatch):
         ({"audio": np.zeros(3200), "sampling_rate": 16_000}, {"modalities": "vision"}, "has no vision"),
         ({"audio": np.zeros(32000), "sampling_rate": 16_000}, {"max_seconds": 1.5}, "2.0 s is over max_seconds=1.5"),
         (pd.DataFrame({"video": ["x.mp4"]}), {}, "a clip of type DataFrame is not supported: give a path"),
+        ({"video": "x.mp4", "start": "soon", "end": 1}, {}, "start='soon' and end=1 must be numbers of seconds"),
         ("", {"top_k": 0}, "top_k=0 must be at least 1"),
         ("", {"top_k": "3"}, "top_k='3' must be at least 1, a whole number"),
         ("", {"max_seconds": "9"}, "max_seconds='9' must be a number above 0"),

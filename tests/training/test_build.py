@@ -81,13 +81,15 @@ def test_frozen_towers_stay_as_they_are(tmp_path):
     assert moved - {"fusion"} == {"unimodal_heads"}
 
 
-def test_the_spectrogram_length_is_fitted_to_the_train_clips():
+def test_the_spectrogram_length_is_fitted_to_the_train_clips_and_to_those_without_a_label():
     clips = random_splits()  # .16 s
     assert fitted_frames(clips) == 16
     clips.splits["train"].kept[5] = (np.zeros(16_000 + 1, dtype=np.float32), None)
     assert fitted_frames(clips) == 112  # 1.00006 s: 101 frames, in steps of 16
     clips.splits["train"].kept = [(None, frames) for _, frames in clips.splits["train"].kept]
     assert fitted_frames(clips) == 16
+    clips.unlabelled = ListedClips("unlabelled", [(np.zeros(8_000, dtype=np.float32), None)], [0])
+    assert fitted_frames(clips) == 64
 
 
 def test_masks_are_made_only_when_asked_for():
