@@ -63,7 +63,7 @@ class AdaptiveFusion(FusionHead):
     takes_known_classes = True
     # A model loaded in half precision keeps the fitted state: 1 / variance may exceed float16, and what is typical
     # for a tower may lie within the rounding of bfloat16.
-    _keep_in_fp32_modules_strict = (r"^fusion\.",)
+    _keep_in_fp32_modules_strict = ("^fusion",)
 
     def __init__(
         self,

@@ -54,7 +54,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_their_tests_pass_on_our_classes(sdist, capsys):
     checks = sorted(path.name for path in sdist.glob("check_*.py"))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "-rs", *checks]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "-rsf", *checks]
     done = subprocess.run(
         command, cwd=sdist, capture_output=True, text=True, timeout=1200, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
