@@ -60,7 +60,7 @@ def test_results_have_the_promised_form(run):
         (split, method) for split in ("validation", "test") for method in METHODS
     ]
     for row in results["rows"]:
-        assert set(row) == {"method", "split", "n", "accuracy", "accuracy_ci", "macro_f1", "nll", "ece"}
+        assert set(row) == {"method", "split", "n", "accuracy", "accuracy_ci", "ci_unit", "macro_f1", "nll", "ece"}
         assert row["n"] == results["n_per_split"][row["split"]]
         low, high = row["accuracy_ci"]
         assert 0 <= low <= row["accuracy"] <= high <= 1
