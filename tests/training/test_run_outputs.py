@@ -116,7 +116,8 @@ def test_rows_are_those_of_the_table(run):
     log_probs = measures.log_softmax(table.logits)
     log_prior = np.log(list(results["decision"]["prior"].values()))
     if results["decision"]["rung"] in ("sum", "best_single"):  # in use there is none, and the row has the fit's
-        log_prior = fit_prior(DecisionTable.read(folder / "decisions.parquet").select("calibration").labels, 3)
+        calibration = DecisionTable.read(folder / "decisions.parquet").select("calibration")
+        log_prior = fit_prior(calibration.labels, 3, calibration.clip_names)
     for method, logits in (
         ("audio", log_probs[:, 0]),
         ("vision", log_probs[:, 1]),
