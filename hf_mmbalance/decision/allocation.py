@@ -163,7 +163,7 @@ class Allocation(ClassifierMixin, BaseEstimator):
         for note in self.notes_:
             warnings.warn(note, stacklevel=3)
         self.chosen_, self.reason_ = self.ladder_.chosen, self.ladder_.reason
-        self.prior_ = np.exp(fit_prior(clips.data.labels, len(classes)))
+        self.prior_ = np.exp(fit_prior(clips.data.labels, len(classes), clips.names))
         self.state_ = self.complete(self.ladder_.states[self.chosen_])
         self.profile_ = LogitProfile.of(own_log_probs(clips.data.logits, self.state_.known), clips.groups)
         return self

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_mmbalance import console
-from hf_mmbalance.decision.plain import plain_report
+from hf_mmbalance.decision.plain import clips_and_draws, plain_report
 from hf_mmbalance.decision.report_text import summary
 from hf_mmbalance.decision.table import DecisionTable, TableError
 from hf_mmbalance.decision.table_files import table_name, table_path
@@ -129,8 +129,9 @@ def _as_folder(name: str) -> str:
 
 def print_ladder(report: dict[str, Any]) -> None:
     """The table of `decide` for a person."""
-    console.say(f"{report['n']} clips judged, {report['n_fit']} fitted on, {report['groups']} groups, intervals over"
-          f" {report['ci_unit']}s")  # fmt: skip
+    judged = clips_and_draws(report["n_clips"], report["n"])
+    fitted = clips_and_draws(report["n_clips_fit"], report["n_fit"])
+    console.say(f"{judged} judged, fitted on {fitted}; {report['groups']} groups, intervals over {report['ci_unit']}s")
     width = max(len(row["method"]) for row in report["rows"])
     console.say(f"{'method':{width}s} {'n':>6s} {'accuracy':>9s} {'95 % interval':>17s} {'nll':>8s} {'ece':>7s}")
     for row in report["rows"]:
@@ -158,7 +159,8 @@ def print_ladder(report: dict[str, Any]) -> None:
 
 def print_diagnosis(name: str, report: dict[str, Any]) -> None:
     """The short form of `diagnose` for a person; the page and the JSON hold the rest."""
-    console.say(f"== {name}: {report['n']} clips, {report['groups']} groups; rung {report['chosen']}")
+    clips = clips_and_draws(report["n_clips"], report["n"])
+    console.say(f"== {name}: {clips}, {report['groups']} groups; rung {report['chosen']}")
     console.say("\n".join(summary(report)))
     modalities = report["modalities"]
     heads = "".join(f" {'lean ' + m:>16s}" for m in modalities)

@@ -237,9 +237,10 @@ def compare_sources(
         seed: of both.
 
     Returns:
-        `rows`, one per method of a configuration: for accuracy, macro-F1, NLL and ECE the mean over seeds, its 95 %
-        interval over clips (groups, where there are at least 5) and the standard deviation over seeds;
-        `differences`, paired, with p by sign flips of whole groups and the same after Holm's correction.
+        `n` rows to judge, draws of `n_clips` clips; `rows`, one per method of a configuration: for accuracy,
+        macro-F1, NLL and ECE the mean over seeds, its 95 % interval over clips (groups, where there are at least 5)
+        and the standard deviation over seeds; `differences`, paired, with p by sign flips of whole groups and the same
+        after Holm's correction.
 
     Raises:
         TableError: sources on different clips or classes, an unknown baseline.
@@ -255,6 +256,7 @@ def compare_sources(
             difference[f"{name}_p_holm"] = corrected
     return {
         "n": len(table),
+        "n_clips": table.clip_count,
         "groups": len(set(table.groups)),
         "classes": table.classes,
         "ci_unit": ci_unit(table.groups),

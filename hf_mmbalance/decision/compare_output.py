@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_mmbalance import console
+from hf_mmbalance.decision.plain import clips_and_draws
 from hf_mmbalance.metrics.sums import MEASURES
 
 
@@ -25,15 +26,16 @@ def text_of(found: Comparison) -> str:
     """The comparison for a person."""
     several = f"; {SAME_SEEDS}" if any(row["seeds"] > 1 for row in found["rows"]) else ""
     lines = [
-        f"{found['n']} clips, {len(found['classes'])} classes, {found['groups']} groups; [95 % interval], bootstrap"
+        f"{clips_and_draws(found['n_clips'], found['n'])}, {len(found['classes'])} classes, {found['groups']} groups;"
+        f" [95 % interval], bootstrap"
         f" over {found['ci_unit']}s{several}"
     ]
-    head = ["configuration", "method", "seeds", *(title for title, _, _ in SHOWN.values())]
+    head = ["configuration", "method", "seeds", "n", *(title for title, _, _ in SHOWN.values())]
     last, cells = None, []
     for row in found["rows"]:
         name = "" if row["configuration"] == last else row["configuration"]
         last = row["configuration"]
-        cells.append([name, _method(row), str(row["seeds"]), *(_cell(row, name) for name in SHOWN)])
+        cells.append([name, _method(row), str(row["seeds"]), str(row["n"]), *(_cell(row, name) for name in SHOWN)])
     lines.append(console.table(head, cells, left=2))
     if found["differences"]:
         lines.append("\npaired differences on the same clips; p by sign flips of whole"
@@ -64,7 +66,11 @@ def _difference(found: dict[str, Any], measure: str, factor: float, digits: int)
         return "-", "-"
     low, high = (factor * end for end in found[f"{measure}_ci"])
     value = f"{factor * found[measure]:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-    return value, f"{found[f'{measure}_p']:.3f} ({found[f'{measure}_p_holm']:.3f})"
+    return value, f"{_p(found[f'{measure}_p'])} ({_p(found[f'{measure}_p_holm'])})"
+
+
+def _p(value: float) -> str:
+    return "<.001" if value < 0.001 else f"{value:.3f}"
 
 
 def write_csv(path: Path, found: Comparison) -> None:
@@ -86,11 +92,12 @@ def latex_of(found: Comparison) -> str:
     best = {"accuracy": max((row["accuracy"] for row in layers), default=None),
             "nll": min((row["nll"] for row in layers), default=None)}  # fmt: skip
     lines = [
-        f"% {found['n']} clips, {found['groups']} groups; 95 % intervals: bootstrap over {found['ci_unit']}s;"
+        f"% {clips_and_draws(found['n_clips'], found['n'])}, {found['groups']} groups; 95 % intervals: bootstrap over"
+        f" {found['ci_unit']}s;"
         f" {SAME_SEEDS}",
-        r"\begin{tabular}{llrcccc}",
+        r"\begin{tabular}{llrrcccc}",
         r"\toprule",
-        r"configuration & method & seeds & accuracy (\%) & macro-F1 (\%) & NLL & ECE \\",
+        r"configuration & method & seeds & n & accuracy (\%) & macro-F1 (\%) & NLL & ECE \\",
     ]
     last = None
     for row in found["rows"]:
@@ -100,7 +107,8 @@ def latex_of(found: Comparison) -> str:
         last = row["configuration"]
         cells = [_latex_cell(row, measure, row[measure] is not None and row[measure] == best.get(measure))
                  for measure in SHOWN]  # fmt: skip
-        lines.append(f"{name} & {_escaped(_method(row))} & {row['seeds']} & " + " & ".join(cells) + r" \\")
+        first = [name, _escaped(_method(row)), str(row["seeds"]), str(row["n"])]
+        lines.append(" & ".join([*first, *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 

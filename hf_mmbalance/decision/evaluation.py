@@ -56,7 +56,7 @@ class DecisionReport:
         states: method -> the fitted heads and the rows they judge; only for the ladder.
         allocation: fitted on the whole fitting part: what `--save` keeps.
         parts: (rows, allocation) that judged them.
-        fit_clips: number of rows the allocation was fitted on.
+        fit_clips, fit_rows: number of clips, and of draws of them, that the allocation was fitted on.
         scaled_sum_nll: `(N,)` NLL of the fallback `sum`, the plain sum under one fitted temperature.
         notes: what the reader must know.
     """
@@ -67,6 +67,7 @@ class DecisionReport:
     allocation: Allocation
     parts: list[tuple[np.ndarray, Allocation]]
     fit_clips: int
+    fit_rows: int
     scaled_sum_nll: np.ndarray
     notes: list[str] = field(default_factory=list)
 
@@ -136,7 +137,9 @@ class DecisionReport:
         by_name = lambda values: {name: values[m].tolist() for m, name in enumerate(table.modalities)}  # noqa: E731
         return {
             "n": len(table),
-            "n_fit": self.fit_clips,
+            "n_clips": table.clip_count,
+            "n_fit": self.fit_rows,
+            "n_clips_fit": self.fit_clips,
             "groups": len(set(table.groups)),
             "classes": table.classes,
             "modalities": table.modalities,
@@ -222,7 +225,7 @@ def decide_splits(
         notes.append(f"{both} group(s) are in both {fit_split!r} and {eval_split!r}: the figures may flatter")
     allocation, warned = _fit(fit, _reference(table, fit), options)
     notes += warned + [f"shift: {text}" for text in allocation.check_shift(judged.logits, warn=False)]
-    return _assemble(judged, [(np.arange(len(judged)), allocation)], allocation, len(fit), notes)
+    return _assemble(judged, [(np.arange(len(judged)), allocation)], allocation, fit, notes)
 
 
 def decide_folds(table: DecisionTable, *, folds: int = 5, seed: int = 0, **options: Any) -> DecisionReport:
@@ -267,7 +270,7 @@ def decide_folds(table: DecisionTable, *, folds: int = 5, seed: int = 0, **optio
         parts.append((np.flatnonzero(fold == k), allocation))
         notes += warned
     final, warned = _fit(judged, reference, {"seed": seed} | options)
-    return _assemble(judged, parts, final, len(judged), list(dict.fromkeys(notes + warned)))
+    return _assemble(judged, parts, final, judged, list(dict.fromkeys(notes + warned)))
 
 
 def _reference(table: DecisionTable, fit: DecisionTable) -> DecisionTable | None:
@@ -288,7 +291,7 @@ def _assemble(
     table: DecisionTable,
     parts: list[tuple[np.ndarray, Allocation]],
     final: Allocation,
-    fit_clips: int,
+    fit: DecisionTable,
     notes: Sequence[str],
 ) -> DecisionReport:
     fusions = baselines(table)
@@ -309,7 +312,8 @@ def _assemble(
     for name, logits in table.references.items():
         fusions[f"reference.{name}"] = logits
     notes = [*notes, *_excluded_by_prior(final, table)]
-    return DecisionReport(table, fusions, states, final, parts, fit_clips, clip_nll(scaled, table.labels), notes)
+    counts = fit.clip_count, len(fit)
+    return DecisionReport(table, fusions, states, final, parts, *counts, clip_nll(scaled, table.labels), notes)
 
 
 def _excluded_by_prior(allocation: Allocation, table: DecisionTable) -> list[str]:

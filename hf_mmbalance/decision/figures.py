@@ -107,7 +107,7 @@ def weights_by_class(report: Report) -> Figure:
     shown: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
         ("Capability (recall above chance)", found["capability"], found["capability_ci"]),
         (
-            f"Weight in the decision ({'model in use' if report['weights_of'] == 'model' else 'refitted'})",
+            f"Effective weight ({'model in use' if report['weights_of'] == 'model' else 'refitted'})",
             report["weights"],
             None,
         ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,15 +109,22 @@ def pull(theta: torch.Tensor, anchor: np.ndarray, strength: float | np.ndarray, 
     return (torch.as_tensor(strength) * (theta - torch.from_numpy(anchor)).square()).sum() * (0.5 / clips)
 
 
-def fit_prior(labels: np.ndarray, classes: int) -> np.ndarray:
+def fit_prior(labels: np.ndarray, classes: int, clips: Sequence[Any] | np.ndarray | None = None) -> np.ndarray:
     """Log class prior `(C,)` of the labels, smoothed towards uniform as far as the counts allow.
 
     A symmetric Dirichlet prior with the pseudo-count of largest marginal likelihood (empirical Bayes): counts that are
     equal but for chance give a uniform prior, uneven counts stay uneven. A class without clips gets the
     smallest frequency among those that have some: nothing is known against it.
+
+    Args:
+        labels: `(N,)`.
+        classes: C.
+        clips: `(N,)` name of the clip that a row is a draw of, which counts once; None: every row is a clip.
     """
     from scipy.special import gammaln
 
+    if clips is not None:
+        labels = labels[np.unique(clips, return_index=True)[1]]
     counts = np.bincount(labels, minlength=classes).astype(np.float64)
     kept = counts[counts > 0]
     alpha = PSEUDO_COUNTS[:, None]

@@ -112,9 +112,13 @@ class Ladder:
 
 @dataclass
 class _Part:
-    """One fitting part (a fold's training side, or all data) with the states fitted on it so far."""
+    """One fitting part (a fold's training side, or all data) with the states fitted on it so far.
+
+    `names` are those of the clips that its rows are draws of.
+    """
 
     data: FitData
+    names: np.ndarray
     states: dict[str, HeadState] = field(default_factory=dict)
 
 
@@ -146,11 +150,12 @@ def fit_ladder(clips: Clips, options: Options) -> Ladder:
         allowed = [name for name in allowed if name in ancestry(options.rung)]
     fold = _folds(clips, options)
     if fold is None:
-        notes.append(f"{len(data.labels)} clips of {len(data.seen)} class(es) are too few to fit: plain sum")
+        number = len(np.unique(clips.names))
+        notes.append(f"{number} clips of {len(data.seen)} class(es) are too few to fit: plain sum")
         plain = data.plain_sum()
         return Ladder({"sum": plain}, {}, "sum", 0, "too few clips to fit anything", notes)
     held_out = [fold == k for k in range(int(fold.max()) + 1)]
-    parts = [_Part(data.take(~rows)) for rows in held_out] + [_Part(data)]
+    parts = [_Part(data.take(~rows), clips.names[~rows]) for rows in held_out] + [_Part(data, clips.names)]
     scores: dict[str, RungScore] = {}
     best_single = _fallbacks(parts, held_out, data, scores)
     beside = [name for name in SHOWN if name not in allowed and options.rung is None and "global" in allowed]
@@ -212,7 +217,7 @@ def allowed_rungs(clips: Clips, options: Options) -> tuple[list[str], list[str]]
             if not row.all()
         ]
     present = data.mask.numpy()
-    if (present.sum(axis=1) > 1).sum() < MIN_CLIPS:
+    if len(np.unique(clips.names[present.sum(axis=1) > 1])) < MIN_CLIPS:
         allowed = [rung for rung in allowed if rung in ("sum", "prior_sum", "temperature", "typicality")]
         notes.append(f"fewer than {MIN_CLIPS} clips have two modalities: no weights can be fitted")
     absent = np.setdiff1d(np.arange(classes), data.labels)
@@ -310,7 +315,7 @@ def fit_rung(rung: str, part: _Part, strength: float, start: HeadState | None, b
         parent_name = PARENTS[parent_name]
     parent = part.states[parent_name]
     if rung == "prior_sum":
-        return data.plain_sum().replace(log_prior=fit_prior(data.labels, data.logits.shape[2]))
+        return data.plain_sum().replace(log_prior=fit_prior(data.labels, data.logits.shape[2], part.names))
     if rung in ("temperature", "typicality"):
         return fit_temperatures(data, parent, slope=rung == "typicality")
     if rung in ("vector", "dirichlet"):
@@ -322,7 +327,7 @@ def fit_rung(rung: str, part: _Part, strength: float, start: HeadState | None, b
 
 def rebalanced(ladder: Ladder, clips: Clips, balance: float) -> HeadState:
     """The rung `class` (`global` where it was not fitted) under a balance penalty, at the strengths of the ladder."""
-    part = _Part(clips.data, dict(ladder.states))
+    part = _Part(clips.data, clips.names, dict(ladder.states))
     found = ladder.states.get("global", ladder.states["sum"])
     for rung in ("global", "bias", "class"):
         score = ladder.scores.get(rung)

@@ -18,6 +18,11 @@ REASONS = {
 }
 
 
+def clips_and_draws(clips: int, rows: int) -> str:
+    """`60 clips`, or `60 clips (180 draws)` where there are several draws of a clip."""
+    return f"{clips:,} clips" + (f" ({rows:,} draws)" if rows > clips else "")
+
+
 def plain_report(report: dict[str, Any]) -> dict[str, Any]:
     """The report with null for NaN and infinities, and a list `undefined` of {path, reason}."""
     undefined: list[dict[str, str]] = []

@@ -10,6 +10,7 @@ from string import Template
 from typing import Any
 
 from hf_mmbalance.decision import figures
+from hf_mmbalance.decision.plain import clips_and_draws
 from hf_mmbalance.decision.report_text import GLOSSARY, layer_name, summary
 
 
@@ -104,8 +105,9 @@ def _has(report: Report, figure: str) -> bool:
 def _lead(report: Report) -> str:
     many = len(report["classes"]) > figures.MAX_CLASSES
     more = f" Figures by class show the {figures.MAX_CLASSES} classes with the largest lean." if many else ""
+    judged = clips_and_draws(report["n_clips"], report["n"])
     return (
-        f"{report['n']:,} clips, {report['groups']} groups, {len(report['classes'])} classes, modalities"
+        f"{judged}, {report['groups']} groups, {len(report['classes'])} classes, modalities"
         f" {escape(', '.join(report['modalities']))}. Intervals are 95 % bootstrap over {report['ci_unit']}s."
         f" Shown is {layer_name(report)}. The rung fitted here is <b>{escape(report['chosen'])}</b>:"
         f" {escape(report['reason'])}.{more}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hf_mmbalance.decision.plain import clips_and_draws
+
 
 Report = dict[str, Any]
 GLOSSARY = {
@@ -13,6 +15,8 @@ GLOSSARY = {
     "capability": "how often a modality by itself recognises a class, above chance",
     "contribution": "exact Shapley value of a modality: what it adds to the decision, averaged over all orders",
     "ECE": "expected calibration error: by how much confidence and accuracy differ on average; 0 is best",
+    "effective weight": "how far a modality's log-probability of a class moves the score of that class: weight over"
+    " temperature, times the diagonal of its own map",
     "lean": "participation minus capability share: what the decision gives a modality beyond what it can do",
     "NLL": "negative log-likelihood of the labels in nats: small if the decision is right and knows how certain it is",
     "participation": "the contribution of a modality as a share of those of all",
@@ -21,7 +25,6 @@ GLOSSARY = {
     "temperature": "divides a modality's logits: above 1 it was over-confident",
     "trust": "calibrated probability that a modality by itself is right about a clip",
     "typicality slope": "how much a clip unlike the training clips raises the temperature of a modality",
-    "weight": "how far a modality's log-probability of a class moves the score of that class",
 }
 
 
@@ -40,8 +43,9 @@ def _accuracy(report: Report) -> str:
     method = report["in_use"]["method"]
     own, plain = rows[method], rows["sum"]
     low, high = own["accuracy_ci"]
+    judged = clips_and_draws(report["n_clips"], own["n"])
     text = (
-        f"{layer_name(report).capitalize()} gets {_percent(own['accuracy'])} of {own['n']:,} clips right (95 %"
+        f"{layer_name(report).capitalize()} gets {_percent(own['accuracy'])} of {judged} right (95 %"
         f" interval {100 * low:.1f} to {100 * high:.1f}); the plain sum of the same models gets"
         f" {_percent(plain['accuracy'])}"
     )

@@ -26,7 +26,7 @@ PLACES = frozenset(
 
 
 def measure(method: str, split: str, logits: np.ndarray, table: DecisionTable, clips: np.ndarray) -> Row:
-    """Accuracy with its 95 % interval, macro-F1, NLL and ECE of one method on the clips marked.
+    """Accuracy, its 95 % interval and what that resamples, macro-F1, NLL and ECE of one method on the clips marked.
 
     Args:
         method, split: Names for the row.
@@ -37,7 +37,7 @@ def measure(method: str, split: str, logits: np.ndarray, table: DecisionTable, c
     labels, logits = table.labels[clips], logits[clips]
     groups = np.asarray(table.groups)[clips]
     if not len(labels):
-        empty = dict.fromkeys(("accuracy", "accuracy_ci", "macro_f1", "nll", "ece"))
+        empty = dict.fromkeys(("accuracy", "accuracy_ci", "ci_unit", "macro_f1", "nll", "ece"))
         return {"method": method, "split": split, "n": 0, **empty}
     return {
         "method": method,
@@ -45,6 +45,7 @@ def measure(method: str, split: str, logits: np.ndarray, table: DecisionTable, c
         "n": len(labels),
         "accuracy": measures.accuracy(logits, labels),
         "accuracy_ci": list(measures.bootstrap_ci(measures.correct(logits, labels), groups)),
+        "ci_unit": measures.ci_unit(groups),
         "macro_f1": measures.macro_f1(logits, labels),
         "nll": measures.nll(logits, labels),
         "ece": measures.ece(logits, labels),
@@ -93,8 +94,8 @@ def mean_weights(weights: np.ndarray | None, table: DecisionTable) -> dict[str, 
     return dict(zip(table.modalities, weights[complete].mean(axis=0).tolist(), strict=True))
 
 
-def render_rows(rows: list[Row], ci_unit: str) -> str:
-    """The rows as a table; accuracy and its interval in percent."""
+def render_rows(rows: list[Row]) -> str:
+    """The rows as a table; accuracy and its interval in percent. The last row is of all clips."""
     lines = [f"{'method':<10} {'accuracy':>9} {'95 % CI':>15} {'macro-F1':>9} {'NLL':>7} {'ECE':>6} {'n':>6}"]
     for row in rows:
         if not row["n"]:
@@ -105,7 +106,10 @@ def render_rows(rows: list[Row], ci_unit: str) -> str:
             f"{row['method']:<10} {100 * row['accuracy']:>9.1f} {100 * low:>7.1f}-{100 * high:<7.1f}"
             f" {100 * row['macro_f1']:>9.1f} {row['nll']:>7.3f} {row['ece']:>6.3f} {row['n']:>6d}"
         )
-    return "\n".join([*lines, f"(intervals: bootstrap over {ci_unit}s)"])
+    unit = rows[-1]["ci_unit"]
+    others = [row["method"] for row in rows if row["n"] and row["ci_unit"] != unit]
+    more = f"; of {', '.join(others)}, in fewer groups, over clips" if others else ""
+    return "\n".join([*lines, f"(intervals: bootstrap over {unit}s{more})"])
 
 
 def write_outputs(folder: Path, results: dict[str, Any], table: DecisionTable | None) -> None:

@@ -100,6 +100,11 @@ class DecisionTable:
         return self.clips
 
     @property
+    def clip_count(self) -> int:
+        """Number of clips, however many draws of them there are."""
+        return len(set(self.clip_names))
+
+    @property
     def draw_numbers(self) -> np.ndarray:
         """`(N,)` 0 for clean clips."""
         assert self.draws is not None

@@ -158,7 +158,7 @@ def fit_typicality(
     distances[~mask] = np.nan
     for m in set(range(mask.shape[1])) - set(without):
         known = np.isfinite(distances[:, m])
-        unknown = int((mask[:, m] & ~known).sum())
+        unknown = len(np.unique(clips[mask[:, m] & ~known]))
         if unknown:
             notes.append(
                 f"typicality: {unknown} clip(s) have modality {m} but not its features; they count as typical"

@@ -28,12 +28,14 @@ def judge(rows: Rows, test: Rows | None, fitted: Fit, options: FuseOptions) -> t
     clean = np.flatnonzero(rows.draws == 0)
     as_they_are = rows.take(clean)
     log_prior = np.log(fitted.allocation.prior_)
+    judged = [
+        row
+        for split, table in tables.items()
+        for row in rows_of(table.take(np.flatnonzero(table.draw_numbers == 0)), split, log_prior)
+    ]
     results = {
-        "rows": [
-            row
-            for split, table in tables.items()
-            for row in rows_of(table.take(np.flatnonzero(table.draw_numbers == 0)), split, log_prior)
-        ],
+        "rows": judged,
+        "ci_unit": judged[-1]["ci_unit"],
         "curve": [
             *learning_curve(rows, options),
             point(len(np.unique(rows.clips)), as_they_are, fitted.logits[clean], decisions[clean]),
@@ -56,7 +58,7 @@ def plain_results(modalities: list[str], classes: list[str]) -> Results:
     lines = ["no labels: the two classifiers' log-probabilities are added, the (even) prior counted once"]
     decision = {"rung": "prior_sum", "reason": lines[0], "lines": lines, "notes": []}
     weights = dict(zip(modalities, state["weights"].tolist(), strict=True))
-    return {"rows": [], "curve": [], "advice": [], "decision": decision, "weights": weights}
+    return {"rows": [], "ci_unit": "clip", "curve": [], "advice": [], "decision": decision, "weights": weights}
 
 
 def write_answers(
@@ -85,7 +87,7 @@ def render(results: Results) -> str:
                          (TEST, "test split")):  # fmt: skip
         part = [row for row in rows if row["split"] == split]
         if part:
-            lines += ["", f"{results['dataset']}, {title}", render_rows(part, results["ci_unit"])]
+            lines += ["", f"{results['dataset']}, {title}", render_rows(part)]
     if results["curve"]:
         lines += ["", "accuracy by number of labelled clips", *render_curve(results["curve"])]
     lines += ["", *results["decision"]["lines"]]

@@ -34,7 +34,6 @@ from hf_mmbalance.embedding.labels import map_labels, read_label_map
 from hf_mmbalance.embedding.outcome import Results, judge, plain_results, write_answers
 from hf_mmbalance.embedding.stored import Embeddings
 from hf_mmbalance.hub.errors import explained
-from hf_mmbalance.metrics import measures
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.model.source_heads_mmbalance import SourceHead
@@ -203,7 +202,6 @@ def _description(
     bases = [base_model(modality, tower.name, tower.revision) for modality, tower in towers.items()]
     words = ["mmbalance", "fuse", *sys.argv[2:]] if sys.argv[1:2] == ["fuse"] else ["mmbalance", "fuse"]
     counts = _counts(stored)
-    groups = [group for group, split in zip(stored.groups, stored.splits, strict=True) if split != UNLABELLED]
     return {
         "dataset": clips.name,
         "classes": list(clips.classes),
@@ -212,9 +210,8 @@ def _description(
         "held_out": True,
         "bayes_accuracy": None,
         "selected_by": None,
-        "n": sum(counts.values()),
+        "n": counts.get(TEST, counts.get("calibration", 0)),
         "n_per_split": counts,
-        "ci_unit": measures.ci_unit(groups) if groups else "clip",
         "heads": {name: "own" if own is not None else "fitted" for name, own in labels.items()},
         "notes": notes,
         "arguments": {name: value for name, value in vars(arguments).items() if name != "func"},

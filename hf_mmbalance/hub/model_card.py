@@ -192,7 +192,7 @@ def eval_results(results: Results) -> list[EvalResult]:
             metric_value=round(row["accuracy"], 6),
             metric_args={
                 "ci95": [round(end, 6) for end in row["accuracy_ci"]],
-                "ci_unit": results["ci_unit"],
+                "ci_unit": row["ci_unit"],
                 "n": row["n"],
             },
         )
@@ -229,7 +229,8 @@ def _weight_rows(results: Results) -> list[tuple[str, list[str]]] | None:
 def _draw(results: Results, table: DecisionTable) -> Figure:
     from hf_mmbalance.decision.figures import draw
 
-    return draw(_weights_by_class, results, table.select(results["rows"][-1]["split"]))
+    judged = table.select(results["rows"][-1]["split"])
+    return draw(_weights_by_class, results, judged.take(judged.draw_numbers == 0))  # of the clips as they are
 
 
 def _weights_by_class(results: Results, table: DecisionTable) -> Figure:

@@ -14,6 +14,8 @@ from hf_mmbalance.robustness.cells import CLEAN, Cell
 
 Scores = dict[str, np.ndarray]  # one value per clip by method, NaN where a method cannot answer
 FUSED = "fused"
+FEWER = "~"
+NOTHING = {"n": 0, "mean": None, "ci": None}
 
 
 def method_logits(
@@ -56,7 +58,7 @@ def summary(values: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:
     """Mean of the clips that have a value, its 95 % interval (bootstrap over groups) and their number."""
     there = np.isfinite(values)
     if not there.any():
-        return {"n": 0, "mean": None, "ci": None}
+        return dict(NOTHING)
     ci = measures.bootstrap_ci(values[there], np.asarray(groups)[there])
     return {"n": int(there.sum()), "mean": float(values[there].mean()), "ci": list(ci)}
 
@@ -132,7 +134,10 @@ def _row(scores: dict[str, Scores], groups: Sequence[str]) -> dict[str, Any]:
 
 
 def render(report: dict[str, Any]) -> str:
-    """The numbers as a table for a person: accuracy in percent, NLL of `sum` and `fused`, trust in percent."""
+    """The numbers as a table for a person: accuracy in percent, NLL of `sum` and `fused`, trust in percent.
+
+    A number of fewer clips than the fusion's, of a modality that some lack, is marked.
+    """
     methods = list(report["cells"][0]["accuracy"])
     lines = [f"{report['n']} test clips; accuracy in percent", _head("corruption", methods, report["modalities"])]
     for row in report["cells"]:
@@ -147,7 +152,11 @@ def render(report: dict[str, Any]) -> str:
             gain = row["gain"][name]
             if gain["n"]:
                 low, high = (100 * end for end in gain["ci"])
-                lines.append(f"  {row['family']:<8} {name:<10} {100 * gain['mean']:+6.1f} [{low:+.1f}, {high:+.1f}]")
+                fewer = FEWER if gain["n"] < report["n"] else ""
+                value = f"{100 * gain['mean']:+6.1f} [{low:+.1f}, {high:+.1f}]{fewer}"
+                lines.append(f"  {row['family']:<8} {name:<10} {value}")
+    if any(FEWER in line for line in lines):
+        lines.append(f"{FEWER} of fewer clips: those that have the modality (their number: n in the JSON)")
     return "\n".join([*lines, f"(intervals: bootstrap over {report['ci_unit']}s)"])
 
 
@@ -158,12 +167,15 @@ def _head(first: str, methods: Sequence[str], modalities: Sequence[str]) -> str:
 
 def _line(name: str, row: dict[str, Any], methods: Sequence[str], modalities: Sequence[str]) -> str:
     trust = row.get("trust", {})
-    entries = [(method, row["accuracy"][method]["mean"], 100.0, 1) for method in methods]
-    entries += [(f"NLL {method}", row["nll"][method]["mean"], 1.0, 3) for method in ("sum", FUSED)]
-    entries += [(f"trust {m}", trust.get(m, {}).get("mean"), 100.0, 1) for m in modalities]
-    cells = ["-" if value is None else f"{factor * value:.{digits}f}" for _, value, factor, digits in entries]
-    widths = [_width(entry[0]) for entry in entries]
-    return f"{name:<22}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+    entries = [(method, row["accuracy"][method], 100.0, 1) for method in methods]
+    entries += [(f"NLL {method}", row["nll"][method], 1.0, 3) for method in ("sum", FUSED)]
+    entries += [(f"trust {m}", trust.get(m, NOTHING), 100.0, 1) for m in modalities]
+    clips = row["accuracy"][FUSED]["n"]
+    line = f"{name:<22}"
+    for title, found, factor, digits in entries:
+        text = f"{factor * found['mean']:.{digits}f}" if found["n"] else "-"
+        line += f"{text + FEWER if 0 < found['n'] < clips else text:>{_width(title)}}"
+    return line
 
 
 def _width(name: str) -> int:

@@ -174,7 +174,7 @@ def _check_unchanged(
 def log_prior_of_run(table: DecisionTable, split: str) -> np.ndarray:
     """Log class prior `(C,)` that the run's own row `prior_sum` counts once: that of the rows of its table."""
     rows = table.select(split if split in table.splits else "train")
-    return fit_prior(rows.labels, len(table.classes))
+    return fit_prior(rows.labels, len(table.classes), rows.clip_names)
 
 
 def arguments_of(results: dict[str, Any]) -> dict[str, Any]:

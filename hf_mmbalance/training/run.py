@@ -24,7 +24,6 @@ from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.hub.errors import HubError, explained
 from hf_mmbalance.hub.model_card import pinned_revision, write_card
 from hf_mmbalance.hub.model_push import prepare_repo
-from hf_mmbalance.metrics import measures
 from hf_mmbalance.processes import LOCK, answered_by_main, local_main_process_first, only_run_in
 from hf_mmbalance.provenance import base_model, provenance, versions
 from hf_mmbalance.training.arguments import (
@@ -282,7 +281,7 @@ def conclude(
         "classes": list(clips.classes),
         "modalities": list(last.modalities),
         "bayes_accuracy": None if clips.bayes is None else float(clips.bayes.accuracy),
-        "ci_unit": measures.ci_unit(last.groups),
+        "ci_unit": rows[-1]["ci_unit"],
         "rows": rows,
         "weights": mean_weights(None if weights is None else weights.double().cpu().numpy(), last),
         "notes": chance_notes([row for row in rows if row["split"] == reported[-1]], last),
@@ -304,7 +303,7 @@ def render(results: dict[str, Any], clips: ClipSplits) -> str:
     """What is printed at the end: rows of the last split, how close to the optimum, the decision layer in use."""
     split = results["rows"][-1]["split"]
     rows = [row for row in results["rows"] if row["split"] == split]
-    parts = [f"\n{results['dataset']}, {split} split", render_rows(rows, results["ci_unit"])]
+    parts = [f"\n{results['dataset']}, {split} split", render_rows(rows)]
     if clips.bayes is not None:
         fused, bayes = rows[-1]["accuracy"], results["bayes_accuracy"]
         parts.append(f"best possible (Bayes) accuracy {100 * bayes:.1f}: the fusion reaches {fused / bayes:.3f} of it")

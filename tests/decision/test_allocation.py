@@ -13,6 +13,7 @@ from sklearn.exceptions import NotFittedError
 
 from hf_mmbalance.decision.allocation import Allocation
 from hf_mmbalance.decision.crossfit import cross_fit_logits
+from hf_mmbalance.decision.fits import fit_prior
 from hf_mmbalance.decision.shift import estimate_prior
 from hf_mmbalance.metrics.measures import log_softmax
 
@@ -372,14 +373,24 @@ def test_prior_counted_right_under_a_shift() -> None:
 
 
 def test_smoothing_of_the_prior_follows_the_counts() -> None:
-    from hf_mmbalance.decision.fits import fit_prior
-
     even = np.repeat(np.arange(10), [18, 22, 20, 19, 21, 23, 17, 20, 22, 18])
     np.testing.assert_allclose(np.exp(fit_prior(even, 10)), 0.1, atol=0.003)
     uneven = np.repeat(np.arange(3), [800, 150, 50])
     np.testing.assert_allclose(np.exp(fit_prior(uneven, 3)), [0.8, 0.15, 0.05], atol=0.01)
     absent = np.exp(fit_prior(uneven, 4))
     assert absent[3] == pytest.approx(absent[2]) and absent.sum() == pytest.approx(1)
+
+
+def test_draws_of_a_clip_count_once_in_the_prior() -> None:
+    """12 clips of 20 are as many as chance gives: uniform; 240 draws of 400 taken for clips would not be."""
+    labels, clips = np.repeat([0, 1], [12, 8]), np.arange(20)
+    drawn, of = np.repeat(labels, 20), np.repeat(clips, 20)
+    np.testing.assert_array_equal(fit_prior(drawn, 2, of), fit_prior(labels, 2))
+    np.testing.assert_allclose(np.exp(fit_prior(drawn, 2, of)), 0.5, atol=0.005)
+    logits = np.random.default_rng(0).normal(size=(400, 2, 2))
+    allocation = Allocation(rung="prior_sum", **FAST).fit(logits, drawn, clips=of, draws=np.tile(np.arange(20), 20))
+    np.testing.assert_allclose(allocation.prior_, 0.5, atol=0.005)
+    np.testing.assert_allclose(np.exp(allocation.state_["log_prior"]), 0.5, atol=0.005)
 
 
 def test_warnings_name_the_modalities() -> None:

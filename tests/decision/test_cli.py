@@ -256,7 +256,7 @@ def test_a_report_of_a_run_is_about_its_own_head(
     assert f"The model's decision layer gets {100 * rows['model']['accuracy']:.1f} % of" in shown
     assert "he decision leans to" in shown and "lost by model" in shown
     page = (tmp_path / "r.html").read_text()
-    assert "Weight in the decision (model in use)" in page and "temperature 2.00" in page
+    assert "Effective weight (model in use)" in page and "temperature 2.00" in page
     assert page.index("leans to") < page.index("<table") < page.index("<h2>Words</h2>")
 
 
@@ -274,7 +274,7 @@ def test_a_head_without_weights_is_shown_beside_the_layer_fitted_here(
     page = (tmp_path / "r.html").read_text()
     lines = re.findall(r"<tr><td>run</td><td>(own|fitted here)</td><td class=n>83</td><td class=n>([\d.]+)</td>", page)
     assert lines[0] == ("own", "100.00") and lines[1][0] == "fitted here"
-    assert "Weight in the decision (refitted)" in page
+    assert "Effective weight (refitted)" in page
 
 
 def test_a_table_too_small_to_fit_anything_is_judged_by_the_plain_sum(

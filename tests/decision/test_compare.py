@@ -16,6 +16,7 @@ import pytest
 from hf_mmbalance import cli
 from hf_mmbalance.decision import figures, report
 from hf_mmbalance.decision.compare import Source, align, entries_of, read_source
+from hf_mmbalance.decision.compare_output import _difference, text_of
 from hf_mmbalance.decision.diagnosis import MAX_MODALITIES
 from hf_mmbalance.decision.evaluation import baselines
 from hf_mmbalance.decision.table import DecisionTable
@@ -223,6 +224,7 @@ def test_draws_of_a_clip_are_one_unit(tmp_path: Path, capsys: pytest.CaptureFixt
         one.write(tmp_path / name / "decisions.parquet")
         found = compared(capsys, tmp_path / name / "decisions.parquet")
         assert found["ci_unit"] == "clip"
+        assert (found["n_clips"], found["n"]) == (len(table), len(one))
         widths.append(np.ptp(found["rows"][0]["accuracy_ci"]))
     assert widths[1] == pytest.approx(widths[0], rel=0.15)
 
@@ -232,8 +234,16 @@ def test_a_clip_that_a_seed_does_not_answer_is_left_out_of_its_row(runs: Path, c
     table = DecisionTable.read(file)
     table.logits[table.splits.index("test"), 0] = np.nan
     table.write(file)
-    rows = {row["method"]: row for row in compared(capsys, runs / "ours-s0", runs / "ours-s1")["rows"]}
-    assert rows["audio"]["seeds"] == 2 and rows["audio"]["n"] == rows["adaptive"]["n"] - 1
+    found = compared(capsys, runs / "ours-s0", runs / "ours-s1")
+    rows = {row["method"]: row for row in found["rows"]}
+    assert rows["audio"]["seeds"] == 2 and rows["audio"]["n"] == rows["adaptive"]["n"] - 1 == found["n_clips"] - 1
+    lines = {line.split()[0]: line.split() for line in text_of(found).splitlines() if line.startswith(" ")}
+    assert lines["audio"][:3] == ["audio", "2", str(found["n_clips"] - 1)], "what a row is of is printed with it"
+
+
+def test_small_p_are_not_printed_as_nothing() -> None:
+    found = {"nll": 0.1, "nll_ci": [0.0, 0.2], "nll_p": 1e-4, "nll_p_holm": 0.04}
+    assert _difference(found, "nll", 1, 3) == ("+0.100 [+0.000, +0.200]", "<.001 (0.040)")
 
 
 def test_what_is_odd_about_a_table_is_noted(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hf_mmbalance.decision.cli import print_ladder
 from hf_mmbalance.decision.contributions import balance, class_mean_draws, subset_values
 from hf_mmbalance.decision.diagnosis import (
     _telling_clips,
@@ -304,7 +305,7 @@ def test_rows_of_train_are_never_judged_unsaid() -> None:
         decide_table(table, folds=3, fit_split="train")
 
 
-def test_draws_of_a_clip_are_one_unit() -> None:
+def test_draws_of_a_clip_are_one_unit(capsys: pytest.CaptureFixture[str]) -> None:
     """Three equal draws of every clip carry no more than the clip: the interval is that of the clips."""
     table = make_table(n=200)
     table.groups = ["one"] * 200
@@ -315,10 +316,19 @@ def test_draws_of_a_clip_are_one_unit() -> None:
         classes=table.classes, modalities=table.modalities, clips=[str(i) for i in rows],
         draws=np.tile(np.arange(3), 200),
     )  # fmt: skip
-    one, three = decide_splits(table, **FAST).row("sum"), decide_splits(tripled, **FAST).row("sum")
+    judged = decide_splits(tripled, **FAST)
+    one, three = decide_splits(table, **FAST).row("sum"), judged.row("sum")
     width = np.ptp(one["accuracy_ci"])
     assert np.ptp(three["accuracy_ci"]) == pytest.approx(width, rel=0.15)
     assert three["accuracy_clean"] == one["accuracy"]
+    report = diagnose(judged, draws=5)
+    fit = 3 * table.splits.count("calibration")
+    assert (report["n"], report["n_fit"], 3 * report["n_clips_fit"]) == (3 * report["n_clips"], fit, fit)
+    assert f"of {report['n_clips']} clips ({report['n']} draws) right" in summary(report)[0]
+    print_ladder(report)
+    judged_on, fitted_on = report["n_clips"], report["n_clips_fit"]
+    told = f"{judged_on} clips ({report['n']} draws) judged, fitted on {fitted_on} clips ({fit} draws)"
+    assert capsys.readouterr().out.startswith(told)
 
 
 def test_what_is_not_defined_is_null_with_a_reason() -> None:

@@ -201,3 +201,14 @@ def test_where_one_group_alone_has_both_modalities_its_fold_keeps_the_parents_we
     got = fit_ladder(clips_of(data), Options(folds=4, strengths=(30.0,)))
     assert {"global", "class", "vector"} <= set(got.scores)
     assert all(np.isfinite(score.nll).all() for score in got.scores.values())
+
+
+def test_draws_are_not_counted_as_clips() -> None:
+    """Nine clips in four draws each: too few to fit; ten of which nine have two modalities: no weights."""
+    for clips, note in ((9, "9 clips of 3 class(es) are too few"), (10, "fewer than 10 clips have two modalities")):
+        names = np.repeat(np.arange(clips), 4).astype(str)
+        logits = np.random.default_rng(0).normal(size=(4 * clips, 2, 3))
+        logits[36:, 1] = np.nan  # the draws of a tenth clip
+        data = FitData(logits, np.repeat(np.arange(clips) % 3, 4))
+        found = fit_ladder(Clips(data, names, names, np.tile(np.arange(4), clips)), Options(folds=3))
+        assert any(line.startswith(note) for line in found.notes), found.notes

@@ -107,11 +107,12 @@ def test_a_modality_that_no_clip_has(table):
         "n": 0,
         "accuracy": None,
         "accuracy_ci": None,
+        "ci_unit": None,
         "macro_f1": None,
         "nll": None,
         "ece": None,
     }
-    assert "no clip has this modality" in render_rows([row], "clip")
+    assert "no clip has this modality" in render_rows([row])
 
 
 def test_mean_weights_are_of_clips_with_every_modality():
@@ -128,7 +129,7 @@ def test_mean_weights_are_of_clips_with_every_modality():
 
 def test_the_table_a_person_reads(table):
     rows = rows_of(table, "test", LOG_PRIOR)
-    lines = render_rows(rows, "clip").splitlines()
+    lines = render_rows(rows).splitlines()
     assert len(lines) == 7 and lines[-1] == "(intervals: bootstrap over clips)"
     audio = lines[1].split()
     assert audio[:2] == ["audio", "66.7"] and audio[-4:] == ["66.7", f"{rows[0]['nll']:.3f}", "0.367", "3"]
@@ -145,3 +146,16 @@ def test_methods_at_chance_are_named(table):
     (note,) = chance_notes(rows, table)  # two labels of four are class 0
     assert note == "at chance on these 4 clips: audio (naming the largest class every time gives 50.0)"
     assert chance_notes(rows[1:], table) == []
+
+
+def test_each_row_says_what_its_interval_resamples():
+    """Six groups, of which four have sound: sound's interval is over clips, and the printed line says so."""
+    logits = np.random.default_rng(0).normal(size=(24, 2, 2))
+    groups = [f"g{i % 6}" for i in range(24)]
+    logits[[group in ("g4", "g5") for group in groups], 0] = np.nan
+    table = DecisionTable([str(i) for i in range(24)], groups, ["test"] * 24, np.arange(24) % 2, logits, ["no", "yes"],
+                          ["audio", "vision"], references={"fused": logits[:, 1]})  # fmt: skip
+    rows = rows_of(table, "test", np.log([0.5, 0.5]))
+    assert [row["ci_unit"] for row in rows] == ["clip", "group", "group", "group", "group"]
+    told = "(intervals: bootstrap over groups; of audio, in fewer groups, over clips)"
+    assert render_rows(rows).splitlines()[-1] == told

@@ -16,6 +16,7 @@ from hf_mmbalance.cli import main
 from hf_mmbalance.decision.table import DecisionTable
 from hf_mmbalance.embedding.advice import learning_curve, where_to_label
 from hf_mmbalance.embedding.fuse import FuseError, FuseOptions, Rows, fit, held_out_decisions
+from hf_mmbalance.embedding.outcome import judge, render
 from hf_mmbalance.embedding.stored import Embeddings
 from hf_mmbalance.metrics import measures
 from tests.media_factory import write_clip
@@ -105,6 +106,18 @@ def test_advice_names_the_class_that_is_missed():
     fused[some.labels == 2] = np.eye(4)[1] * 5.0
     told = where_to_label(some, np.stack([fused, fused], axis=1), fused)
     assert told == ["class 'class 2': 10 of its 10 clips are wrong, most often taken for 'class 1'"]
+
+
+def test_the_unit_of_intervals_and_n_are_those_of_the_split_that_is_reported():
+    """Four groups are labelled and three tested: seven in all, but each split's intervals are over clips."""
+    labelled, test = rows(n=80, clips_per_group=20), rows(n=60, clips_per_group=20, seed=1)
+    test.ids, test.clips, test.groups = (np.array([f"test {name}" for name in part]) for part in (
+        test.ids, test.clips, test.groups))  # fmt: skip
+    options = FuseOptions()
+    results, _ = judge(labelled, test, fit(labelled, options), options)
+    assert results["ci_unit"] == "clip" and {row["ci_unit"] for row in results["rows"]} == {"clip"}
+    printed = render({**results, "dataset": "clips", "notes": []})
+    assert printed.count("(intervals: bootstrap over clips)") == 2 and "over groups" not in printed
 
 
 # From the command line, on real files.

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from matplotlib.figure import Figure
 
 from hf_mmbalance.decision.results import write_outputs
 from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.hub import model_card
 from hf_mmbalance.hub.errors import HubError
 from hf_mmbalance.hub.model_card import pinned_revision, read_run, write_card
 from tests.training.tiny_runs import tiny_run
@@ -130,6 +132,18 @@ def test_without_a_calibration_split_the_card_says_why_there_is_no_diagnosis(run
     files = write_card(run, "me/model")
     assert [file.name for file in files] == ["README.md", "weights_by_class.png"]
     assert "No diagnosis of the decision layer: " in (run / "README.md").read_text()
+
+
+def test_the_picture_is_of_the_clips_that_the_table_is_of(run, monkeypatch):
+    """Corrupted draws among the judged rows, as in a fusion without test clips, are not in it."""
+    table = DecisionTable.read(run / "decisions.parquet")
+    table.draws = (np.arange(len(table)) % 2) * (np.array(table.splits) == "test")
+    table.write(run / "decisions.parquet")
+    drawn = []
+    monkeypatch.setattr(model_card, "_weights_by_class", lambda results, part: drawn.append(part) or Figure())
+    model_card._draw(*read_run(run))
+    test = table.select("test")
+    assert drawn[0].ids == [name for name, draw in zip(test.ids, test.draw_numbers, strict=True) if draw == 0]
 
 
 def test_a_folder_that_is_no_run(run, tmp_path):

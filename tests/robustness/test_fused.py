@@ -50,7 +50,9 @@ def fused(tmp_path_factory) -> Path:
 
 
 def test_the_clean_cell_is_the_fusions_own_test_row(fused, capsys):
-    rows = [row for row in json.loads((fused / "results.json").read_text())["rows"] if row["split"] == "test"]
+    results = json.loads((fused / "results.json").read_text())
+    rows = [row for row in results["rows"] if row["split"] == "test"]
+    assert results["n"] == 12  # as of a training run: the clips of the reported split
     assert load_run(fused).known.tolist() == [[True, True, True], [True, True, False]]
     capsys.readouterr()
     assert main(["robustness", str(fused), "--kinds", "blur", "--severities", "5", "--no_figures", "--json", "-"]) == 0

@@ -21,7 +21,7 @@ from hf_mmbalance.robustness import run as run_module
 from hf_mmbalance.robustness.cells import Cell, cells_of, judge_cells
 from hf_mmbalance.robustness.cli import ROBUSTNESS
 from hf_mmbalance.robustness.figure import _curves
-from hf_mmbalance.robustness.judge import clip_scores, judge, method_logits
+from hf_mmbalance.robustness.judge import clip_scores, judge, method_logits, render
 from hf_mmbalance.robustness.run import RunOptions, load_run
 from tests.training.tiny_runs import tiny_run
 
@@ -230,3 +230,17 @@ def test_the_legend_of_curves_of_one_kind_fits():
     figure = draw(_curves, row("clean", 0), [row("babble", 1), row("babble", 5)], "accuracy")
     legend = figure.legends[0].get_window_extent()
     assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1
+
+
+def test_a_number_of_fewer_clips_is_marked():
+    """Two of three clips have sound; without their pictures, `vision` is of the third clip only."""
+    logits = np.log(np.full((3, 2, 2), 0.5)) + np.array([1.0, 0.0])
+    mask = np.array([[True, True], [True, True], [False, True]])
+    cells = [
+        Cell("clean", 0, logits[:, 1], logits, mask, None),
+        Cell("missing_vision", 1, logits[:, 1], logits, mask & [[True, False], [True, False], [True, True]], None),
+    ]
+    report = judge(cells, [0, 0, 1], list("abc"), ["audio", "vision"], np.log([0.5, 0.5]), seen=[])
+    clean, missing = (line.split() for line in render(report).splitlines() if line.startswith(("clean  ", "missing")))
+    assert clean[1:4] == ["100.0~", "66.7", "66.7"] and missing[2:5] == ["100.0~", "0.0~", "66.7"]
+    assert "~ of fewer clips" in render(report)

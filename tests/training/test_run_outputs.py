@@ -60,7 +60,7 @@ def test_results_have_the_promised_form(run):
         (split, method) for split in ("validation", "test") for method in METHODS
     ]
     for row in results["rows"]:
-        assert set(row) == {"method", "split", "n", "accuracy", "accuracy_ci", "macro_f1", "nll", "ece"}
+        assert set(row) == {"method", "split", "n", "accuracy", "accuracy_ci", "ci_unit", "macro_f1", "nll", "ece"}
         assert row["n"] == results["n_per_split"][row["split"]]
         low, high = row["accuracy_ci"]
         assert 0 <= low <= row["accuracy"] <= high <= 1
@@ -116,7 +116,8 @@ def test_rows_are_those_of_the_table(run):
     log_probs = measures.log_softmax(table.logits)
     log_prior = np.log(list(results["decision"]["prior"].values()))
     if results["decision"]["rung"] in ("sum", "best_single"):  # in use there is none, and the row has the fit's
-        log_prior = fit_prior(DecisionTable.read(folder / "decisions.parquet").select("calibration").labels, 3)
+        calibration = DecisionTable.read(folder / "decisions.parquet").select("calibration")
+        log_prior = fit_prior(calibration.labels, 3, calibration.clip_names)
     for method, logits in (
         ("audio", log_probs[:, 0]),
         ("vision", log_probs[:, 1]),

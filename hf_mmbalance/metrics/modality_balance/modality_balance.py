@@ -34,6 +34,8 @@ Args:
     predictions (list of (M, C) lists): unimodal logits of every clip; a row of NaN where a modality is missing.
     references (list of int): class indices.
     weights (optional): (M, C), or (N, M, C) such as a model's `modality_weights`; positive. Default: the plain sum.
+        Temperatures, typicality and a prior are not in the weights: a layer that has them, such as `adaptive`, decides
+        otherwise, and `mmbalance diagnose` judges it as it is.
     bias (optional): (C,) class bias of the decision layer. Default: none.
     modalities (optional): M names, for the keys of the result.
 Returns:
