@@ -20,8 +20,9 @@ class MyHead(FusionHead):
 import importlib.util
 import inspect
 import os
-import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def load_fusion_head(name: str) -> str:
         )
     # Loaded as a module next to this one: its relative imports work, and its name cannot clash with other modules.
     module_name = f"{__name__.rpartition('.')[0]}.{file.stem}"
-    module = run_file(file, module_name)
+    module, content = run_file(file, module_name), file.read_bytes()
     head: Any = getattr(module, class_name, None)
     if not isinstance(head, type):
         raise ValueError(f"fusion head {name!r}: {file} has no class {class_name!r}")
@@ -92,6 +93,7 @@ def load_fusion_head(name: str) -> str:
         raise ValueError(f"fusion head {name!r}: {class_name} must be derived from FusionHead")
     registered = f"{file.stem}:{class_name}"
     FUSION_HEADS[registered] = head
+    FUSION_HEADS[registered].file_content = content
     return registered
 
 
@@ -105,11 +107,13 @@ def run_file(file: Path, module_name: str) -> Any:
     return module
 
 
-def prepare_fusion_class(model_class: Any, name_or_path: str | os.PathLike, kwargs: dict[str, Any]) -> None:
-    """Register the user-defined fusion head that a model's config names; called before the model is loaded.
+@contextmanager
+def saved_fusion_class(model_class: Any, name_or_path: str | os.PathLike, kwargs: dict[str, Any]) -> Iterator[None]:
+    """While a model is loaded, have the user-defined fusion head that its config names be the one saved with it.
 
     Code is run only with `trust_remote_code=True` (which `AutoModel` passes on); then the file saved with the model is
-    used even if a head of that name is registered. Otherwise the registered head is used.
+    used even if a head of that name is registered. Otherwise the registered head is used: that of a file which the
+    user loaded, never that of another model.
     """
     config = kwargs.get("config")
     hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
@@ -119,16 +123,24 @@ def prepare_fusion_class(model_class: Any, name_or_path: str | os.PathLike, kwar
     trusted = kwargs.pop("trust_remote_code", False)
     name = kwargs.get("fusion", config.fusion)
     if ":" not in name or not trusted:
+        yield
         return
     module, class_name = name.split(":", 1)
     try:
         head: Any = get_class_from_dynamic_module(f"{module}.{class_name}", str(name_or_path), **hub)
-        FUSION_HEADS[name] = head
     except (OSError, AttributeError) as error:
         raise ValueError(
             f"the model's fusion head {class_name!r} is missing: {module}.py was not found in {name_or_path}; put the"
             " file next to the model's config.json"
         ) from error
+    registered = FUSION_HEADS.get(name)
+    FUSION_HEADS[name] = head
+    try:
+        yield
+    finally:
+        FUSION_HEADS.pop(name)
+        if registered is not None:
+            FUSION_HEADS[name] = registered
 
 
 def portable_name(name: str, head: type) -> str:
@@ -136,27 +148,27 @@ def portable_name(name: str, head: type) -> str:
     package, _, module = head.__module__.rpartition(".")
     if ":" in name or package == __name__.rpartition(".")[0] and module.endswith("_mmbalance"):
         return name
-    if head.__module__ == "__main__":
+    if head.__module__ == "__main__" or "." in head.__qualname__:
+        place = "__main__" if head.__module__ == "__main__" else head.__qualname__.rpartition(".")[0]
         logger.warning(
-            f"fusion head {name!r} is defined in __main__, so its code is not saved with the model: to load the model"
-            " elsewhere, register the head there first, or move it to a separate file"
+            f"fusion head {name!r} is defined in {place}, so its code is not saved with the model: to load the model"
+            " elsewhere, register the head there first, or move it to the top of a separate file"
         )
         return name
     return _file_and_class(head)
 
 
-def copy_fusion_file(name: str, head: type, folder: str | os.PathLike) -> None:
-    """Copy the file of a head named `"file:ClassName"` into the folder of a saved model."""
+def copy_fusion_file(name: str, head: type[FusionHead], folder: str | os.PathLike) -> None:
+    """Write the file of a head named `"file:ClassName"`, as it was run, into the folder of a saved model."""
     if ":" not in name:
         return
-    source = Path(inspect.getfile(head))
-    target = Path(folder) / f"{name.split(':', 1)[0]}.py"
+    source, target = Path(inspect.getfile(head)), Path(folder) / f"{name.split(':', 1)[0]}.py"
     if source.resolve() != target.resolve():
-        shutil.copyfile(source, target)
+        target.write_bytes(head.file_content or source.read_bytes())
 
 
 def _file_and_class(head: type) -> str:
     return f"{head.__module__.rpartition('.')[2]}:{head.__qualname__}"
 
 
-__all__ = ["copy_fusion_file", "fusion_class", "load_fusion_head", "portable_name", "prepare_fusion_class"]
+__all__ = ["copy_fusion_file", "fusion_class", "load_fusion_head", "portable_name", "saved_fusion_class"]
