@@ -28,7 +28,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from .fusion_adaptive_mmbalance import AdaptiveFusion  # noqa: F401  # registers the head
 from .fusion_mmbalance import FUSION_HEADS, FusionHead, is_fusion_class
@@ -37,6 +37,7 @@ from .fusion_uncertainty_mmbalance import MLAFusion, PDFFusion  # noqa: F401  # 
 
 logger = logging.get_logger(__name__)
 HUB_KEYS = ("revision", "token", "cache_dir", "local_files_only")
+OPTIONAL: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
 
 
 def fusion_class(name: str) -> type[FusionHead]:
@@ -122,10 +123,12 @@ def saved_fusion_class(model_class: Any, name_or_path: str | os.PathLike, kwargs
         config = model_class.config_class.from_pretrained(name_or_path, **hub, **folder)
     trusted = kwargs.pop("trust_remote_code", False)
     name = kwargs.get("fusion", config.fusion)
-    if ":" not in name or not trusted:
+    module, _, class_name = name.partition(":")
+    if not class_name or not trusted:
+        if class_name and name in FUSION_HEADS:
+            _warn_of_other_code(name, cached_file(name_or_path, f"{module}.py", **OPTIONAL, **hub))
         yield
         return
-    module, class_name = name.split(":", 1)
     try:
         head: Any = get_class_from_dynamic_module(f"{module}.{class_name}", str(name_or_path), **hub)
     except (OSError, AttributeError) as error:
@@ -141,6 +144,16 @@ def saved_fusion_class(model_class: Any, name_or_path: str | os.PathLike, kwargs
         FUSION_HEADS.pop(name)
         if registered is not None:
             FUSION_HEADS[name] = registered
+
+
+def _warn_of_other_code(name: str, saved: str | None) -> None:
+    """Warn where a registered head was loaded from other code than is saved with the model."""
+    content = FUSION_HEADS[name].file_content
+    if content is not None and saved is not None and Path(saved).read_bytes() != content:
+        logger.warning(
+            f"fusion head {name!r}: the file that was loaded differs from {saved}, which was saved with the model: its"
+            " answers may be others than when it was saved; trust_remote_code=True runs the saved file"
+        )
 
 
 def portable_name(name: str, head: type) -> str:
