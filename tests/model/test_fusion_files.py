@@ -328,7 +328,8 @@ def test_a_registered_head_of_other_code_than_the_saved_one_is_warned_of(head_fi
     head_file.write_text(HEAD.replace("terms.sum(1)", "2 * terms.sum(1)"))
     load_fusion_head(f"{head_file}:Half")
     MMBalanceForAudioVisualClassification.from_pretrained(folder)
-    assert len(warnings) == 1 and f"differs from {folder / 'my_head.py'}, which was saved with the model" in warnings[0]
+    assert len(warnings) == 1
+    assert f"differs from {folder / 'my_head.py'}, which was saved with the model" in warnings[0]
 
 
 def test_a_head_that_is_not_at_the_top_of_its_file_is_saved_by_name(tmp_path, monkeypatch):
