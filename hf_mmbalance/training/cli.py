@@ -47,6 +47,7 @@ def _in_own_code(error: Exception) -> bool:
     package = Path(hf_mmbalance.__file__).parent  # own files are run as modules of the package
     return any(
         frame.f_globals.get("__name__", "").startswith(f"{package.name}.")
+        and frame.f_code.co_filename.endswith(".py")  # not a method that dataclasses made
         and not Path(frame.f_code.co_filename).is_relative_to(package)
         for frame, _ in traceback.walk_tb(error.__traceback__)
     )
