@@ -15,13 +15,15 @@ class SlowTheConfident(BalancingMethod):
     def loss(self, batch):
         """Called with each batch: its features, unimodal logits, mask, labels and losses."""
         confidence = batch.modality_logits.softmax(-1).amax(-1) * batch.modality_mask
-        self.collect(confidence=confidence.sum(0))  # summed over the step's batches and processes
+        # Summed over the step's batches and processes.
+        self.collect(confidence=confidence.sum(0), clips=batch.modality_mask.sum(0))
         return batch.loss
 
     def modulate(self, totals):
         """Called once per optimiser step, on the whole gradients."""
-        mean = totals["confidence"].mean()
-        self.scale_towers((mean / totals["confidence"]).pow(self.strength).tolist())
+        mean = totals["confidence"] / totals["clips"]
+        if mean.isfinite().all():  # every modality is in some clip of the step
+            self.scale_towers((mean.mean() / mean).pow(self.strength).tolist())
 
 
 def main(out: str = "outputs/own-balancing", *options: str) -> dict[str, dict[str, float]]:

@@ -18,6 +18,7 @@ themselves, and non-finite values written here are seen by the scaler, which the
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +34,9 @@ from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 logger = logging.get_logger(__name__)
 
 PLAIN = "train in plain processes (accelerate_configs/multi_gpu.yaml)"
+#: What `attach` and the training loop set on a method.
+SET_ON_METHODS = ("model", "step", "state", "seed", "epoch", "progress", "clip_index", "num_clips", "fused_weight",
+                  "unimodal_weight")  # fmt: skip
 
 
 class _SetByLoop:
@@ -55,6 +59,9 @@ class BalancingMethod:
 
     A method of one's own subclasses this, takes its options as keyword arguments of `__init__`, and overrides
     `loss`, `modulate` or both.
+
+    Raises:
+        ValueError: where a subclass is defined, if an option has the name of something that training sets.
     """
 
     #: Weights of the losses, where the model's config sets none.
@@ -87,6 +94,12 @@ class BalancingMethod:
     num_clips: int | None = None
     #: For methods that draw.
     seed: int = 0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        taken = [name for name in inspect.signature(cls).parameters if name in SET_ON_METHODS]
+        if taken:
+            raise ValueError(f"{cls.__name__}: training sets {taken[0]!r} itself; give that option another name")
 
     def attach(self, model: MMBalanceForAudioVisualClassification) -> None:
         """Start anew on a model, which from now on calls this method in training.
@@ -166,6 +179,9 @@ class BalancingMethod:
         if any(value.device != device for value in self.state.values()):
             self.state = {name: value.to(device) for name, value in self.state.items()}
         loss = self.loss(batch)
+        if not isinstance(loss, torch.Tensor) or loss.dim():
+            found = f"one of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise ValueError(f"{type(self).__name__}.loss must return the loss, a scalar tensor, not {found}")
         self.on_backward(loss, self._note_scale)
         return loss
 

@@ -19,6 +19,7 @@ from transformers import (
 
 from .configuration_mmbalance import MMBalanceConfig
 from .fusion_files_mmbalance import fusion_class, load_fusion_head
+from .heads_mmbalance import check_fusion
 from .source_heads_mmbalance import SourceHead, label_names, source_head_of
 from .towers_mmbalance import fit_ast_positions, frames_per_clip, tower_options, tower_width
 
@@ -84,8 +85,8 @@ def compose_from_backbones(
 
     Raises:
         ValueError: for a backbone that cannot be loaded or does not take audio or frames, an unknown fusion head,
-            option or field, a name in `label_maps` that does not exist, or a classifier whose head cannot be taken
-            over.
+            option or field, a fusion head that fails on made-up clips, a name in `label_maps` that does not exist, or
+            a classifier whose head cannot be taken over.
     """
     maps = label_maps or {}
     _check_names(config_options, maps)
@@ -112,6 +113,7 @@ def compose_from_backbones(
         **config_options,
     )
     model = model_class(config).to(dtype)
+    check_fusion(model.fusion, fusion, dtype)
     for m, (tower, part) in enumerate(zip((model.audio_model, model.vision_model), parts.values(), strict=True)):
         if part.tower is not None:
             _copy_weights(tower, part.tower)

@@ -20,14 +20,15 @@ class MyHead(FusionHead):
 import importlib.util
 import inspect
 import os
-import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from .fusion_adaptive_mmbalance import AdaptiveFusion  # noqa: F401  # registers the head
 from .fusion_mmbalance import FUSION_HEADS, FusionHead, is_fusion_class
@@ -36,6 +37,7 @@ from .fusion_uncertainty_mmbalance import MLAFusion, PDFFusion  # noqa: F401  # 
 
 logger = logging.get_logger(__name__)
 HUB_KEYS = ("revision", "token", "cache_dir", "local_files_only")
+OPTIONAL: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
 
 
 def fusion_class(name: str) -> type[FusionHead]:
@@ -84,7 +86,7 @@ def load_fusion_head(name: str) -> str:
         )
     # Loaded as a module next to this one: its relative imports work, and its name cannot clash with other modules.
     module_name = f"{__name__.rpartition('.')[0]}.{file.stem}"
-    module = run_file(file, module_name)
+    module, content = run_file(file, module_name), file.read_bytes()
     head: Any = getattr(module, class_name, None)
     if not isinstance(head, type):
         raise ValueError(f"fusion head {name!r}: {file} has no class {class_name!r}")
@@ -92,6 +94,7 @@ def load_fusion_head(name: str) -> str:
         raise ValueError(f"fusion head {name!r}: {class_name} must be derived from FusionHead")
     registered = f"{file.stem}:{class_name}"
     FUSION_HEADS[registered] = head
+    FUSION_HEADS[registered].file_content = content
     return registered
 
 
@@ -105,11 +108,13 @@ def run_file(file: Path, module_name: str) -> Any:
     return module
 
 
-def prepare_fusion_class(model_class: Any, name_or_path: str | os.PathLike, kwargs: dict[str, Any]) -> None:
-    """Register the user-defined fusion head that a model's config names; called before the model is loaded.
+@contextmanager
+def saved_fusion_class(model_class: Any, name_or_path: str | os.PathLike, kwargs: dict[str, Any]) -> Iterator[None]:
+    """While a model is loaded, have the user-defined fusion head that its config names be the one saved with it.
 
     Code is run only with `trust_remote_code=True` (which `AutoModel` passes on); then the file saved with the model is
-    used even if a head of that name is registered. Otherwise the registered head is used.
+    used even if a head of that name is registered. Otherwise the registered head is used: that of a file which the
+    user loaded, never that of another model.
     """
     config = kwargs.get("config")
     hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
@@ -118,17 +123,37 @@ def prepare_fusion_class(model_class: Any, name_or_path: str | os.PathLike, kwar
         config = model_class.config_class.from_pretrained(name_or_path, **hub, **folder)
     trusted = kwargs.pop("trust_remote_code", False)
     name = kwargs.get("fusion", config.fusion)
-    if ":" not in name or not trusted:
+    module, _, class_name = name.partition(":")
+    if not class_name or not trusted:
+        if class_name and name in FUSION_HEADS:
+            _warn_of_other_code(name, cached_file(name_or_path, f"{module}.py", **OPTIONAL, **hub))
+        yield
         return
-    module, class_name = name.split(":", 1)
     try:
         head: Any = get_class_from_dynamic_module(f"{module}.{class_name}", str(name_or_path), **hub)
-        FUSION_HEADS[name] = head
     except (OSError, AttributeError) as error:
         raise ValueError(
             f"the model's fusion head {class_name!r} is missing: {module}.py was not found in {name_or_path}; put the"
             " file next to the model's config.json"
         ) from error
+    registered = FUSION_HEADS.get(name)
+    FUSION_HEADS[name] = head
+    try:
+        yield
+    finally:
+        FUSION_HEADS.pop(name)
+        if registered is not None:
+            FUSION_HEADS[name] = registered
+
+
+def _warn_of_other_code(name: str, saved: str | None) -> None:
+    """Warn where a registered head was loaded from other code than is saved with the model."""
+    content = FUSION_HEADS[name].file_content
+    if content is not None and saved is not None and Path(saved).read_bytes() != content:
+        logger.warning(
+            f"fusion head {name!r}: the file that was loaded differs from {saved}, which was saved with the model: its"
+            " answers may be others than when it was saved; trust_remote_code=True runs the saved file"
+        )
 
 
 def portable_name(name: str, head: type) -> str:
@@ -136,27 +161,27 @@ def portable_name(name: str, head: type) -> str:
     package, _, module = head.__module__.rpartition(".")
     if ":" in name or package == __name__.rpartition(".")[0] and module.endswith("_mmbalance"):
         return name
-    if head.__module__ == "__main__":
+    if head.__module__ == "__main__" or "." in head.__qualname__:
+        place = "__main__" if head.__module__ == "__main__" else head.__qualname__.rpartition(".")[0]
         logger.warning(
-            f"fusion head {name!r} is defined in __main__, so its code is not saved with the model: to load the model"
-            " elsewhere, register the head there first, or move it to a separate file"
+            f"fusion head {name!r} is defined in {place}, so its code is not saved with the model: to load the model"
+            " elsewhere, register the head there first, or move it to the top of a separate file"
         )
         return name
     return _file_and_class(head)
 
 
-def copy_fusion_file(name: str, head: type, folder: str | os.PathLike) -> None:
-    """Copy the file of a head named `"file:ClassName"` into the folder of a saved model."""
+def copy_fusion_file(name: str, head: type[FusionHead], folder: str | os.PathLike) -> None:
+    """Write the file of a head named `"file:ClassName"`, as it was run, into the folder of a saved model."""
     if ":" not in name:
         return
-    source = Path(inspect.getfile(head))
-    target = Path(folder) / f"{name.split(':', 1)[0]}.py"
+    source, target = Path(inspect.getfile(head)), Path(folder) / f"{name.split(':', 1)[0]}.py"
     if source.resolve() != target.resolve():
-        shutil.copyfile(source, target)
+        target.write_bytes(head.file_content or source.read_bytes())
 
 
 def _file_and_class(head: type) -> str:
     return f"{head.__module__.rpartition('.')[2]}:{head.__qualname__}"
 
 
-__all__ = ["copy_fusion_file", "fusion_class", "load_fusion_head", "portable_name", "prepare_fusion_class"]
+__all__ = ["copy_fusion_file", "fusion_class", "load_fusion_head", "portable_name", "saved_fusion_class"]

@@ -62,6 +62,8 @@ class FusionHead(nn.Module):
     required_balancing: str | None = None
     #: The head has no parameters: it is fitted on clips that the towers do not learn from.
     fitted: bool = False
+    #: Content of the file that a user-defined head was loaded from; the file may be edited while the head is trained.
+    file_content: bytes | None = None
     #: The head takes `known`, the classes that each modality knows, where some modality does not know all of them.
     takes_known_classes: bool = False
 

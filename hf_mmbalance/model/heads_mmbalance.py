@@ -1,7 +1,10 @@
 """The heads that a config asks for: the fusion head, and one unimodal head per modality."""
 
+import math
+
 import torch
 from torch import nn
+from transformers.utils import ModelOutput
 
 from .configuration_mmbalance import MMBalanceConfig
 from .fusion_files_mmbalance import fusion_class
@@ -70,4 +73,57 @@ def build_unimodal_head(config: MMBalanceConfig, modality: str, width: int) -> n
     return nn.Linear(width, config.num_labels or 0)
 
 
-__all__ = ["CosineClassifier", "build_fusion", "build_unimodal_head"]
+def check_fusion(head: FusionHead, name: str, dtype: torch.dtype = torch.float32) -> None:
+    """Try a new head on made-up clips, one with all modalities and one with each of them only, before it is trained.
+
+    Args:
+        head ([`FusionHead`]): The head.
+        name (`str`): Its name in messages.
+        dtype (`torch.dtype`, defaults to `torch.float32`): Type of the towers' features.
+
+    Raises:
+        ValueError: if it keeps tensors that a saved model would lack, or what it gives has another shape or is not
+            finite.
+    """
+    for module in head.modules():
+        plain = {key for key, value in vars(module).items() if isinstance(value, torch.Tensor)}
+        for key in plain | module._non_persistent_buffers_set:
+            raise ValueError(
+                f"fusion head {name!r}: its tensor {key!r} would not be saved with the model: make it an nn.Parameter,"
+                f" or a buffer by self.register_buffer({key!r}, ...)"
+            )
+    modalities, classes = head.num_modalities, head.num_labels
+    mask = torch.cat([torch.ones(1, modalities), torch.eye(modalities)]).bool()
+    every = (len(mask), modalities, classes)
+    features = tuple(mask[:, m : m + 1].to(dtype).expand(-1, size) for m, size in enumerate(head.feature_sizes))
+    logits = torch.linspace(-1, 1, math.prod(every)).view(every)
+    training = head.training
+    head.eval()
+    with torch.no_grad():
+        if head.owns_unimodal_logits:
+            logits = head.unimodal_logits(features).float()
+            _check_values(name, "unimodal_logits", logits, every)
+        fused = head(logits, mask, features)
+    head.train(training)
+    if not isinstance(fused, ModelOutput) or fused.get("logits") is None:
+        raise ValueError(
+            f"fusion head {name!r}: forward must return FusionOutput(logits=...), not {type(fused).__name__}"
+        )
+    shapes = {"logits": every[::2], "modality_trust": every[:2]}
+    for part, values in fused.items():
+        _check_values(name, part, values, shapes.get(part, every))
+
+
+def _check_values(name: str, part: str, values: torch.Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(values.shape) != shape:
+        raise ValueError(
+            f"fusion head {name!r}: {part} has shape {tuple(values.shape)}, expected {shape} for {shape[0]} clips"
+        )
+    if not torch.isfinite(values).all():
+        raise ValueError(
+            f"fusion head {name!r}: {part} is not finite for clips that lack a modality: count only those in"
+            " modality_mask"
+        )
+
+
+__all__ = ["CosineClassifier", "build_fusion", "build_unimodal_head", "check_fusion"]

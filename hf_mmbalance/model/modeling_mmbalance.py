@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .backbones_mmbalance import Backbone, compose_from_backbones
 from .configuration_mmbalance import MMBalanceConfig
-from .fusion_files_mmbalance import copy_fusion_file, portable_name, prepare_fusion_class
+from .fusion_files_mmbalance import copy_fusion_file, portable_name, saved_fusion_class
 from .fusion_mmbalance import FusionOutput, is_fusion_class
 from .heads_mmbalance import build_fusion, build_unimodal_head
 from .losses_mmbalance import check_labels, clip_cross_entropy, tower_losses
@@ -122,9 +122,9 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             ValueError: if the model's fusion head is not registered and its file may not be run
                 (`trust_remote_code=True` is missing) or does not exist.
         """
-        prepare_fusion_class(cls, pretrained_model_name_or_path, kwargs)
         kwargs.setdefault("use_safetensors", True)
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        with saved_fusion_class(cls, pretrained_model_name_or_path, kwargs):
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     def save_pretrained(  # type: ignore[override]  # the rest is passed on
         self,

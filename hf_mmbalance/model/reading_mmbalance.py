@@ -281,6 +281,11 @@ def parts_of(source: Any) -> dict[str, Any]:
         )
     known = ("audio", "frames", "images", "video", "sampling_rate", "audio_gain", "frame_times")
     parts = {key: source[key] for key in known if source.get(key) is not None}
+    if not set(parts) & {"audio", "frames", "images", "video"}:
+        raise ValueError(
+            f"a clip with the keys {list(source)} has no sound or frames: give 'audio', 'frames' (or 'images') or"
+            " 'video'"
+        )
     if "frames" in parts and "images" in parts:
         raise ValueError("frames and images are two names for the same input: give one of them")
     if "images" in parts:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
+from pathlib import Path
 
+import hf_mmbalance
 from hf_mmbalance import console
 from hf_mmbalance.training.help import first_screen
 
@@ -32,11 +35,22 @@ def train(argv: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if not console.is_expected(error):
+        if not console.is_expected(error) or _in_own_code(error):
             raise
         console.print_error(console.with_flags(console.message_of(error), _option_names()))
         return console.REFUSED
     return 0
+
+
+def _in_own_code(error: Exception) -> bool:
+    """Whether an error passed a user's own file, a fusion head or balancing method: the traceback says where."""
+    package = Path(hf_mmbalance.__file__).parent  # own files are run as modules of the package
+    return any(
+        frame.f_globals.get("__name__", "").startswith(f"{package.name}.")
+        and frame.f_code.co_filename.endswith(".py")  # not a method that dataclasses made
+        and not Path(frame.f_code.co_filename).is_relative_to(package)
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 def _option_names() -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -16,7 +17,7 @@ from hf_mmbalance.decision.results import PLACES
 from hf_mmbalance.json_files import json_text, write_json
 from hf_mmbalance.provenance import command, fingerprint
 from hf_mmbalance.scrubbing import scrub_all
-from hf_mmbalance.training.arguments import RunArguments
+from hf_mmbalance.training.arguments import ModelArguments, RunArguments
 from hf_mmbalance.training.checks import check_classes
 
 
@@ -87,7 +88,7 @@ class KeepOrigin(TrainerCallback):
     def __init__(self, clips: ClipSplits, arguments: RunArguments, checkpoint: str | None):
         sizes = {split: len(part) for split, part in clips.splits.items()}
         stored = clips.reading and clips.reading.stored  # how a built data set stores clips: it may be built again
-        options = {**arguments.to_dict(), "stored": stored and stored.to_dict()}
+        options = {**arguments.to_dict(), **_own_code(arguments.model), "stored": stored and stored.to_dict()}
         options["processes"] = arguments.training.world_size  # clips per step depend on it
         origin = {"fingerprint": fingerprint(clips), "clips": sizes, "arguments": options}
         self.origin: dict[str, Any] = json.loads(json_text(scrub_all(origin)))  # as it will be read
@@ -151,6 +152,16 @@ def changes_since(checkpoint: Path, now: dict[str, Any]) -> list[str]:
             f" numbers whose product is {steps[0]}, or {anew}"
         )
     return [*before["changes"], *changed.values()]
+
+
+def _own_code(model: ModelArguments) -> dict[str, str]:
+    """Checksums of the user's own files among what a run is made of, by the option that names them."""
+    named = {name: Path(str(getattr(model, name)).rpartition(":")[0]) for name in ("fusion", "balancing")}
+    return {
+        f"the file of {name}": hashlib.sha256(file.read_bytes()).hexdigest()[:10]
+        for name, file in named.items()
+        if file.suffix == ".py" and file.is_file()
+    }
 
 
 def _clips_per_step(arguments: dict[str, Any]) -> int:

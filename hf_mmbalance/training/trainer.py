@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
 from hf_mmbalance.balancing import BALANCING_METHODS, BalancingMethod
@@ -122,8 +123,13 @@ class MMBalanceTrainer(Trainer):
         **kwargs: Any,
     ):
         self.balancing = balancing
-        if clips is None or processor is None:
+        if not isinstance(clips, (ClipSplits, Mapping)) or processor is None:
             raise ValueError("give clips (what hf_mmbalance.load_clips returns, or a DatasetDict) and the processor")
+        if not isinstance(balancing, BalancingMethod | None):
+            raise ValueError(f"balancing={balancing!r}: give a method, such as build_method('ogm')")
+        for name in ("compute_metrics", "preprocess_logits_for_metrics"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} would not be called: compute your measures from predict_table(clips, split)")
         if not isinstance(clips, ClipSplits):
             clips = clips_of(clips, HubOptions(sampling_rate=processor.audio_sampling_rate))
             processor.reading = clips.reading.to_dict() if clips.reading is not None else processor.reading
@@ -290,24 +296,17 @@ class MMBalanceTrainer(Trainer):
     ) -> dict[str, float]:
         """Accuracy and negative log-likelihood of the fusion, of each modality and of their plain sum."""
         table = self.predict_table(self.eval_dataset if eval_dataset is None else eval_dataset, "validation")
-        fused = table.references["fused"]
-        nll = measures.nll(fused, table.labels)
-        metrics = {
-            "loss": nll,
-            "nll": nll,
-            "accuracy": measures.accuracy(fused, table.labels),
-            "accuracy_sum": measures.accuracy(plain_sum(table), table.labels),
-        }
-        for index, modality in enumerate(table.modalities):
-            present = table.mask[:, index]
-            if present.any():
-                metrics[f"accuracy_{modality}"] = measures.accuracy(
-                    table.log_probs[present, index], table.labels[present]
-                )
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        metrics = _measures(table, metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def predict(  # type: ignore[override]  # clips, not rows
+        self, test_dataset: ClipDataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Fused logits `(N, C)` and labels of clips, and the measures of `evaluate`."""
+        table = self.predict_table(test_dataset, "test")
+        return PredictionOutput(table.references["fused"], table.labels, _measures(table, metric_key_prefix))
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -344,10 +343,10 @@ class MMBalanceTrainer(Trainer):
         outputs = self._run(ClipsOfEpoch(clips, 0) if split == "train" else clips, split)
         broken = ~np.isfinite(outputs["logits"]).all(axis=1)
         if broken.any():
-            raise ValueError(
-                f"training diverged: logits of {broken.sum()} of {len(clips)} {split} clips are not finite; lower"
-                " --learning_rate, or add warmup_steps"
-            )
+            found = f"logits of {broken.sum()} of {len(clips)} {split} clips are not finite"
+            if np.isfinite(outputs["modality_logits"]).all():
+                raise ValueError(f"{found}, though each modality's are: the cause is in the fusion head")
+            raise ValueError(f"training diverged: {found}; lower --learning_rate, or add warmup_steps")
         present = outputs["modality_mask"] != 0
         modalities = list(self.model.config.modalities)
         return DecisionTable(
@@ -478,6 +477,23 @@ class MMBalanceTrainer(Trainer):
         super()._save_rng_state(output_dir)
         # Process 0 writes trainer_state.json next, the mark of a complete checkpoint: no other may still be writing.
         self.accelerator.wait_for_everyone()
+
+
+def _measures(table: DecisionTable, prefix: str) -> dict[str, float]:
+    """Accuracy and negative log-likelihood of the fusion, accuracy of each modality and of their plain sum."""
+    fused = table.references["fused"]
+    nll = measures.nll(fused, table.labels)
+    found = {
+        "loss": nll,
+        "nll": nll,
+        "accuracy": measures.accuracy(fused, table.labels),
+        "accuracy_sum": measures.accuracy(plain_sum(table), table.labels),
+    }
+    for index, modality in enumerate(table.modalities):
+        present = table.mask[:, index]
+        if present.any():
+            found[f"accuracy_{modality}"] = measures.accuracy(table.log_probs[present, index], table.labels[present])
+    return {f"{prefix}_{name}": value for name, value in found.items()}
 
 
 def _disk_refused(error: Exception) -> bool:

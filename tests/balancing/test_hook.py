@@ -9,7 +9,7 @@ import torch
 
 from hf_mmbalance.balancing import BalancingMethod, build_method
 
-from ..model.tiny import tiny_model
+from ..model.tiny import tiny_inputs, tiny_model
 from .steps import (
     CLIPS,
     FUSIONS,
@@ -356,3 +356,12 @@ def test_a_method_without_a_schedule_needs_neither_epoch_nor_progress(name, opti
     model = attached(name, **options)
     del model.balancing.epoch, model.balancing.progress
     gradients(model)
+
+
+@pytest.mark.parametrize(("loss", "found"), [(None, "not NoneType"), (torch.zeros(4), r"not one of shape \(4,\)")])
+def test_a_loss_that_is_not_a_scalar_is_refused(loss, found):
+    method = type("Mine", (BalancingMethod,), {"loss": lambda self, batch: loss})()
+    model = tiny_model().train()
+    method.attach(model)
+    with pytest.raises(ValueError, match=f"Mine.loss must return the loss, a scalar tensor, {found}"):
+        model(**tiny_inputs(), labels=torch.tensor([0, 1, 2, 3]))

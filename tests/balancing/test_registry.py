@@ -105,3 +105,10 @@ def test_a_strength_that_is_not_a_number():
 def test_values_of_the_wrong_kind(name, options):
     with pytest.raises(ValueError, match=f"'{name}' does not take these values, .*{next(iter(options))}"):
         build_method(name, options)
+
+
+def test_an_option_with_the_name_of_what_training_sets_is_refused(tmp_path):
+    file = tmp_path / "my_method.py"
+    file.write_text(OWN.replace("factor", "seed"))
+    with pytest.raises(ValueError, match="Weighted: training sets 'seed' itself; give that option another name"):
+        build_method(f"{file}:Weighted")

@@ -200,3 +200,17 @@ def test_the_method_in_the_docs_works(tmp_path):
     name = re.search(r"class (\w+)\(BalancingMethod\)", snippet[1])[1]
     tiny_run(tmp_path / "run", "--balancing", f"{tmp_path / 'my_method.py'}:{name}")
     assert load_file(tmp_path / "run" / "model.safetensors")
+
+
+def test_the_method_in_the_docs_leaves_alone_a_step_without_sound():
+    snippet = re.search(r"<!-- own -->\n```python\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
+    names: dict = {}
+    exec(snippet[1], names)  # noqa: S102
+    method, model = names["SlowTheConfident"](), tiny_model().train()
+    method.attach(model)
+    batch = {"pixel_values": torch.rand(3, 2, 3, 16, 16), "labels": torch.tensor([0, 1, 2])}
+    model(**batch).loss.backward()
+    before = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    method.before_step()
+    for name, value in before.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, value, msg=name)

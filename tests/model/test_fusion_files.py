@@ -295,3 +295,79 @@ def test_the_documented_recipe(tmp_path, block):
     assert done.returncode == 0, done.stderr
     logits = torch.load(tmp_path / "saved" / "logits.pt")
     torch.testing.assert_close(logits, model(**tiny_inputs()).logits, atol=1e-6, rtol=1e-6)
+
+
+def test_a_model_is_saved_with_the_code_that_it_runs(head_file, tmp_path):
+    """Not with what the file has become since, nor with another file of that name."""
+    model = _compose(head_file)
+    other = tmp_path / "other" / "my_head.py"
+    other.parent.mkdir()
+    other.write_text(HEAD.replace("terms.sum(1)", "2 * terms.sum(1)"))
+    second = _compose(other)
+    head_file.write_text("edited = True\n")
+    model.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "my_head.py").read_text() == HEAD
+    second.save_pretrained(other.parent)
+    assert "2 * terms" in other.read_text()
+
+
+def test_a_head_that_came_with_one_model_is_not_used_for_another(head_file, tmp_path):
+    folder, _ = _saved(head_file)
+    FUSION_HEADS.pop("my_head:Half")
+    MMBalanceForAudioVisualClassification.from_pretrained(folder, trust_remote_code=True)
+    with pytest.raises(ValueError, match="fusion head 'Half' of module 'my_head' is not loaded"):
+        MMBalanceForAudioVisualClassification.from_pretrained(folder)
+
+
+def test_a_registered_head_of_other_code_than_the_saved_one_is_warned_of(head_file, monkeypatch):
+    warnings: list[str] = []
+    monkeypatch.setattr(fusion_files_mmbalance.logger, "warning", warnings.append)
+    folder, _ = _saved(head_file)
+    MMBalanceForAudioVisualClassification.from_pretrained(folder)
+    assert warnings == []
+    head_file.write_text(HEAD.replace("terms.sum(1)", "2 * terms.sum(1)"))
+    load_fusion_head(f"{head_file}:Half")
+    MMBalanceForAudioVisualClassification.from_pretrained(folder)
+    assert len(warnings) == 1
+    assert f"differs from {folder / 'my_head.py'}, which was saved with the model" in warnings[0]
+
+
+def test_a_head_that_is_not_at_the_top_of_its_file_is_saved_by_name(tmp_path, monkeypatch):
+    warnings: list[str] = []
+    monkeypatch.setattr(fusion_files_mmbalance.logger, "warning", warnings.append)
+
+    class Inner(Registered):
+        pass
+
+    FUSION_HEADS["inner"] = Inner
+    MMBalanceForAudioVisualClassification(tiny_config(fusion="inner")).save_pretrained(tmp_path)
+    assert MMBalanceConfig.from_pretrained(tmp_path).fusion == "inner"
+    assert len(warnings) == 1 and "its code is not saved with the model" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            ("terms.sum(1), ", "terms, "),
+            r"'my_head:Half': logits has shape \(3, 2, 4\), expected \(3, 4\) for 3 clips",
+        ),
+        (("=terms)", "=terms.sum(1))"), r"modality_contributions has shape \(3, 4\), expected \(3, 2, 4\)"),
+        (("return FusionOutput(logits=terms.sum(1), ", "return dict("), "must return FusionOutput.*, not dict"),
+        (("* modality_mask", "/ modality_mask"), "logits is not finite for clips that lack a modality"),
+        (("nn.Parameter(torch.full", "(torch.full"), "tensor 'scale' would not be saved .*register_buffer"),
+    ],
+    ids=["shape", "contributions", "type", "missing", "tensor"],
+)
+def test_a_head_is_tried_before_it_is_trained(head_file, change, words):
+    assert change[0] in HEAD
+    head_file.write_text(HEAD.replace(*change))
+    with pytest.raises(ValueError, match=words):
+        _compose(head_file)
+
+
+def test_a_buffer_that_is_not_saved_is_refused(head_file):
+    kept = "        self.register_buffer('shift', torch.ones(num_labels), persistent=False)\n"
+    head_file.write_text(HEAD.replace("    def forward", kept + "\n    def forward"))
+    with pytest.raises(ValueError, match="tensor 'shift' would not be saved"):
+        _compose(head_file)

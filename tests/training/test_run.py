@@ -354,3 +354,23 @@ def test_a_data_set_that_was_built_in_another_way_since_is_named(tmp_path):
     assert changes_since(tmp_path, origins[0]) == []
     (change,) = changes_since(tmp_path, origins[1])
     assert change.startswith("stored {") and "'frames': 8" in change.split(" -> ")[0] and "'frames': 6" in change
+
+
+def test_a_file_of_ones_own_that_changed_is_named(tmp_path):
+    file = tmp_path / "my_method.py"
+    clips, origins = random_splits(train=2, calibration=2), []
+    for text in ("a = 1\n", "a = 2\n"):
+        file.write_text(text)
+        origins.append(KeepOrigin(clips, parse_arguments([*TINY, "--balancing", f"{file}:Mine"]), None).origin)
+    write_json(tmp_path / "run.json", {**origins[0], "changes": []})
+    assert changes_since(tmp_path, origins[0]) == []
+    (change,) = changes_since(tmp_path, origins[1])
+    assert re.fullmatch(r"the file of balancing \w{10} -> \w{10}", change)
+
+
+def test_errors_in_a_file_of_ones_own_keep_their_traceback(tmp_path):
+    file = tmp_path / "my_method.py"
+    start = "from hf_mmbalance.balancing import BalancingMethod\nclass Mine(BalancingMethod):\n"
+    file.write_text(start + "    def loss(self, batch):\n        a, b = 1, 2, 3\n")
+    with pytest.raises(ValueError, match="too many values to unpack"):
+        train([*TINY, "--balancing", f"{file}:Mine", "--output_dir", str(tmp_path / "run")])

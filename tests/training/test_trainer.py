@@ -328,3 +328,26 @@ def test_callbacks_of_the_user_are_kept(tmp_path):
     trainer.add_callback(EarlyStoppingCallback(1))
     names = [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
     assert "FollowEpochs" in names and "EarlyStoppingCallback" in names
+
+
+def test_predict_gives_the_decisions_and_their_measures(tmp_path):
+    trainer = tiny_trainer(tmp_path, clips=random_splits(without={"test": {0: "audio"}}))
+    test = trainer.clips["test"]
+    found = trainer.predict(test)
+    assert np.array_equal(found.predictions, trainer.predict_table(test, "test").references["fused"])
+    assert found.label_ids.tolist() == test.labels
+    assert found.metrics.items() <= trainer.evaluate(test, metric_key_prefix="test").items()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"compute_metrics": print}, "compute_metrics would not be called: .* predict_table"),
+        ({"balancing": "ogm"}, r"balancing='ogm': give a method, such as build_method\('ogm'\)"),
+        ({"clips": "synthetic"}, "give clips .what hf_mmbalance.load_clips returns"),
+    ],
+)
+def test_arguments_that_would_be_ignored_or_fail_later_are_refused(options, words, tmp_path):
+    given = {"clips": random_splits(), **options}
+    with pytest.raises(ValueError, match=words):
+        MMBalanceTrainer(tiny_model(), TrainingArguments(str(tmp_path)), processor=tiny_processor(), **given)
