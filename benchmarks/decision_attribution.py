@@ -16,7 +16,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from grid_probes import LABELS, Grid, Probe, as_table, audio_features, load, vision_features
@@ -52,11 +54,14 @@ def main() -> int:
     return 0
 
 
-def fitted(data: FitData, parts: set[str], *, own_map: bool) -> HeadState:
-    """The head with some parts of the equation, each fitted in the order of the equation."""
+def fitted(data: FitData, parts: set[str], *, own_map: bool, clips: Sequence[str] | None = None) -> HeadState:
+    """The head with some parts of the equation, each fitted in the order of the equation.
+
+    `clips` are the names of those that the rows are draws of; None: every row is a clip.
+    """
     state = HeadState.plain_sum(*data.logits.shape[1:])
     if "prior" in parts:
-        state = state.replace(log_prior=fit_prior(data.labels, state.shape[1]))
+        state = state.replace(log_prior=fit_prior(data.labels, state.shape[1], clips))
     if parts & {"calibration", "typicality"}:
         state = fit_temperatures(data, state, temperature="calibration" in parts, slope="typicality" in parts)
     if "calibration" in parts and own_map:
@@ -68,12 +73,12 @@ def fitted(data: FitData, parts: set[str], *, own_map: bool) -> HeadState:
     return state
 
 
-def values(fit: FitData, test: FitData, names: tuple[str, ...], *, own_map: bool) -> tuple[np.ndarray, np.ndarray]:
+def values(fit: FitData, test: FitData, names: tuple[str, ...], **options: Any) -> tuple[np.ndarray, np.ndarray]:
     """Correctness and NLL `(2^P, N)` of every subset of parts on the test clips."""
     hits, losses = [], []
     for subset in range(2 ** len(names)):
         parts = {name for i, name in enumerate(names) if subset >> i & 1}
-        logits = fitted(fit, parts, own_map=own_map).fuse(test.logits, test.typicality).logits
+        logits = fitted(fit, parts, **options).fuse(test.logits, test.typicality).logits
         hits.append(correct(logits, test.labels))
         losses.append(clip_nll(logits, test.labels))
     return np.stack(hits), np.stack(losses)
@@ -139,7 +144,11 @@ def grid_task(grid: Grid, label: str) -> tuple[np.ndarray, np.ndarray, np.ndarra
     state = HeadState.plain_sum(2, len(table.classes)).replace(**arrays, **{SLOPE: np.zeros(2)})
     judged = state.typicality([test.features[m] for m in names], test.mask)
     hits, losses = values(
-        FitData(fit.logits, fit.labels, typicality), FitData(test.logits, test.labels, judged), PARTS, own_map=False
+        FitData(fit.logits, fit.labels, typicality),
+        FitData(test.logits, test.labels, judged),
+        PARTS,
+        own_map=False,
+        clips=fit.clip_names,
     )
     return hits, losses, np.asarray(test.clip_names)
 
