@@ -136,10 +136,7 @@ def positive(text: str) -> int:
 
 def seconds(text: str) -> float:
     """An option's value: a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
+    value = _number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds above 0")
     return value
@@ -147,13 +144,18 @@ def seconds(text: str) -> float:
 
 def fraction(text: str) -> float:
     """An option's value: a number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 1")
     return value
+
+
+def _number(text: str) -> float:
+    """The number, or NaN, which is within no bounds."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def shard(text: str) -> tuple[int, int]:

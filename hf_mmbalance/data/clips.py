@@ -38,6 +38,11 @@ def split_name(name: str) -> str:
     return known
 
 
+def longer_part(frame_seconds: float, audio: np.ndarray | None, sampling_rate: int) -> float:
+    """Seconds of a clip: of its frames or of its sound `(S,)`, whichever last longer."""
+    return max(frame_seconds, 0.0 if audio is None else len(audio) / sampling_rate)
+
+
 class ClipDataset(ABC):
     """The clips of one split; map-style, free of torch, picklable.
 
@@ -91,7 +96,7 @@ class ClipDataset(ABC):
             "audio": audio,
             "sampling_rate": self.sampling_rate,
             "frames": frames,
-            "seconds": max(self.frame_seconds(place), 0.0 if audio is None else len(audio) / self.sampling_rate),
+            "seconds": longer_part(self.frame_seconds(place), audio, self.sampling_rate),
         }
 
     def __iter__(self) -> Iterator[Clip]:

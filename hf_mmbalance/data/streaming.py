@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from hf_mmbalance.data.adapter import NONE, Adapter, find_adapter
-from hf_mmbalance.data.clips import Clip, ClipDataset, DataError, split_name
+from hf_mmbalance.data.clips import Clip, ClipDataset, DataError, longer_part, split_name
 from hf_mmbalance.data.media_clips import ClipRecord, augmented, decode_record, frame_seconds
 from hf_mmbalance.data.seeding import rng_for
 from hf_mmbalance.data.sources import load_clips, read_options, source_of
@@ -256,7 +256,7 @@ class ClipStream(IterableDataset):
             "audio": audio,
             "sampling_rate": self.options.sampling_rate,
             "frames": frames,
-            "seconds": max(frame_seconds(clip), 0.0 if audio is None else len(audio) / self.options.sampling_rate),
+            "seconds": longer_part(frame_seconds(clip), audio, self.options.sampling_rate),
             "epoch": epoch,
         }
 
