@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from hf_mmbalance.data.clips import ClipSplits
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
+
+logger = logging.get_logger(__name__)
 
 FITTED_CLIPS = 200  # clips of a split looked at when the spectrogram length is fitted
 ROUND_FRAMES = 16
@@ -91,6 +95,7 @@ def build_towers(
     processor = MMBalanceProcessor.from_backbones(
         audio.name, vision.name, audio_max_length=length, reading=reading_of(clips), **hub
     )
+    warn_of_lower_rate(clips, processor)
     model = MMBalanceForAudioVisualClassification.from_backbones(
         audio.name,
         vision.name,
@@ -102,6 +107,16 @@ def build_towers(
         **fields,
     )
     return model, processor  # type: ignore[return-value]
+
+
+def warn_of_lower_rate(clips: ClipSplits, processor: MMBalanceProcessor) -> None:
+    """Warn if clips are read at a lower sampling rate than the audio tower was trained on."""
+    if clips.sampling_rate < processor.audio_sampling_rate and PartialState().is_main_process:
+        logger.warning(
+            "clips are read at %d Hz, but the audio tower was trained on %d Hz: --sampling_rate %d keeps the higher"
+            " frequencies",
+            clips.sampling_rate, processor.audio_sampling_rate, processor.audio_sampling_rate,
+        )  # fmt: skip
 
 
 def fitted_frames(clips: ClipSplits) -> int:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
-from transformers.models.audio_spectrogram_transformer import ASTFeatureExtractor
 
 from hf_mmbalance.data.clips import ClipDataset, ClipSplits, DataError
 from hf_mmbalance.embedding.addresses import content_key, tower_fingerprint
@@ -400,7 +399,7 @@ class _Towers:
     def _batches(self, modality: str, contents: dict[str, tuple[Any, int]]) -> Iterator[list[str]]:
         """Keys by batch. Sound that is padded to the longest of its batch only meets sound of its own length."""
         groups: dict[int, list[str]] = {}
-        padded = modality == "audio" and not isinstance(self.processor.feature_extractor, ASTFeatureExtractor)
+        padded = modality == "audio" and self.processor.audio_seconds is None
         for key, (content, _) in contents.items():
             groups.setdefault(len(content) if padded else 0, []).append(key)
         size = self.options.batch_size

@@ -1,6 +1,7 @@
 """A model from two backbones or classifiers: loading, checking, and copying their weights."""
 
 import difflib
+import inspect
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,14 @@ from .configuration_mmbalance import MMBalanceConfig
 from .fusion_files_mmbalance import fusion_class, load_fusion_head
 from .heads_mmbalance import check_fusion
 from .source_heads_mmbalance import SourceHead, label_names, source_head_of
-from .towers_mmbalance import fit_ast_positions, frames_per_clip, tower_options, tower_width
+from .towers_mmbalance import (
+    fit_ast_positions,
+    frames_per_clip,
+    tower_config,
+    tower_of,
+    tower_options,
+    tower_width,
+)
 
 
 DEFAULTS = {"audio": "MIT/ast-finetuned-audioset-10-10-0.4593", "vision": "google/vit-base-patch16-224-in21k"}
@@ -174,9 +182,9 @@ def _load(backbone: Backbone, modality: str, dtype: torch.dtype, hub: dict, with
     if isinstance(backbone, PreTrainedConfig):
         if with_head:
             raise ValueError(f"label_maps names {modality}, but its backbone is a config, which has no trained head")
-        _check_input(MODEL_MAPPING.get(type(backbone), None), modality)
+        _check_input(MODEL_MAPPING.get(type(backbone), None), backbone, modality)
         tower_width(backbone)
-        return _Loaded(backbone)
+        return _Loaded(tower_config(backbone))
     if isinstance(backbone, PreTrainedModel):
         model = backbone
     else:
@@ -192,14 +200,13 @@ def _load(backbone: Backbone, modality: str, dtype: torch.dtype, hub: dict, with
                     " yourself and pass the model"
                 )
             raise ValueError(text) from error
-    tower: PreTrainedModel = model.base_model  # type: ignore[assignment]  # without a classification head
-    part = getattr(tower, f"{modality}_model", None)  # as CLIP and SigLIP have, beside one for text
-    tower = part if isinstance(part, PreTrainedModel) else tower
-    _check_input(type(tower), modality)
+    tower = tower_of(model, modality)
+    _check_input(type(tower), tower.config, modality)
     tower_width(tower.config)
+    config = tower_config(tower.config)
     if not with_head:
-        return _Loaded(tower.config, tower)
-    return _Loaded(tower.config, tower, source_head_of(model), label_names(model))
+        return _Loaded(config, tower)
+    return _Loaded(config, tower, source_head_of(model), label_names(model))
 
 
 def _pretrained_tower(name: str, dtype: torch.dtype, hub: dict) -> PreTrainedModel:
@@ -232,13 +239,22 @@ def _pretrained_classifier(name: str, modality: str, hub: dict) -> PreTrainedMod
     return model
 
 
-def _check_input(model_class: Any, modality: str) -> None:
+def _check_input(model_class: Any, config: PreTrainedConfig, modality: str) -> None:
     main_input = MAIN_INPUTS[modality]
     taken = getattr(model_class, "main_input_name", main_input)  # None: a class defined only on the Hub
+    if modality == "audio" and config.model_type in ("whisper", "clap", "clap_audio_model"):
+        return  # their spectrograms are called input_features
     if taken != main_input:
         raise ValueError(
             f"{modality} backbone {model_class.__name__} takes {taken}, not {main_input}: it cannot be used as the"
             f" {modality} backbone"
+        )
+    arguments = list(inspect.signature(model_class.forward).parameters.values())[2:] if model_class else []
+    needed = [entry.name for entry in arguments if entry.default is entry.empty and entry.kind != entry.VAR_KEYWORD]
+    if needed:
+        raise ValueError(
+            f"{modality} backbone {model_class.__name__} also needs {', '.join(needed)}, which is not supported: use"
+            " another backbone"
         )
 
 

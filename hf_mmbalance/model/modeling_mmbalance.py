@@ -19,6 +19,7 @@ from .losses_mmbalance import check_labels, clip_cross_entropy, tower_losses
 from .outputs_mmbalance import EmbedOutput, MMBalanceOutput, TrainingBatch
 from .source_heads_mmbalance import SourceHead, class_logits, label_log_probs
 from .towers_mmbalance import (
+    UNMASKED_CLASSIFIERS,
     FramePooling,
     TowerFeatures,
     build_tower,
@@ -196,7 +197,8 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         labels (`torch.LongTensor` of shape `(B,)`, *optional*):
             Class indices in `[0, C)`.
         audio_mask (`torch.LongTensor` of shape `(B, S)`, *optional*):
-            1 for raw sound, 0 for padding; only for audio towers that take an `attention_mask`.
+            1 for raw sound (of Whisper: for spectrogram frames of sound), 0 for padding; only for audio towers that
+            take an `attention_mask`, and Whisper.
         modality_features (`tuple` of `torch.FloatTensor` of shape `(B, D_m)`, *optional*):
             The features that [`embed`] gave for these clips, in place of inputs; `None` for a modality that no clip
             has.
@@ -337,6 +339,8 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             values, audio_mask = with_silence(values, audio_mask, self.audio_model.config)
         head = None if self.fusion.owns_unimodal_logits else self.unimodal_heads[0]
         shares = head.layer_shares if isinstance(head, SourceHead) else None
+        if isinstance(head, SourceHead) and self.audio_model.config.model_type in UNMASKED_CLASSIFIERS:
+            audio_mask = None
         return tower_features(self.audio_model, values, audio_mask, shares, **kwargs)
 
     def _vision_features(

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from transformers.models.audio_spectrogram_transformer import ASTFeatureExtractor
 from transformers.pipelines.base import ChunkPipeline
 from transformers.pipelines.pt_utils import KeyDataset, PipelineChunkIterator, PipelineIterator, PipelinePackIterator
 
@@ -135,7 +134,7 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         limits = dataclasses.replace(LIMITS, **{name: options.pop(name) for name in LIMIT_OPTIONS if name in options})
         if "window_seconds" not in options:
             # A clip no longer than the longest of the training is one input, as in training.
-            options |= {"window_seconds": self._seconds_of_audio_tower(), "longest": spec.longest_seconds}
+            options |= {"window_seconds": self.processor.audio_seconds, "longest": spec.longest_seconds}
         clips = windows(input_, spec, limits=limits, **options)
         clip = next(clips)
         seconds = clip.seconds
@@ -144,10 +143,6 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
             clip, seconds = following, seconds + following.seconds
         self.processor.warn_of_longer([seconds], spans=span_of(input_) is not None)
         yield {"clip": clip, "is_last": True}
-
-    def _seconds_of_audio_tower(self) -> float | None:
-        extractor = self.processor.feature_extractor
-        return extractor.max_length / 100 if isinstance(extractor, ASTFeatureExtractor) else None  # 10 ms per frame
 
     def _collate(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         clips: list[Clip] = [item["clip"] for item in items]

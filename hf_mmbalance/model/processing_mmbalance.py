@@ -1,21 +1,27 @@
 """Processor: from clips (files, arrays, images) to the tensors that the model takes."""
 
-import inspect
 import os
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, PreTrainedConfig, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    PreTrainedConfig,
+    ProcessorMixin,
+    WhisperFeatureExtractor,
+)
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.audio_spectrogram_transformer import ASTFeatureExtractor
 from transformers.models.vit import ViTImageProcessorPil
-from transformers.processing_utils import AudioKwargs, ProcessingKwargs, Unpack
+from transformers.processing_utils import ProcessingKwargs, Unpack
 from transformers.utils import cached_file, logging
 
+from .audio_features_mmbalance import audio_features, has_audio_mask, input_seconds
 from .inputs_mmbalance import is_batch_of_audio, is_batch_of_frames
-from .log_mel_mmbalance import log_mel
 from .media_request_mmbalance import LIMITS, Limits, MediaError
 from .media_sound_mmbalance import resample
 from .reading_mmbalance import Clip, ReadingSpec, read
@@ -30,9 +36,8 @@ class MMBalanceProcessor(ProcessorMixin):
     Processor of clips: sound to `input_values`, frames to `pixel_values`, and masks of what is present.
 
     Args:
-        feature_extractor: Feature extractor of the audio tower. Log-mel spectrograms of an `ASTFeatureExtractor` are
-            computed for the whole batch at once, equal to its own within 1e-3. Other extractors pad a batch to its
-            longest clip, and an `audio_mask` says what is padding.
+        feature_extractor: Feature extractor of the audio tower. Those of AST, CLAP and Whisper give spectrograms of a
+            fixed length. Others pad a batch to its longest clip, and an `audio_mask` says what is padding.
         image_processor: Image processor of the vision tower.
         reading (`dict` or [`ReadingSpec`], *optional*):
             How clips are read: rates, frames, crop, spans. Training sets it to its own values, so that a saved model
@@ -138,9 +143,9 @@ class MMBalanceProcessor(ProcessorMixin):
                 `audio_kwargs={...}` and `images_kwargs={...}`.
 
         Returns:
-            `BatchFeature` with `input_values` `(B, ...)` (and for raw sound `audio_mask` `(B, S)`, 1 for what is not
-            padding) and `pixel_values` `(B, T, 3, H, W)` with `frame_mask` `(B, T)`, each only if some clip was given
-            it, and always `modality_mask` `(B, M)`.
+            `BatchFeature` with `input_values` `(B, ...)` (for raw sound and Whisper with `audio_mask` `(B, S)`, 1 for
+            what is not padding) and `pixel_values` `(B, T, 3, H, W)` with `frame_mask` `(B, T)`, each only if some
+            clip was given it, and always `modality_mask` `(B, M)`.
 
         Raises:
             ValueError: for invalid input; the message names the clip, the problem and the remedy.
@@ -226,8 +231,13 @@ class MMBalanceProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        raw = not isinstance(self.feature_extractor, ASTFeatureExtractor)
-        return ["input_values", *["audio_mask"] * raw, "pixel_values", "frame_mask", "modality_mask"]
+        masked = has_audio_mask(self.feature_extractor)
+        return ["input_values", *["audio_mask"] * masked, "pixel_values", "frame_mask", "modality_mask"]
+
+    @property
+    def audio_seconds(self) -> float | None:
+        """Length of the audio tower's input in seconds; `None` if it accepts audio of any length."""
+        return input_seconds(self.feature_extractor)
 
     @property
     def audio_sampling_rate(self) -> int:
@@ -235,29 +245,8 @@ class MMBalanceProcessor(ProcessorMixin):
         return self.feature_extractor.sampling_rate
 
     def _audio_features(self, waveforms: list[np.ndarray | None], options: dict) -> dict[str, torch.Tensor]:
-        extractor = self.feature_extractor
-        _check_audio_options(options, extractor)
-        present = [wave for wave in waveforms if wave is not None]
-        parts = {}
-        if isinstance(extractor, ASTFeatureExtractor):
-            max_length = options.get("max_length") or extractor.max_length
-            _warn_of_cut_sound(max(map(len, present)) / extractor.sampling_rate, max_length / 100)
-            features, _ = log_mel(
-                present,
-                sampling_rate=extractor.sampling_rate,
-                num_mel_bins=extractor.num_mel_bins,
-                max_length=max_length,
-            )
-            if extractor.do_normalize:
-                features = (features - extractor.mean) / (2 * extractor.std)
-            parts["input_values"] = features
-        else:
-            options = {"padding": True, "return_attention_mask": True, **options}
-            outputs = extractor(present, sampling_rate=self.audio_sampling_rate, return_tensors="pt", **options)
-            parts["input_values"] = outputs[extractor.model_input_names[0]]
-            if "attention_mask" in outputs:
-                parts["audio_mask"] = outputs["attention_mask"]
         rows = [index for index, wave in enumerate(waveforms) if wave is not None]
+        parts = audio_features(self.feature_extractor, [wave for wave in waveforms if wave is not None], options)
         return {name: _at_rows(values, rows, len(waveforms)) for name, values in parts.items()}
 
     def _frame_features(self, clips: list[list[np.ndarray]], options: dict) -> tuple[torch.Tensor, torch.Tensor]:
@@ -284,24 +273,6 @@ def _at_rows(values: torch.Tensor, rows: list[int], batch: int) -> torch.Tensor:
     out = values.new_zeros(batch, *values.shape[1:])
     out[rows] = values
     return out
-
-
-def _warn_of_cut_sound(seconds: float, taken: float) -> None:
-    """Say once that the end of a clip is left out; a tenth more than the tower takes may be padding of its codec."""
-    if seconds > 1.1 * taken:
-        logger.warning_once(  # type: ignore[attr-defined]
-            f"sound beyond the first {taken:g} s of a clip is left out: the audio tower takes no more. The pipeline"
-            " reads longer clips in windows; for training give a larger audio_max_length"
-        )
-
-
-def _check_audio_options(options: dict[str, Any], extractor: Any) -> None:
-    """Refuse options that no feature extractor has: transformers would ignore them silently."""
-    known = {*AudioKwargs.__annotations__, *inspect.signature(extractor.__call__).parameters}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        names = ", ".join(AudioKwargs.__annotations__)
-        raise ValueError(f"audio_kwargs: unknown option {unknown[0]!r}; there are {names}")
 
 
 def _only_normalises(processor: Any, frames: list[np.ndarray]) -> bool:
@@ -406,10 +377,12 @@ def _config_of_backbone_without_processor(backbone: Any, hub: dict) -> PreTraine
     return config
 
 
-def _new_feature_extractor(config: PreTrainedConfig) -> ASTFeatureExtractor:
-    if config.model_type != "audio-spectrogram-transformer":
-        raise ValueError(f"audio backbone {config.model_type!r} has no feature extractor: save one with its weights")
-    return ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
+def _new_feature_extractor(config: PreTrainedConfig) -> Any:
+    if config.model_type == "audio-spectrogram-transformer":
+        return ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
+    if config.model_type == "whisper":  # two spectrogram frames of 10 ms per position
+        return WhisperFeatureExtractor(config.num_mel_bins, chunk_length=config.max_source_positions // 50)
+    raise ValueError(f"audio backbone {config.model_type!r} has no feature extractor: save one with its weights")
 
 
 def _new_image_processor(config: PreTrainedConfig) -> ViTImageProcessorPil:

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
-from .towers_mmbalance import frames_per_clip, tower_features
+from .towers_mmbalance import frames_per_clip, spectrogram_shape, tower_features, tower_of
 
 
 logger = logging.get_logger(__name__)
@@ -171,7 +171,7 @@ def label_names(classifier: PreTrainedModel) -> list[str]:
 def _affine_head(classifier: PreTrainedModel) -> tuple[nn.LayerNorm | None, torch.Tensor, torch.Tensor]:
     """Layer norm, weight `(K, D)` and bias `(K,)` of the layers outside the backbone, float32."""
     name = type(classifier).__name__
-    backbone = classifier.base_model
+    backbone = _tower(classifier)
     if backbone is classifier:
         raise ValueError(f"{name} has no classification head: leave its modality out of label_maps")
     inside = set(backbone.modules())
@@ -200,6 +200,10 @@ def _affine_head(classifier: PreTrainedModel) -> tuple[nn.LayerNorm | None, torc
     return norm, weight.float(), bias.float()
 
 
+def _tower(classifier: PreTrainedModel) -> PreTrainedModel:
+    return tower_of(classifier, "vision" if classifier.main_input_name == "pixel_values" else "audio")
+
+
 def _connected(norm: nn.LayerNorm | None, affine: list[nn.Linear]) -> bool:
     """Whether each layer takes as many values as the one before gives."""
     given = [*norm.normalized_shape] if norm is not None else [affine[0].in_features]
@@ -213,7 +217,7 @@ def _verify(classifier: PreTrainedModel, head: SourceHead) -> None:
     probe = copy.deepcopy(classifier).float().cpu().eval()
     inputs = random_input(probe)
     expected = probe(inputs).logits
-    features = tower_features(probe.base_model, inputs, layer_shares=head.layer_shares)[0][0]
+    features = tower_features(_tower(probe), inputs, layer_shares=head.layer_shares)[0][0]
     same = features.shape[1] == head.linear.in_features
     if same:
         found = head.linear(head.norm(features))
@@ -237,9 +241,8 @@ def _input_shape(config: PreTrainedConfig, main_input: str) -> tuple[int, ...]:
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         frames = frames_per_clip(config)
         return (*([] if frames is None else [frames]), getattr(config, "num_channels", 3), height, width)
-    if config.model_type == "audio-spectrogram-transformer":
-        return (config.max_length, config.num_mel_bins)
-    return (8000,)
+    shape = spectrogram_shape(config)
+    return (8000,) if shape is None else tuple(size or 1 for size in shape)
 
 
 __all__ = ["SourceHead", "source_head_of"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, ClapConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -16,6 +16,10 @@ CLS_BACKBONES = ("vit", "deit", "dpt", "vivit")
 POOLERLESS_BACKBONES = ("timesformer",)
 # These take the frames of a clip together, `(B, T, 3, H, W)`.
 VIDEO_BACKBONES = ("videomae", "timesformer", "vivit")
+# The config of this model has a part for text and one for audio, of which the tower is made.
+CLAP = "clap"
+# Audio towers whose classifiers average over all tokens, padding included.
+UNMASKED_CLASSIFIERS = ("whisper",)
 # Name in transformers of the method that shortens a mask of raw sound as the model's convolutions do.
 TOKEN_MASK = "_get_feature_vector_attention_mask"
 # Towers of raw sound in which padding under a mask changes nothing, unless a norm runs over time.
@@ -33,22 +37,60 @@ def frames_per_clip(config: PreTrainedConfig) -> int | None:
 
 
 def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
-    """A backbone with random weights, from its config."""
+    """Build a backbone with random weights from its config; of Whisper the encoder, of CLAP the part for audio."""
+    if config.model_type == "whisper":
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder  # not among transformers' own names
+
+        return WhisperEncoder._from_config(config)
+    if config.model_type == CLAP:
+        from transformers import ClapAudioModel
+
+        return ClapAudioModel._from_config(config.audio_config)
     return AutoModel.from_config(config, **tower_options(config))
 
 
+def tower_of(model: PreTrainedModel, modality: str) -> PreTrainedModel:
+    """Return the part of a loaded model that is the tower: no classification head, decoder or part for text."""
+    base: Any = model.base_model
+    if base.config.model_type == "whisper":
+        return getattr(base, "encoder", base)
+    part = getattr(base, f"{modality}_model", None)  # as CLIP, SigLIP and CLAP have, beside one for text
+    return part if isinstance(part, PreTrainedModel) else base
+
+
+def tower_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a config from which [`build_tower`] makes the tower, for the config of any loaded backbone."""
+    if config.model_type == "clap_audio_model":  # which AutoConfig does not know
+        return ClapConfig(audio_config=config.to_dict())
+    if config.model_type == "vit_mae":  # its default is to see a random quarter of each frame
+        return type(config).from_dict({**config.to_dict(), "mask_ratio": 0.0})
+    return config
+
+
 def tower_width(config: PreTrainedConfig) -> int:
-    """Width of a backbone's features.
+    """Return the width of a backbone's features.
 
     Raises:
         ValueError: if the config does not give it.
     """
+    config = config.audio_config if config.model_type == CLAP else config
     width = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
     if not isinstance(width, int):
         raise ValueError(
             f"backbone {config.model_type!r} has neither hidden_size nor hidden_sizes: it is not supported"
         )
     return width
+
+
+def spectrogram_shape(config: PreTrainedConfig) -> tuple[int | None, ...] | None:
+    """Return the shape of one clip's spectrogram, `None` for a free axis; `None` for a tower of raw sound."""
+    if config.model_type == "audio-spectrogram-transformer":
+        return (config.max_length, config.num_mel_bins)
+    if config.model_type == "whisper":
+        return (config.num_mel_bins, 2 * config.max_source_positions)
+    if config.model_type == "clap_audio_model":
+        return (4 if config.enable_fusion else 1, None, config.num_mel_bins)
+    return None
 
 
 def present_modalities(
@@ -98,18 +140,21 @@ def _not_counted(untrained: Sequence[str]) -> str:
 
 
 def check_spectrograms(values: torch.Tensor, config: PreTrainedConfig) -> None:
-    """Check that spectrograms have the size that an AST tower was built for; other towers accept any length.
+    """Check that spectrograms have the size that the tower was built for; towers of raw sound accept any length.
 
     Raises:
         ValueError: naming both sizes.
     """
-    if config.model_type == "audio-spectrogram-transformer":
-        expected = (config.max_length, config.num_mel_bins)
-        if tuple(values.shape[1:]) != expected:
-            raise ValueError(
-                f"input_values has shape {tuple(values.shape)}, expected (B, {expected[0]}, {expected[1]}): use the"
-                " processor saved with the model"
-            )
+    expected = spectrogram_shape(config)
+    if expected is None:
+        return
+    given = tuple(values.shape[1:])
+    if len(given) != len(expected) or any(e not in (None, g) for g, e in zip(given, expected, strict=True)):
+        shown = ", ".join("frames" if size is None else str(size) for size in expected)
+        raise ValueError(
+            f"input_values has shape {tuple(values.shape)}, expected (B, {shown}): use the processor saved with the"
+            " model"
+        )
 
 
 def check_frames(frame_mask: torch.Tensor, modality_mask: torch.Tensor, config: PreTrainedConfig) -> None:
@@ -169,15 +214,16 @@ def check_features(
 
 
 def check_audio_mask(mask: torch.Tensor, values: torch.Tensor, config: PreTrainedConfig) -> None:
-    """Check that a mask of raw sound has its shape, and that the tower takes raw sound.
+    """Check that the tower uses a mask, and that it has one entry per sample (of Whisper: per spectrogram frame).
 
     Raises:
         ValueError: if it does not.
     """
-    if values.dim() != 2:
+    if values.dim() != 2 and config.model_type != "whisper":
         raise ValueError(f"audio tower {config.model_type!r} does not use a mask: leave audio_mask out")
-    if mask.shape != values.shape:
-        raise ValueError(f"audio_mask has shape {tuple(mask.shape)}, expected {tuple(values.shape)}")
+    expected = (values.shape[0], values.shape[-1])
+    if mask.shape != expected:
+        raise ValueError(f"audio_mask has shape {tuple(mask.shape)}, expected {expected}")
 
 
 def shortest_sound(config: PreTrainedConfig) -> int:
@@ -263,21 +309,28 @@ def tower_features(
     Args:
         tower: Backbone.
         values (`torch.FloatTensor` of shape `(B, ...)`): Its main input.
-        audio_mask (`torch.LongTensor` of shape `(B, S)`, *optional*): 1 for raw sound, 0 for padding.
+        audio_mask (`torch.LongTensor` of shape `(B, S)`, *optional*): 1 for sound, 0 for padding; S samples, of
+            Whisper spectrogram frames.
         layer_shares (`torch.FloatTensor` of shape `(L,)`, *optional*): Weights of the tower's L hidden states, whose
             sum is pooled in place of the last one.
         **kwargs: Further arguments of the tower.
     """
     if layer_shares is not None:
         kwargs["output_hidden_states"] = True
-    mask_suffices = tower.training or ignores_masked_padding(tower.config)
-    if audio_mask is not None and not mask_suffices and not audio_mask.all():
-        return _features_by_length(tower, values, audio_mask, layer_shares, **kwargs), None
-    shorten = None if audio_mask is None else getattr(tower, TOKEN_MASK, None)
-    if shorten is not None:
-        kwargs["attention_mask"] = audio_mask
-    outputs = tower(values, **kwargs)
-    token_mask = None if shorten is None else shorten(outputs["last_hidden_state"].shape[1], audio_mask).bool()
+    if getattr(tower.config, "enable_fusion", False):  # CLAP: no clip is longer than the input, see audio_features
+        kwargs["is_longer"] = torch.zeros(len(values), 1, dtype=torch.bool, device=values.device)
+    if tower.config.model_type == "whisper":  # padded to a fixed length, silence and sound alike
+        outputs = tower(values, **kwargs)
+        token_mask = None if audio_mask is None else audio_mask[:, ::2].bool()  # two frames per token
+    else:
+        mask_suffices = tower.training or ignores_masked_padding(tower.config)
+        if audio_mask is not None and not mask_suffices and not audio_mask.all():
+            return _features_by_length(tower, values, audio_mask, layer_shares, **kwargs), None
+        shorten = None if audio_mask is None else getattr(tower, TOKEN_MASK, None)
+        if shorten is not None:
+            kwargs["attention_mask"] = audio_mask
+        outputs = tower(values, **kwargs)
+        token_mask = None if shorten is None else shorten(outputs["last_hidden_state"].shape[1], audio_mask).bool()
     pooled = outputs
     if layer_shares is not None:
         hidden = torch.stack(outputs["hidden_states"], dim=-1)

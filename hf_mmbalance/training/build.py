@@ -12,7 +12,7 @@ from transformers.models.audio_spectrogram_transformer import ASTFeatureExtracto
 
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
 from hf_mmbalance.data.clips import ClipSplits
-from hf_mmbalance.embedding.build import AST, TowerName, fitted_frames, reading_of
+from hf_mmbalance.embedding.build import AST, TowerName, fitted_frames, reading_of, warn_of_lower_rate
 from hf_mmbalance.hub.errors import explained
 from hf_mmbalance.hub.limits import check_head
 from hf_mmbalance.hub.reach import check_reachable
@@ -113,6 +113,7 @@ def _compose(
         vision_revision=arguments.vision_revision,
         trust_remote_code=arguments.trust_remote_code,
     )
+    warn_of_lower_rate(clips, processor)
     _set_statistics(processor, arguments)
     with _options_checked():
         model = MMBalanceForAudioVisualClassification.from_backbones(

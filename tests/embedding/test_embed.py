@@ -10,16 +10,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tqdm import tqdm
+from transformers import WhisperConfig, WhisperFeatureExtractor
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
 
+from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
 from hf_mmbalance.data.clips import DataError
 from hf_mmbalance.embedding import embed as embed_module
-from hf_mmbalance.embedding.build import TowerName
+from hf_mmbalance.embedding.build import TowerName, warn_of_lower_rate
 from hf_mmbalance.embedding.draws import Draws
 from hf_mmbalance.embedding.embed import EmbedOptions, embed, finish, merge, read_plan
 from hf_mmbalance.embedding.parts import EmbeddingError
 from hf_mmbalance.embedding.stored import Embeddings
 from hf_mmbalance.training.batches import ClipCollator
 
+from ..model.tiny import WHISPER
 from ..training.tiny_runs import random_clips, random_splits, tiny_model, tiny_processor
 
 
@@ -57,6 +62,37 @@ def test_features_are_those_of_the_towers_on_the_same_clips(tmp_path):
             assert np.abs(found - output.modality_features[m].numpy()[there]).max() < 1e-5
             means = stored.tokens[name][rows][there]
             assert np.abs(means - output.modality_tokens[m].numpy()[there]).max() < 1e-5
+
+
+def test_sound_of_any_length_is_padded_to_whispers_own(tmp_path):
+    """Its feature is that of the tokens of the sound: the same by itself as in a batch."""
+    processor = MMBalanceProcessor(WhisperFeatureExtractor(16, chunk_length=1), tiny_processor().image_processor)
+    clips = random_splits()
+    clips.splits["train"].kept[0] = (clips.splits["train"].kept[0][0][:900], clips.splits["train"].kept[0][1])
+    vision = tiny_model().config.vision_config
+    classes = dict(enumerate(clips.classes))
+    model = MMBalanceForAudioVisualClassification.from_backbones(WhisperConfig(**WHISPER), vision, id2label=classes)
+    embed(clips, model, processor, tmp_path, options=OPTIONS)
+    stored = Embeddings.read(tmp_path)
+    for index in (0, 1):
+        batch = ClipCollator(processor)([clips.splits["train"][index]])
+        batch.pop("labels")
+        with torch.no_grad():
+            alone = model.eval()(**batch).modality_features[0].numpy()
+        row = stored.ids.index(clips.splits["train"].ids[index])
+        assert np.abs(stored.features["audio"][row] - alone[0]).max() < 1e-5
+
+
+def test_clips_at_a_lower_rate_than_the_tower_knows_are_noted():
+    clips, processor = random_splits(), tiny_processor()
+    with CaptureLogger(logging.get_logger("hf_mmbalance.embedding.build")) as caught:
+        warn_of_lower_rate(clips, processor)
+        assert caught.out == ""
+        processor.feature_extractor.sampling_rate = 48_000
+        warn_of_lower_rate(clips, processor)
+    assert (
+        "clips are read at 16000 Hz, but the audio tower was trained on 48000 Hz: --sampling_rate 48000" in caught.out
+    )
 
 
 def test_the_bar_moves_with_every_batch_and_ends_at_its_total(tmp_path, monkeypatch):

@@ -333,7 +333,7 @@ def test_a_tower_of_any_length_hears_a_clip_whole():
     processor.feature_extractor = Wav2Vec2FeatureExtractor()
     classify = make()
     classify.processor = processor
-    assert classify._seconds_of_audio_tower() is None
+    assert classify.processor.audio_seconds is None
 
 
 @pytest.fixture(scope="module")

@@ -32,16 +32,18 @@ from transformers import (
     Wav2Vec2ForSequenceClassification,
     WavLMConfig,
     WavLMForSequenceClassification,
+    WhisperConfig,
+    WhisperForAudioClassification,
 )
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
 from hf_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.source_heads_mmbalance import SourceHead, random_input, source_head_of
-from hf_mmbalance.model.towers_mmbalance import tower_features
+from hf_mmbalance.model.towers_mmbalance import tower_features, tower_of
 
 from .test_remote_code import _Case, _check, _clips
-from .tiny import AUDIO, CLASSES, SMALL, VISION, tiny_inputs, tiny_model, tiny_processor
+from .tiny import AUDIO, CLASSES, SMALL, VISION, WHISPER, tiny_inputs, tiny_model, tiny_processor
 
 
 compose = MMBalanceForAudioVisualClassification.from_backbones
@@ -95,6 +97,8 @@ CLASSIFIERS = [
     (HubertForSequenceClassification, HubertConfig(**RAW, **labelled(SOUNDS))),
     (HubertForSequenceClassification, HubertConfig(**RAW, use_weighted_layer_sum=True, **labelled(SOUNDS))),
     (WavLMForSequenceClassification, WavLMConfig(**RAW, **labelled(SOUNDS))),
+    (WhisperForAudioClassification, WhisperConfig(**WHISPER, **labelled(SOUNDS))),
+    (WhisperForAudioClassification, WhisperConfig(**WHISPER, use_weighted_layer_sum=True, **labelled(SOUNDS))),
     (ViTForImageClassification, ViTConfig(**VIT, **labelled(FACES))),
     (DeiTForImageClassification, DeiTConfig(**VIT, **labelled(FACES))),
     (BeitForImageClassification, BeitConfig(**VIT, **labelled(FACES))),
@@ -116,7 +120,8 @@ def test_log_probabilities_are_those_of_the_classifier(kind, config):
     inputs = random_input(classifier, clips=3)
     with torch.no_grad():
         expected = classifier(inputs).logits.log_softmax(-1)
-        features = tower_features(classifier.base_model, inputs, layer_shares=head.layer_shares)[0][0]
+        tower = tower_of(classifier, "vision" if classifier.main_input_name == "pixel_values" else "audio")
+        features = tower_features(tower, inputs, layer_shares=head.layer_shares)[0][0]
         found = head.label_log_probs(features)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert expected.std() > 0.05

@@ -27,6 +27,13 @@ AUDIO = {
     "time_stride": 4,
 }
 VISION = {"model_type": "vit", **SMALL, "image_size": 16, "patch_size": 8}
+#: An encoder for 1 s of sound: 100 spectrogram frames, 50 tokens.
+WHISPER = {
+    **{"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 16},
+    **{"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "vocab_size": 60},
+    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3},
+    **{"max_source_positions": 50, "num_mel_bins": 16, "classifier_proj_size": 6},
+}
 HEADS = ("sum", "mean_prob", "concat", "gated", "film", "mmcosine", "qmf", "mla", "pdf", "adaptive")
 
 
