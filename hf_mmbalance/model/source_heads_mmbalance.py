@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
-from .towers_mmbalance import frames_per_clip, spectrogram_shape, tower_features, tower_of
+from .towers_mmbalance import input_shape, tower_features, tower_of
 
 
 logger = logging.get_logger(__name__)
@@ -232,17 +232,7 @@ def _verify(classifier: PreTrainedModel, head: SourceHead) -> None:
 def random_input(model: PreTrainedModel, clips: int = 2) -> torch.Tensor:
     """Input of `model` for a few clips of noise: spectrograms, half a second of raw sound, images or videos."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(clips, *_input_shape(model.config, model.main_input_name), generator=generator)
-
-
-def _input_shape(config: PreTrainedConfig, main_input: str) -> tuple[int, ...]:
-    if main_input == "pixel_values":
-        size = getattr(config, "image_size", None) or 224
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        frames = frames_per_clip(config)
-        return (*([] if frames is None else [frames]), getattr(config, "num_channels", 3), height, width)
-    shape = spectrogram_shape(config)
-    return (8000,) if shape is None else tuple(size or 1 for size in shape)
+    return torch.randn(clips, *input_shape(model.config, model.main_input_name), generator=generator)
 
 
 __all__ = ["SourceHead", "source_head_of"]

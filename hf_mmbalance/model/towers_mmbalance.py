@@ -46,6 +46,8 @@ def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
         from transformers import ClapAudioModel
 
         return ClapAudioModel._from_config(config.audio_config)
+    if type(config) not in AutoModel._model_mapping and getattr(config, "auto_map", None) is None:
+        raise ValueError(f"backbone {config.model_type!r} is not supported: AutoModel has no class for it")
     return AutoModel.from_config(config, **tower_options(config))
 
 
@@ -68,18 +70,37 @@ def tower_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def tower_width(config: PreTrainedConfig) -> int:
-    """Return the width of a backbone's features.
+    """Return the width of a backbone's features: its config's, or (where there are several) that of an output.
 
     Raises:
-        ValueError: if the config does not give it.
+        ValueError: if the backbone gives no features that can be pooled.
     """
     config = config.audio_config if config.model_type == CLAP else config
-    width = getattr(config, "hidden_size", None) or (getattr(config, "hidden_sizes", None) or [None])[-1]
-    if not isinstance(width, int):
-        raise ValueError(
-            f"backbone {config.model_type!r} has neither hidden_size nor hidden_sizes: it is not supported"
-        )
-    return width
+    width = getattr(config, "hidden_size", None)
+    return width if isinstance(width, int) else _measured_width(config)
+
+
+def _measured_width(config: PreTrainedConfig) -> int:
+    """Width of the features of a tower without memory or values, on torch's meta device."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            tower = build_tower(config).eval()
+            features, _ = tower_features(tower, torch.empty(1, *input_shape(config, tower.main_input_name)))
+    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError) as error:
+        raise ValueError(f"backbone {config.model_type!r} is not supported: no feature can be made of its outputs"
+                         f" ({type(error).__name__}: {str(error).splitlines()[0]})") from error  # fmt: skip
+    return features[0].shape[1]
+
+
+def input_shape(config: PreTrainedConfig, main_input: str) -> tuple[int, ...]:
+    """Return the shape of one input: spectrogram, half a second of raw sound, image or video."""
+    if main_input == "pixel_values":
+        size = getattr(config, "image_size", None) or 224
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        frames = frames_per_clip(config)
+        return (*([] if frames is None else [frames]), getattr(config, "num_channels", 3), height, width)
+    shape = spectrogram_shape(config)
+    return (8000,) if shape is None else tuple(size or 1 for size in shape)
 
 
 def spectrogram_shape(config: PreTrainedConfig) -> tuple[int | None, ...] | None:

@@ -7,10 +7,14 @@ import torch
 from transformers import (
     ASTConfig,
     BeitConfig,
+    BlipVisionConfig,
     ConvNextConfig,
     DeiTConfig,
     Dinov2Config,
+    EfficientNetConfig,
+    HGNetV2Config,
     MobileNetV2Config,
+    MobileViTConfig,
     SwinConfig,
     ViTConfig,
     Wav2Vec2Config,
@@ -26,6 +30,7 @@ from hf_mmbalance.model.towers_mmbalance import (
     masked_mean,
     mean_token,
     pool_tokens,
+    tower_features,
     tower_options,
     tower_width,
 )
@@ -168,9 +173,28 @@ def test_towers_that_take_the_cls_token_have_no_unused_pooler():
     assert not any("pooler" in name for name, _ in build_tower(TOWERS["vit"]).named_parameters())
 
 
-def test_tower_width_refuses_a_config_without():
-    with pytest.raises(ValueError, match="backbone 'mobilenet_v2' has neither hidden_size nor hidden_sizes"):
-        tower_width(MobileNetV2Config())
+@pytest.mark.parametrize(
+    "config",
+    [
+        MobileNetV2Config(image_size=32, depth_multiplier=0.1),
+        EfficientNetConfig(image_size=32, width_coefficient=0.1, depth_coefficient=0.1, hidden_dim=128),
+        MobileViTConfig(image_size=64, hidden_sizes=[16] * 3, neck_hidden_sizes=[8] * 6 + [32], num_attention_heads=2),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_tower_width_where_the_config_does_not_give_it(config):
+    tower = build_tower(config).eval()
+    with torch.no_grad():
+        features, _ = tower_features(tower, torch.randn(2, 3, config.image_size, config.image_size))
+    assert tower_width(config) == features[0].shape[1]
+
+
+def test_a_backbone_without_features_is_refused():
+    message = "'hgnet_v2' is not supported: no feature can be made of its outputs .KeyError: 'last_hidden_state'"
+    with pytest.raises(ValueError, match=message):
+        tower_width(HGNetV2Config())
+    with pytest.raises(ValueError, match="'blip_vision_model' is not supported: AutoModel has no class for it"):
+        build_tower(BlipVisionConfig())
 
 
 LAYERS = {"ast": 2, "vit": 2, "deit": 2, "beit": 2, "dinov2": 2, "convnext": 6, "swin": 4, "wav2vec2": 2}
