@@ -13,7 +13,7 @@ from hf_mmbalance.decision import DecisionTable, decide_table, diagnose, write_r
 
 
 def make_table() -> DecisionTable:
-    """Logits of two models for halves of handwritten digits; the lower half has noise that its model memorises."""
+    """Logits of two models, each for one half of the digits; the lower half has noise that its model memorises."""
     pixels, digits = load_digits(return_X_y=True)
     noise = np.random.default_rng(0).normal(0, 0.5, (len(pixels), 300))
     views = {"top": pixels[:, :32] / 16, "bottom": np.hstack([pixels[:, 32:] / 16, noise])}
@@ -25,7 +25,7 @@ def make_table() -> DecisionTable:
     }
     return DecisionTable(
         ids=range(len(pixels)),
-        groups=np.arange(len(pixels)) // 10,  # what must not be on both sides of a split
+        groups=np.arange(len(pixels)) // 10,  # a group must not be on both sides of a split
         splits=splits,
         labels=digits,
         logits=np.stack([models[name].decision_function(view) for name, view in views.items()], axis=1),  # (N, M, C)
@@ -35,7 +35,7 @@ def make_table() -> DecisionTable:
 
 
 def main(report: str | None = None) -> dict[str, float]:
-    """Fit on the calibration split and judge on the test split; returns accuracies."""
+    """Fit on the calibration split, judge on the test split and return the accuracies."""
     judged = decide_table(make_table())
     print("\n".join(judged.allocation.describe()["lines"]))
     rows = [judged.row(method) for method in ("top", "bottom", "sum", "mean_prob", "adaptive")]
@@ -43,7 +43,7 @@ def main(report: str | None = None) -> dict[str, float]:
         low, high = (100 * end for end in row["accuracy_ci"])
         print(f"{row['method']:<10} {100 * row['accuracy']:5.1f} % [{low:.1f}, {high:.1f}]   NLL {row['nll']:.3f}")
     if report is not None:
-        write_report([diagnose(judged)], report)  # one page: which model is relied on, and why
+        write_report([diagnose(judged)], report)  # one page: which model the layer relies on, and why
     return {row["method"]: row["accuracy"] for row in rows}
 
 

@@ -1,6 +1,6 @@
-"""Make one classifier of two models from the Hub and a table of clips, and ask it about a clip.
+"""Fuse two models from the Hub into one classifier, using a table of clips, and classify a clip with it.
 
-python examples/fuse_two_models.py AUDIO_MODEL VISION_MODEL clips.csv        # path,label[,group]; labels may be empty
+python examples/fuse_two_models.py AUDIO_MODEL VISION_MODEL clips.csv        # path,label[,group]; labels can be empty
 """
 
 import argparse
@@ -14,11 +14,11 @@ from hf_mmbalance.cli import main as mmbalance
 
 
 def main(audio: str, vision: str, table: str, out: str = "outputs/fused", *options: str) -> dict:
-    """Fuse, print what each model is worth, and the answers for the first clip with and without its sound."""
+    """Fuse, then print the accuracy of each model and the answers for the first clip with and without its sound."""
     towers = ["--audio_model", audio, "--vision_model", vision]
     status = mmbalance(["fuse", *towers, "--dataset", table, "--out", out, *options])
     if status != 0:
-        raise SystemExit(status)  # the command has said why
+        raise SystemExit(status)  # the command has printed the reason
 
     results = json.loads(Path(out, "results.json").read_text())
     accuracy = {row["method"]: row["accuracy"] for row in results["rows"]}

@@ -1,4 +1,4 @@
-"""Search for a learning rate and a dropout rate by Optuna, on synthetic clips with tiny towers.
+"""Search for a learning rate and a dropout rate with Optuna, on synthetic clips with tiny towers.
 
 pip install optuna
 python examples/hyperparameter_search.py --trials 8
@@ -24,10 +24,10 @@ VISION = AutoConfig.for_model("vit", **SIZES, image_size=32, patch_size=8)
 
 
 def main(trials: int = 8, epochs: int = 4, folder: str = "outputs/search", **sizes: int) -> dict[str, float]:
-    """Run the search on synthetic clips (`sizes`: train_clips and so on); returns the best values."""
+    """Run the search on synthetic clips (`sizes`: train_clips and so on) and return the best values."""
     clips = load_clips("synthetic", **sizes)
 
-    def new_model(trial):  # a new model for every trial; its own settings can be searched here
+    def new_model(trial):  # a new model for every trial; you can also search its settings here
         dropout = 0.0 if trial is None else trial.suggest_float("classifier_dropout", 0.0, 0.5)
         return MMBalanceForAudioVisualClassification.from_backbones(
             AUDIO, VISION, id2label=dict(enumerate(clips.classes)), classifier_dropout=dropout

@@ -1,4 +1,4 @@
-"""A fusion head of your own, trained on synthetic clips and loaded again from the saved model.
+"""Write your own fusion head, train it on synthetic clips and load it again from the saved model.
 
 python examples/own_fusion_head.py
 """
@@ -12,7 +12,7 @@ import torch
 
 
 class LearnedPower(FusionHead):
-    """Product of the modalities' probabilities, each to a power of its own that is learned with the towers."""
+    """Product of the modalities' probabilities, each raised to its own power, which is learned with the towers."""
 
     def __init__(self, num_modalities: int, num_labels: int, feature_sizes: tuple = (), start: float = 1.0):
         super().__init__(num_modalities, num_labels, feature_sizes)
@@ -25,14 +25,14 @@ class LearnedPower(FusionHead):
 
 
 def main(out: str = "outputs/own-head", *options: str) -> dict[str, float]:
-    """Train with the head and load what was saved; returns the powers that were learned."""
+    """Train with the head, load the saved model and return the learned powers."""
     from transformers import AutoModel
 
     from hf_mmbalance.training.run import main as train
 
     head = ["--fusion", f"{__file__}:LearnedPower", "--fusion_options", '{"start": 0.5}']
     train([*head, "--output_dir", out, *options])
-    model = AutoModel.from_pretrained(out, trust_remote_code=True)  # this file was copied beside the weights
+    model = AutoModel.from_pretrained(out, trust_remote_code=True)  # this file was copied next to the weights
     powers = dict(zip(model.config.modalities, model.fusion.log_power.exp().tolist(), strict=True))
     print("powers:", powers)
     return powers

@@ -1,4 +1,4 @@
-"""Train on a folder of clips in Python, save the model with its code, and let it classify a clip.
+"""Train on a folder of clips in Python, save the model with its code, and classify a clip with it.
 
 python examples/train_own_clips.py my_clips/ --epochs 3         # my_clips/<class>/<clip>.mp4
 """
@@ -20,9 +20,9 @@ AUDIO, VISION = "MIT/ast-finetuned-audioset-10-10-0.4593", "google/vit-base-patc
 
 
 def main(folder: str, out: str, epochs: float, audio: str = AUDIO, vision: str = VISION, size: int = 224) -> str:
-    """Train, print the result on the test split and the answer for its first clip; returns that answer."""
+    """Train, print the test result and the answer for the first test clip, and return that answer."""
     clips = load_clips(folder, frames=8, frame_size=[size, size])
-    print(clips.summary())  # splits, groups, and what was done to get them
+    print(clips.summary())  # the splits and groups, and how they were made
 
     model = MMBalanceForAudioVisualClassification.from_backbones(
         audio, vision, id2label=dict(enumerate(clips.classes)), fusion="adaptive", trainable_layers=2
@@ -30,7 +30,7 @@ def main(folder: str, out: str, epochs: float, audio: str = AUDIO, vision: str =
     processor = MMBalanceProcessor.from_backbones(audio, vision, reading=clips.reading)
     arguments = MMBalanceTrainingArguments(out, num_train_epochs=epochs, learning_rate=1e-4)
     trainer = MMBalanceTrainer(model, arguments, clips, processor)
-    trainer.train()  # towers on train clips; the decision layer on calibration clips
+    trainer.train()  # the towers on train clips; the decision layer on calibration clips
     print(trainer.evaluate(clips["test"], metric_key_prefix="test"))
     trainer.save_model(out)  # weights, code and processor
 
