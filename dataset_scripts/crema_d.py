@@ -45,9 +45,9 @@ def votes(args: argparse.Namespace, say: Any) -> dict[str, Any]:
 def script() -> DatasetScript:
     tool = DatasetScript("crema_d", __doc__ or "", plan, CARD, max_lost=1.0)
     add = tool.build_flags.add_argument
-    add("--checksums", type=Path, help="path,sha256,bytes of the media (default: media_sha256.csv in the source)")
-    add("--ogm_split", type=Path, help="folder with the OGM-GE train.csv and test.csv (default: splits/ogm there)")
-    flags = tool.verb("votes", "write the human votes as a decision table", votes)
+    add("--checksums", type=Path, help="CSV of path,sha256,bytes per file (default: media_sha256.csv in the source)")
+    add("--ogm_split", type=Path, help="folder with OGM-GE's train.csv and test.csv (default: SOURCE/splits/ogm)")
+    flags = tool.verb("votes", "write the raters' votes as a decision table", votes)
     flags.add_argument("--source", type=Path, required=True, help="the repository, or tabulatedVotes.csv")
     flags.add_argument("--out", type=Path, required=True, help="decision table to write (.parquet or .npz)")
     add_publish(tool)

@@ -34,7 +34,7 @@ def script() -> DatasetScript:
     tool = DatasetScript("grid", __doc__ or "", plan, CARD, max_lost=0.05)
     add = tool.build_flags.add_argument
     add("--label", choices=WORDS, default="digit", help="word to balance and count by (all six are columns)")
-    add("--speakers", nargs="+", help="build only these, e.g. s1 s2")
+    add("--speakers", nargs="+", help="build only these speakers, e.g. s1 s2")
     add_publish(tool)
     return tool
 

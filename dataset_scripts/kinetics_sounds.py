@@ -1,6 +1,6 @@
 """Kinetics-Sounds: from a local copy of Kinetics-400 to validated Parquet, for private use.
 
-The videos may not be republished. What may be is the list of clips: the verb `annotations` writes it.
+The videos may not be republished. The list of clips may be: the command `annotations` writes it.
 
 python dataset_scripts/kinetics_sounds.py build --source k400 --annotations KS_train_val.json --out built/ks
 python dataset_scripts/kinetics_sounds.py annotations --annotations KS_train_val.json --out built/ks_annotations
@@ -53,15 +53,15 @@ def write_list(args: argparse.Namespace, say: Any) -> dict[str, Any]:
 def add_list_flags(parser: argparse.ArgumentParser) -> None:
     kinds = "three-way JSON, Kinetics-400's CSV files, or the Parquet files of a published list"
     parser.add_argument("--annotations", type=Path, nargs="+", required=True, help=kinds)
-    parser.add_argument("--classes", type=Path, help="own list of classes, one per line (default: the 31)")
+    parser.add_argument("--classes", type=Path, help="file with your own classes, one per line (default: the 31)")
 
 
 def script() -> DatasetScript:
     tool = DatasetScript("kinetics_sounds", __doc__ or "", plan, CARD, max_lost=0.35)
     add_list_flags(tool.build_flags)
     add = tool.build_flags.add_argument
-    add("--two_way", type=Path, nargs=2, metavar=("TRAIN", "TEST"), help="my_train.txt and my_test.txt")
-    add("--trimmed", choices=("auto", "yes", "no"), default="auto", help="whether files hold just the clip")
+    add("--two_way", type=Path, nargs=2, metavar=("TRAIN", "TEST"), help="lists of the two-way split")
+    add("--trimmed", choices=("auto", "yes", "no"), default="auto", help="whether files hold only the clip")
     flags = tool.verb("annotations", "write the publishable list: ids, times, labels, splits", write_list)
     add_list_flags(flags)
     flags.add_argument("--out", type=Path, required=True, help="folder to write")

@@ -257,7 +257,7 @@ def test_a_report_of_a_run_is_about_its_own_head(
     assert "he decision leans to" in shown and "lost by model" in shown
     page = (tmp_path / "r.html").read_text()
     assert "Effective weight (model in use)" in page and "temperature 2.00" in page
-    assert page.index("leans to") < page.index("<table") < page.index("<h2>Words</h2>")
+    assert page.index("leans to") < page.index("<table") < page.index("<h2>Glossary</h2>")
 
 
 def test_a_head_without_weights_is_shown_beside_the_layer_fitted_here(
