@@ -74,7 +74,7 @@ def test_a_wrong_file_is_refused_by_name(tmp_path, text, message):
     with pytest.raises(DataError) as error:
         find_adapter("me/mine", str(path))
     assert message in str(error.value) and str(path) in str(error.value)
-    with pytest.raises(DataError, match="No such file.*dataset_adapter names a YAML file"):
+    with pytest.raises(DataError, match="No such file.*dataset_adapter must be a YAML file"):
         read_adapter(tmp_path / "gone.yaml", "gone.yaml")
 
 
