@@ -244,7 +244,7 @@ def test_bad_tables(tmp_path):
     table.write_text("path,label,split\na.mp4,x,train\nb.mp4,y,later\n")
     with pytest.raises(DataError, match="t.csv, row 2: unknown split 'later'"):
         load_clips(str(table))
-    with pytest.raises(DataError, match="the name of the data set is empty"):
+    with pytest.raises(DataError, match="the name of the dataset is empty"):
         load_clips("")
     table.write_text("path,label\na.mp4,x\nb.mp4,y\n")
     with pytest.raises(DataError, match="classes names 'x' twice"):
