@@ -92,7 +92,7 @@ def test_bad_folders(tmp_path):
     with pytest.raises(DataError, match="no media files"):
         load_clips(str(tmp_path))
     (tmp_path / "a" / "x.JPG").touch()
-    with pytest.raises(DataError, match=r"1 pictures \(e.g. a/x.JPG\) but no clips"):
+    with pytest.raises(DataError, match=r"1 images \(e.g. a/x.JPG\) but no clips"):
         load_clips(str(tmp_path))
     write_clip(tmp_path / "a" / "x.mp4", seconds=0.2)
     with pytest.raises(DataError, match="only one class"):
@@ -369,5 +369,5 @@ def test_bad_columns_and_names(built, tmp_path):
         load_clips("a/b/c")
     table = pa.Table.from_pylist([{"label": "a", "x": 1}, {"label": "b", "x": 2}])
     pq.write_table(table, tmp_path / "train.parquet")
-    with pytest.raises(DataError, match="no column of sound, images or video"):
+    with pytest.raises(DataError, match="no column of audio, images or video"):
         load_clips(str(tmp_path))
