@@ -142,7 +142,7 @@ def test_parts_are_merged_when_all_are_there(media, built, tmp_path):
     with pytest.raises(BuildError, match="in two parts"):
         join_parts([parts[0], parts[0]], tmp_path / "double")
     build(make_plan(media, EncodeOptions(frames=2)), tmp_path / "other", part=(99, 100))  # no shard
-    with pytest.raises(BuildError, match="another plan"):
+    with pytest.raises(BuildError, match="a different plan"):
         join_parts([parts[0], tmp_path / "other"], tmp_path / "mixed")
     with pytest.raises(BuildError, match="holds no part"):
         join_parts([tmp_path], tmp_path / "none")
