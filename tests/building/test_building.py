@@ -224,13 +224,13 @@ def test_a_readme_that_does_not_say_the_splits_is_found(built, tmp_path):
     text = (built / "README.md").read_text()
     (folder / "README.md").write_text(text.replace("split: test", "split: validation"))
     assert validate(folder) == [
-        "default/test: 0 clips, the report says 6",
+        "default/test: 0 clips, but the report says 6",
         "default/validation: in the head of README.md, but not in the report",
     ]
     for content in ("# No head", "---\nlicense: mit\n---\n", "---\nconfigs: [a]\n---\n"):
         (folder / "README.md").write_text(content)
         (problem,) = validate(folder)
-        assert problem.startswith("README.md: its head does not say which files are which split")
+        assert problem.startswith("README.md: its head does not say which files are in which split")
     (folder / "build_report.json").write_text("{")
     with pytest.raises(BuildError, match="build_report.json: not JSON"):
         validate(folder)
