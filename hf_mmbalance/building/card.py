@@ -107,4 +107,4 @@ def _encoding(plan: BuildPlan) -> str:
     shape = f"height x width {size} px" if isinstance(size, tuple) else shape
     picture = "PNG" if encode.image_format == "png" else f"JPEG (quality {encode.quality})"
     crop = f", cropped to {list(encode.crop)} (left, top, right, bottom)" if encode.crop else ""
-    return f"Sound: FLAC, 16 bit, mono, {encode.sampling_rate} Hz. Vision: {frames} as {picture}, {shape}{crop}."
+    return f"Audio: FLAC, 16 bit, mono, {encode.sampling_rate} Hz. Vision: {frames} as {picture}, {shape}{crop}."

@@ -77,7 +77,7 @@ class DatasetScript:
         run = build(plan, args.out, num_proc=args.num_proc, part=args.shard, overwrite=args.overwrite)
         say(f"{run['clips']} clips in {run['seconds']:.1f} s")
         if args.shard != (0, 1):
-            say(f"part {args.shard[0]} of {args.shard[1]} is built; `merge` joins the parts when all are")
+            say(f"part {args.shard[0]} of {args.shard[1]} is built; when all parts are, join them with `merge`")
             return {"part": list(args.shard), **run}
         return self._finish(plan, args.out, run, card, say)
 
@@ -215,6 +215,6 @@ def _combine(places: dict[str, Path], out: Path) -> None:
             (out / "data" / data.name).unlink(missing_ok=True)
             try:
                 os.link(data, out / "data" / data.name)
-            except OSError:  # another disk
+            except OSError:  # e.g. on a different disk
                 shutil.copy(data, out / "data" / data.name)
         shutil.copy(part / STATE / "shards" / f"{name}.json", out / STATE / "shards" / f"{name}.json")

@@ -126,7 +126,7 @@ def _checked(path: str, size: int, sha256: str | None) -> bytes | str:
     except OSError as error:
         raise MediaError("unreadable", f"{path}: cannot be read ({error.strerror})") from None
     if None not in (sha256, digest) and digest != sha256:
-        raise MediaError("checksum", f"{path}: sha256 {str(digest)[:12]}..., the list says {str(sha256)[:12]}...")
+        raise MediaError("checksum", f"{path}: sha256 {str(digest)[:12]}..., but the list says {str(sha256)[:12]}...")
     return content
 
 
@@ -181,7 +181,7 @@ def _check_parts(clip: PlannedClip, made: Clip, options: EncodeOptions) -> None:
     if options.need_frames and made.parts["vision"] is None:
         raise MediaError("no_video", f"{clip.source}: {why}")
     if made.seconds < options.min_seconds:
-        raise MediaError("too_short", f"{clip.source}: {made.seconds:.2f} s, the least is {options.min_seconds:g} s")
+        raise MediaError("too_short", f"{clip.source}: {made.seconds:.2f} s, the minimum is {options.min_seconds:g} s")
 
 
 def flac(wave: np.ndarray, rate: int) -> tuple[bytes, float]:

@@ -36,7 +36,7 @@ class MediaOptions:
     """Options that all sources of media files share."""
 
     unlabelled: str = option(
-        "refuse", "Clips without a label: refuse, or keep (apart from all splits, for prediction)."
+        "refuse", "Clips without a label: refuse, or keep (outside all splits, for prediction only)."
     )
     sampling_rate: int = option(16_000, "Sampling rate to which audio is resampled, in Hz.")
     frames: int = option(8, "Frames per clip, spread evenly over its window.")
@@ -64,7 +64,7 @@ class MediaOptions:
     cache_gib: float = option(2.0, "Memory that `auto` may use, in GiB.")
     cache_dir: str | None = option(None, "Also keep decoded clips in this folder, for the next run.")
     workers: int = option(0, "Number of decoding threads; 0 means one per processor.")
-    max_seconds: float = option(LIMITS.max_seconds, "Longest clip that is read.")
+    max_seconds: float = option(LIMITS.max_seconds, "Maximum length of a clip in seconds.")
     seed: int = option(0, "Seed of splits, noise and augmentation.")
 
     def __post_init__(self) -> None:

@@ -146,7 +146,7 @@ def coverage_notes(clips: ClipSplits) -> list[str]:
         if missing:
             named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             what = {"train": "cannot be learned", "test": "are not tested"}.get(
-                split, "do not count in what it decides"
+                split, "are ignored where that split is used"
             )
             notes.append(f"{len(missing)} of {len(clips.classes)} classes have no {split} clip and {what}: {named}")
     calibration = clips.splits.get("calibration")

@@ -148,7 +148,7 @@ def _check_rows(name: str, rows: Sequence[Row], classes: Sequence[str]) -> None:
     if repeated:
         sources = [row.source for row in rows if row.id == repeated[0]]
         text = f"{len(repeated)} clip ids occur twice, e.g. {repeated[0]!r}: {', '.join(sources[:2])}"
-        raise DataError(f"{text}; rename or remove one, or name a column of ids that differ")
+        raise DataError(f"{text}; rename or remove one, or name a column with unique ids")
     if not classes and all(row.label is None for row in rows):
         raise NoLabels(f"{name}: no clip has a label; name the classes with --classes")
     twice = [name for name, count in Counter(classes).items() if count > 1]
