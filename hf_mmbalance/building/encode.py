@@ -131,7 +131,7 @@ def _checked(path: str, size: int, sha256: str | None) -> bytes | str:
 
 
 def regular_size(path: str) -> int:
-    """Return the bytes of a regular file without opening it, since opening a pipe or a device can block.
+    """Return the size of a regular file in bytes without opening it, since opening a pipe or a device can block.
 
     Raises:
         MediaError: the file does not exist, or it is a pipe, a socket, a device or a folder.

@@ -132,7 +132,7 @@ class MediaClips(ClipDataset):
         return self._frame_seconds[place]
 
     def _voices(self, place: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """Return the audio of up to six other clips of the split, each starting at the start of its clip."""
+        """Return the audio of up to six other clips of the split, on the same time axis."""
         voices = []
         for other in rng.permutation(len(self)):
             sound = None if other == place else self.decoded(int(other)).audio
@@ -172,7 +172,7 @@ def augmented(
         options: noise and augmentation.
         split: name of the split; only `train` is augmented and gets new noise in every epoch.
         epoch: epoch of the augmentation; None for no augmentation.
-        voices: function that returns other clips' audio on the same clock, for babble.
+        voices: function that returns other clips' audio on the same time axis, for babble.
 
     Returns:
         Audio `(S,)` and frames `(T, H, W, 3)`.
