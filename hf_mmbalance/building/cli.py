@@ -54,7 +54,7 @@ class DatasetScript:
         """Add a verb. `run` gets the flags and a function that prints a line, and returns the result for `--json`."""
 
         def command(args: argparse.Namespace) -> int:
-            console.check_place(args.json)  # before the long work
+            console.check_place(args.json)  # fail before the long work, not after it
             result = run(args, lambda line: console.say(line, aside=not console.shows_text(args)))
             console.write_result(args.json, result)
             return console.PROBLEMS if result.get("problems") else console.DONE

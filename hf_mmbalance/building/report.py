@@ -79,7 +79,7 @@ def collect(plan: BuildPlan, out: Path) -> list[dict[str, Any]]:
     records = []
     for shard in shards:
         record = read_record(out, shard.name)
-        assert record is not None  # is_done
+        assert record is not None  # checked by is_done above
         if [entry["id"] for entry in record["clips"]] != [clip.id for clip in shard.clips]:
             raise BuildError(f"shard {shard.name} holds different clips from the plan; remove it and build again")
         records.append(record)
