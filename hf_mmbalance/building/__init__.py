@@ -1,1 +1,1 @@
-"""From raw media to Parquet shards: planned, built in parallel, resumed, merged, checked; without torch."""
+"""Build Parquet shards from raw media: plan, build in parallel, resume, merge and validate, all without torch."""

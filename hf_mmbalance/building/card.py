@@ -1,4 +1,4 @@
-"""The README of a built data set: a template filled with the results of a build, and metadata for `datasets`."""
+"""README of a built dataset: a template filled with the results of a build, and metadata for `datasets`."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from hf_mmbalance.building.plan import BuildPlan
 from hf_mmbalance.data.clips import DataError
 
 
-LISTED = 40  # clips listed in a card; all are in manifest.csv
+LISTED = 40  # clips listed in a card; manifest.csv lists all
 
 
 def fill_card(template: str, plan: BuildPlan, report: dict[str, Any], configs: list[dict[str, Any]]) -> str:
-    """Fill a card.
+    """Fill the template of a dataset card.
 
     Args:
         template: Markdown with an optional YAML head and `{{ name }}` marks: `clips`, `splits`, `classes`,
             `left_out`, `noted`, `encoding`, `notes`, `configs`.
-        plan: the plan that was built.
-        report: the report of the build.
-        configs: the `configs:` that `datasets` reads; added to the head.
+        plan: plan that was built.
+        report: report of the build.
+        configs: `configs:` section that `datasets` reads; added to the head.
 
     Raises:
-        DataError: the template has a mark that is not known.
+        DataError: the template has an unknown mark.
     """
     head, body = {}, template
     if template.startswith("---\n"):
@@ -45,7 +45,7 @@ def fill_card(template: str, plan: BuildPlan, report: dict[str, Any], configs: l
 
     def fill(mark: re.Match[str]) -> str:
         if mark[1] not in parts:
-            raise DataError(f"the card's mark {mark[0]} is not known; known are {', '.join(parts)}")
+            raise DataError(f"the card has an unknown mark {mark[0]}; known are {', '.join(parts)}")
         return parts[mark[1]]
 
     text = re.sub(r"\{\{ *(\w+) *\}\}", fill, body)
@@ -54,10 +54,10 @@ def fill_card(template: str, plan: BuildPlan, report: dict[str, Any], configs: l
 
 
 def _info(report: dict[str, Any], configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Clips and bytes of every split.
+    """Return the number of clips and bytes of every split, for the YAML head.
 
-    `datasets` names its cache by the folder's last name and this head, not by the files: without these numbers
-    `load_dataset` would serve an earlier build of the same name.
+    `datasets` names its cache by the folder's last name and this head, not by the files. Without these numbers,
+    `load_dataset` would return an earlier build of the same name.
     """
     infos = []
     for config in configs:
@@ -75,7 +75,7 @@ def _info(report: dict[str, Any], configs: list[dict[str, Any]]) -> list[dict[st
 
 
 def _splits(report: dict[str, Any]) -> str:
-    """One table per configuration: clips, groups and classes of every split."""
+    """Return one table per configuration with the clips, groups and classes of every split."""
     blocks = []
     for config, splits in report["splits"].items():
         lines = [
@@ -107,4 +107,4 @@ def _encoding(plan: BuildPlan) -> str:
     shape = f"height x width {size} px" if isinstance(size, tuple) else shape
     picture = "PNG" if encode.image_format == "png" else f"JPEG (quality {encode.quality})"
     crop = f", cropped to {list(encode.crop)} (left, top, right, bottom)" if encode.crop else ""
-    return f"Sound: FLAC, 16 bit, mono, {encode.sampling_rate} Hz. Vision: {frames} as {picture}, {shape}{crop}."
+    return f"Audio: FLAC, 16 bit, mono, {encode.sampling_rate} Hz. Vision: {frames} as {picture}, {shape}{crop}."

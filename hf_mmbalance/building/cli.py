@@ -1,4 +1,4 @@
-"""The verbs and flags that every script in dataset_scripts/ shares."""
+"""Verbs and flags that all scripts in dataset_scripts/ share."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Say = Callable[[str], None]
 
 
 class DatasetScript:
-    """A command line with the verbs `build`, `merge` and `validate`, to which a script adds its own.
+    """Command line with the verbs `build`, `merge` and `validate`, to which a script can add its own.
 
     Args:
-        name: of the data set, e.g. `crema_d`.
-        doc: the script's docstring, shown by `--help`.
-        planner: makes the plan from the flags of `build`.
-        card: Markdown template of the README; `{{ name }}` marks are filled from the report.
+        name: name of the dataset, e.g. `crema_d`.
+        doc: docstring of the script, shown by `--help`.
+        planner: function that makes the plan from the flags of `build`.
+        card: Markdown template of the README; its `{{ name }}` marks are filled from the report.
         max_lost: default of `--max_lost`.
     """
 
@@ -41,9 +41,9 @@ class DatasetScript:
         self.build_flags = self.verb("build", "turn raw media into validated Parquet", self._build)
         _add_build_flags(self.build_flags, max_lost)
         merge = self.verb("merge", "join the parts of a build made with --shard, and check them", self._merge)
-        merge.add_argument("parts", nargs="*", type=Path, help="folders of the parts; none: all were built into --out")
+        merge.add_argument("parts", nargs="*", type=Path, help="folders of the parts (default: all are in --out)")
         merge.add_argument("--out", type=Path, required=True, help="folder of the complete build")
-        text = "stop if a larger share is lost (default: as it was built)"
+        text = "stop if a larger fraction of clips is lost (default: as in the build)"
         merge.add_argument("--max_lost", type=console.fraction, help=text)
         check = self.verb("validate", "check a built folder: files, ids, labels, groups, every clip", self._validate)
         check.add_argument("folder", type=Path, help="a built folder")
@@ -51,10 +51,10 @@ class DatasetScript:
     def verb(
         self, name: str, text: str, run: Callable[[argparse.Namespace, Say], dict[str, Any]]
     ) -> argparse.ArgumentParser:
-        """Add a verb; `run` gets the flags and a function that prints a line, and returns what `--json` writes."""
+        """Add a verb. `run` gets the flags and a function that prints a line, and returns the result for `--json`."""
 
         def command(args: argparse.Namespace) -> int:
-            console.check_place(args.json)  # before the long work
+            console.check_place(args.json)  # fail before the long work, not after it
             result = run(args, lambda line: console.say(line, aside=not console.shows_text(args)))
             console.write_result(args.json, result)
             return console.PROBLEMS if result.get("problems") else console.DONE
@@ -64,20 +64,20 @@ class DatasetScript:
         return parser
 
     def main(self, argv: Sequence[str] | None = None) -> int:
-        """Run a verb; returns the exit status (`console` lists them)."""
+        """Run a verb and return the exit status (`console` lists them)."""
         args = self.parser.parse_args(argv)
         name = f"{self.name} {args.verb}"
         return console.run_command(lambda: int(args.func(args)), name, resume=RESUME if args.verb == "build" else "")
 
     def _build(self, args: argparse.Namespace, say: Say) -> dict[str, Any]:
-        card = self.card.read_text(encoding="utf-8")  # before the long work: without it the build cannot be finished
+        card = self.card.read_text(encoding="utf-8")  # before the long work, as a build cannot finish without it
         plan = self.planner(args, encode_options(args))
         for note in plan.notes:
             say(f"note: {note}")
         run = build(plan, args.out, num_proc=args.num_proc, part=args.shard, overwrite=args.overwrite)
         say(f"{run['clips']} clips in {run['seconds']:.1f} s")
         if args.shard != (0, 1):
-            say(f"part {args.shard[0]} of {args.shard[1]} is built; `merge` joins the parts when all are")
+            say(f"part {args.shard[0]} of {args.shard[1]} is built; when all parts are, join them with `merge`")
             return {"part": list(args.shard), **run}
         return self._finish(plan, args.out, run, card, say)
 
@@ -86,7 +86,7 @@ class DatasetScript:
         sheet = contact_sheet(out, report["shards"], plan.classes, plan.label_column)
         say(f"{report['clips']['built']} of {report['clips']['planned']} clips built: {counts_of(report)}")
         rarest = sorted(report["left_out"].items(), key=lambda clip: report["status"][clip[1].partition(":")[0]])
-        for name, reason in rarest[:10]:  # a thousand missing clips must not hide a damaged one
+        for name, reason in rarest[:10]:  # rare reasons first: many missing clips must not hide a damaged one
             say(f"  left out: {name} ({reason})")
         if len(report["left_out"]) > 10:
             say(f"  ... and {len(report['left_out']) - 10} more, all in {out / 'manifest.csv'}")
@@ -112,35 +112,35 @@ def _add_build_flags(parser: argparse.ArgumentParser, max_lost: float) -> None:
     add, count = parser.add_argument, console.positive
     add("--source", type=Path, required=True, help="folder of the raw media")
     add("--out", type=Path, required=True, help="folder to build into; the same command resumes a killed build")
-    add("--num_proc", type=count, default=max(os.cpu_count() or 1, 1), help="processes (default: all processors)")
+    add("--num_proc", type=count, default=max(os.cpu_count() or 1, 1), help="worker processes (default: one per CPU)")
     add(
         "--shard",
         type=console.shard,
         default=(0, 1),
         metavar="I/N",
-        help="build part I of N, for N machines; then merge",
+        help="build part I of N, e.g. on N machines; then merge the parts",
     )
     add("--frames", type=count, default=8, help="frames per clip (default 8)")
-    add("--fps", type=float, help="frames per second, in place of --frames")
-    add("--frame_size", type=count, nargs="+", help="shorter side in pixels, or height and width (default: as it is)")
+    add("--fps", type=float, help="frames per second, instead of --frames")
+    add("--frame_size", type=count, nargs="+", help="shorter side in pixels, or height and width (default: unchanged)")
     add("--crop", type=float, nargs=4, metavar=("L", "T", "R", "B"), help="box to keep, as fractions of the frame")
-    add("--image_format", choices=("jpeg", "png"), default="jpeg", help="png is lossless")
-    add("--quality", type=int, default=90, help="of the JPEG (default 90)")
-    add("--sampling_rate", type=count, default=16_000, help="of the sound in Hz (default 16000)")
+    add("--image_format", choices=("jpeg", "png"), default="jpeg", help="format of frames; png is lossless")
+    add("--quality", type=int, default=90, help="JPEG quality (default 90)")
+    add("--sampling_rate", type=count, default=16_000, help="sampling rate of the audio in Hz (default 16000)")
     add("--max_seconds", type=console.seconds, default=600.0, help="longer clips are left out as too_long")
     add("--min_seconds", type=float, default=0.1, help="shorter clips are left out as too_short")
-    text = f"stop if a larger share is lost, from 0 to 1 (default {max_lost:g})"
+    text = f"stop if a larger fraction of clips is lost, from 0 to 1 (default {max_lost:g})"
     add("--max_lost", type=console.fraction, default=max_lost, help=text)
-    add("--clips_per_shard", type=count, default=128, help="clips per file (default 128)")
-    add("--overwrite", action="store_true", help="start anew: first remove what is built in --out")
+    add("--clips_per_shard", type=count, default=128, help="clips per Parquet file (default 128)")
+    add("--overwrite", action="store_true", help="start again: first remove the build in --out")
 
 
 def encode_options(args: argparse.Namespace) -> EncodeOptions:
-    """How clips are stored, from the flags."""
+    """Return how clips are stored, according to the flags."""
     size: Any = args.frame_size
     if size is not None:
         if len(size) > 2:
-            raise DataError(f"--frame_size takes one or two numbers, got {len(size)}")
+            raise DataError(f"--frame_size needs one or two numbers, got {len(size)}")
         size = size[0] if len(size) == 1 else (size[0], size[1])
     return EncodeOptions(
         sampling_rate=args.sampling_rate,
@@ -156,14 +156,14 @@ def encode_options(args: argparse.Namespace) -> EncodeOptions:
 
 
 def join_parts(parts: list[Path], out: Path) -> BuildPlan:
-    """Combine the shards of several folders in one; without parts, all of them are in `out`.
+    """Combine the shards of several folders in one; without parts, `out` already holds all shards.
 
     Returns:
         The plan that all parts follow.
 
     Raises:
-        BuildError: a part follows another plan, a shard is in two parts or in none, or `out` holds something else;
-            nothing is written then.
+        BuildError: a part follows a different plan, a shard is in two parts or in none, or `out` holds something
+            else. In these cases nothing is written.
     """
     folders = parts or [out]
     plans = [_saved_plan(folder) for folder in folders]
@@ -171,7 +171,7 @@ def join_parts(parts: list[Path], out: Path) -> BuildPlan:
         if not content:
             raise BuildError(f"{folder} holds no part of a build")
         if content["fingerprint"] != plans[0]["fingerprint"]:
-            raise BuildError(f"{folder} follows another plan than {folders[0]} (other clips, files or options)")
+            raise BuildError(f"{folder} follows a different plan from {folders[0]} (other clips, files or options)")
     plan = BuildPlan.from_json(plans[0]["plan"])
     if parts:
         places = _places_of_shards(plan, parts)
@@ -187,7 +187,7 @@ def _saved_plan(folder: Path) -> dict[str, Any]:
 
 
 def _places_of_shards(plan: BuildPlan, parts: list[Path]) -> dict[str, Path]:
-    """Shard -> the part that holds it."""
+    """Map each shard to the part that holds it."""
     places: dict[str, Path] = {}
     names = [shard.name for shard in plan.shards()]
     for part in parts:
@@ -199,7 +199,7 @@ def _places_of_shards(plan: BuildPlan, parts: list[Path]) -> dict[str, Path]:
     missing = [name for name in names if name not in places]
     if missing:
         text = f"{len(missing)} of {len(names)} shards are not built yet, e.g. {missing[0]}"
-        raise BuildError(f"{text}; build all parts (--shard I/N), then name them all")
+        raise BuildError(f"{text}; build all parts (--shard I/N), then list all of them")
     return places
 
 
@@ -215,6 +215,6 @@ def _combine(places: dict[str, Path], out: Path) -> None:
             (out / "data" / data.name).unlink(missing_ok=True)
             try:
                 os.link(data, out / "data" / data.name)
-            except OSError:  # another disk
+            except OSError:  # e.g. on a different disk
                 shutil.copy(data, out / "data" / data.name)
         shutil.copy(part / STATE / "shards" / f"{name}.json", out / STATE / "shards" / f"{name}.json")

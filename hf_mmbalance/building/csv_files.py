@@ -1,4 +1,4 @@
-"""CSV and text files of a data set's publisher; errors name file and row."""
+"""Read CSV and text files from a dataset's publisher; errors name file and row."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ MARKS = (b"\xff\xfe", b"\xfe\xff")  # byte order marks of UTF-16
 
 
 def read_csv(path: Path, columns: Iterable[str], hint: str) -> list[dict[str, str]]:
-    """The rows of a CSV file in UTF-8 with a header, as dictionaries.
+    """Read the rows of a UTF-8 CSV file with a header as dictionaries.
 
     Args:
-        path: The file.
+        path: The file to read.
         columns: Names that the header must contain.
-        hint: What the file is or where to get it, for the message if it does not exist.
+        hint: What the file is or where to get it, for error messages.
 
     Raises:
-        DataError: names the file, the row where there is one, and the remedy.
+        DataError: the file cannot be used; the message names the file, the row if any, and the remedy.
     """
     text = read_text(path, hint)
     needed = set(columns)
@@ -40,7 +40,7 @@ def read_csv(path: Path, columns: Iterable[str], hint: str) -> list[dict[str, st
             if any(row[name] is None for name in needed):
                 raise DataError(f"{path}, line {reader.line_num}: the row has fewer fields than the header")
             rows.append(row)
-    except csv.Error as error:  # e.g. a field of more than 128 KiB: a quote that is not closed
+    except csv.Error as error:  # e.g. a field of more than 128 KiB, because a quote is not closed
         raise DataError(f"{path}, line {reader.line_num}: not CSV ({error}); download the file again") from None
     if not rows:
         raise DataError(f"{path}: the file has no rows; {hint}")
@@ -51,7 +51,7 @@ def parsed(path: Path, rows: list[dict[str, str]], parse: Callable[[dict[str, st
     """Apply `parse` to every row.
 
     Raises:
-        DataError: `parse` failed; names file and row.
+        DataError: `parse` failed; the message names file and row.
     """
     out = []
     for number, row in enumerate(rows, start=1):
@@ -64,12 +64,12 @@ def parsed(path: Path, rows: list[dict[str, str]], parse: Callable[[dict[str, st
 
 
 def read_text(path: Path, hint: str) -> str:
-    """The content of a text file in UTF-8; `hint` and errors as in `read_csv`."""
+    """Read a UTF-8 text file; `hint` and errors are as in `read_csv`."""
     return _decoded(_content(path, hint), path)
 
 
 def _content(path: Path, hint: str) -> bytes:
-    if not path.is_file():  # also refuses a pipe, which could block when opened
+    if not path.is_file():  # also refuses a pipe, because opening it could block
         raise DataError(f"{path}: no such file; {hint}")
     if path.stat().st_size > LARGEST:
         raise DataError(f"{path}: {path.stat().st_size} bytes is too large for this table; {hint}")

@@ -1,4 +1,4 @@
-"""One clip to the row of a shard: decoded once, sound as FLAC, frames as JPEG or PNG, typed for `datasets`."""
+"""Encode a clip as a row of a shard: decoded once, audio as FLAC, frames as JPEG or PNG, typed for `datasets`."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from hf_mmbalance.model.reading_mmbalance import Clip, read, stored_frames, stor
 
 
 MEDIA = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # how `datasets` stores Audio and Image
-MUCH_LONGER = 2  # than its clip: a file of that length is the whole video, though it may end before the clip does
-MAX_IN_MEMORY = 256 << 20  # bytes; a larger file is decoded from the disk
+MUCH_LONGER = 2  # a file this many times longer than its clip is the complete video, even if it ends before the clip
+MAX_IN_MEMORY = 256 << 20  # bytes; larger files are decoded from disk
 ARROW_TYPES = {"string": pa.string(), "int64": pa.int64(), "int32": pa.int32(), "float64": pa.float64()}
 
 
 def value(dtype: str) -> dict[str, Any]:
-    """A plain column's `datasets` feature."""
+    """Return the `datasets` feature of a plain column."""
     return {"dtype": dtype, "_type": "Value"}
 
 
 def class_label(names: list[str]) -> dict[str, Any]:
-    """A column of class numbers with names."""
+    """Return the `datasets` feature of a column of class numbers with names."""
     return {"names": list(names), "_type": "ClassLabel"}
 
 
 def list_of(feature: dict[str, Any]) -> dict[str, Any]:
-    """A column of lists."""
+    """Return the `datasets` feature of a column of lists."""
     return {"feature": feature, "_type": "List"}
 
 
 def features_of(plan: BuildPlan) -> dict[str, dict[str, Any]]:
-    """All columns of a plan's shards, in order, in the notation of `datasets`.
+    """Return all columns of a plan's shards, in order, in the notation of `datasets`.
 
-    `audio_gain` times the stored sound is the sound of the source: 1 unless that goes beyond full scale.
+    The stored audio times `audio_gain` is the source's audio. The gain is 1 unless the audio exceeds full scale.
     """
     return {
         "id": value("string"),
@@ -60,7 +60,7 @@ def features_of(plan: BuildPlan) -> dict[str, dict[str, Any]]:
 
 
 def arrow_type(feature: dict[str, Any]) -> pa.DataType:
-    """The Arrow type `datasets` uses for a feature."""
+    """Return the Arrow type that `datasets` uses for a feature."""
     kind = feature["_type"]
     if kind in ("Audio", "Image"):
         return MEDIA
@@ -70,13 +70,13 @@ def arrow_type(feature: dict[str, Any]) -> pa.DataType:
 
 
 def arrow_schema(features: dict[str, dict[str, Any]]) -> pa.Schema:
-    """A schema from whose metadata plain `datasets` reads the features back."""
+    """Return an Arrow schema with metadata from which `datasets` restores the features."""
     fields = [pa.field(name, arrow_type(feature)) for name, feature in features.items()]
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
 def encode_clip(clip: PlannedClip, label_column: str, options: EncodeOptions) -> dict[str, Any]:
-    """The row of one clip.
+    """Read and encode one clip as a row.
 
     Raises:
         MediaError: the clip cannot be used; `reason` is one of `plan.STATUSES`.
@@ -102,12 +102,13 @@ def encode_clip(clip: PlannedClip, label_column: str, options: EncodeOptions) ->
 
 
 def _checked(path: str, size: int, sha256: str | None) -> bytes | str:
-    """Check a file and return its bytes, or its path if it is too large to be kept in memory.
+    """Check a file and return its bytes, or its path if it is too large to keep in memory.
 
-    A file is read once, so that what is checked is what is decoded; one larger than `MAX_IN_MEMORY` is read twice.
+    A file is read once, so that the checked bytes are the decoded ones. A file larger than `MAX_IN_MEMORY` is read
+    twice.
 
     Raises:
-        MediaError: the file is missing, not a regular file, of another size, or not what its checksum says.
+        MediaError: the file is missing, is not a regular file, or its size or checksum is different.
     """
     found = regular_size(path)
     if found != size:
@@ -119,17 +120,18 @@ def _checked(path: str, size: int, sha256: str | None) -> bytes | str:
                 content: bytes | str = path
             else:
                 content = file.read(found)
-                named_better = not content or content.startswith(b"version https://git-lfs")  # by the decoder
+                # The decoder has a better message for an empty file and a git-lfs pointer.
+                named_better = not content or content.startswith(b"version https://git-lfs")
                 digest = None if named_better else hashlib.sha256(content).hexdigest()
     except OSError as error:
         raise MediaError("unreadable", f"{path}: cannot be read ({error.strerror})") from None
     if None not in (sha256, digest) and digest != sha256:
-        raise MediaError("checksum", f"{path}: sha256 {str(digest)[:12]}..., the list says {str(sha256)[:12]}...")
+        raise MediaError("checksum", f"{path}: sha256 {str(digest)[:12]}..., but the list says {str(sha256)[:12]}...")
     return content
 
 
 def regular_size(path: str) -> int:
-    """Bytes of a regular file; nothing is opened, since opening a pipe or a device can block.
+    """Return the size of a regular file in bytes without opening it, since opening a pipe or a device can block.
 
     Raises:
         MediaError: the file does not exist, or it is a pipe, a socket, a device or a folder.
@@ -146,13 +148,13 @@ def regular_size(path: str) -> int:
 
 
 def _read_clip(clip: PlannedClip, options: EncodeOptions) -> Clip:
-    """Read a clip by the reader that also serves a model trained on these rows."""
+    """Read a clip with the reader that a model trained on these rows also uses."""
     limits = Limits(max_seconds=options.max_seconds)
     assert clip.source is not None  # a clip without a file has a problem
     media: dict[str, Any] = {"video": _checked(clip.source, clip.size, clip.sha256)}
     if clip.sound is not None:
         content = _checked(clip.sound, clip.sound_size, clip.sound_sha256)
-        with _named(clip.sound):  # decoded apart from the video, so that an error names the file at fault
+        with _named(clip.sound):  # decoded separately from the video, so that an error names the right file
             media["audio"], media["sampling_rate"] = read_audio(content, limits=limits)
     span = clip.window
     with _named(clip.source):
@@ -165,7 +167,7 @@ def _read_clip(clip: PlannedClip, options: EncodeOptions) -> Clip:
 
 @contextmanager
 def _named(path: str) -> Iterator[None]:
-    """Errors of a file that is read from memory name it."""
+    """Make errors name the file, even if it is decoded from memory."""
     try:
         yield
     except MediaError as error:
@@ -179,18 +181,19 @@ def _check_parts(clip: PlannedClip, made: Clip, options: EncodeOptions) -> None:
     if options.need_frames and made.parts["vision"] is None:
         raise MediaError("no_video", f"{clip.source}: {why}")
     if made.seconds < options.min_seconds:
-        raise MediaError("too_short", f"{clip.source}: {made.seconds:.2f} s, the least is {options.min_seconds:g} s")
+        raise MediaError("too_short", f"{clip.source}: {made.seconds:.2f} s, the minimum is {options.min_seconds:g} s")
 
 
 def flac(wave: np.ndarray, rate: int) -> tuple[bytes, float]:
-    """FLAC that stores every sample exactly, and the gain to multiply it by.
+    """Encode a waveform as FLAC that stores every sample exactly, and return it with its gain.
 
     Args:
-        wave: in steps of 1 / 32768 (`round_sound`); lossy codecs overshoot full scale.
-        rate: Hz.
+        wave: waveform in steps of 1 / 32768 (`round_sound`); it can exceed full scale, as lossy codecs overshoot.
+        rate: sampling rate in Hz.
 
     Returns:
-        The file, 16 bit with a gain of 1, or 24 bit with a power of 2 where the sound goes beyond full scale.
+        The file, and the gain by which to multiply it: 16 bit and a gain of 1 or, if the audio exceeds full scale,
+        24 bit and a power of 2.
     """
     peak = float(np.abs(wave).max(initial=0.0))
     gain = 1.0 if peak < 1.0 else 2.0 ** (np.floor(np.log2(peak)) + 1)
@@ -210,7 +213,7 @@ def _images(clip_id: str, made: Clip, options: EncodeOptions) -> list[dict[str, 
 
 
 def file_size(path: str | os.PathLike[str]) -> int:
-    """Size of a file in bytes, 0 if it cannot be read."""
+    """Return the size of a file in bytes, or 0 if it cannot be read."""
     try:
         return os.stat(path).st_size
     except OSError:

@@ -1,4 +1,4 @@
-"""Worker processes write shards, under a temporary name until complete: a build can be killed and resumed."""
+"""Build shards in worker processes, under a temporary name until complete, so a build can be killed and resumed."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from hf_mmbalance.progress import bar as progress_bar
 
 
 ROWS_PER_GROUP = 32  # rows held in memory while writing and reading
-STATE = ".build"  # drafts and one record per shard; `datasets` reads no hidden folder
+STATE = ".build"  # drafts and one record per shard; `datasets` ignores hidden folders
 PLAIN = ("string", "int64", "int32", "float64")
 
 RESUME = "run the same command again (without --overwrite): it resumes the build"
 
 
 class BuildError(UserError):
-    """A build that cannot continue; the message gives the reason and the remedy."""
+    """Raised when a build cannot continue; the message gives the reason and the remedy."""
 
 
 def part_of(shards: list[Shard], part: tuple[int, int]) -> list[Shard]:
-    """The shards of machine i of n.
+    """Return the shards of machine i of n.
 
     Raises:
-        DataError: not 0 <= i < n.
+        DataError: i and n do not satisfy 0 <= i < n.
     """
     index, count = part
     if not 0 <= index < count:
@@ -59,11 +59,11 @@ def build(
     """Write the missing shards of a plan.
 
     Args:
-        plan: what to build.
-        out: folder; a build of the same plan in it is resumed.
-        num_proc: worker processes; only they decode clips, so that a crashing decoder cannot end the build.
-        part: (i, n): build every n-th shard from the i-th on.
-        overwrite: build again what is there: of the same plan this part, of another one everything.
+        plan: plan to build.
+        out: folder of the build; a build of the same plan in it is resumed.
+        num_proc: number of worker processes. Only they decode clips, so that a crashing decoder cannot end the build.
+        part: (i, n) to build every n-th shard, starting at the i-th.
+        overwrite: build again what is in `out`: this part if the plan is the same, everything if it is different.
 
     Returns:
         `clips`, `seconds` and `steady_clips_per_second` of this run.
@@ -93,7 +93,7 @@ def _open_folder(plan: BuildPlan, out: Path, overwrite: bool) -> None:
             return
         if not overwrite:
             text = f"{out} holds a build of {existing['name']} with other clips, files or options"
-            raise BuildError(f"{text}; build into another folder, or pass --overwrite to remove it")
+            raise BuildError(f"{text}; build into a different folder, or pass --overwrite to remove it")
         shutil.rmtree(out)
     elif out.exists() and any(out.iterdir()):
         raise BuildError(f"{out} is not empty and holds no build; give an empty or new folder")
@@ -104,14 +104,14 @@ def _open_folder(plan: BuildPlan, out: Path, overwrite: bool) -> None:
 
 
 def _remove_dead_drafts(out: Path, shards: set[str]) -> None:
-    """Remove what killed processes left of these shards; others may be in work on another machine."""
+    """Remove drafts of these shards that killed processes left; other shards can be in progress on other machines."""
     for draft in (out / STATE / "drafts").iterdir():
         if draft.stem in shards and not _is_alive(draft):
             draft.unlink(missing_ok=True)
 
 
 def _is_alive(draft: Path) -> bool:
-    """Whether a process of this machine is writing a draft."""
+    """Return True if a process on this machine is writing a draft."""
     pid = int(draft.name.rsplit(".", 1)[-1])
     if pid == os.getpid():
         return False
@@ -126,15 +126,15 @@ def _is_alive(draft: Path) -> bool:
 
 
 def _run(plan: BuildPlan, out: Path, todo: list[Shard], num_proc: int, bar: tqdm) -> float:
-    """Build shards in worker processes; returns the rate between the first and the last fifth of the clips.
+    """Build shards in worker processes and return the rate between the first and the last fifth of the clips.
 
     A worker that crashes is replaced, and its shard is built again with every clip decoded in a separate process.
 
     Raises:
-        BuildError: a worker that does not decode also crashed.
+        BuildError: the worker also crashed when it did not decode the clips itself.
     """
     writer = ShardWriter(out, plan.label_column, plan.encode, features_of(plan))
-    # The largest first, so that no large shard is left for the end.
+    # The largest shards come first, so that none is left for the end.
     queue = deque((shard, False) for shard in sorted(todo, key=lambda shard: -len(shard.clips)))
     running: dict[Worker, tuple[Shard, bool]] = {}
     idle: list[Worker] = []
@@ -185,7 +185,7 @@ def _steady_rate(marks: list[tuple[float, int]]) -> float:
 
 @dataclass(frozen=True)
 class ShardWriter:
-    """Writes shards, in a worker process.
+    """Writer of shards, called in a worker process.
 
     Attributes:
         out: folder of the build.
@@ -200,9 +200,9 @@ class ShardWriter:
     features: dict[str, Any]
 
     def __call__(self, request: tuple[Shard, bool]) -> Answer:
-        """Write a shard and its record; yields once per clip. `request`: shard, and whether to isolate clips."""
+        """Write a shard and its record, yielding once per clip. `request`: shard, and whether to isolate clips."""
         shard, careful = request
-        pa.set_memory_pool(pa.system_memory_pool())  # returns freed memory to the system; the pooled ones keep it
+        pa.set_memory_pool(pa.system_memory_pool())  # returns freed memory to the system, unlike Arrow's other pools
         encode = ClipEncoder(self.label_column, self.options)
         with _SeparateProcess(encode) if careful else nullcontext(encode.row) as encoded:
             yield from self._write(shard, encoded)
@@ -228,7 +228,7 @@ class ShardWriter:
             raise BuildError(_disk_message(self.out, error)) from None
 
     def _keep(self, shard: Shard, draft: Path, manifest: list[dict[str, Any]]) -> None:
-        """Give a complete draft its final name, then write the record; without it the shard counts as not built."""
+        """Give a complete draft its final name, then write the record that marks the shard as built."""
         built = sum(entry["status"] == "ok" for entry in manifest)
         record = {"name": shard.name, "rows": built, "clips": manifest}
         if built:
@@ -236,20 +236,20 @@ class ShardWriter:
             os.replace(draft, self.out / "data" / f"{shard.name}.parquet")
         else:
             draft.unlink()
-            (self.out / "data" / f"{shard.name}.parquet").unlink(missing_ok=True)  # of an earlier build
+            (self.out / "data" / f"{shard.name}.parquet").unlink(missing_ok=True)  # from an earlier build
         write_json(_record_path(self.out, shard.name), record)
 
 
 @dataclass(frozen=True)
 class ClipEncoder:
-    """Encodes clips, in a worker process or in the calling one."""
+    """Encoder of clips, called in a worker process or in the current one."""
 
     label_column: str
     options: EncodeOptions
 
     def row(self, clip: PlannedClip) -> dict[str, Any]:
-        """The row of a clip; raises what its decoder raises."""
-        reading_log.setLevel("ERROR")  # remarks on a clip are in the manifest, under its name
+        """Return the row of a clip; errors of its decoder are raised unchanged."""
+        reading_log.setLevel("ERROR")  # remarks on a clip are in the manifest instead
         return encode_clip(clip, self.label_column, self.options)
 
     def __call__(self, clip: PlannedClip) -> Answer:
@@ -258,7 +258,7 @@ class ClipEncoder:
 
 
 class _SeparateProcess:
-    """Encodes each clip in a separate worker; a clip at which two of them crash gets the status `crashed`."""
+    """Context that encodes clips in a separate worker; a clip that crashes it twice gets the status `crashed`."""
 
     def __init__(self, encoder: ClipEncoder):
         self.encoder = encoder
@@ -293,14 +293,14 @@ class _SeparateProcess:
 def _attempt(
     clip: PlannedClip, encode: Callable[[PlannedClip], dict[str, Any]]
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """The row of a clip (None if it cannot be used), and its entry in the manifest."""
+    """Return the row of a clip (None if it cannot be used) and its entry in the manifest."""
     row, status, detail = None, "ok", ""
     try:
         row = encode(clip)
         detail = row["notes"] or ""
     except MediaError as error:
         status, detail = error.reason, str(error)
-    except Exception as error:  # any error of a decoder on a damaged file is an error of that clip
+    except Exception as error:  # a decoder can raise any error on a damaged file; it counts for that clip only
         status, detail = "undecodable", f"{clip.source}: {type(error).__name__}: {error}"
     entry = {"id": clip.id, "cell": clip.cell, "label": clip.label, "status": status, "detail": detail}
     return row, entry | {"duration": row and row["duration"], "source": clip.source or ""}
@@ -313,12 +313,12 @@ def _disk_message(out: Path, error: OSError) -> str:
 
 
 def draft_path(out: Path, shard: Shard, pid: int | None) -> Path:
-    """Temporary file in which a process writes a shard until it is complete."""
+    """Return the temporary file in which a process writes a shard until it is complete."""
     return out / STATE / "drafts" / f"{shard.name}.{pid}"
 
 
 class _Draft:
-    """A Parquet file under its temporary name, flushed to the disk when complete."""
+    """Parquet file under its temporary name, flushed to disk when complete."""
 
     def __init__(self, path: Path, features: dict[str, Any]):
         self.path, self.schema = path, arrow_schema(features)
@@ -350,7 +350,7 @@ class _Draft:
 
 
 def is_done(out: Path, name: str) -> bool:
-    """Whether a shard is complete: its record and the file that it describes exist."""
+    """Return True if a shard is complete: its record exists, and so does the file that it describes."""
     record = read_record(out, name)
     if record is None:
         return False
@@ -363,13 +363,13 @@ def _record_path(out: Path, name: str) -> Path:
 
 
 def read_record(out: Path, name: str) -> dict[str, Any] | None:
-    """The record of a shard, or None."""
+    """Return the record of a shard, or None if there is none."""
     path = _record_path(out, name)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def file_sha256(path: Path) -> str:
-    """Sha256 of a file in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

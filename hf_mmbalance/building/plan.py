@@ -1,4 +1,4 @@
-"""What is to be built: clips in shards that every configuration of the data set shares."""
+"""Plan of a build: the clips, in shards that all configurations of the dataset share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_mmbalance.data.seeding import rng_for
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 
-# Results of a planned clip. `ok` clips are in the shards; all others are in the manifest with the reason.
+# Possible results for a planned clip. `ok` clips are in the shards; for all others the manifest gives the reason.
 STATUSES = (
     "ok",
     "missing",
@@ -23,31 +23,31 @@ STATUSES = (
     "empty",
     "lfs_pointer",
     "undecodable",
-    "crashed",  # decoding it ended the process, twice
+    "crashed",  # decoding ended the process twice
     "no_audio",
     "no_video",
     "too_short",
     "too_long",
     "too_large",
-    "changed",  # another size than at the start of the build
-    "checksum",  # not the file that the list of checksums names
+    "changed",  # the size differs from that at the start of the build
+    "checksum",  # the content does not match the list of checksums
 )
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """How a clip is stored; the same for every clip of a build.
+    """How clips are stored; the same for all clips of a build.
 
     Attributes:
-        sampling_rate: Hz of the FLAC, 16 bit mono.
+        sampling_rate: sampling rate of the FLAC (16 bit, mono) in Hz.
         frames: frames per clip, evenly spaced; ignored with `fps`.
         fps: frames per second, instead of `frames`.
-        frame_size: length of the shorter side in pixels (the shape is kept), or (height, width); None keeps the
-            pixels.
+        frame_size: length of the shorter side in pixels (the aspect ratio is kept), or (height, width); None keeps the
+            original size.
         crop: left, top, right, bottom as fractions of the frame.
         image_format: `jpeg` or `png` (lossless).
-        quality: of the JPEG, 1 to 95.
-        need_audio, need_frames: a clip without it is left out, with the reason in the manifest.
+        quality: JPEG quality, 1 to 95.
+        need_audio, need_frames: leave out clips without audio, or without frames; the manifest gives the reason.
         min_seconds: shorter clips are `too_short`.
         max_seconds: longer clips are `too_long`.
     """
@@ -77,7 +77,7 @@ class EncodeOptions:
             raise DataError(str(error)) from None
 
     def reading(self) -> ReadingSpec:
-        """How the build reads a clip; kept in the build's report, so that models trained on it read raw files so."""
+        """Return how the build reads clips; models trained on its rows read raw files in the same way."""
         return ReadingSpec(
             sampling_rate=self.sampling_rate,
             frames=self.frames if self.fps is None else None,
@@ -94,20 +94,20 @@ class PlannedClip:
     """One clip of the plan.
 
     Attributes:
-        id: unique in the data set.
+        id: id, unique in the dataset.
         source: media file, or None if there is none.
-        cell: name of the shards it goes to; configurations are made of cells.
-        label: number of its class.
-        columns: the metadata columns.
+        cell: name of the group of shards that holds the clip; configurations are made of cells.
+        label: number of the clip's class.
+        columns: values of the metadata columns.
         size: bytes of the source when the plan was made.
-        sound: a second file with the sound, if it is not taken from the source.
-        sound_size: its bytes when the plan was made.
-        window: seconds of the source to use.
-        window_if_longer: if the source ends before the window does, and is about as long, it is the clip.
-        sha256: of the source, if a list of checksums names it.
-        sound_sha256: of the sound file.
-        problem: a status and text known before decoding (e.g. missing), or None.
-        notes: what to record about the clip.
+        sound: second file with the audio, if the audio is not taken from the source.
+        sound_size: bytes of that file when the plan was made.
+        window: start and end of the part of the source to use, in seconds.
+        window_if_longer: if True, a source that ends before the window does and is about as long is used completely.
+        sha256: SHA-256 of the source, if it is in a list of checksums.
+        sound_sha256: SHA-256 of the audio file, if it is in a list of checksums.
+        problem: status and text of a problem known before decoding (e.g. missing), or None.
+        notes: remarks to record about the clip.
     """
 
     id: str
@@ -128,7 +128,7 @@ class PlannedClip:
 
 @dataclass(frozen=True)
 class Shard:
-    """Some clips of one cell, written as one file."""
+    """Clips of one cell that are written as one file."""
 
     name: str
     clips: tuple[PlannedClip, ...]
@@ -136,21 +136,21 @@ class Shard:
 
 @dataclass
 class BuildPlan:
-    """A data set to build.
+    """A dataset to build.
 
     Attributes:
         name: short name, e.g. `crema_d`.
-        clips: all clips of the data set, including those without media.
+        clips: all clips of the dataset, including those without media.
         classes: names of the labels.
         label_column: name of the label column.
-        group_column: name of the column that must not be on both sides of a split.
+        group_column: name of the column whose values must not be on both sides of a split.
         features: metadata columns and their `datasets` types, in order, without the media and label columns.
-        configs: configuration -> split -> cells; the first configuration is the default.
+        configs: cells by configuration and split; the first configuration is the default.
         encode: how clips are stored.
-        clips_per_shard: a killed build loses at most one shard per process.
+        clips_per_shard: largest number of clips in a file; a killed build loses at most one shard per process.
         shared_groups_allowed: configurations whose splits share groups, as their card says.
-        max_lost: greatest share of clips that may be lost.
-        notes: for the card and the report.
+        max_lost: largest fraction of clips that can be lost.
+        notes: remarks for the card and the report.
     """
 
     name: str
@@ -186,7 +186,7 @@ class BuildPlan:
             raise DataError(f"{self.name}: no configuration uses the cells {', '.join(sorted(unused))}")
 
     def shards(self) -> list[Shard]:
-        """All shards, in order; clips in a seeded order, so that any run of them is a mixture."""
+        """Return all shards in order; clips are shuffled with a fixed seed, so that any run of them is a mixture."""
         cells: dict[str, list[PlannedClip]] = {}
         for clip in sorted(self.clips, key=lambda clip: rng_for("order", clip.id).random()):
             cells.setdefault(clip.cell, []).append(clip)
@@ -194,24 +194,24 @@ class BuildPlan:
         for cell in sorted(cells):
             count = -(-len(cells[cell]) // self.clips_per_shard)
             for i in range(count):
-                # even parts: no tiny last shard, and reading by several workers stays in step
+                # shards of equal size: no tiny last one, and several reading workers stay in step
                 first, last = i * len(cells[cell]) // count, (i + 1) * len(cells[cell]) // count
                 shards.append(Shard(f"{cell}-{i:05d}-of-{count:05d}", tuple(cells[cell][first:last])))
         return shards
 
     def fingerprint(self) -> str:
-        """Hash of the plan: clips, files and their sizes, columns and encoding."""
+        """Return a hash of the plan: clips, files and their sizes, columns and encoding."""
         content = [self.name, self.classes, self.features, asdict(self.encode), self.clips_per_shard, self.configs]
         content += [[asdict(clip) | {"source": None, "sound": None} for clip in self.clips]]
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, to be saved in the build's folder."""
+        """Return all fields, to be saved in the build's folder."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> BuildPlan:
-        """The plan that `to_json` wrote."""
+        """Create a plan from the output of `to_json`."""
         encode = content["encode"]
         for name in ("crop", "frame_size"):
             encode[name] = tuple(encode[name]) if isinstance(encode[name], list) else encode[name]
@@ -225,7 +225,7 @@ class BuildPlan:
         return cls(**(content | rest))
 
     def splits(self, config: str) -> dict[str, list[PlannedClip]]:
-        """Planned clips of every split of a configuration, empty splits left out."""
+        """Return the planned clips of every split of a configuration, without empty splits."""
         out = {}
         for split in SPLITS:
             cells = set(self.configs[config].get(split, ()))
@@ -236,10 +236,10 @@ class BuildPlan:
 
 
 def check_ids(name: str, wanted: Sequence[str], known: set[str], where: str) -> None:
-    """Refuse a split file that names clips the data set does not have.
+    """Check that a split file names only clips of the dataset, and each of them once.
 
     Raises:
-        DataError: names some of them.
+        DataError: a clip is unknown or listed twice; the message names examples.
     """
     unknown = sorted(set(wanted) - known)
     if unknown:

@@ -1,4 +1,4 @@
-"""The result of a build: manifest of every clip, counts, `build_report.json`, and `configs:` for `datasets`."""
+"""Results of a build: manifest of all clips, counts, `build_report.json`, and `configs:` for `datasets`."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def finish(plan: BuildPlan, out: Path, run: dict[str, Any], card: str) -> dict[s
     """Check that every shard of the plan exists once, then write manifest, report and README.
 
     Args:
-        plan: the plan that was built.
-        out: its folder.
-        run: what `engine.build` returned, or {} after a merge.
-        card: template of the README (`card.fill_card`).
+        plan: plan that was built.
+        out: folder of the build.
+        run: output of `engine.build`, or {} after a merge.
+        card: template of the README (see `card.fill_card`).
 
     Returns:
         The report.
@@ -47,24 +47,24 @@ def finish(plan: BuildPlan, out: Path, run: dict[str, Any], card: str) -> dict[s
     lost = 1 - report["clips"]["built"] / report["clips"]["planned"]
     if lost > plan.max_lost:
         text = f"{lost:.1%} of the clips could not be built, more than --max_lost {plan.max_lost:g}"
-        raise BuildError(f"{text}: {counts_of(report)}; see {out / MANIFEST}; raise --max_lost to accept that")
+        raise BuildError(f"{text}: {counts_of(report)}; see {out / MANIFEST}; raise --max_lost to accept this")
     if not report["clips"]["built"]:
         raise BuildError(f"none of the clips could be built: {counts_of(report)}; see {out / MANIFEST}")
     (out / "README.md").write_text(fill_card(card, plan, report, configs_of(plan, report)), encoding="utf-8")
-    write_json(out / REPORT, report)  # the last file: with it the build is finished
+    write_json(out / REPORT, report)  # written last: its presence means that the build is finished
     return report
 
 
 def counts_of(report: dict[str, Any]) -> str:
-    """Clips by status in words, e.g. `45 ok, 12 missing`."""
+    """Return the number of clips by status as text, e.g. `45 ok, 12 missing`."""
     return ", ".join(f"{count} {status}" for status, count in report["status"].items())
 
 
 def collect(plan: BuildPlan, out: Path) -> list[dict[str, Any]]:
-    """The records of all shards, each checked against the plan.
+    """Read the records of all shards and check them against the plan.
 
     Raises:
-        BuildError: names what is missing, occurs twice or is not of this plan.
+        BuildError: something is missing, occurs twice or does not belong to this plan; the message names it.
     """
     shards = plan.shards()
     missing = [shard.name for shard in shards if not is_done(out, shard.name)]
@@ -79,9 +79,9 @@ def collect(plan: BuildPlan, out: Path) -> list[dict[str, Any]]:
     records = []
     for shard in shards:
         record = read_record(out, shard.name)
-        assert record is not None  # is_done
+        assert record is not None  # checked by is_done above
         if [entry["id"] for entry in record["clips"]] != [clip.id for clip in shard.clips]:
-            raise BuildError(f"shard {shard.name} holds other clips than planned; remove it and build again")
+            raise BuildError(f"shard {shard.name} holds different clips from the plan; remove it and build again")
         records.append(record)
     repeated = [clip for clip, n in Counter(e["id"] for r in records for e in r["clips"]).items() if n > 1]
     if repeated:
@@ -147,7 +147,7 @@ def _write_manifest(plan: BuildPlan, out: Path, clips: dict[str, dict]) -> None:
 
 
 def configs_of(plan: BuildPlan, report: dict[str, Any]) -> list[dict[str, Any]]:
-    """The `configs:` of the README: every configuration points to the same shards; empty splits are left out."""
+    """Return the `configs:` of the README: all configurations point to the same shards, without empty splits."""
     built = [shard["file"] for shard in report["shards"]]
     configs: list[dict[str, Any]] = []
     for config, splits in plan.configs.items():
@@ -165,22 +165,22 @@ def configs_of(plan: BuildPlan, report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The report of a built folder.
+    """Read the report of a built folder.
 
     Raises:
-        BuildError: the folder has none.
+        BuildError: the folder has no report, or the report is not JSON.
     """
     path = folder / REPORT
     if not path.exists():
         state = " (the build is not finished)" if (folder / STATE).exists() else ""
-        raise BuildError(f"{folder}: no {REPORT}{state}; build the data set first")
+        raise BuildError(f"{folder}: no {REPORT}{state}; build the dataset first")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BuildError(f"{path}: not JSON ({error}); build the data set again") from None
+        raise BuildError(f"{path}: not JSON ({error}); build the dataset again") from None
 
 
 def shard_is_intact(folder: Path, shard: dict[str, Any]) -> bool:
-    """Whether a shard's file has the bytes that were built."""
+    """Return True if a shard's file has the bytes that were built."""
     path = folder / shard["file"]
     return path.exists() and file_sha256(path) == shard["sha256"]

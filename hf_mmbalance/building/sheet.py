@@ -1,4 +1,4 @@
-"""An overview image of a build: a few clips of every class, each a frame above the spectrogram of its sound."""
+"""Overview image of a build: a few clips of every class, each as a frame above the spectrogram of its audio."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ CAPTION = 12
 
 
 def contact_sheet(folder: Path, shards: list[dict[str, Any]], classes: list[str], label: str, each: int = 4) -> Path:
-    """Write `contact_sheet.png`: one row per class with `each` clips.
+    """Write `contact_sheet.png` with one row per class and `each` clips per row.
 
     Args:
         folder: folder of the build.
-        shards: entries of the report.
+        shards: shards, as listed in the report.
         classes: names of the classes.
         label: name of the label column.
         each: clips per class.
 
     Returns:
-        Path of the picture.
+        Path of the image.
     """
     picked: dict[int, list[dict[str, Any]]] = {i: [] for i in range(len(classes))}
     for shard in shards:
@@ -71,7 +71,7 @@ def _frame(row: dict[str, Any]) -> Image.Image:
 
 
 def spectrogram(row: dict[str, Any]) -> Image.Image:
-    """Log power over time and frequency of a row's sound, low frequencies below."""
+    """Draw the log power of a row's audio over time and frequency, with low frequencies at the bottom."""
     if not row["audio"]:
         return Image.new("RGB", (TILE, TILE), (200, 200, 200))
     wave, _ = soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="float32")

@@ -1,4 +1,4 @@
-"""Check a built folder independently of the build: files, ids, labels, groups, and that every clip decodes."""
+"""Check a built folder independently of the build: files, ids, labels, groups, and whether every clip decodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hf_mmbalance.building.report import read_report, shard_is_intact
 
 
 def validate(folder: Path) -> list[str]:
-    """All problems of a built folder; an empty list if there are none.
+    """Return all problems of a built folder, or an empty list if there are none.
 
     Args:
         folder: built folder with README.md, build_report.json and data/.
@@ -26,7 +26,7 @@ def validate(folder: Path) -> list[str]:
     """
     report = read_report(folder)
     problems = [
-        f"{shard['file']}: missing, or not the bytes that were built"
+        f"{shard['file']}: missing, or different from the file that was built"
         for shard in report["shards"]
         if not shard_is_intact(folder, shard)
     ]
@@ -44,7 +44,7 @@ def validate(folder: Path) -> list[str]:
     ids = Counter(row["id"] for part in rows.values() for row in part)
     problems += [f"clip {clip} occurs {count} times" for clip, count in ids.items() if count > 1]
     if len(ids) != report["clips"]["built"]:
-        problems.append(f"{len(ids)} clips where the report says {report['clips']['built']}")
+        problems.append(f"{len(ids)} clips, but the report says {report['clips']['built']}")
     return problems + _check_configs(folder, report, rows)
 
 
@@ -67,7 +67,7 @@ def _check_media(row: dict[str, Any], rate: int) -> list[str]:
             wave, found = soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="int16", always_2d=True)
             if found != rate or wave.shape[1] != 1 or len(wave) == 0:
                 problems.append(
-                    f"{row['id']}: the sound is {len(wave)} samples, {wave.shape[1]} channels at {found} Hz"
+                    f"{row['id']}: the audio is {len(wave)} samples, {wave.shape[1]} channels at {found} Hz"
                 )
         for image in row["frames"] or ():
             with Image.open(io.BytesIO(image["bytes"])) as picture:
@@ -85,7 +85,7 @@ def _check_configs(folder: Path, report: dict[str, Any], rows: dict[str, list[di
         configs = yaml.safe_load((folder / "README.md").read_text(encoding="utf-8").split("---\n")[1])["configs"]
         named = {(c["config_name"], part["split"]): part["path"] for c in configs for part in c["data_files"]}
     except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
-        return [f"README.md: its head does not say which files are which split ({type(error).__name__}: {error})"]
+        return [f"README.md: its head does not say which files are in which split ({type(error).__name__}: {error})"]
     problems = []
     for name, splits in report["splits"].items():
         groups: dict[str, set[str]] = {}
@@ -94,7 +94,7 @@ def _check_configs(folder: Path, report: dict[str, Any], rows: dict[str, list[di
             files = {path for path in rows if any(Path(path).match(pattern) for pattern in patterns)}
             held = [row for path in files for row in rows[path]]
             if len(held) != counts["built"]:
-                problems.append(f"{name}/{split}: {len(held)} clips, the report says {counts['built']}")
+                problems.append(f"{name}/{split}: {len(held)} clips, but the report says {counts['built']}")
             groups[split] = {row["group"] for row in held}
         if name not in report["shared_groups_allowed"]:
             for first, second in ((a, b) for a in groups for b in groups if a < b):

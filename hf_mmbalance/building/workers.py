@@ -1,4 +1,4 @@
-"""Worker processes that may crash: a crash is reported to the caller, and no worker outlives its parent."""
+"""Worker processes that can crash: a crash is reported to the caller, and no worker outlives its parent."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 
-# A request is answered by a generator: what it yields is progress, what it returns (or raises) is the answer.
+# A request is answered by a generator: it yields progress and returns (or raises) the answer.
 Answer = Generator[Any, None, Any]
 Work = Callable[[Any], Answer]
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
-# Spawned, not forked: a worker must not inherit torch, or another thread's locks, from whoever calls.
+# Spawned, not forked: a worker must not inherit torch, or other threads' locks, from the caller.
 _context = multiprocessing.get_context("spawn")
 
 
 class WorkerDied(RuntimeError):
-    """The worker ended before it answered; the message says by which signal or exit status."""
+    """Raised when a worker ends before it answers; the message names the signal or exit status."""
 
 
 class Worker:
-    """One process that answers requests one after the other.
+    """Process that answers requests one after the other.
 
     Args:
         work: function that answers a request; it is pickled, as are all requests and answers.
@@ -41,7 +41,7 @@ class Worker:
         self.process = _context.Process(target=_serve, args=(theirs, work))
         with _ctrl_c_blocked():
             self.process.start()
-        theirs.close()  # so that the end of the process closes the pipe
+        theirs.close()  # so that the pipe closes when the process ends
 
     def send(self, request: Any) -> None:
         """Send a request; its answer is read with `receive`."""
@@ -54,11 +54,11 @@ class Worker:
         """Wait for the next message.
 
         Returns:
-            Whether the request is answered, and the answer or the progress.
+            True and the answer, or False and the progress.
 
         Raises:
-            WorkerDied: the process ended instead.
-            Exception: raised by `work`.
+            WorkerDied: the process ended before it answered.
+            Exception: the error that `work` raised.
         """
         try:
             kind, content = self.connection.recv()
@@ -70,7 +70,7 @@ class Worker:
         return kind == "answer", content
 
     def answer(self, request: Any) -> Any:
-        """Send a request and wait for its answer; progress is ignored. Raises as `receive`."""
+        """Send a request and return its answer, ignoring progress. Errors are as in `receive`."""
         self.send(request)
         answered = False
         while not answered:
@@ -86,11 +86,11 @@ class Worker:
 
 @contextmanager
 def _ctrl_c_blocked() -> Iterator[None]:
-    """Processes started inside never see Ctrl-C, not even while they start; the caller sees it afterwards."""
+    """Protect processes started inside from Ctrl-C, even while they start; the caller receives it afterwards."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # otherwise the first process would start it, and it would unblock the signal
+    resource_tracker.ensure_running()  # if the first process started it, it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -99,7 +99,7 @@ def _ctrl_c_blocked() -> Iterator[None]:
 
 
 def ready(workers: list[Worker], timeout: float) -> list[Worker]:
-    """Those workers that have something to receive, after at most `timeout` seconds."""
+    """Return the workers that have something to receive, after at most `timeout` seconds."""
     found = wait([worker.connection for worker in workers], timeout)
     return [worker for worker in workers if worker.connection in found]
 
@@ -124,7 +124,7 @@ def _serve(connection: Connection, work: Work) -> None:
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error itself where it survives pickling, else its text."""
+    """Return the error itself if it can be pickled, else an error with its text."""
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301
     except Exception:
@@ -133,10 +133,10 @@ def _sendable(error: Exception) -> Exception:
 
 
 def die_with_parent() -> None:
-    """Make this process end when its parent does, also by SIGKILL; Ctrl-C is left to the parent.
+    """Make this process end when its parent does, even by SIGKILL, and leave Ctrl-C to the parent.
 
-    Linux sends the signal itself, even while a decoder holds the interpreter; elsewhere a thread waits for the pipe
-    that the parent's death closes.
+    Linux sends the signal itself, even while a decoder holds the interpreter. On other systems, a thread waits for the
+    pipe that closes when the parent dies.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":

@@ -1,4 +1,4 @@
-"""Data: sources of clips, splits, decoding and augmentation. This import loads neither torch nor transformers."""
+"""Clip sources, splits, decoding and augmentation. Importing this package loads neither torch nor transformers."""
 
 from hf_mmbalance._lazy import lazy_exports
 

@@ -1,4 +1,4 @@
-"""How a data set on the Hub is read: its columns, labels, groups and splits, in a few lines of YAML."""
+"""Adapters: a few lines of YAML that say how to read a Hub dataset (its columns, labels, groups and splits)."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from hf_mmbalance.data.clips import SPLITS, DataError, split_name
 
 
 FOLDER = Path(__file__).with_name("adapters")
-NONE = "none"  # value of the option that turns the package's own adapter off
+NONE = "none"  # option value that turns off the package's own adapter
 COLUMNS = ("audio", "frames", "video", "label", "group", "id", "start", "end")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What is known of one data set; every field is a key of the YAML file.
+    """Description of one dataset; every field except `name` is a key of the YAML file.
 
     Args:
-        name: the file, for messages.
-        repository: name on the Hub, `user/name`.
-        revision: the commit whose columns the file describes; named in errors, not loaded by itself.
-        license: of the data; printed.
-        columns: kind of content (`COLUMNS`) -> column.
-        group_pattern: regular expression on the group column; its first capturing group is the group.
-        labels: names of integer labels, in order; or a mapping from the labels of the data set to classes, where
-            clips with other labels are left out.
-        splits: split of the data set -> one of `SPLITS`; other splits are not read. None reads all, by their names.
-        notes: what a reader of results must know, e.g. what is on both sides of the official splits; printed.
+        name: file or repository of the adapter, for messages.
+        repository: name of the dataset on the Hub, `user/name`.
+        revision: commit whose columns the file describes; named in errors, but not used to load the dataset.
+        license: licence of the data; printed.
+        columns: mapping from the kind of content (one of `COLUMNS`) to the column.
+        group_pattern: regular expression for the group column; its first capturing group is the group.
+        labels: names of integer labels, in order; or a mapping from the labels of the dataset to classes. Clips whose
+            label is not in the mapping are left out.
+        splits: mapping from the splits of the dataset to `SPLITS`; other splits are not read. None reads all splits,
+            by their names.
+        notes: what users of the results must know, e.g. what the official splits have in common; printed.
     """
 
     name: str
@@ -47,26 +48,26 @@ class Adapter:
 
     @property
     def remarks(self) -> list[str]:
-        """Licence and notes, as they are printed."""
+        """Licence and notes, as printed for the user."""
         licensed = f" (license: {self.license})" if self.license else ""
         return [f"read by the adapter {self.name}{licensed}", *self.notes]
 
     @property
     def remedy(self) -> str:
-        """What to do where the data set is not as the file says."""
+        """What the user can do if the dataset does not match the file."""
         pinned = f"; it describes revision {self.revision}" if self.revision else ""
         return (
             f"the adapter {self.name} names it{pinned}; correct the file, or read without it (dataset_adapter={NONE})"
         )
 
     def split(self, name: str) -> str | None:
-        """Canonical name of a split of the data set; None for one that is not read."""
+        """Return the canonical name of a split of the dataset, or None if the split is not read."""
         if self.splits is None:
             return split_name(name)
         return self.splits.get(name)
 
     def check_labels(self, dataset: str, known: Iterable[str]) -> None:
-        """Refuse a mapping from labels that the data set does not have."""
+        """Check that the dataset has every label that the adapter maps."""
         names = sorted(known)
         absent = [label for label in self.labels or () if label not in names]
         if absent:
@@ -76,19 +77,19 @@ class Adapter:
 
 
 def adapter_names() -> list[str]:
-    """Repositories on the Hub that this package has an adapter for."""
+    """Return the Hub repositories that this package has an adapter for."""
     return sorted(path.stem.replace("--", "/", 1) for path in FOLDER.glob("*.yaml"))
 
 
 def find_adapter(dataset: str, chosen: str | None = None) -> Adapter | None:
-    """The adapter of a data set: the file that is named, else the package's own for that repository, if it has one.
+    """Return the adapter of a dataset: the chosen one, else the package's own for that repository, if any.
 
     Args:
-        dataset: name of the data set.
-        chosen: a YAML file; a repository whose adapter is used, e.g. for a copy of it; `none` for no adapter.
+        dataset: name of the dataset.
+        chosen: a YAML file; a repository whose adapter to use, e.g. for a copy of it; or `none` for no adapter.
 
     Raises:
-        DataError: there is no such file, or it cannot be used.
+        DataError: the file does not exist or cannot be used.
     """
     if chosen == NONE:
         return None
@@ -106,20 +107,21 @@ def find_adapter(dataset: str, chosen: str | None = None) -> Adapter | None:
 
 
 def own_file(repository: str) -> Path:
-    """File of the package's adapter for a repository."""
+    """Return the file of the package's adapter for a repository."""
     return FOLDER / f"{repository.replace('/', '--', 1)}.yaml"
 
 
 def read_adapter(path: Path, name: str) -> Adapter:
-    """An adapter from its file.
+    """Read an adapter from its file.
 
     Raises:
-        DataError: no file, no YAML, an unknown key, or a value of another form; names the file, key and remedy.
+        DataError: the file is missing or not YAML, a key is unknown, or a value has the wrong form; the message names
+            the file, the key and the remedy.
     """
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; dataset_adapter names a YAML file (docs/data.md)") from None
+        raise DataError(f"{path}: {error.strerror}; dataset_adapter must be a YAML file (docs/data.md)") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid YAML: {error}") from None
     found = _mapping(path, "the file", found)

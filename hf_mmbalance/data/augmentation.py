@@ -1,4 +1,4 @@
-"""Noise at a given level, and changes to frames that stay the same over a clip."""
+"""Noise at a given level, and changes that are the same for all frames of a clip."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 
 
 def add_noise(wave: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
-    """Mix noise in at a signal-to-noise ratio over the whole wave.
+    """Add noise at a given signal-to-noise ratio, measured over the complete wave.
 
     Args:
-        wave: `(S,)` float32.
-        noise: `(S,)`; it is scaled, so its own level does not matter.
+        wave: waveform, `(S,)` float32.
+        noise: waveform `(S,)`; it is scaled, so its own level does not matter.
         snr_db: 10 log10 of mean signal power over mean noise power.
 
     Returns:
-        `(S,)` float32; unchanged where the wave or the noise is silent.
+        `(S,)` float32; unchanged if the wave or the noise is silent.
     """
     signal_power, noise_power = float(np.mean(wave**2)), float(np.mean(noise**2))
     if signal_power == 0 or noise_power == 0:
@@ -26,13 +26,13 @@ def add_noise(wave: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
 
 
 def babble(voices: Sequence[np.ndarray]) -> np.ndarray:
-    """Sum of voices, each at the same level; all `(S,)`."""
+    """Return the sum of voices, each scaled to the same level; all are `(S,)`."""
     levels = [np.sqrt(np.mean(voice**2)) for voice in voices]
     return np.sum([voice / level for voice, level in zip(voices, levels, strict=True) if level > 0] or voices, axis=0)
 
 
 def cut_padded(wave: np.ndarray, first: int, length: int) -> np.ndarray:
-    """`length` samples from `first` on, with silence where the wave has none."""
+    """Return `length` samples starting at `first`, with silence where the wave has none."""
     out = np.zeros(length, dtype=np.float32)
     low, high = max(first, 0), min(first + length, len(wave))
     if low < high:
@@ -43,17 +43,17 @@ def cut_padded(wave: np.ndarray, first: int, length: int) -> np.ndarray:
 def jitter_frames(
     frames: np.ndarray, rng: np.random.Generator, *, shift: float = 0.0, flip: bool = False, brightness: float = 0.0
 ) -> np.ndarray:
-    """Move, mirror and brighten all frames of a clip alike.
+    """Shift, mirror and brighten all frames of a clip in the same way.
 
     Args:
         frames: `(T, H, W, 3)` uint8.
         rng: source of all random numbers, which are drawn in a fixed order.
-        shift: largest move, as a fraction of height and width; edge pixels are repeated.
-        flip: mirror with probability one half.
-        brightness: largest relative change.
+        shift: largest shift, as a fraction of height and width; edge pixels are repeated.
+        flip: mirror the frames with probability one half.
+        brightness: largest relative change of brightness.
 
     Returns:
-        uint8 of the same shape.
+        uint8 frames of the same shape.
     """
     height, width = frames.shape[1:3]
     down, right = (round(rng.uniform(-shift, shift) * side) for side in (height, width))

@@ -1,4 +1,4 @@
-"""The best possible fusion of modalities that show a wrong signature with a known probability, in closed form."""
+"""Best possible fusion, in closed form, of modalities that show a wrong signature with a known probability."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import numpy as np
 
 @dataclass(frozen=True)
 class BayesOptimum:
-    """Fusion of votes that err independently given the class, where some clips lack some votes.
+    """Optimal fusion of votes whose errors are independent given the class; some clips lack some votes.
 
-    Modality m of a clip of class c is corrupted with probability `corrupted[m]`, whatever the class, and then shows
-    no signature. Otherwise it shows the signature of class c with probability `1 - error[m, c]`, else that of another
-    class, all with equal probability. **The optimum knows** all these rates and the class prior, and of every clip
-    which modalities are corrupted (noise is easy to distinguish from a signature) and which signatures the others
-    show. It does not know whether a signature shown is the right one.
+    In a clip of class c, modality m is corrupted with probability `corrupted[m]`, independently of the class, and then
+    shows no signature. Otherwise it shows the signature of class c with probability `1 - error[m, c]`, else that of a
+    different class, all with equal probability. **The optimum knows** all these rates and the class prior. For every
+    clip, it knows which modalities are corrupted (noise is easy to distinguish from a signature) and which signatures
+    the others show, but not whether a shown signature is the right one.
 
-    Given the modalities S that are not corrupted, the log joint probability of class c and the shown signatures s is
+    Let S be the modalities that are not corrupted. The log joint probability of class c and the shown signatures s is
     a weighted vote plus a bias: `log prior_c + sum_{m in S} ([s_m = c] w_mc + log(error_mc / (C - 1)))` with
     `w_mc = log((1 - error_mc) (C - 1) / error_mc)` (the naive-Bayes combination of classifiers; Kuncheva,
     Combining Pattern Classifiers, 2nd ed., section 4.3). Accuracies are sums over all S and all signatures.
 
     Args:
-        error: `(M, C)` in (0, 1).
-        prior: `(C,)`, positive, summing to 1.
-        corrupted: `(M,)` in [0, 1); empty for none.
+        error: error rate of every modality and class, `(M, C)` in (0, 1).
+        prior: class prior `(C,)`, positive, summing to 1.
+        corrupted: rate of corruption of every modality, `(M,)` in [0, 1); empty for none.
     """
 
     error: np.ndarray
@@ -62,12 +62,12 @@ class BayesOptimum:
 
     @cached_property
     def accuracy(self) -> float:
-        """Accuracy of the optimum: no classifier of these clips can be better on average."""
+        """Accuracy of the optimum: on average, no classifier of these clips can be better."""
         return self._mean_accuracy(lambda joint, present: joint)
 
     @cached_property
     def unimodal_accuracy(self) -> np.ndarray:
-        """`(M,)`: the optimum with one modality only."""
+        """`(M,)`: accuracy of the optimum with one modality only."""
         single = [
             BayesOptimum(self.error[m : m + 1], self.prior, self.corrupted[m : m + 1]) for m in range(len(self.error))
         ]
@@ -75,7 +75,7 @@ class BayesOptimum:
 
     @cached_property
     def vote_accuracy(self) -> float:
-        """Accuracy of counting the votes shown, all with equal weight; ties are broken at random."""
+        """Accuracy of counting the shown votes with equal weight; ties are broken at random."""
 
         def count(joint: np.ndarray, present: np.ndarray) -> np.ndarray:
             return (self._combinations[:, present, None] == np.arange(self.num_classes)).sum(1)
@@ -100,11 +100,11 @@ class BayesOptimum:
         return self._mean_accuracy(total)
 
     def scores(self, shown: np.ndarray, corrupted: np.ndarray | None = None) -> np.ndarray:
-        """Log joint probability `(N, C)` of class and shown signatures.
+        """Return the log joint probability `(N, C)` of class and shown signatures.
 
         Args:
-            shown: `(N, M)` classes whose signature each modality shows.
-            corrupted: `(N, M)` true where it shows none; nowhere by default.
+            shown: `(N, M)`, the class whose signature each modality shows.
+            corrupted: `(N, M)`, true where a modality shows no signature; by default nowhere.
         """
         shown = np.asarray(shown)
         terms = np.stack([table[shown[:, m]] for m, table in enumerate(self._log_likelihood)], axis=1)
@@ -113,11 +113,11 @@ class BayesOptimum:
         return np.log(self.prior) + terms.sum(1)
 
     def predict(self, shown: np.ndarray, corrupted: np.ndarray | None = None) -> np.ndarray:
-        """Best class `(N,)` for shown signatures `(N, M)`."""
+        """Return the most probable class `(N,)` for shown signatures `(N, M)`."""
         return self.scores(shown, corrupted).argmax(1)
 
     def _mean_accuracy(self, rule: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> float:
-        """Accuracy of the rule that takes the class of the largest score, ties broken at random.
+        """Return the accuracy of a rule that predicts the class with the largest score, ties broken at random.
 
         `rule` maps the log joint probability `(C^M, C)` and the modalities present `(M,)` to scores of that shape.
         """
@@ -135,7 +135,7 @@ class BayesOptimum:
 
     @cached_property
     def _log_likelihood(self) -> list[np.ndarray]:
-        """Per modality `(C shown, C class)`: log probability of a signature given the class."""
+        """For each modality `(C shown, C class)`: log probability of a signature given the class."""
         right = np.eye(self.num_classes, dtype=bool)
         return [np.log(np.where(right, 1 - error, error / (self.num_classes - 1))) for error in self.error]
 

@@ -1,4 +1,4 @@
-"""Cache of decoded clips in a folder, for later runs."""
+"""Cache of decoded clips in a folder, so that later runs can reuse them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load_or_make(folder: Path, source: str, key: Any, make: Callable[[], Decoded
         folder: folder of the cache.
         source: file of the clip; when its size or modification time changes, it is decoded again.
         key: everything else that the decoded clip depends on, compared by its `repr`.
-        make: decodes the clip.
+        make: function that decodes the clip.
     """
     path = _file_of(folder, source, key)
     if path.exists():
@@ -40,7 +40,7 @@ def load_or_make(folder: Path, source: str, key: Any, make: Callable[[], Decoded
 def _file_of(folder: Path, source: str, key: Any) -> Path:
     stat = os.stat(source) if os.path.exists(source) else None
     state = (stat.st_size, stat.st_mtime_ns) if stat else None
-    # The fields are part of the name, so that files of another version are not used.
+    # The fields are part of the name, so that files from a different version are not used.
     layout = [field.name for field in fields(DecodedClip)]
     digest = hashlib.blake2b(repr((layout, source, state, key)).encode(), digest_size=16).hexdigest()
     return folder / digest[:2] / f"{digest}.npz"

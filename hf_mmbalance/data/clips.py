@@ -1,4 +1,4 @@
-"""Interface of all data sources: clips read one by one, with augmentation that depends only on a key."""
+"""Interface of all data sources: clips are read one by one, and augmentation depends only on a key."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Clip = dict[str, Any]
 
 
 class DataError(ValueError):
-    """Data that cannot be used as it is; the message names the file or clip and the remedy."""
+    """Raised for data that cannot be used; the message names the file or clip and the remedy."""
 
 
 class NoLabels(DataError):
-    """No clip has a label, and nothing says which classes there are."""
+    """Raised when no clip has a label and the classes are not given."""
 
 
 def split_name(name: str) -> str:
-    """The canonical name in `SPLITS` of a split's name or alias.
+    """Return the canonical name, one of `SPLITS`, for a split's name or alias.
 
     Raises:
         DataError: the name is not known.
@@ -39,22 +39,22 @@ def split_name(name: str) -> str:
 
 
 def longer_part(frame_seconds: float, audio: np.ndarray | None, sampling_rate: int) -> float:
-    """Seconds of a clip: of its frames or of its sound `(S,)`, whichever last longer."""
+    """Return the seconds of a clip: those of its frames or of its audio `(S,)`, whichever is longer."""
     return max(frame_seconds, 0.0 if audio is None else len(audio) / sampling_rate)
 
 
 class ClipDataset(ABC):
-    """The clips of one split; map-style, free of torch, picklable.
+    """Map-style dataset with the clips of one split; it is picklable and does not need torch.
 
-    `dataset[3]` reads the fourth clip as it is; `dataset[3, 7]` reads it augmented for epoch 7, keyed by seed, epoch
+    `dataset[3]` reads the fourth clip unchanged; `dataset[3, 7]` reads it augmented for epoch 7, keyed by seed, epoch
     and clip id. An example is `{"id": str, "group": str, "label": int, "audio": float32 (S,) or None,
-    "sampling_rate": int, "frames": uint8 (T, H, W, 3) or None, "seconds": float}`, the seconds those of its sound or
-    of its frames, whichever last longer.
+    "sampling_rate": int, "frames": uint8 (T, H, W, 3) or None, "seconds": float}`, where `seconds` is the length of
+    its audio or of its frames, whichever is longer.
 
     Attributes:
         ids, groups, labels: one entry per clip; a group (actor, speaker, source video) should be in one split only.
         classes: names of the labels, in order.
-        sampling_rate: Hz of every clip's audio.
+        sampling_rate: sampling rate of every clip's audio, in Hz.
     """
 
     def __init__(
@@ -104,20 +104,20 @@ class ClipDataset(ABC):
 
     @abstractmethod
     def media(self, place: int, epoch: int | None) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Audio `(S,)` and frames `(T, H, W, 3)` of one clip; augmented where `epoch` is given."""
+        """Return audio `(S,)` and frames `(T, H, W, 3)` of one clip, augmented if `epoch` is given."""
 
     def frame_seconds(self, place: int) -> float:
-        """Length of a clip that has frames; 0 for others, and where it is not known."""
+        """Return the length of a clip with frames in seconds; 0 for clips without frames or of unknown length."""
         return 0.0
 
     def class_counts(self) -> dict[str, int]:
-        """Number of clips of every class, zeros included."""
+        """Return the number of clips of every class, including zeros."""
         counts = Counter(self.labels)
         return {name: counts[i] for i, name in enumerate(self.classes)}
 
 
 class ClipsOfEpoch(ClipDataset):
-    """The clips of a data set as training reads them in one epoch: augmented, with that epoch's noise."""
+    """Clips of a dataset as training reads them in one epoch: augmented, with that epoch's noise."""
 
     def __init__(self, dataset: ClipDataset, epoch: int):
         self.dataset, self.epoch = dataset, epoch
@@ -136,15 +136,15 @@ class ClipsOfEpoch(ClipDataset):
 
 
 class DrawnClips(ClipDataset):
-    """Versions (draws) of every clip of another data set; the rows of a clip follow each other.
+    """Several versions (draws) of every clip of another dataset; the rows of a clip are consecutive.
 
     Args:
         dataset: the clips.
-        draws: versions of each; draw 0 is the clip as it is and keeps its id, the others are `ID#1`, `ID#2`, ...
+        draws: versions of each clip; draw 0 is the unchanged clip and keeps its id, the others are `ID#1`, `ID#2`, ...
 
     Attributes:
-        clips: id of the clip that every row is a version of.
-        draws: draw of every row.
+        clips: id of every row's clip in `dataset`.
+        draws: number of every row's draw.
     """
 
     def __init__(self, dataset: ClipDataset, draws: int):
@@ -165,18 +165,18 @@ class DrawnClips(ClipDataset):
 
 @dataclass
 class ClipSplits:
-    """A data set in splits, as training uses it.
+    """A dataset in splits, as training uses it.
 
     Attributes:
-        name: the requested data set, e.g. `grid`.
+        name: the requested dataset, e.g. `grid`.
         classes: names of the labels, in order.
-        splits: data sets under some of `SPLITS`, in that order.
-        sampling_rate: Hz.
+        splits: dataset of each split, by name, in the order of `SPLITS`.
+        sampling_rate: sampling rate in Hz.
         notes: remarks for the user on how the splits were made.
-        bayes: the optimum in closed form, for synthetic data only.
-        reading: how a clip was read, to be saved with a model's processor; None for clips that are not media.
-        unlabelled: clips without a label (theirs is 0 in place of one), which belong to no split; None without any.
-        commit: of the data set on the Hub that was read; None for other data, and where it is not known.
+        bayes: the closed-form optimum, for synthetic data only.
+        reading: how clips were read, to be saved with a model's processor; None for clips that are not media.
+        unlabelled: clips without a label (their label is set to 0), which belong to no split; None if there are none.
+        commit: commit of the Hub dataset that was read; None for other data, or if it is not known.
     """
 
     name: str
@@ -198,13 +198,13 @@ class ClipSplits:
         return self.splits[split]
 
     def shared_groups(self) -> dict[tuple[str, str], list[str]]:
-        """Groups on both sides of a pair of splits (empty when the splits are group-disjoint)."""
+        """Return the groups that each pair of splits shares (empty if the splits are group-disjoint)."""
         groups = {name: set(dataset.groups) for name, dataset in self.splits.items()}
         pairs = [(a, b) for i, a in enumerate(groups) for b in list(groups)[i + 1 :]]
         return {(a, b): sorted(groups[a] & groups[b]) for a, b in pairs if groups[a] & groups[b]}
 
     def summary(self) -> str:
-        """Readable summary: clips and groups of every split, then the notes."""
+        """Return a readable summary: clips and groups of every split, then the notes."""
         names = ", ".join(self.classes[:12]) + (", ..." if len(self.classes) > 12 else "")
         lines = [f"{self.name}: {len(self.classes)} classes ({names})"]
         for name, dataset in self.splits.items():

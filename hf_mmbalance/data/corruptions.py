@@ -1,7 +1,7 @@
-"""Corruptions of sound and frames, or their absence, by name, at severities 1 to 5, drawn by a key.
+"""Named corruptions of audio and frames, including missing modalities, at severities 1 to 5.
 
 The corruptions of a clip depend on the seed, the clip's id, the kind and the draw (or the epoch), never on the order
-in which clips are read. `docs/robustness.md` says the name of each kind in AVRobustBench, READ and ImageNet-C.
+in which clips are read. `docs/robustness.md` lists the name of each kind in AVRobustBench, READ and ImageNet-C.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Corruption:
     """One kind of corruption.
 
     Attributes:
-        modality: the part of a clip that it changes, `audio` or `vision`.
-        function: see `corruptions_audio` and `corruptions_vision`; None removes the modality.
-        levels: its parameter at severities 1 to 5.
-        half: `seen` or `unseen`, the fixed halves of the kinds for calibration and for evaluation; None is in neither.
-        voices: number of other clips whose sound it needs.
-        other_class: those clips must be of another class.
+        modality: the modality that it changes, `audio` or `vision`.
+        function: function from `corruptions_audio` or `corruptions_vision`; None removes the modality.
+        levels: parameter of the function at severities 1 to 5.
+        half: `seen` or `unseen`, the fixed halves of the kinds for calibration and for evaluation; None for neither.
+        voices: number of other clips whose audio it needs.
+        other_class: True if those clips must be of a different class.
     """
 
     modality: str
@@ -67,7 +67,7 @@ CORRUPTIONS = {
     "missing_vision": Corruption("vision", None, (None,) * 5),
 }
 
-#: Names of several kinds. `audio` and `vision` contain the kinds that change one modality only; conflict and
+#: Names for groups of kinds. `audio` and `vision` contain the kinds that change one modality only; conflict and
 #: missing modalities are in `all` only.
 GROUPS = {
     "all": list(CORRUPTIONS),
@@ -80,10 +80,10 @@ GROUPS = {
 
 
 def kinds_of(names: str | Iterable[str]) -> list[str]:
-    """Kinds of corruption for names of kinds and of groups (`seen`, `unseen`, `all`, `audio`, `vision`).
+    """Return the kinds of corruption for names of kinds and groups (`seen`, `unseen`, `all`, `audio`, `vision`).
 
     Raises:
-        DataError: a name is unknown (with the nearest one that is known), or there is none.
+        DataError: a name is unknown (the message suggests the nearest known one), or no name is given.
     """
     kinds: list[str] = []
     for name in [names] if isinstance(names, str) else names:
@@ -105,27 +105,27 @@ def corrupt_audio(
     rng: np.random.Generator,
     voices: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray | None:
-    """Corrupt the sound of one clip.
+    """Corrupt the audio of one clip.
 
     Args:
-        wave: `(S,)` float32.
-        sampling_rate: in Hz.
-        kind: a kind of `CORRUPTIONS` that changes the sound.
+        wave: waveform, `(S,)` float32.
+        sampling_rate: sampling rate in Hz.
+        kind: a kind in `CORRUPTIONS` that changes audio.
         severity: 1 (mild) to 5.
         rng: source of all random numbers.
-        voices: waves of other clips, cut or repeated to S samples; for `babble` and `conflict`.
+        voices: waveforms of other clips, for `babble` and `conflict`; they are cut or repeated to S samples.
 
     Returns:
-        `(S,)` float32, not `wave` itself; None for `missing_audio`.
+        New array `(S,)`, float32; None for `missing_audio`.
 
     Raises:
-        DataError: `kind` is not a corruption of sound, the severity is not in 1 to 5, or voices are missing.
+        DataError: `kind` is not a corruption of audio, the severity is not in 1 to 5, or voices are missing.
     """
     corruption, level = _checked(kind, severity, "audio")
     if corruption.function is None:
         return None
     if corruption.voices and not voices:
-        raise DataError(f"{kind} needs the sound of other clips: pass voices=")
+        raise DataError(f"{kind} needs the audio of other clips: pass voices=")
     if len(wave) < 2:
         return np.array(wave, dtype=np.float32)
     others = [sound.of_length(voice, len(wave)) for voice in voices or ()]
@@ -138,12 +138,12 @@ def corrupt_frames(frames: np.ndarray, kind: str, severity: int, rng: np.random.
 
     Args:
         frames: `(T, H, W, 3)` uint8.
-        kind: a kind of `CORRUPTIONS` that changes the frames.
+        kind: a kind in `CORRUPTIONS` that changes frames.
         severity: 1 (mild) to 5.
         rng: source of all random numbers.
 
     Returns:
-        uint8 of the same shape; None for `missing_vision`.
+        uint8 frames of the same shape; None for `missing_vision`.
 
     Raises:
         DataError: `kind` is not a corruption of frames, or the severity is not in 1 to 5.
@@ -163,10 +163,10 @@ def _checked(kind: str, severity: int, modality: str) -> tuple[Corruption, Any]:
 
 
 def check_severity(severity: int) -> int:
-    """The severity, if it is one of 1 to 5.
+    """Return the severity if it is a whole number from 1 to 5.
 
     Raises:
-        DataError: it is not.
+        DataError: the severity is anything else.
     """
     if severity not in SEVERITIES:
         raise DataError(f"severity must be a whole number from 1 to 5, got {severity!r}")
@@ -178,12 +178,12 @@ Choice = tuple[str, int]  # kind and severity
 
 @dataclass(frozen=True)
 class CorruptionPlan:
-    """Which corruptions clips get; see `CorruptionPlan.of`.
+    """Plan of the corruptions that clips get; see `CorruptionPlan.of`.
 
     Attributes:
         kinds: names in `CORRUPTIONS`.
-        draws: versions of a clip; the first one is the clean clip.
-        severities: drawn with equal probability.
+        draws: versions of each clip; the first one is the clean clip.
+        severities: severities to draw from, with equal probability.
         seed: seed of all random numbers.
     """
 
@@ -204,7 +204,7 @@ class CorruptionPlan:
     def of(
         cls, names: str | Iterable[str], draws: int = 3, severities: Iterable[int] = SEVERITIES, seed: int = 0
     ) -> CorruptionPlan:
-        """A plan from names of kinds or groups, e.g. `CorruptionPlan.of("seen")`.
+        """Create a plan from names of kinds or groups, e.g. `CorruptionPlan.of("seen")`.
 
         Raises:
             DataError: an unknown name, a severity outside 1 to 5, or fewer than one draw.
@@ -212,13 +212,13 @@ class CorruptionPlan:
         return cls(tuple(kinds_of(names)), draws, tuple(severities), seed)
 
     def choices(self, clip_id: str, draw: int | str, present: Iterable[str]) -> list[Choice]:
-        """Corruptions of one draw: one of the sound, one of the frames, or one of each.
+        """Return the corruptions of one draw: one of the audio, one of the frames, or one of each.
 
-        The three cases have the same probability, if the clip has both modalities.
+        If the clip has both modalities, the three cases have the same probability.
 
         Args:
             clip_id: id of the clean clip.
-            draw: 0 is the clean clip.
+            draw: number or name of the draw; 0 is the clean clip.
             present: modalities that the clip has.
         """
         pools = {name: [kind for kind in self.kinds if CORRUPTIONS[kind].modality == name] for name in present}
@@ -234,7 +234,7 @@ class CorruptionPlan:
 
 
 class _Corrupting(DrawnClips):
-    """Clips of another data set with corruptions chosen by a subclass.
+    """Clips of another dataset with corruptions chosen by a subclass.
 
     Args:
         dataset: the clean clips.
@@ -244,12 +244,12 @@ class _Corrupting(DrawnClips):
 
     def __init__(self, dataset: ClipDataset, draws: int, seed: int):
         if isinstance(dataset, _Corrupting):
-            raise DataError("these clips are corrupted already: corrupt the clean data set")
+            raise DataError("these clips are already corrupted: pass the clean dataset")
         super().__init__(dataset, draws)
         self.seed = seed
 
     def corrupted(self, place: int, example: Clip, choices: Iterable[Choice], draw: int | str) -> Clip:
-        """An example of the clean clip at `place` after corruptions; a missing modality stays missing."""
+        """Return the example of the clean clip at `place` after corruption; a missing modality stays missing."""
         example = dict(example)
         for kind, severity in choices:
             corruption = CORRUPTIONS[kind]
@@ -267,7 +267,7 @@ class _Corrupting(DrawnClips):
         return example
 
     def _voices(self, place: int, corruption: Corruption, rng: np.random.Generator) -> list[np.ndarray]:
-        """Sounds of other clips of the split, as many as the corruption needs (or as there are)."""
+        """Return the audio of other clips of the split, as many as the corruption needs (or as there are)."""
         voices: list[np.ndarray] = []
         if not corruption.voices:
             return voices
@@ -281,26 +281,26 @@ class _Corrupting(DrawnClips):
             if len(voices) == corruption.voices:
                 return voices
         if not voices:
-            which = "of another class " if corruption.other_class else ""
-            raise DataError(f"no other clip {which}with sound in this split: leave out babble and conflict")
+            which = "of a different class " if corruption.other_class else ""
+            raise DataError(f"no other clip {which}with audio in this split: remove babble and conflict")
         return voices
 
 
 class CorruptedClips(_Corrupting):
     """Several versions of every clip: draw 0 is the clean clip, the others are corrupted according to a plan.
 
-    The rows of a clip follow each other, with ids `ID`, `ID#1`, `ID#2` and so on. Draws are the same in every epoch.
+    The rows of a clip are consecutive, with ids `ID`, `ID#1`, `ID#2` and so on. Draws are the same in every epoch.
 
     Args:
         dataset: the clean clips.
         plan: kinds, severities, number of draws and seed.
 
     Attributes:
-        clips: id of the clean clip of every row.
-        draws: draw of every row.
+        clips: id of every row's clean clip.
+        draws: number of every row's draw.
 
     Raises:
-        DataError: `dataset` is corrupted already.
+        DataError: `dataset` is already corrupted.
     """
 
     def __init__(self, dataset: ClipDataset, plan: CorruptionPlan):
@@ -317,15 +317,15 @@ class CorruptedClips(_Corrupting):
 class ClipsCorruptedByEpoch(_Corrupting):
     """Train clips corrupted differently in every epoch: augmentation by the corruptions of a plan.
 
-    `dataset[i]` is the clean clip. In `dataset[i, epoch]` one of the plan's draws is taken, so that the clip is clean
-    with probability 1 / `plan.draws`; the draw depends on the seed, the clip's id and the epoch.
+    `dataset[i]` is the clean clip. `dataset[i, epoch]` is one of the plan's draws, so the clip is clean with
+    probability 1 / `plan.draws`. The draw depends on the seed, the clip's id and the epoch.
 
     Args:
         dataset: the train clips.
         plan: kinds, severities, number of draws and seed.
 
     Raises:
-        DataError: `dataset` is corrupted already.
+        DataError: `dataset` is already corrupted.
     """
 
     def __init__(self, dataset: ClipDataset, plan: CorruptionPlan):
@@ -341,7 +341,7 @@ class ClipsCorruptedByEpoch(_Corrupting):
 
 
 class ClipsOfOneCorruption(_Corrupting):
-    """Every clip with one kind of corruption at one severity, to evaluate a model.
+    """Every clip with one kind of corruption at one severity, for evaluating a model.
 
     Args:
         dataset: the clean clips.
@@ -350,7 +350,7 @@ class ClipsOfOneCorruption(_Corrupting):
         seed: seed of all random numbers; noise and positions are the same at every severity.
 
     Raises:
-        DataError: an unknown kind, a severity outside 1 to 5, or clips that are corrupted already.
+        DataError: an unknown kind, a severity outside 1 to 5, or clips that are already corrupted.
     """
 
     def __init__(self, dataset: ClipDataset, kind: str, severity: int, seed: int = 0):

@@ -1,7 +1,7 @@
-"""Corruptions of sound: every function takes `(wave, level, rng, rate, voices)` and returns a wave of the same length.
+"""Audio corruptions: every function maps `(wave, level, rng, rate, voices)` to a wave of the same length.
 
-`level` is the entry of the corruption's table of severities, in the unit that its function names; `voices` are waves
-of other clips, of the same length, which only some functions use. A silent wave stays silent.
+`level` is the corruption's parameter at one severity; each function names its unit. `voices` are waves of other clips,
+of the same length, which only some functions use. A silent wave stays silent.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ Voices = Sequence[np.ndarray]
 
 
 def babble(wave: np.ndarray, level: float, rng: np.random.Generator, rate: int, voices: Voices) -> np.ndarray:
-    """Other clips' sound, all at the same power, added up; `level` is the signal-to-noise ratio in dB."""
+    """Add other clips' audio, all at the same power; `level` is the signal-to-noise ratio in dB."""
     return add_noise(wave, babble_of(voices), level)
 
 
 def white_noise(wave: np.ndarray, level: float, rng: np.random.Generator, rate: int, voices: Voices) -> np.ndarray:
-    """Gaussian noise with a flat spectrum; `level` is the signal-to-noise ratio in dB."""
+    """Add Gaussian noise with a flat spectrum; `level` is the signal-to-noise ratio in dB."""
     return add_noise(wave, rng.standard_normal(len(wave)), level)
 
 
 def pink_noise(wave: np.ndarray, level: float, rng: np.random.Generator, rate: int, voices: Voices) -> np.ndarray:
-    """Gaussian noise whose power falls as 1 / frequency; `level` is the signal-to-noise ratio in dB."""
+    """Add Gaussian noise whose power falls as 1 / frequency; `level` is the signal-to-noise ratio in dB."""
     spectrum = np.fft.rfft(rng.standard_normal(len(wave)))
     spectrum[0] = 0.0
     spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
@@ -42,21 +42,21 @@ def pink_noise(wave: np.ndarray, level: float, rng: np.random.Generator, rate: i
 def telephone(
     wave: np.ndarray, level: tuple[float, float], rng: np.random.Generator, rate: int, voices: Voices
 ) -> np.ndarray:
-    """A narrow band: Butterworth band-pass of order 4, run in both directions; `level` is the band in Hz."""
+    """Keep a narrow band: Butterworth band-pass of order 4, run in both directions; `level` is the band in Hz."""
     low, high = level[0], min(level[1], 0.475 * rate)
     sections = signal.butter(4, (min(low, 0.5 * high), high), btype="bandpass", fs=rate, output="sos")
     return signal.sosfiltfilt(sections, wave, padlen=min(len(wave) - 1, 256)).astype(np.float32)
 
 
 def clipping(wave: np.ndarray, level: float, rng: np.random.Generator, rate: int, voices: Voices) -> np.ndarray:
-    """A recording level set too high: the peak stays, and the fraction `level` of the samples is cut to it."""
+    """Imitate a recording level set too high: the peak stays, and the fraction `level` of samples is cut to it."""
     magnitude = np.abs(wave)
     limit, peak = np.quantile(magnitude, 1 - level), magnitude.max()
     return (np.clip(wave, -limit, limit) * (peak / limit)).astype(np.float32) if limit > 0 else wave.copy()
 
 
 def dropouts(wave: np.ndarray, level: float, rng: np.random.Generator, rate: int, voices: Voices) -> np.ndarray:
-    """Lost packets of 40 ms are silent; `level` is the fraction of packets lost (at least one)."""
+    """Silence lost packets of 40 ms; `level` is the fraction of packets lost (at least one)."""
     packet = max(round(PACKET_SECONDS * rate), 1)
     packets = -(-len(wave) // packet)
     out = wave.copy()
@@ -66,7 +66,7 @@ def dropouts(wave: np.ndarray, level: float, rng: np.random.Generator, rate: int
 
 
 def reverberation(wave: np.ndarray, level: float, rng: np.random.Generator, rate: int, voices: Voices) -> np.ndarray:
-    """The wave in a reverberant room, at unchanged power; `level` is the direct-to-reverberant ratio in dB.
+    """Add the reverberation of a room, at unchanged power; `level` is the direct-to-reverberant ratio in dB.
 
     See `room_response`. The reverberation time grows as the ratio falls: 0.2 s at 6 dB, 1 s at -12 dB.
     """
@@ -77,10 +77,10 @@ def reverberation(wave: np.ndarray, level: float, rng: np.random.Generator, rate
 
 
 def room_response(ratio_db: float, seconds: float, rate: int, rng: np.random.Generator) -> np.ndarray:
-    """A unit impulse, then Gaussian noise that decays by 60 dB in `seconds`.
+    """Return a room's impulse response: a unit impulse, then Gaussian noise that decays by 60 dB in `seconds`.
 
-    This is Polack's model of late reverberation. `ratio_db` is 10 log10 of the impulse's energy over the tail's,
-    which holds exactly.
+    This is Polack's model of late reverberation. `ratio_db` is 10 log10 of the impulse's energy over the tail's, and
+    the response has exactly this ratio.
     """
     length = max(round(min(seconds, MAX_REVERBERATION_SECONDS) * rate), 2)
     time = np.arange(1, length) / rate
@@ -90,11 +90,11 @@ def room_response(ratio_db: float, seconds: float, rate: int, rng: np.random.Gen
 
 
 def conflict(wave: np.ndarray, level: float | None, rng: np.random.Generator, rate: int, voices: Voices) -> np.ndarray:
-    """Sound of a clip of another class, `voices[0]`, mixed in at `level` dB; None replaces the wave by it."""
+    """Mix in the audio of a clip of a different class, `voices[0]`, at `level` dB; None replaces the wave by it."""
     other = np.asarray(voices[0], dtype=np.float32)
     return other.copy() if level is None else add_noise(wave, other, level)
 
 
 def of_length(wave: np.ndarray, length: int) -> np.ndarray:
-    """The wave cut or repeated to `length` samples."""
+    """Return the wave cut or repeated to `length` samples."""
     return np.resize(wave, length).astype(np.float32, copy=False) if len(wave) else np.zeros(length, np.float32)

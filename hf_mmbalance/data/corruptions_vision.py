@@ -1,7 +1,7 @@
-"""Corruptions of frames: every function takes `(frames, level, rng)`, `(T, H, W, 3)` uint8, and returns the same.
+"""Frame corruptions: every function maps `(frames, level, rng)` to frames of the same shape, `(T, H, W, 3)` uint8.
 
-`level` is the entry of the corruption's table of severities, in the unit that its function names. Sizes are fractions
-of the frame, so that a mouth of 24 pixels and a scene of 224 are corrupted equally.
+`level` is the corruption's parameter at one severity; each function names its unit. Sizes are fractions of the frame,
+so that a mouth of 24 pixels and a scene of 224 are corrupted equally.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from scipy import ndimage
 
 
 def sensor_noise(frames: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian noise of standard deviation `level` (1 = full scale), new in every pixel and frame."""
+    """Add Gaussian noise of standard deviation `level` (1 = full scale), new in every pixel and frame."""
     noise = rng.standard_normal(frames.shape, dtype=np.float32)
     return np.clip(np.rint(frames + np.float32(255 * level) * noise), 0, 255).astype(np.uint8)
 
 
 def blur(frames: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian blur; `level` is its standard deviation as a fraction of the frame's shorter side."""
+    """Apply a Gaussian blur; `level` is its standard deviation as a fraction of the frame's shorter side."""
     sigma = level * min(frames.shape[1:3])
     smooth = ndimage.gaussian_filter(frames.astype(np.float32), (0, sigma, sigma, 0), mode="nearest")
     return np.clip(np.rint(smooth), 0, 255).astype(np.uint8)
 
 
 def darkness(frames: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
-    """Too little light: every value times `level`, rounded to the 8 bits that are stored."""
+    """Imitate too little light: every value times `level`, rounded to the 8 bits that are stored."""
     return np.rint(np.arange(256) * level).astype(np.uint8)[frames]
 
 
 def occlusion(frames: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
-    """A rectangle of one colour at one place of all frames; `level` is the fraction of the area that it covers."""
+    """Cover the same place in all frames with a rectangle of one colour; `level` is the fraction of area covered."""
     height, width = frames.shape[1:3]
     place, colour = rng.random(2), rng.integers(0, 256, 3, dtype=np.uint8)
     tall, wide = (min(max(round(np.sqrt(level) * side), 1), side) for side in (height, width))
@@ -43,7 +43,7 @@ def occlusion(frames: np.ndarray, level: float, rng: np.random.Generator) -> np.
 
 
 def pixelate(frames: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
-    """A low resolution: averaged down to the fraction `level` of height and width, then enlarged in squares."""
+    """Lower the resolution: average down to the fraction `level` of height and width, then enlarge in squares."""
     height, width = frames.shape[1:3]
     small = (max(round(width * level), 1), max(round(height * level), 1))
     box = Image.Resampling.BOX
@@ -52,7 +52,7 @@ def pixelate(frames: np.ndarray, level: float, rng: np.random.Generator) -> np.n
 
 
 def jpeg_compression(frames: np.ndarray, level: int, rng: np.random.Generator) -> np.ndarray:
-    """Stored as JPEG of quality `level` (1 to 95) and read again."""
+    """Compress the frames as JPEG of quality `level` (1 to 95) and decode them again."""
     return np.stack([_as_jpeg(frame, level) for frame in frames])
 
 
@@ -63,9 +63,9 @@ def _as_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
 
 
 def frozen_frames(frames: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
-    """A stuttering picture: the fraction `level` of the frames is replaced by the frame shown before it.
+    """Make the video stutter: replace the fraction `level` of the frames by the frame shown before it.
 
-    The first frame is never replaced, so that `level` 1 leaves one still picture.
+    The first frame is never replaced, so that `level` 1 leaves one still image.
     """
     count = len(frames)
     frozen = np.zeros(count, dtype=bool)

@@ -1,4 +1,4 @@
-"""Decode all clips of a data set before training starts, and report those that fail."""
+"""Decode all clips of a dataset before training starts, and report those that fail."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from hf_mmbalance.model.media_mmbalance import MediaError
 from hf_mmbalance.progress import bar
 
 
-SAMPLED = 8  # clips whose size is looked at
+SAMPLED = 8  # clips from which the size of a dataset is estimated
 
 
 def decode_all(splits: dict[str, MediaClips], options: MediaOptions) -> tuple[dict[str, MediaClips], list[str]]:
     """Decode every clip of every split once, in parallel threads, with a progress bar.
 
     Args:
-        splits: data sets that share `options`.
-        options: `on_error`, `cache`, `cache_gib` and `workers` are used.
+        splits: datasets by split name; all share `options`.
+        options: options of the source; `on_error`, `cache`, `cache_gib`, `cache_dir` and `workers` are used.
 
     Returns:
-        The data sets, less the clips that were skipped, and notes.
+        The datasets without the skipped clips, and notes.
 
     Raises:
-        DataError: clips do not decode and `on_error` is `raise`; names them with their reasons.
+        DataError: some clips do not decode and `on_error` is `raise`; the message names them with their reasons.
     """
     places = [(name, place) for name, dataset in splits.items() for place in range(len(dataset))]
     notes, keep = [], options.cache != "none"
@@ -69,7 +69,7 @@ def decode_all(splits: dict[str, MediaClips], options: MediaOptions) -> tuple[di
 
 
 def _check_files(splits: dict[str, MediaClips]) -> None:
-    """Refuse clips without a file at once: they are decoded only when training comes to them."""
+    """Refuse clips without a file now, because they are decoded only when training reaches them."""
     records = [record for dataset in splits.values() if dataset.fetch is media_file for record in dataset.records]
     missing = [record.source for record in records if not os.path.isfile(record.source)]
     if missing:
@@ -80,7 +80,7 @@ def _check_files(splits: dict[str, MediaClips]) -> None:
 
 
 def _mean_size(splits: dict[str, MediaClips], places: list[tuple[str, int]]) -> float:
-    """Mean bytes of a few clips taken evenly from all, as an estimate: clips may differ in length."""
+    """Estimate the mean bytes of a clip from a few, taken evenly from all because clips can differ in length."""
     sizes = []
     for name, place in places[:: -(-len(places) // SAMPLED)]:
         try:

@@ -1,4 +1,4 @@
-"""Files under a folder, in the same order on every machine."""
+"""List the files in a folder in the same order on every machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def walk_files(root: Path) -> Iterator[Path]:
-    """Files below `root`, sorted by name in each folder; links to folders are followed, hidden files left out."""
+    """Yield the files below `root`, sorted by name in each folder; follow links to folders, skip hidden files."""
     for folder, below, files in os.walk(root, followlinks=True):
         below[:] = sorted(name for name in below if not name.startswith("."))
         yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))

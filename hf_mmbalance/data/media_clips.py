@@ -1,4 +1,4 @@
-"""Clips from media files or stored rows: decoded once, cached in memory or on disk, with noise and augmentation."""
+"""Clips from media files or stored rows, decoded once and cached in memory or on disk, with noise and augmentation."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from hf_mmbalance.model.media_mmbalance import MediaError
 from hf_mmbalance.model.reading_mmbalance import Clip, DecodedClip, ReadingSpec, cut, decode
 
 
-VOICES = 6  # other clips in a babble
+VOICES = 6  # other clips mixed to make babble
 
 
 @dataclass(frozen=True)
 class ClipRecord:
-    """One clip before it is decoded; `window` in seconds without margin, None for the whole clip."""
+    """One clip before it is decoded; `window` is in seconds without margin, None for the complete clip."""
 
     id: str
     group: str
@@ -33,13 +33,13 @@ class ClipRecord:
     window: tuple[float, float] | None = None
 
 
-#: Returns the media of a record in a form that `read` accepts: a path, or a mapping with `audio`, `frames`, etc.
+#: Returns a record's media in a form that `read` accepts: a path, or a mapping with `audio`, `frames`, etc.
 Fetch = Callable[[ClipRecord], Any]
 Voices = Callable[[np.random.Generator], list[np.ndarray]]
 
 
 def media_file(record: ClipRecord) -> str:
-    """Path of a record's media file."""
+    """Return the path of a record's media file."""
     return record.source
 
 
@@ -49,10 +49,10 @@ def decode_record(
     """Decode a record's media, with the margin that noise and augmentation need.
 
     Raises:
-        MediaError: names the clip.
+        MediaError: the clip cannot be decoded; the message names it.
     """
     try:
-        # Babble noise for other clips also uses the sound outside the window.
+        # Babble noise for other clips also uses the audio outside the window.
         whole = options.noise == "babble"
         return decode(media, spec, record.window, around=around, whole_audio=whole, limits=options.limits)
     except MediaError as error:
@@ -62,20 +62,20 @@ def decode_record(
 
 
 def frame_seconds(clip: DecodedClip) -> float:
-    """Length of a clip that has frames with times, its sound included; 0 for others."""
+    """Return the length of a clip that has frames with times, including its audio; 0 for other clips."""
     return clip.window[1] - clip.window[0] if clip.timed and clip.frames is not None else 0.0
 
 
 class MediaClips(ClipDataset):
-    """The clips of one split, decoded from media.
+    """Clips of one split, decoded from media.
 
     Args:
         records: the clips.
         classes: names of the labels.
         options: noise, augmentation, cache and limits.
-        split: name of the split; only `train` is augmented and gets new noise every epoch.
+        split: name of the split; only `train` is augmented and gets new noise in every epoch.
         spec: how clips are read.
-        fetch: returns a record's media; its path by default.
+        fetch: function that returns a record's media; by default the path.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class MediaClips(ClipDataset):
         self._frame_seconds: dict[int, float] = {}
 
     def decoded(self, place: int) -> DecodedClip:
-        """The decoded clip, from memory or the cache folder if present there."""
+        """Return the decoded clip, from memory or the cache folder if it is there."""
         if self._kept is not None and place in self._kept:
             return self._kept[place]
         clip = self._from_disk(self.records[place])
@@ -113,7 +113,7 @@ class MediaClips(ClipDataset):
         self._kept = {} if self._kept is None else self._kept
 
     def without(self, places: set[int]) -> MediaClips:
-        """The data set without the clips at `places`; decoded clips stay in memory."""
+        """Return the dataset without the clips at `places`; decoded clips stay in memory."""
         rest = [i for i in range(len(self)) if i not in places]
         records = [self.records[i] for i in rest]
         other = MediaClips(records, self.classes, self.options, self.split, self.spec, self.fetch)
@@ -132,7 +132,7 @@ class MediaClips(ClipDataset):
         return self._frame_seconds[place]
 
     def _voices(self, place: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """The sound of six other clips of the split, on the same clock."""
+        """Return the audio of up to six other clips of the split, on the same time axis."""
         voices = []
         for other in rng.permutation(len(self)):
             sound = None if other == place else self.decoded(int(other)).audio
@@ -141,7 +141,7 @@ class MediaClips(ClipDataset):
             if len(voices) == VOICES:
                 break
         if not voices:
-            raise DataError(f"babble needs other clips with sound in the {self.split} split, which has none")
+            raise DataError(f"babble needs other clips with audio in the {self.split} split, which has none")
         return voices
 
     def _from_disk(self, record: ClipRecord) -> DecodedClip:
@@ -163,16 +163,16 @@ def augmented(
     epoch: int | None,
     voices: Voices,
 ) -> tuple[np.ndarray | None, Any]:
-    """A decoded clip as training uses it: its window cut out, with noise, augmented if `epoch` is given.
+    """Cut the window out of a decoded clip, add noise, and augment it if `epoch` is given.
 
     Args:
         clip: the decoded clip.
-        spec: the spec that it was decoded with.
-        name: its id; seed, epoch and id determine all random numbers.
+        spec: spec that the clip was decoded with.
+        name: id of the clip; seed, epoch and id determine all random numbers.
         options: noise and augmentation.
-        split: only `train` is augmented and gets new noise every epoch; noise of other splits stays the same.
-        epoch: None for the clip without augmentation.
-        voices: returns other clips' sound on the same clock, for babble.
+        split: name of the split; only `train` is augmented and gets new noise in every epoch.
+        epoch: epoch of the augmentation; None for no augmentation.
+        voices: function that returns other clips' audio on the same time axis, for babble.
 
     Returns:
         Audio `(S,)` and frames `(T, H, W, 3)`.
@@ -185,7 +185,7 @@ def augmented(
         window = (window[0] + delta, window[1] + delta)
     redrawn = epoch if move and options.redraw_noise else None
     made = cut(clip, spec, window)
-    if clip.audio is not None and made.parts["audio"] is None:  # the moved window has no sound
+    if clip.audio is not None and made.parts["audio"] is None:  # the moved window has no audio
         window, made = clip.window, cut(clip, spec)
     snr = options.train_snr_db if redrawn is not None else None
     audio = _noisy(made, window[0], options, snr, rng_for(options.seed, "noise", redrawn, name), voices)

@@ -13,17 +13,17 @@ from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 
 def option(default: Any, text: str) -> Any:
-    """A dataclass field with a help text."""
+    """Return a dataclass field with a help text."""
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": text})
     return field(default=default, metadata={"help": text})
 
 
 def check_at_least(options: Any, least: float, *names: str) -> None:
-    """Refuse options that are not numbers of at least `least`.
+    """Check that options are numbers of at least `least`.
 
     Raises:
-        DataError: names the first one that is.
+        DataError: an option is not; the message names the first one.
     """
     for name in names:
         value = getattr(options, name)
@@ -36,22 +36,22 @@ class MediaOptions:
     """Options that all sources of media files share."""
 
     unlabelled: str = option(
-        "refuse", "Clips without a label: refuse, or keep (apart from all splits, for prediction)."
+        "refuse", "Clips without a label: refuse, or keep (outside all splits, for prediction only)."
     )
-    sampling_rate: int = option(16_000, "Rate the sound is resampled to, in Hz.")
+    sampling_rate: int = option(16_000, "Sampling rate to which audio is resampled, in Hz.")
     frames: int = option(8, "Frames per clip, spread evenly over its window.")
     frame_size: list[int] | None = option([224, 224], "Height and width of a frame.")
     crop: list[float] | None = option(
         None,
-        "Box to keep of every frame: left, top, right, bottom as fractions of it, e.g. 0.3 0.7 0.7 1.0.",
+        "Box to keep of every frame: left, top, right, bottom as fractions of the frame, e.g. 0.3 0.7 0.7 1.0.",
     )
-    noise: str = option("none", "Noise on the sound: none, white, or babble (other clips of the split).")
+    noise: str = option("none", "Noise added to the audio: none, white, or babble (other clips of the split).")
     snr_db: float = option(0.0, "Signal-to-noise ratio in dB over the window.")
     train_snr_db: list[float] | None = option(
-        None, "Range [low, high] from which the ratio of training clips is drawn, again in every epoch."
+        None, "Range [low, high] of the ratio for training clips, drawn again in every epoch."
     )
     margin: float = option(0.0, "Seconds kept before and after a window of a clip (a word, an event).")
-    redraw_noise: bool = option(True, "Give training clips new noise every epoch.")
+    redraw_noise: bool = option(True, "Give training clips new noise in every epoch.")
     shift: float = option(0.0, "Training: move the window by up to this many seconds.")
     crop_jitter: float = option(0.0, "Training: move the frames by up to this fraction of their size.")
     flip: bool = option(False, "Training: mirror half of the clips.")
@@ -59,12 +59,12 @@ class MediaOptions:
     calibration_fraction: float = option(0.1, "Fraction of train that becomes calibration if the source has none.")
     validation_fraction: float = option(0.1, "Fraction of train that becomes validation if the source has none.")
     test_fraction: float = option(0.2, "Fraction of train that becomes test if the source has none.")
-    on_error: str = option("raise", "A clip that cannot be decoded: raise, or skip (and name it).")
+    on_error: str = option("raise", "What to do with a clip that cannot be decoded: raise, or skip (and name it).")
     cache: str = option("auto", "Keep decoded clips in memory: auto (if they fit in cache_gib), memory, none.")
     cache_gib: float = option(2.0, "Memory that `auto` may use, in GiB.")
     cache_dir: str | None = option(None, "Also keep decoded clips in this folder, for the next run.")
-    workers: int = option(0, "Threads that decode; 0 is one per processor.")
-    max_seconds: float = option(LIMITS.max_seconds, "Longest clip that is read.")
+    workers: int = option(0, "Number of decoding threads; 0 means one per processor.")
+    max_seconds: float = option(LIMITS.max_seconds, "Maximum length of a clip in seconds.")
     seed: int = option(0, "Seed of splits, noise and augmentation.")
 
     def __post_init__(self) -> None:
@@ -91,21 +91,21 @@ class MediaOptions:
         if self.noise != "none" and not self.redraw_noise and list(self.train_snr_db or fixed) != fixed:
             raise DataError(
                 "train_snr_db is drawn again with the noise of every epoch: with redraw_noise=false give"
-                f" train_snr_db={self.snr_db:g} {self.snr_db:g}, the ratio of all other clips, or leave it out"
+                f" train_snr_db={self.snr_db:g} {self.snr_db:g}, the ratio of all other clips, or remove it"
             )
         check_at_least(self, 1, "frames", "sampling_rate")
         check_at_least(self, 0, "margin", "shift", "crop_jitter", "brightness", "cache_gib", "workers")
         check_at_least(self, 1e-3, "max_seconds")
 
     def reading(self, spans: bool = False, stored: ReadingSpec | None = None) -> ReadingSpec:
-        """How these options read a clip: what training uses, and what is saved with the processor.
+        """Return how these options read a clip, as training uses it and as it is saved with the processor.
 
         Args:
-            spans: an input is a span of a clip (a word, an event), not a whole clip.
-            stored: how raw files were stored, if rows of a built data set are read.
+            spans: True if an input is a span of a clip (a word, an event), not a complete clip.
+            stored: how raw files were stored, if rows of a built dataset are read.
 
         Raises:
-            DataError: a crop that is not inside the frame.
+            DataError: the crop is not inside the frame.
         """
         try:
             return ReadingSpec(

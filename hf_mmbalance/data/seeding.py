@@ -1,4 +1,4 @@
-"""Random numbers from names: the same for a clip and epoch in any order, worker or process."""
+"""Random numbers keyed by names: the same for a clip and epoch in any order, worker or process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def rng_for(*key: object) -> np.random.Generator:
-    """A generator seeded by the text of `key`, e.g. `rng_for(seed, "shift", epoch, clip_id)`.
+    """Return a generator seeded by the text of `key`, e.g. `rng_for(seed, "shift", epoch, clip_id)`.
 
     Python's own `hash` differs from process to process; blake2b does not.
     """

@@ -1,4 +1,4 @@
-"""Splits of a data set: by whole groups where there are enough, else by clip; the same on every machine."""
+"""Split a dataset by whole groups if there are enough, else by clip; the result is the same on every machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hf_mmbalance.data.seeding import rng_for
 
 
 MIN_GROUPS = 5  # with fewer, holding one out would change the task
-FEW_PER_CLASS = 3  # calibration clips; with fewer, what is fitted by class is mostly noise
+FEW_PER_CLASS = 3  # calibration clips; with fewer, values fitted by class are mostly noise
 
 
 def carve(
@@ -27,19 +27,19 @@ def carve(
 ) -> tuple[np.ndarray, str]:
     """Choose a part of the clips, balanced by class, in whole groups if there are at least five.
 
-    Whole groups are added one by one, each time the one that brings the part's class counts nearest (L1) to
-    `fraction` of all; ties are resolved by a seeded order. With fewer groups each class gives its own share of clips.
+    Whole groups are added one by one: at each step, the group that brings the part's class counts nearest (L1) to
+    `fraction` of all. Ties are resolved by a seeded order. With fewer groups, each class gives its own share of clips.
 
     Args:
         ids, labels, groups: one entry per clip.
         fraction: fraction of the clips to choose, in (0, 1).
         seed: seed of the order.
         name: name of the part, e.g. `calibration`; the order also depends on it.
-        by_group: choose whole groups; None decides by their number.
+        by_group: whether to choose whole groups; None decides by the number of groups.
         at_least: smallest number of groups, if groups are chosen.
 
     Returns:
-        Boolean mask of the chosen clips, and how they were chosen in words.
+        Boolean mask of the chosen clips, and a text that says how they were chosen.
 
     Raises:
         DataError: an invalid fraction, or too few clips for two parts.
@@ -71,13 +71,13 @@ def _by_group(
     names: np.ndarray, group_of: np.ndarray, labels: np.ndarray, fraction: float, seed: int, name: str, at_least: int
 ) -> tuple[np.ndarray, str]:
     order = np.argsort([rng_for(seed, name, "group", group).random() for group in names], kind="stable")
-    place = np.argsort(order)[group_of]  # groups numbered in the seeded order, in which the first of equals is taken
+    place = np.argsort(order)[group_of]  # groups numbered in the seeded order; of equal groups the first is taken
     (group, label), count = np.unique(np.stack([place, labels]), axis=1, return_counts=True)
     target, have = fraction * np.bincount(labels), np.zeros(labels.max() + 1)
     free = np.ones(len(names), dtype=bool)
     while free.sum() > 1:
         nearer = np.abs(have[label] - target[label]) - np.abs(have[label] + count - target[label])
-        # Rounded, so that equals are equal on every machine.
+        # Rounded, so that ties are ties on every machine.
         gain = np.where(free, np.bincount(group, nearer).round(6), -np.inf)
         best = int(gain.argmax())
         if (~free).sum() >= at_least and gain[best] <= 0:
@@ -96,11 +96,14 @@ def fill_splits(
     fractions: dict[str, float],
     seed: int,
 ) -> tuple[list[str], list[str]]:
-    """Assign every clip to a split; absent splits are taken from train.
+    """Assign every clip to a split; take absent splits from train.
 
     Args:
-        splits: a name among train, calibration, validation, test, or None (counted as train) for every clip.
-        fractions: of the train clips, for `test`, `validation` and `calibration`; 0 leaves an absent split out.
+        ids, labels, groups: one entry per clip.
+        splits: for every clip train, calibration, validation, test, or None (which counts as train).
+        fractions: fractions of the train clips for `test`, `validation` and `calibration`; 0 leaves an absent split
+            out.
+        seed: seed of the splits.
 
     Returns:
         A split for every clip, and notes that say what was done.
@@ -109,13 +112,13 @@ def fill_splits(
     notes = []
     absent = [name for name in ("test", "validation", "calibration") if fractions.get(name) and name not in out]
     known = len({group for group, split in zip(groups, out, strict=True) if split == "train"})
-    at_least = min(3, max(known // (2 * len(absent) + 2), 1))  # three allow cross-validation by group
+    at_least = min(3, max(known // (2 * len(absent) + 2), 1))  # three groups allow cross-validation by group
     for name in absent:
         train = np.flatnonzero(out == "train").tolist()
         if len(train) == 0:
             raise DataError(
                 f"there is no train split to take {name} from (only {', '.join(sorted(set(out)))}): name one train; an"
-                " adapter does so for a data set on the Hub (docs/data.md)"
+                " adapter does this for a dataset on the Hub (docs/data.md)"
             )
         mask, how = carve(
             [ids[i] for i in train],
@@ -136,14 +139,14 @@ def fill_splits(
 
 
 def coverage_notes(clips: ClipSplits) -> list[str]:
-    """What a reader must know of classes that some split lacks, and of a calibration split that is very small."""
+    """Return notes on classes that are absent from a split, and on a very small calibration split."""
     notes = []
     for split, part in clips.splits.items():
         missing = [name for name, count in part.class_counts().items() if not count]
         if missing:
             named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             what = {"train": "cannot be learned", "test": "are not tested"}.get(
-                split, "do not count in what it decides"
+                split, "are ignored where that split is used"
             )
             notes.append(f"{len(missing)} of {len(clips.classes)} classes have no {split} clip and {what}: {named}")
     calibration = clips.splits.get("calibration")

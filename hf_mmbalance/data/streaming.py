@@ -1,4 +1,4 @@
-"""Read a split in any training loop: map-style, or as a stream of batches with bounded memory."""
+"""Read a split in any training loop, map-style or as a stream of batches with bounded memory."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def load(
     shuffle: bool = True,
     **options: Any,
 ) -> ClipDataset | ClipStream:
-    """Read one split of a data set.
+    """Read one split of a dataset.
 
     Args:
         source: `synthetic`, `grid`, a folder or table of clips, a built folder, or a name on the Hub.
-        split: train, calibration, validation or test, as in the source: nothing is taken from train unless
+        split: train, calibration, validation or test, as in the source. Other splits are taken from train only if
             `calibration_fraction`, `validation_fraction` or `test_fraction` is given.
-        streaming: read Parquet as a stream (built folders and Hub names).
+        streaming: read Parquet as a stream (for built folders and names on the Hub).
         batch_size: clips per batch of the stream.
         shuffle: shuffle the stream, differently in every epoch.
         **options: fields of the source's options (`options_class(source)`).
@@ -58,7 +58,7 @@ def load(
         A `ClipDataset` (map-style; index with `(i, epoch)` for augmentation), or a `ClipStream` of batches.
 
     Raises:
-        DataError: no such data, split or option.
+        DataError: the data, split or option does not exist.
     """
     if source != "synthetic":
         options = dict.fromkeys(FRACTIONS, 0.0) | options
@@ -67,7 +67,7 @@ def load(
             raise DataError(f"{source} cannot be streamed: build it to Parquet first (dataset_scripts/)")
         taken = [name for name in FRACTIONS if options[name]]
         if taken:
-            raise DataError(f"a stream has the splits of its files: leave out {taken[0]}, or use streaming=False")
+            raise DataError(f"a stream has the splits of its files: remove {taken[0]}, or use streaming=False")
         return ClipStream.open(source, split, read_options(source, options), batch_size=batch_size, shuffle=shuffle)
     splits = load_clips(source, **options).splits
     if split_name(split) not in splits:
@@ -76,22 +76,22 @@ def load(
 
 
 class ClipStream(IterableDataset):
-    """Batches of clips in an order that depends only on seed and epoch: the same for any number of workers.
+    """Stream of batches of clips in an order that depends only on seed and epoch, for any number of workers.
 
-    Give it to a `DataLoader(stream, batch_size=None, num_workers=n, collate_fn=...)`: worker w makes every n-th batch,
-    and the loader takes them in turn. `hf_mmbalance.training.batches.ClipCollator` converts them to the model's input;
-    a train clip has its `epoch`, from which that collator draws SpecAugment masks.
+    Pass it to a `DataLoader(stream, batch_size=None, num_workers=n, collate_fn=...)`: each worker makes every n-th
+    batch, and the loader takes them in turn. `hf_mmbalance.training.batches.ClipCollator` converts them to the model's
+    input. A train clip has its `epoch`, from which that collator draws SpecAugment masks.
 
     Args:
         files: Parquet files, local or `hf://`.
-        rows: clips in every row group of every file.
-        columns: which column has which content.
+        rows: number of clips in every row group of every file.
+        columns: column of each kind of content.
         classes: names of the labels.
         options: decoding, noise and augmentation.
         split: name of the split; clips of `train` are augmented.
         batch_size: clips per batch.
-        shuffle: shuffle the order of row groups, and rows within each eight of them.
-        stored: how raw files were stored in a built data set.
+        shuffle: shuffle the row groups, and the rows within every eight row groups.
+        stored: how raw files were stored in a built dataset.
     """
 
     def __init__(
@@ -110,9 +110,9 @@ class ClipStream(IterableDataset):
         if options.noise == "babble":
             raise DataError("babble mixes clips of the whole split, so it needs streaming=False")
         if options.unlabelled != "refuse":
-            raise DataError("a stream gives labelled clips only: leave out unlabelled, or use streaming=False")
+            raise DataError("a stream returns labelled clips only: remove unlabelled, or use streaming=False")
         if options.on_error != "raise":
-            raise DataError("a stream cannot leave clips out: leave out on_error, or use streaming=False")
+            raise DataError("a stream cannot leave clips out: remove on_error, or use streaming=False")
         if batch_size < 1:
             raise DataError(f"batch_size must be at least 1, got {batch_size}")
         self.files, self.columns, self.classes = list(files), columns, list(classes)
@@ -134,7 +134,7 @@ class ClipStream(IterableDataset):
         """Find the Parquet files of a split and read their footers (no clip is read).
 
         Raises:
-            DataError: no such data set, configuration or split, or its files are not Parquet.
+            DataError: the dataset, configuration or split does not exist, or its files are not Parquet.
         """
         name, options = pinned(name, options)
         builder = open_builder(name, options)
@@ -143,7 +143,7 @@ class ClipStream(IterableDataset):
             raise DataError(f"{name}: the adapter {adapter.name} leaves clips out, which needs streaming=False")
         options = adapted(options, adapter)
         if not builder.config.data_files:
-            raise DataError(f"{name}: a stream needs the data set's files, which are not known; use streaming=False")
+            raise DataError(f"{name}: a stream needs the dataset's files, which are not known; use streaming=False")
         found, _ = canonical_splits(name, builder.config.data_files, adapter)
         if split_name(split) not in found:
             raise DataError(f"{name} has no split {split!r}; it has {', '.join(found)}")
@@ -175,11 +175,11 @@ class ClipStream(IterableDataset):
 
     @property
     def num_clips(self) -> int:
-        """Number of clips of the split, over all nodes."""
+        """Number of clips of the split on all nodes together."""
         return sum(count for _, _, count, _ in self.groups)
 
     def __len__(self) -> int:
-        """Batches of an epoch on this node."""
+        """Return the number of batches in an epoch on this node."""
         return len(self._batches())
 
     def set_epoch(self, epoch: int) -> None:
@@ -187,11 +187,11 @@ class ClipStream(IterableDataset):
         self._epoch.fill_(epoch)
 
     def split_by_node(self, rank: int, world: int) -> ClipStream:
-        """The stream of one of several machines or processes: every `world`-th batch.
+        """Return the stream for one of several machines or processes: every `world`-th batch.
 
         If the number of batches is not a multiple of `world`, a shuffled stream repeats the first ones, so that all
-        nodes make the same number of steps; an unshuffled one returns every clip once. `set_epoch` of one part in a
-        process is for all of them.
+        nodes make the same number of steps; an unshuffled stream returns every clip once. Within a process,
+        `set_epoch` of one part applies to all parts.
         """
         if not 0 <= rank < world:
             raise DataError(f"split_by_node needs 0 <= rank < world, got {rank} and {world}")
@@ -200,7 +200,7 @@ class ClipStream(IterableDataset):
         return part
 
     def _order(self) -> list[tuple[int, int, int]]:
-        """(window, group, row) of every clip of the epoch."""
+        """Return (window, group, row) for every clip of the epoch."""
         epoch = int(self._epoch)
         rng = rng_for(self.options.seed, "stream", epoch if self.shuffle else None)
         groups = rng.permutation(len(self.groups)).tolist() if self.shuffle else list(range(len(self.groups)))
@@ -262,13 +262,13 @@ class ClipStream(IterableDataset):
 
 
 class EpochOrder:
-    """Sampler of a map-style data set: `(index, epoch)` in an order keyed by seed and epoch.
+    """Sampler for a map-style dataset: yields `(index, epoch)` in an order keyed by seed and epoch.
 
     Args:
         dataset: the clips.
         seed: seed of the order.
-        rank, world: index and number of processes; every `world`-th clip from `rank` on.
-        fill: the order is extended to a multiple of this many clips with the start of another order, so that all
+        rank, world: index and number of processes; each process gets every `world`-th clip, starting at `rank`.
+        fill: extend the order to a multiple of this many clips with the start of another order, so that all
             training steps have the same number of clips.
     """
 
@@ -290,7 +290,7 @@ class EpochOrder:
 
 
 def _open(path: str) -> Any:
-    """A file on disk or, by fsspec, anywhere else."""
+    """Open a file on disk or, with fsspec, anywhere else."""
     if "://" not in path:
         return open(path, "rb")
     import fsspec

@@ -142,7 +142,7 @@ def test_parts_are_merged_when_all_are_there(media, built, tmp_path):
     with pytest.raises(BuildError, match="in two parts"):
         join_parts([parts[0], parts[0]], tmp_path / "double")
     build(make_plan(media, EncodeOptions(frames=2)), tmp_path / "other", part=(99, 100))  # no shard
-    with pytest.raises(BuildError, match="another plan"):
+    with pytest.raises(BuildError, match="a different plan"):
         join_parts([parts[0], tmp_path / "other"], tmp_path / "mixed")
     with pytest.raises(BuildError, match="holds no part"):
         join_parts([tmp_path], tmp_path / "none")
@@ -224,13 +224,13 @@ def test_a_readme_that_does_not_say_the_splits_is_found(built, tmp_path):
     text = (built / "README.md").read_text()
     (folder / "README.md").write_text(text.replace("split: test", "split: validation"))
     assert validate(folder) == [
-        "default/test: 0 clips, the report says 6",
+        "default/test: 0 clips, but the report says 6",
         "default/validation: in the head of README.md, but not in the report",
     ]
     for content in ("# No head", "---\nlicense: mit\n---\n", "---\nconfigs: [a]\n---\n"):
         (folder / "README.md").write_text(content)
         (problem,) = validate(folder)
-        assert problem.startswith("README.md: its head does not say which files are which split")
+        assert problem.startswith("README.md: its head does not say which files are in which split")
     (folder / "build_report.json").write_text("{")
     with pytest.raises(BuildError, match="build_report.json: not JSON"):
         validate(folder)

@@ -74,7 +74,7 @@ def test_a_wrong_file_is_refused_by_name(tmp_path, text, message):
     with pytest.raises(DataError) as error:
         find_adapter("me/mine", str(path))
     assert message in str(error.value) and str(path) in str(error.value)
-    with pytest.raises(DataError, match="No such file.*dataset_adapter names a YAML file"):
+    with pytest.raises(DataError, match="No such file.*dataset_adapter must be a YAML file"):
         read_adapter(tmp_path / "gone.yaml", "gone.yaml")
 
 
@@ -131,7 +131,7 @@ def test_splits_are_renamed_and_others_not_read(clip):
     clips = clips_of(rows, HubOptions(**WHOLE), adapter=adapter)
     assert set(clips.splits) == {"train", "test"}
     assert "splits that the adapter does not name are not read: extra" in clips.notes
-    with pytest.raises(DataError, match="has the splits fold1, fold2, extra, none of which is read"):
+    with pytest.raises(DataError, match="has the splits fold1, fold2, extra, but the adapter reads only"):
         clips_of(rows, HubOptions(**WHOLE), adapter=Adapter("mine", splits={"a": "train"}))
     with pytest.raises(DataError, match="fold1 and fold2 are both train"):
         clips_of(rows, HubOptions(**WHOLE), adapter=Adapter("mine", splits={"fold1": "train", "fold2": "train"}))

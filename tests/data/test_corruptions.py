@@ -309,7 +309,7 @@ def test_rows_of_corrupted_clips():
     assert same(clips[4, 9], clips[4]) is False  # the clean clip of epoch 9 is another one
     assert same(clips[3, 9], clean[1, 9])
     assert len(CorruptedClips(clean, CorruptionPlan.of("seen", draws=1))) == 6
-    with pytest.raises(DataError, match="corrupted already"):
+    with pytest.raises(DataError, match="already corrupted"):
         CorruptedClips(clips, CorruptionPlan.of("seen"))
 
 
@@ -342,9 +342,9 @@ def test_voices_come_from_other_clips():
     noise = ClipsOfOneCorruption(clean, "babble", 3)[0]["audio"] - sounds[0]
     fit, residual, *_ = np.linalg.lstsq(np.stack(sounds[1:], 1), noise, rcond=None)
     assert residual[0] < 1e-4 and (fit > 0).all()  # the five other clips, and nothing else
-    with pytest.raises(DataError, match="another class"):
+    with pytest.raises(DataError, match="a different class"):
         _ = ClipsOfOneCorruption(Listed(labels=(1, 1)), "conflict", 1)[0]
-    with pytest.raises(DataError, match="leave out babble"):
+    with pytest.raises(DataError, match="remove babble"):
         _ = ClipsOfOneCorruption(Listed({0: "audio"}, labels=(0, 1)), "babble", 1)[1]
 
 

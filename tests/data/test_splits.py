@@ -95,7 +95,7 @@ def test_classes_that_a_split_lacks_and_few_calibration_clips_are_noted():
     sizes = {"train": 9, "calibration": 6, "validation": 2, "test": 1}
     notes = coverage_notes(ClipSplits("x", CLASSES, {k: random_clips(k, n) for k, n in sizes.items()}, 16_000))
     assert notes == [
-        "1 of 3 classes have no validation clip and do not count in what it decides: happy",
+        "1 of 3 classes have no validation clip and are ignored where that split is used: happy",
         "2 of 3 classes have no test clip and are not tested: angry, happy",
         "about 2.0 calibration clip(s) per class: too few to fit the decision layer by class; give more clips, or a"
         " larger calibration_fraction",

@@ -175,11 +175,11 @@ def test_the_loops_in_the_docs_run(built):
 def test_what_cannot_be_streamed(built, tmp_path):
     with pytest.raises(DataError, match="babble"):
         load(built, streaming=True, noise="babble", **SMALL)
-    with pytest.raises(DataError, match="a stream gives labelled clips only"):
+    with pytest.raises(DataError, match="a stream returns labelled clips only"):
         load(built, streaming=True, unlabelled="keep", **SMALL)
     with pytest.raises(DataError, match="cannot leave clips out"):
         load(built, streaming=True, on_error="skip", **SMALL)
-    with pytest.raises(DataError, match="a stream has the splits of its files: leave out validation_fraction"):
+    with pytest.raises(DataError, match="a stream has the splits of its files: remove validation_fraction"):
         load(built, streaming=True, validation_fraction=0.2, **SMALL)  # train would hold the validation clips
     with pytest.raises(DataError, match="has no split 'validation'"):
         load(built, split="validation", streaming=True, **SMALL)

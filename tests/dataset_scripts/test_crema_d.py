@@ -101,7 +101,7 @@ def test_a_list_of_checksums_that_checks_nothing_is_refused(tables, tmp_path):
         plan_crema_d(tables, EncodeOptions(), checksums=sums)
     sums.write_text("path,sha256\nVideoFlash/1001_DFA_ANG_XX.flv,00\n")
     (note,) = (note for note in plan_crema_d(tables, EncodeOptions(), checksums=sums).notes if "checksums" in note)
-    assert note.startswith("1 files are not in the list of checksums, so not checked, e.g. ")
+    assert note.startswith("1 files are not checked (not in the list of checksums), e.g. ")
 
 
 def test_folds_and_the_ogm_split_are_exact(full_tree):

@@ -200,8 +200,9 @@ def test_a_file_of_other_times_is_named(small, clip, tmp_path):
     os.link(clip, tmp_path / "k400" / f"{youtube_id(0)}_000090_000100.mp4")
     plan = plan_kinetics_sounds(tmp_path / "k400", EncodeOptions(), annotations=[small], classes=CLASSES[:5:4])
     problems = {planned.id: planned.problem for planned in plan.clips}
-    assert f"(but {youtube_id(0)}_000090_000100.mp4, of other times)" in problems[f"{youtube_id(0)}_000000_000010"][1]
-    assert "other times" not in problems[f"{youtube_id(1)}_000001_000011"][1]
+    found = f"(only {youtube_id(0)}_000090_000100.mp4, with different times)"
+    assert found in problems[f"{youtube_id(0)}_000000_000010"][1]
+    assert "different times" not in problems[f"{youtube_id(1)}_000001_000011"][1]
 
 
 def test_two_way_lists_that_share_a_clip_are_refused(small, clip, tmp_path):

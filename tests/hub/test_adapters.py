@@ -155,7 +155,7 @@ def test_sets_on_the_hub_are_read_as_they_are(hub, pushed, run_client, tmp_path)
         f"mteb/AVE-Dataset: revision {empty} cannot be read from the Hub, and the cache holds {ave['commit']};"
         " name that commit to use it"
     )
-    assert found["two"] == "mteb/AVE-Dataset@main: revision=next is another one; give only one of the two"
+    assert found["two"] == "mteb/AVE-Dataset@main: revision=next is a different one; give only one of the two"
     described = [r for r in hub.log if r.method == "HEAD" and "mteb/VGGSound/resolve/main/README.md" in r.path]
     assert len(described) == 1  # the repository is resolved once
 

@@ -1,1 +1,1 @@
-"""The data sets this project knows: labels, splits, licence, source; one file each turns a source into a plan."""
+"""Recipes for known datasets (labels, splits, licence, source): one file per dataset turns its source into a plan."""

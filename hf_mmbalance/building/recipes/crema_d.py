@@ -1,4 +1,4 @@
-"""CREMA-D from the layout of its official repository: actors, sentences, human votes, actor-disjoint folds."""
+"""Plan of a CREMA-D build from its official repository: actors, sentences, human votes, actor-disjoint folds."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ SENTENCES = {
     "WSI": "We'll stop in a couple of minutes",
 }
 CLIPS, FOLDS = 7442, 10
-ALIASES = {"1040_ITH_SAD_X": "1040_ITH_SAD_XX"}  # the upstream issue 6: a file name that lacks its last letter
-# The upstream issue 8: FLV and MP3 of over a minute where the sentence takes about four seconds; the WAV is right.
+ALIASES = {"1040_ITH_SAD_X": "1040_ITH_SAD_XX"}  # upstream issue 6: a file name without its last letter
+# Upstream issue 8: FLV and MP3 last over a minute, but the sentence takes about four seconds; the WAV is right.
 KNOWN_BAD = ("1064_IEO_DIS_MD", "1064_TIE_SAD_XX", "1076_MTI_NEU_XX", "1076_MTI_SAD_XX")
-BAD_WINDOW = 4.0  # seconds, if there is no WAV to give the length
+BAD_WINDOW = 4.0  # seconds, used if there is no WAV to give the length
 OGM_SHA256 = {
     "train": "68d0d3fd253830328fc92c68f3cf2e215db8c5b86757ad9c5112d2c76ba68bde",
     "test": "14866c99301fd56fb4a16f8a7048a8a6372a47069aee9f216443bc718be45f1f",
@@ -81,19 +81,20 @@ def plan_crema_d(
     """Plan the build of all 7,442 clips.
 
     Args:
-        source: clone of the official repository (AudioWAV, VideoFlash, the CSV files).
+        source: clone of the official repository (with AudioWAV, VideoFlash and the CSV files).
         encode: how clips are stored.
-        checksums: `path,sha256,bytes` of the official media; by default `media_sha256.csv` in the source, if there.
+        checksums: list `path,sha256,bytes` of the official media; by default `media_sha256.csv` in the source, if
+            present.
         ogm_split: folder with `train.csv` and `test.csv` of the OGM-GE split; by default `splits/ogm` in the source,
-            if there; without it there is no configuration `ogm`.
+            if present. Without it, there is no configuration `ogm`.
         clips_per_shard: clips per shard.
-        max_lost: greatest share of clips that may be lost.
+        max_lost: largest fraction of clips that can be lost.
 
     Returns:
-        The plan; clips without media are in it, with the reason.
+        The plan; it includes clips without media, with the reason.
 
     Raises:
-        DataError: the source lacks its tables or holds no media at all, or a split names unknown clips.
+        DataError: the source has no tables or no media at all, or a split names unknown clips.
     """
     names = stimuli(source)
     actors, votes = demographics(source), human_votes(source / VOTES)
@@ -126,7 +127,7 @@ def plan_crema_d(
 
 
 def _columns(name: str, actor: dict[str, Any]) -> dict[str, Any]:
-    """What is known of a clip by its name and its actor."""
+    """Return the metadata of a clip that follows from its name and its actor."""
     number, sentence, _, level = name.split("_")
     return {
         "actor": number,
@@ -145,10 +146,10 @@ def _check_complete(path: Path, wanted: set[str], found: Collection[str]) -> Non
 
 
 def stimuli(source: Path) -> list[str]:
-    """The official clip names, in order, from `SentenceFilenames.csv`.
+    """Read the official clip names, in order, from `SentenceFilenames.csv`.
 
     Raises:
-        DataError: the table is missing or names something else.
+        DataError: the table is missing or names clips that are not in CREMA-D.
     """
     rows = read_csv(source / "SentenceFilenames.csv", ("Filename",), CLONE)
     names = sorted(ALIASES.get(row["Filename"], row["Filename"]) for row in rows)
@@ -162,7 +163,7 @@ def stimuli(source: Path) -> list[str]:
 
 
 def demographics(source: Path) -> dict[str, dict[str, Any]]:
-    """Actor -> sex, age (years), race, ethnicity.
+    """Read sex, age (years), race and ethnicity of every actor.
 
     Raises:
         DataError: the table is missing, or a row of it cannot be read.
@@ -180,13 +181,13 @@ def demographics(source: Path) -> dict[str, dict[str, Any]]:
 
 
 def human_votes(path: Path) -> dict[str, dict[str, list[int]]]:
-    """Clip -> counts of votes by voice, face and both, in the order of `CLASSES`.
+    """Read the vote counts of every clip, by voice, face and both, in the order of `CLASSES`.
 
     Args:
         path: `tabulatedVotes.csv`.
 
     Raises:
-        DataError: the table is missing, names something else, or lacks one of the three for a clip.
+        DataError: the table is missing, names a clip that is not in CREMA-D, or has no votes of one kind for a clip.
     """
     kinds = dict(zip("123", VOTE_KINDS, strict=True))  # row ids are 1xxxxx for voice, 2xxxxx for face, 3xxxxx for both
     out: dict[str, dict[str, list[int]]] = {}
@@ -206,18 +207,19 @@ def human_votes(path: Path) -> dict[str, dict[str, list[int]]]:
 
 
 def actor_folds(sexes: dict[str, str], names: list[str]) -> dict[str, int]:
-    """Deal actors to ten parts, balanced by sex and emotion; the same on every machine.
+    """Assign actors to ten parts, balanced by sex and emotion; the result is the same on every machine.
 
-    Actors of one sex after the other, each in the order of a seeded hash of its number, go to the part that has the
-    fewest actors of that sex, then the fewest actors, then the most even counts of emotions (least sum of squares),
-    then the lowest number. Fold k tests on part k, validates on part k + 1 (modulo ten) and trains on the rest.
+    Actors are assigned one sex after the other, in the order of a seeded hash of the actor's number. Each goes to the
+    part that has the fewest actors of that sex, then the fewest actors, then the most even counts of emotions (least
+    sum of squares), then the lowest number. Fold k tests on part k, validates on part k + 1 (modulo ten) and trains on
+    the rest.
 
     Args:
-        sexes: actor -> sex.
+        sexes: sex of every actor.
         names: clip names.
 
     Returns:
-        Actor -> part.
+        Part of every actor.
     """
     counts = {actor: np.zeros(len(EMOTIONS), dtype=np.int64) for actor in sexes}
     for name in names:
@@ -242,7 +244,7 @@ def actor_folds(sexes: dict[str, str], names: list[str]) -> dict[str, int]:
 
 
 def ogm_splits(source: Path, folder: Path | None, names: list[str], notes: list[str]) -> dict[str, str]:
-    """Clip -> split of the usual OGM-GE split, a validation part taken from its train; {} where it is not given.
+    """Return every clip's part in the usual OGM-GE split, with validation taken from train; {} if no split is given.
 
     Raises:
         DataError: the files are missing, name unknown clips, or do not cover CREMA-D.
@@ -258,7 +260,7 @@ def ogm_splits(source: Path, folder: Path | None, names: list[str], notes: list[
     for split, path in paths.items():
         text = read_text(path, "it is a list of the OGM-GE split, clip,emotion per line").replace("\r\n", "\n")
         if hashlib.sha256(text.replace("\n", "\r\n").encode()).hexdigest() != OGM_SHA256[split]:
-            notes.append(f"{path.name} is not the published OGM-GE split (another sha256)")
+            notes.append(f"{path.name} is not the published OGM-GE split (different sha256)")
         listed = [line.split(",")[0] for line in text.splitlines() if line.strip()]
         listed = [ALIASES.get(name, name) for name in listed]
         check_ids("CREMA-D", listed, set(names), str(path))
@@ -268,7 +270,7 @@ def ogm_splits(source: Path, folder: Path | None, names: list[str], notes: list[
         raise DataError(f"{folder}: {len(names) - len(out)} clips are in neither train.csv nor test.csv")
     train = [name for name, split in out.items() if split == "train"]
     labels = [list(EMOTIONS).index(name.split("_")[2]) for name in train]
-    # by clip: all actors are on both sides of this split anyway, as its card says
+    # by clip, because all actors are on both sides of this split anyway, as its card says
     mask, _ = carve(train, labels, train, OGM_VALIDATION, seed=0, name="validation", by_group=False)
     return out | {name: "validation" for name, taken in zip(train, mask, strict=True) if taken}
 
@@ -299,7 +301,7 @@ def _checksums(source: Path, path: Path | None) -> dict[str, str]:
 
 
 class _Media:
-    """Finds the media of a clip under its name or alias."""
+    """Media files of the source, found under a clip's name or alias."""
 
     def __init__(self, source: Path, sums: dict[str, str]):
         self.source, self.sums = source, sums
@@ -340,10 +342,10 @@ class _Media:
         )
 
     def notes(self, clips: list[PlannedClip]) -> list[str]:
-        """How many files are absent, or are not checked because the list of checksums does not name them.
+        """Return notes on files that are absent or that no checksum covers.
 
         Raises:
-            DataError: there is no file at all, or the list names none of them.
+            DataError: there is no file at all, or the list of checksums names none of the files.
         """
         there = [clip for clip in clips if clip.problem is None]
         if not there:
@@ -351,7 +353,7 @@ class _Media:
         notes = []
         if len(there) < len(clips):
             notes.append(
-                f"the source has {len(there)} of {len(clips)} clips; the rest is listed in manifest.csv; {MIRRORS}"
+                f"the source has {len(there)} of {len(clips)} clips; the rest are listed in manifest.csv; {MIRRORS}"
             )
         files = [(clip.source, clip.sha256) for clip in there]
         files += [(clip.sound, clip.sound_sha256) for clip in there if clip.sound is not None]
@@ -362,12 +364,12 @@ class _Media:
                 f" VideoFlash/1001_DFA_ANG_XX.flv, not {next(iter(self.sums))}"
             )
         if self.sums and unlisted:
-            notes.append(f"{len(unlisted)} files are not in the list of checksums, so not checked, e.g. {unlisted[0]}")
+            notes.append(f"{len(unlisted)} files are not checked (not in the list of checksums), e.g. {unlisted[0]}")
         return notes
 
 
 def _wav_seconds(path: Path) -> float:
     try:
         return float(soundfile.info(str(path)).duration)
-    except soundfile.SoundFileError:  # e.g. a git-lfs pointer; named when the clip is built
+    except soundfile.SoundFileError:  # e.g. a git-lfs pointer, which is reported when the clip is built
         return BAD_WINDOW

@@ -1,4 +1,4 @@
-"""CREMA-D's human votes as a decision table: of the voice, of the face, and of both."""
+"""CREMA-D's human votes as a decision table: votes on the voice, on the face, and on both."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ SMOOTHING = 0.5
 def crema_d_votes(folder: str | os.PathLike[str], smoothing: float = SMOOTHING) -> dict[str, Any]:
     """Read `processedResults/tabulatedVotes.csv` of CREMA-D.
 
-    Logits are log(votes + smoothing), classes in the order anger, disgust, fear, happy, neutral, sad; the group is the
-    actor. The votes on voice and face together are the reference `audiovisual`.
+    Logits are log(votes + smoothing), with classes in the order anger, disgust, fear, happy, neutral, sad. The group
+    is the actor. The votes on voice and face together are the reference `audiovisual`.
 
     Args:
         folder: CREMA-D's folder (or the CSV file itself).
-        smoothing: added to every count.
+        smoothing: number added to every count.
 
     Returns:
-        The fields of a `DecisionTable`, clips in order of their names, all in split "test".
+        The fields of a `DecisionTable`, with clips in order of their names, all in split "test".
 
     Raises:
-        DataError: the CSV is not there or a row of it cannot be read, or a clip lacks one of the three ratings.
+        DataError: the CSV does not exist, a row of it cannot be read, or a clip has only some of the three ratings.
     """
     path = Path(folder)
     votes = human_votes(path if path.suffix == ".csv" else path / VOTES)

@@ -1,4 +1,4 @@
-"""GRID as a data set to build: six words per clip, each with its time; splits by speaker where there are several."""
+"""Plan of a GRID build: six words per clip, each with its time, and splits by speaker if there are several."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def plan_grid(
     Args:
         source: folder that holds `s1/` and its alignments.
         encode: how clips are stored.
-        label: the word the contact sheet, the counts and the balance of splits go by; all six are columns.
-        speakers: use only these.
+        label: word that the contact sheet, the counts and the balance of splits use; all six words are columns.
+        speakers: speakers to use; by default all.
         clips_per_shard: clips per shard.
-        max_lost: greatest share of clips that may be lost.
+        max_lost: largest fraction of clips that can be lost.
 
     Returns:
-        The plan. Splits are those of `labels.csv`, else whole speakers where there are at least five.
+        The plan. Its splits are those of `labels.csv`, else whole speakers if there are at least five.
 
     Raises:
-        DataError: a missing or empty folder, or files that are not GRID's.
+        DataError: the folder is missing or empty, or the files are not GRID's.
     """
     found = scan_grid(source, speakers)
     people = {clip.speaker for clip in found}
-    # Taken only at use, from the train clips of the build, they could share speakers with them: fewer are left then.
+    # Calibration is taken now, because the finished train split may have too few speakers left to split by speaker.
     calibration = GridOptions.calibration_fraction if len(people) >= MIN_GROUPS else 0.0
     options = GridOptions(data_dir=str(source), label=label, calibration_fraction=calibration)
     splits, notes = assign_splits(found, options)
@@ -65,7 +65,7 @@ def plan_grid(
 
 
 def _features(label: str) -> dict[str, dict[str, Any]]:
-    """All columns but that of the labelled word, which is the class."""
+    """Return all metadata columns except that of the labelled word, which is the class."""
     features: dict[str, dict[str, Any]] = {"speaker": value("string"), "sentence": value("string")}
     features |= {word: class_label(list(VOCABULARY[word].values())) for word in WORDS if word != label}
     return features | {f"{word}_{edge}": value("float64") for word in WORDS for edge in ("start", "end")}

@@ -1,4 +1,4 @@
-"""Kinetics-Sounds from a local copy of Kinetics-400: which clips it has, where they are, and which are missing."""
+"""Plan of a Kinetics-Sounds build from a local copy of Kinetics-400: its clips, their files, and missing files."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from hf_mmbalance.data.clips import SPLITS, DataError, split_name
 from hf_mmbalance.data.files import walk_files
 
 
-# Arandjelovic & Zisserman, Look, Listen and Learn, ICCV 2017 (34 classes); the 31 that are used since, in the
-# alphabetical order that gives the label numbers of the published lists.
+# Arandjelovic & Zisserman, Look, Listen and Learn, ICCV 2017 (34 classes). Later work uses these 31; their
+# alphabetical order gives the label numbers of the published lists.
 CLASSES = (
     "blowing_nose blowing_out_candles bowling chopping_wood dribbling_basketball laughing mowing_lawn "
     "playing_accordion playing_bagpipes playing_bass_guitar playing_clarinet playing_drums playing_guitar "
@@ -38,9 +38,9 @@ ANNOTATIONS_CARD = """
 # Kinetics-Sounds: list of clips
 
 YouTube ids, times (seconds), labels and splits of Kinetics-Sounds; no media. Build the media from your own copy of
-Kinetics-400 with `dataset_scripts/kinetics_sounds.py build --source k400 --annotations data/*.parquet --out built`
-of this list's files. Kinetics annotations are CC BY 4.0 (Google). An uploader
-who wants an id taken off the list opens a discussion on this page.
+Kinetics-400 and this list's files with
+`dataset_scripts/kinetics_sounds.py build --source k400 --annotations data/*.parquet --out built`.
+Kinetics annotations are CC BY 4.0 (Google). Uploaders who want an id removed can open a discussion on this page.
 
 ```python
 from datasets import load_dataset
@@ -57,7 +57,7 @@ FEATURES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Annotation:
-    """One clip of the lists; times in seconds of the YouTube video."""
+    """One clip of the lists; times are in seconds of the YouTube video."""
 
     youtube_id: str
     start: int
@@ -71,11 +71,13 @@ class Annotation:
 
 
 def read_annotations(paths: Sequence[Path]) -> list[Annotation]:
-    """Read lists of clips: the three-way JSON (`labels`, `database`), Kinetics-400's own CSV files, or the Parquet
-    files that `write_annotations` wrote.
+    """Read lists of clips.
+
+    A list is the three-way JSON (`labels`, `database`), one of Kinetics-400's own CSV files, or a Parquet file that
+    `write_annotations` wrote.
 
     Raises:
-        DataError: a missing file, a name or row that cannot be read, a clip that is listed twice.
+        DataError: a file is missing, a name or row cannot be read, or a clip is listed twice.
     """
     out: list[Annotation] = []
     for path in paths:
@@ -125,7 +127,7 @@ def _from_row(row: dict[str, str]) -> Annotation:
 
 
 def _from_parquet(path: Path) -> list[Annotation]:
-    """One split of a published list; the file's name begins with that of the split."""
+    """Read one split of a published list; the file's name begins with that of the split."""
     try:
         split = split_name(path.name.split("-")[0])
         table = pq.read_table(path, columns=["youtube_id", "time_start", "time_end", "label"])
@@ -142,12 +144,12 @@ READERS = {".json": _from_json, ".parquet": _from_parquet}
 
 
 def class_name(label: str) -> str:
-    """One spelling for a class: `playing piano` is `playing_piano`."""
+    """Return the canonical spelling of a class: `playing piano` becomes `playing_piano`."""
     return label.strip().lower().replace(" ", "_")
 
 
 def class_names(classes: Sequence[str] | None) -> list[str]:
-    """The classes that are asked for in one spelling; by default the 31.
+    """Return the requested classes in their canonical spelling; by default the 31.
 
     Raises:
         DataError: a class is named twice.
@@ -160,10 +162,10 @@ def class_names(classes: Sequence[str] | None) -> list[str]:
 
 
 def parse_name(name: str, where: str) -> tuple[str, int, int]:
-    """YouTube id, start and end of `id_start` or `id_start_end` (the end is ten seconds after the start).
+    """Return the YouTube id, start and end of `id_start` or `id_start_end`; by default a clip lasts ten seconds.
 
     Raises:
-        DataError: the name has another form.
+        DataError: the name has a different form.
     """
     found = NAME.match(name)
     if found is None or found["start"] is None:
@@ -173,10 +175,10 @@ def parse_name(name: str, where: str) -> tuple[str, int, int]:
 
 
 def read_two_way(train: Path, test: Path, known: set[str]) -> dict[str, str]:
-    """Clip id -> split of the two-way lists (`id,frames,label` per line).
+    """Read every clip's split from the two-way lists (`id,frames,label` per line).
 
     Raises:
-        DataError: a list names clips that the annotations do not.
+        DataError: a list names clips that are not in the annotations.
     """
     by_start = {clip[:-7]: clip for clip in known}
     out: dict[str, str] = {}
@@ -192,7 +194,7 @@ def read_two_way(train: Path, test: Path, known: set[str]) -> dict[str, str]:
 
 
 def find_media(source: Path) -> dict[str, list[tuple[Path, int | None, int | None]]]:
-    """YouTube id -> its files, with the times in their names; any folder layout (class folders, flat, by split).
+    """Find the files of every YouTube id, with the times in their names, in any layout (by class, flat, by split).
 
     Raises:
         DataError: the folder is missing or holds no videos.
@@ -226,18 +228,18 @@ def plan_kinetics_sounds(
     Args:
         source: folder of videos.
         encode: how clips are stored.
-        annotations: the lists (`read_annotations`).
-        two_way: train and test list of the two-way split, offered as configuration `two_way`.
-        classes: own list of classes; by default the 31.
-        trimmed: `yes` (files hold just the clip), `no` (the whole video), `auto` (by its name and length).
+        annotations: lists of clips (see `read_annotations`).
+        two_way: train and test list of the two-way split, which becomes the configuration `two_way`.
+        classes: your own list of classes; by default the 31.
+        trimmed: `yes` (files hold just the clip), `no` (the complete video), `auto` (decided by name and length).
         clips_per_shard: clips per shard.
-        max_lost: greatest share of clips that may be lost.
+        max_lost: largest fraction of clips that can be lost.
 
     Returns:
-        The plan; clips without a file are in it as missing.
+        The plan; it includes clips without a file, as missing.
 
     Raises:
-        DataError: unreadable lists, a class without clips, no videos at all.
+        DataError: lists cannot be read, a class has no clips, or there are no videos at all.
     """
     if trimmed not in ("auto", "yes", "no"):
         raise DataError(f"trimmed must be auto, yes or no, got {trimmed!r}")
@@ -264,10 +266,11 @@ def plan_kinetics_sounds(
 
 
 def _listed(annotations: Sequence[Path], classes: Sequence[str] | None) -> tuple[list[str], list[Annotation]]:
-    """The classes that are asked for, and all clips of the lists in order of their ids.
+    """Return the requested classes, and all clips of the lists in order of their ids.
 
     Raises:
-        DataError: unreadable lists, a class without clips, or a three-way list with classes that nobody asked for.
+        DataError: lists cannot be read, a class has no clips, or a three-way or published list has other classes and
+            no classes are requested.
     """
     names = class_names(classes)
     listed = sorted(read_annotations(annotations), key=lambda entry: entry.id)
@@ -302,7 +305,7 @@ def _clip(
     files = media.get(entry.youtube_id, [])
     path, named = _choose(entry, files)
     if path is None:
-        others = f" (but {files[0][0].name}, of other times)" if files else ""
+        others = f" (only {files[0][0].name}, with different times)" if files else ""
         text = f"{entry.id}: no file of YouTube video {entry.youtube_id} with these times in the source{others}"
         return PlannedClip(entry.id, None, cell, label, columns, problem=("missing", text))
     cut = trimmed == "yes" or (trimmed == "auto" and named)
@@ -319,12 +322,12 @@ def _clip(
 
 
 def _columns(entry: Annotation) -> dict[str, Any]:
-    # Not `start` and `end`: to the pipeline those of a row are a span of its clip, and these are of the whole video.
+    # Not `start` and `end`: the pipeline would use them as a span of the clip, but these times are of the full video.
     return {"youtube_id": entry.youtube_id, "time_start": float(entry.start), "time_end": float(entry.end)}
 
 
 def _choose(entry: Annotation, files: list[tuple[Path, int | None, int | None]]) -> tuple[Path | None, bool]:
-    """The file of a clip, and whether its name says that it is cut to the clip."""
+    """Return the file of a clip, and True if its name says that it is cut to the clip."""
     for path, start, end in files:
         if start == entry.start and end in (None, entry.end):
             return path, True
@@ -335,18 +338,18 @@ def _choose(entry: Annotation, files: list[tuple[Path, int | None, int | None]])
 
 
 def write_annotations(annotations: Sequence[Path], classes: Sequence[str] | None, out: Path) -> int:
-    """Write what may be published: id, YouTube id, times and label, one Parquet file per split, with a README.
+    """Write a list that can be published: id, YouTube id, times and label; one Parquet file per split, and a README.
 
     Args:
-        annotations: the lists.
-        classes: own list of classes; by default the 31.
+        annotations: lists of clips (see `read_annotations`).
+        classes: your own list of classes; by default the 31.
         out: a new or empty folder.
 
     Returns:
         Number of clips.
 
     Raises:
-        DataError: unreadable lists, a class without clips, or the folder is not empty.
+        DataError: lists cannot be read, a class has no clips, or the folder is not empty.
     """
     names, listed = _listed(annotations, classes)
     if out.exists() and any(out.iterdir()):

@@ -25,23 +25,22 @@ SOURCES = {
     "hub": ("sources.hub", "HubOptions", "hub_clips"),
 }
 NAMED = ("synthetic", "grid")
-#: Options whose own name means something else on a command line (the seed of training, a file of options).
+#: Options whose name means something else on a command line (the training seed, a file of options).
 TYPED_AS = {"seed": "clip_seed", "config": "data_config"}
 BUILT_SUFFIXES = {".parquet", ".arrow", ".tar"}
 
 
 def source_of(dataset: str) -> str:
-    """Name of the source that reads a data set: the data set's own name, else decided by the files at that path.
+    """Return the name of the source that reads a dataset, from the dataset's own name or the files at that path.
 
     A folder with Parquet, Arrow or tar files, or a `metadata.jsonl` or `metadata.csv` (with `file_name`) above its
-    media, is a built data set (`hub`); one
-    with class folders is `folder` (JSON beside its clips does not count); one with JSON only is `hub`; a CSV, TSV or
-    Parquet file is `table`, and any other name is looked up on the Hub.
+    media, is a built dataset (`hub`). A folder with class folders is `folder` (JSON beside its clips does not count),
+    and one with JSON only is `hub`. A CSV, TSV or Parquet file is `table`. Any other name is looked up on the Hub.
     """
     if dataset in NAMED:
         return dataset
     if not dataset:
-        raise DataError("the name of the data set is empty: name a folder, a table, or a data set on the Hub")
+        raise DataError("the name of the dataset is empty: name a folder, a table, or a dataset on the Hub")
     path = Path(dataset)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return "table"
@@ -50,7 +49,7 @@ def source_of(dataset: str) -> str:
     if path.suffix.lower() in TABLE_SUFFIXES or path.is_absolute() or dataset.startswith((".", "~")):
         raise DataError(f"{dataset}: no such file or folder")
     if dataset.partition("@")[0].count("/") > 1 or path.is_file():
-        raise DataError(f"{dataset}: neither a folder, a CSV/TSV/Parquet table, nor a data set's name on the Hub")
+        raise DataError(f"{dataset}: neither a folder, a CSV/TSV/Parquet table, nor a dataset's name on the Hub")
     return "hub"
 
 
@@ -62,13 +61,13 @@ def _is_built(path: Path) -> bool:
         if suffix in BUILT_SUFFIXES or (not in_class and (suffix == ".jsonl" or _lists_media(file))):
             return True
         if suffix in MEDIA_SUFFIXES and in_class:
-            return False  # the first media file in a class folder decides: folders may be large
-        lists = lists or suffix in (".json", ".jsonl")  # rows, or what a downloader noted of each clip
+            return False  # the first media file in a class folder decides, because folders can be large
+        lists = lists or suffix in (".json", ".jsonl")  # rows, or a downloader's notes on each clip
     return lists
 
 
 def _lists_media(file: Path) -> bool:
-    """Whether a file is the `metadata.csv` by which `datasets` describes the media in its folder."""
+    """Return True if a file is the `metadata.csv` with which `datasets` describes the media in its folder."""
     if file.name != "metadata.csv":
         return False
     with file.open(encoding="utf-8", errors="replace") as lines:
@@ -76,26 +75,26 @@ def _lists_media(file: Path) -> bool:
 
 
 def options_class(dataset: str) -> type:
-    """The options dataclass of a data set, each field with a help text in its metadata."""
+    """Return the options dataclass of a dataset; each field has a help text in its metadata."""
     return options_class_of(source_of(dataset))
 
 
 def typed_name(option: str) -> str:
-    """How an option of a data set is called on a command line, in a YAML file and in `results.json`."""
+    """Return the name of a dataset's option on a command line, in a YAML file and in `results.json`."""
     return TYPED_AS.get(option, option)
 
 
 def options_class_of(source: str) -> type:
-    """The options dataclass of a source, by its name in `SOURCES`."""
+    """Return the options dataclass of a source, given its name in `SOURCES`."""
     module, name, _ = SOURCES[source]
     return getattr(importlib.import_module(f"hf_mmbalance.data.{module}"), name)
 
 
 def read_options(dataset: str, options: Mapping[str, Any]) -> Any:
-    """The options of a data set from their names and values.
+    """Create the options of a dataset from names and values.
 
     Raises:
-        DataError: an option that it does not have, or an invalid value.
+        DataError: an option does not exist, or a value is invalid.
     """
     kind = options_class(dataset)
     known = [entry.name for entry in fields(kind)]
@@ -106,19 +105,19 @@ def read_options(dataset: str, options: Mapping[str, Any]) -> Any:
 
 
 def load_clips(dataset: str, **options: Any) -> ClipSplits:
-    """Load a data set in splits.
+    """Load a dataset in splits.
 
     Args:
         dataset: `synthetic`, `grid`, a folder of class folders, a CSV/TSV/Parquet table of clips, a folder built for
-            the `datasets` library, or a data set's name on the Hub, also as `user/name@revision`.
+            the `datasets` library, or a dataset's name on the Hub, optionally as `user/name@revision`.
         **options: fields of `options_class(dataset)`.
 
     Returns:
-        `ClipSplits`; calibration, validation and test are taken from train where the source has none, and `notes`
+        `ClipSplits`; if the source has no calibration, validation or test split, it is taken from train, and `notes`
         says so.
 
     Raises:
-        DataError: an unknown data set or option, or data that cannot be used; the message names it and the remedy.
+        DataError: an unknown dataset or option, or data that cannot be used; the message names it and the remedy.
     """
     source, read = source_of(dataset), read_options(dataset, options)
     module, _, loader = SOURCES[source]

@@ -27,7 +27,7 @@ class FolderOptions(MediaOptions):
 
     group_pattern: str | None = option(
         None,
-        "Regular expression on the file name (without suffix); its first capturing group is the group, which must not"
+        "Regular expression for the file name (without suffix); its first capturing group is the group, which must not"
         " be on both sides of a split, e.g. '^([^_]+)_' for speaker_clip.mp4. By default every clip is its own group.",
     )
     classes: list[str] | None = option(None, "Names of the classes in order; by default the sorted class folders.")
@@ -37,7 +37,7 @@ def folder_clips(path: str, options: FolderOptions) -> ClipSplits:
     """Load a folder of class folders.
 
     Raises:
-        DataError: a missing or empty folder, repeated files, clips that do not decode.
+        DataError: the folder is missing or empty, files are repeated, or clips do not decode.
     """
     root = Path(path)
     if not root.is_dir():
@@ -87,14 +87,14 @@ def _without_media(path: str, ignored: list[str]) -> str:
     if not pictures:
         return f"{path}: no media files (e.g. mp4, flv, wav) in its class folders"
     return (
-        f"{path}: {len(pictures)} pictures (e.g. {pictures[0]}) but no clips: clips are video or sound files. To"
-        " classify pictures by themselves use an image classifier; frames of clips can be joined with their sound into"
-        " video files, e.g. by ffmpeg, or stored in a data set with columns of sound and frames"
+        f"{path}: {len(pictures)} images (e.g. {pictures[0]}) but no clips: clips are video or audio files. To"
+        " classify images alone, use an image classifier. Frames of clips can be joined with their audio into"
+        " video files, e.g. by ffmpeg, or stored in a dataset with columns of audio and frames"
     )
 
 
 def _loose_files(places: Iterable[Path]) -> list[Path]:
-    """Media files where class folders are expected: they have no class."""
+    """Return media files found where class folders are expected; they have no class."""
     return [
         path
         for place in places
@@ -117,7 +117,7 @@ def _folder_rows(root: Path, split: str | None, pattern: str | None, ignored: li
 
 
 def _row(path: Path, root: Path, split: str | None, label: str | None, pattern: str | None) -> Row:
-    # With split folders the split is part of the name: files of the same name may be in several splits.
+    # With split folders, the split is part of the name: several splits can have files of the same name.
     name = path.relative_to(root.parent if split else root).with_suffix("").as_posix()
     group = group_in(path.stem, pattern, str(path)) if pattern else name
     return Row(name, label, str(path), group, split_name(split) if split else None)

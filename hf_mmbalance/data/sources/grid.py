@@ -1,4 +1,4 @@
-"""The GRID audio-visual sentence corpus in its official layout, with word times from the alignments."""
+"""GRID audio-visual sentence corpus in its official layout, with word times from the alignment files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hf_mmbalance.data.splits import MIN_GROUPS, fill_splits
 
 WORDS = ("command", "colour", "preposition", "letter", "digit", "adverb")
 # Cooke et al., An audio-visual corpus for speech perception and automatic speech recognition, JASA 120(5), 2006,
-# table I: a sentence is one word of each kind, and the file name spells it with one letter per word.
+# table I: a sentence has one word of each kind, and the file name encodes it with one letter per word.
 VOCABULARY: dict[str, dict[str, str]] = {
     "command": {"b": "bin", "l": "lay", "p": "place", "s": "set"},
     "colour": {"b": "blue", "g": "green", "r": "red", "w": "white"},
@@ -35,7 +35,7 @@ class GridOptions(MediaOptions):
 
     data_dir: str | None = option(None, "Folder with s1/*.mpg or .mp4 and the alignments.")
     label: str = option("digit", "Word to recognise: digit, letter, colour, command, preposition or adverb.")
-    window: str = option("clip", "clip: the whole sentence; word: the labelled word's time with its margin.")
+    window: str = option("clip", "clip: the complete sentence; word: the labelled word's time with its margin.")
     margin: float = option(0.1, "Seconds kept before and after the word.")
     speakers: list[str] | None = option(None, "Speakers to use, e.g. s1 s2; all by default.")
 
@@ -49,7 +49,7 @@ class GridOptions(MediaOptions):
 
 @dataclass(frozen=True)
 class GridClip:
-    """One sentence: six words, and when each is said (seconds; None without an alignment file)."""
+    """One sentence: its six words, and when each is said (in seconds; None without an alignment file)."""
 
     id: str
     speaker: str
@@ -60,7 +60,7 @@ class GridClip:
 
 
 def parse_name(stem: str) -> dict[str, str]:
-    """The six words of a file name: `bbaf2n` is bin blue at f two now.
+    """Return the six words that a file name encodes: `bbaf2n` is bin blue at f two now.
 
     Raises:
         DataError: the name does not follow GRID's scheme.
@@ -74,7 +74,7 @@ def parse_name(stem: str) -> dict[str, str]:
 
 
 def read_alignment(path: Path) -> dict[str, tuple[float, float]]:
-    """Start and end of each of the six words in seconds.
+    """Read the start and end of each of the six words in seconds.
 
     Raises:
         DataError: the file does not hold six words with times.
@@ -90,10 +90,10 @@ def read_alignment(path: Path) -> dict[str, tuple[float, float]]:
 
 
 def scan_grid(root: Path, speakers: list[str] | None = None) -> list[GridClip]:
-    """All sentences under a folder in the official layout, in a fixed order.
+    """Find all sentences under a folder in the official layout, in a fixed order.
 
-    Alignments are looked for in `<speaker>/align/`, `align/<speaker>/` and, for sentences of one speaker, `align/`.
-    A `labels.csv` (`id`, `split`) gives the splits.
+    Alignments are looked for in `<speaker>/align/`, `align/<speaker>/` and, for sentences that only one speaker says,
+    `align/`. A `labels.csv` (`id`, `split`) gives the splits.
 
     Raises:
         DataError: the folder is missing, empty or not in GRID's layout.
@@ -127,12 +127,12 @@ def scan_grid(root: Path, speakers: list[str] | None = None) -> list[GridClip]:
         clips.append(GridClip(name, speaker, path, parse_name(stem), times, split))
     if splits:
         _check_split_ids(root, splits, {clip.id for clip in clips}, partial=speakers is not None)
-    return sorted(clips, key=lambda clip: clip.id)  # the same order as for these clips built to Parquet
+    return sorted(clips, key=lambda clip: clip.id)  # the same order as in a Parquet build of these clips
 
 
 def _alignment_of(root: Path, speaker: str, stem: str, shared: bool) -> Path | None:
     places = [root / speaker / "align", root / "align" / speaker]
-    places += [] if shared else [root / "align"]  # whose times they are is not known where several say the sentence
+    places += [] if shared else [root / "align"]  # if several speakers say it, whose times are these?
     return next((place / f"{stem}.align" for place in places if (place / f"{stem}.align").exists()), None)
 
 
@@ -163,7 +163,7 @@ def _check_split_ids(root: Path, splits: dict[str, str], found: set[str], partia
 
 
 def assign_splits(clips: list[GridClip], options: GridOptions) -> tuple[list[str], list[str]]:
-    """A split for every clip: from `labels.csv`, else speaker-disjoint where there are at least five speakers."""
+    """Return a split for every clip: from `labels.csv`, else by whole speakers if there are at least five."""
     label = sorted({clip.words[options.label] for clip in clips})
     fractions = {
         "test": options.test_fraction,
@@ -181,10 +181,10 @@ def assign_splits(clips: list[GridClip], options: GridOptions) -> tuple[list[str
 
 
 def grid_clips(options: GridOptions) -> ClipSplits:
-    """Load GRID for recognising one word of the sentence.
+    """Load GRID for recognising one word of each sentence.
 
     Raises:
-        DataError: a missing or empty folder, clips that do not decode, word windows without alignments.
+        DataError: the folder is missing or empty, clips do not decode, or a word window has no alignment.
     """
     if options.data_dir is None:
         raise DataError("grid needs data_dir: the folder with s1/ and its alignments")
@@ -201,7 +201,7 @@ def grid_clips(options: GridOptions) -> ClipSplits:
 
 
 def _window(clip: GridClip, options: GridOptions) -> tuple[float, float] | None:
-    """The time of the labelled word, without margin."""
+    """Return start and end of the labelled word without margin, or None for the complete sentence."""
     if options.window == "clip":
         return None
     if clip.times is None:

@@ -1,4 +1,4 @@
-"""A data set of the `datasets` library, on the Hub or in a folder, with sound and frames or videos in its columns."""
+"""Datasets of the `datasets` library, on the Hub or in a folder, with audio and frames or videos in their columns."""
 
 from __future__ import annotations
 
@@ -32,34 +32,34 @@ REPORT = "build_report.json"
 
 @dataclass
 class HubOptions(MediaOptions):
-    """Options of a Hub or local data set; columns that neither they nor an adapter name are found by type and name."""
+    """Options of a Hub or local dataset; columns named neither here nor in an adapter are found by type and name."""
 
     dataset_adapter: str | None = option(
         None,
-        "YAML file that says how to read the data set (columns, labels, groups, splits), or none. By default the"
-        f" package's own is used for {', '.join(adapter_names())}.",
+        "YAML file that says how to read the dataset (columns, labels, groups, splits), or none. By default, the"
+        f" package's own adapter is used for {', '.join(adapter_names())}.",
     )
-    config: str | None = option(None, "Configuration of the data set, e.g. fold3.")
+    config: str | None = option(None, "Configuration of the dataset, e.g. fold3.")
     revision: str | None = option(None, "Branch, tag or commit on the Hub, as in user/name@revision.")
-    audio_column: str | None = option(None, "Column with the sound.")
+    audio_column: str | None = option(None, "Column with the audio.")
     frames_column: str | None = option(None, "Column with a list of images, or one image.")
-    video_column: str | None = option(None, "Column with a video; gives both sound and frames.")
+    video_column: str | None = option(None, "Column with a video, used for both audio and frames.")
     label_column: str | None = option(None, "Column with the class.")
     group_column: str | None = option(None, "Column with the group (actor, speaker, source video).")
     group_pattern: str | None = option(
-        None, "Regular expression on the group column; its first capturing group is the group."
+        None, "Regular expression for the group column; its first capturing group is the group."
     )
     id_column: str | None = option(None, "Column with the clip's id.")
     start_column: str | None = option(None, "Column with the start of the window to use, in seconds.")
     end_column: str | None = option(None, "Column with the end of the window to use, in seconds.")
-    in_memory: bool = option(False, "Read the rows over the network into memory: no copy of the data set on disk.")
+    in_memory: bool = option(False, "Read the rows over the network into memory, without a copy on disk.")
 
 
 def hub_clips(name: str, options: HubOptions) -> ClipSplits:
-    """Load a data set by `datasets.load_dataset`; bytes are decoded here, so torchcodec is not needed.
+    """Load a dataset with the `datasets` library; media is decoded here, so torchcodec is not needed.
 
     Raises:
-        DataError: the data set does not exist, columns are missing or of a wrong type, clips that do not decode.
+        DataError: the dataset does not exist, columns are missing or of a wrong type, or clips do not decode.
     """
     name, options = pinned(name, options)
     adapter = find_adapter(name, options.dataset_adapter)
@@ -80,24 +80,24 @@ def hub_clips(name: str, options: HubOptions) -> ClipSplits:
 
 
 def pinned(name: str, options: HubOptions) -> tuple[str, HubOptions]:
-    """Name and options of a data set that may be named as `user/name@revision`.
+    """Return name and options of a dataset, with the revision of `user/name@revision` moved to the options.
 
     Raises:
-        DataError: the options name another revision.
+        DataError: the options name a different revision.
     """
     repository, _, revision = name.partition("@")
     if not revision or Path(name).exists():
         return name, options
     if options.revision not in (None, revision):
-        raise DataError(f"{name}: revision={options.revision} is another one; give only one of the two")
+        raise DataError(f"{name}: revision={options.revision} is a different one; give only one of the two")
     return repository, replace(options, revision=revision)
 
 
 def open_builder(name: str, options: HubOptions) -> Any:
-    """The `datasets` builder of a data set: it knows the files, and the columns where they are declared.
+    """Return the `datasets` builder of a dataset, which knows the files and any declared columns.
 
     Raises:
-        DataError: there is no such data set, configuration or revision, or it cannot be reached.
+        DataError: the dataset, configuration or revision does not exist, or cannot be reached.
     """
     import datasets
     from datasets.fingerprint import Hasher
@@ -106,12 +106,12 @@ def open_builder(name: str, options: HubOptions) -> Any:
     with _loading(name):
         builder = datasets.load_dataset_builder(name, options.config, revision=options.revision)
         if Path(name).is_dir():
-            # Else the cache of `datasets` goes by README.md and the folder's last name, whatever the files hold now.
-            files = Hasher.hash(builder.config.data_files)  # their paths and times of change
+            # By default, `datasets` names its cache by README.md and the folder's last name, even if files changed.
+            files = Hasher.hash(builder.config.data_files)  # paths and modification times
             cache = f"{datasets.config.HF_DATASETS_CACHE}/{builder.dataset_name}-{files}"
             builder = datasets.load_dataset_builder(name, options.config, cache_dir=cache)
     if isinstance(builder, Cache) and options.revision not in (None, builder.hash):
-        # What `datasets` falls back to is the newest copy in the cache, whichever revision was asked for.
+        # `datasets` falls back to the newest copy in its cache, ignoring the requested revision.
         raise DataError(
             f"{name}: revision {options.revision} cannot be read from the Hub, and the cache holds {builder.hash};"
             " name that commit to use it"
@@ -124,11 +124,11 @@ def _loading(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # many types: a missing folder, an unknown config, no network
-        raise DataError(f"{name}: the data set cannot be loaded ({type(error).__name__}: {error})") from error
+        raise DataError(f"{name}: the dataset cannot be loaded ({type(error).__name__}: {error})") from error
 
 
 def commit_of(name: str, builder: Any) -> str | None:
-    """Commit on the Hub that a builder reads (from the cache, where the Hub is not reached); None for a folder."""
+    """Return the Hub commit that a builder reads (from the cache if the Hub is not reached); None for a folder."""
     found = str(builder.hash)
     return found if not Path(name).exists() and re.fullmatch("[0-9a-f]{40}", found) else None
 
@@ -141,17 +141,17 @@ def clips_of(
     stored: ReadingSpec | None = None,
     adapter: Adapter | None = None,
 ) -> ClipSplits:
-    """Clips of a `datasets.DatasetDict` (or a mapping of splits, or one `Dataset`, taken as train).
+    """Load the clips of a `datasets.DatasetDict` (or a mapping of splits, or one `Dataset`, used as train).
 
     Args:
-        loaded: with a label column, and sound, images or video in others.
-        options: how to read it; by default as `HubOptions()`.
-        name: its name in messages.
-        stored: how raw files were stored in it, for a built data set.
-        adapter: how it is read, where the options do not say.
+        loaded: dataset with a label column, and audio, images or video in other columns.
+        options: how to read the dataset; by default `HubOptions()`.
+        name: name of the dataset in messages.
+        stored: how raw files were stored in it, for a built dataset.
+        adapter: how to read the dataset where the options do not say.
 
     Raises:
-        DataError: columns are missing or of a wrong type, clips that do not decode.
+        DataError: columns are missing or of a wrong type, or clips do not decode.
     """
     adapter = adapter or Adapter(NONE)
     options = adapted(options or HubOptions(), adapter)
@@ -190,25 +190,25 @@ def _check_same_labels(name: str, loaded: Mapping[str, Any], column: str) -> Non
     for split, own in others:
         if own != known:
             raise DataError(
-                f"{name}: column {column!r} has the classes {known} in {first}, but {own} in {split}, so that a number"
-                " means another class there; give all splits one type (`cast_column`)"
+                f"{name}: column {column!r} has the classes {known} in {first}, but {own} in {split}, so a number"
+                " means a different class there; give all splits one type (`cast_column`)"
             )
 
 
 def _content_name(name: str, loaded: Mapping[str, Any], columns: Columns) -> str:
-    """A name for what is read of a data set: within it a cache of decoded clips names each by the number of its row.
+    """Return a cache folder's name for a dataset's content: decoded clips in that folder are named by row number.
 
     Raises:
-        DataError: the rows are a stream, of whose content nothing is known.
+        DataError: the rows are a stream, whose content is not known.
     """
     prints = {split: getattr(part, "_fingerprint", None) for split, part in loaded.items()}
     if None in prints.values():
-        raise DataError(f"{name}: cache_dir needs a data set on this machine; leave it out, or set in_memory=false")
+        raise DataError(f"{name}: cache_dir needs a dataset on this machine; remove it, or set in_memory=false")
     return hashlib.blake2b(repr((sorted(prints.items()), columns.media)).encode(), digest_size=8).hexdigest()
 
 
 def adapted(options: HubOptions, adapter: Adapter) -> HubOptions:
-    """The options, with what they leave open taken from the adapter."""
+    """Return the options, with unset ones filled from the adapter."""
     named: dict[str, Any] = {f"{kind}_column": column for kind, column in adapter.columns.items()}
     if options.group_column is None:  # the pattern is for the adapter's own column
         named["group_pattern"] = adapter.group_pattern
@@ -216,10 +216,10 @@ def adapted(options: HubOptions, adapter: Adapter) -> HubOptions:
 
 
 def canonical_splits(name: str, loaded: Mapping[Any, Any], adapter: Adapter) -> tuple[dict[str, Any], list[str]]:
-    """The splits that are read under their canonical names, and a note on those that are not.
+    """Return the splits to read under their canonical names, and a note on those that are not read.
 
     Raises:
-        DataError: a name that is not known, none that is read, or two for the same split.
+        DataError: a split's name is not known, no split is read, or two splits have the same canonical name.
     """
     try:
         names = {str(split): adapter.split(str(split)) for split in loaded}
@@ -228,8 +228,8 @@ def canonical_splits(name: str, loaded: Mapping[Any, Any], adapter: Adapter) -> 
     read = [known for known in names.values() if known is not None]
     if not read:
         raise DataError(
-            f"{name} has the splits {', '.join(names)}, none of which is read ({', '.join(adapter.splits or ())} would"
-            f" be); {adapter.remedy}"
+            f"{name} has the splits {', '.join(names)}, but the adapter reads only"
+            f" {', '.join(adapter.splits or ())}; {adapter.remedy}"
         )
     twice = next((known for known in read if read.count(known) > 1), None)
     if twice is not None:
@@ -241,15 +241,15 @@ def canonical_splits(name: str, loaded: Mapping[Any, Any], adapter: Adapter) -> 
 
 
 def stored_reading(name: str, builder: Any, revision: str | None) -> ReadingSpec | None:
-    """How raw files were stored in a data set that this package built; None for others.
+    """Return how raw files were stored in a dataset that this package built; None for other datasets.
 
     Args:
         name: folder, or name on the Hub.
-        builder: what `open_builder` returned for it.
-        revision: on the Hub.
+        builder: builder of the dataset, from `open_builder`.
+        revision: branch, tag or commit on the Hub.
 
     Raises:
-        DataError: the report of the build exists but cannot be read.
+        DataError: the build report exists but cannot be read.
     """
     found = (_local_report(name, place, builder, revision) for place in _places_of_report(builder))
     path = next((path for path in found if path is not None), None)
@@ -259,19 +259,20 @@ def stored_reading(name: str, builder: Any, revision: str | None) -> ReadingSpec
         reading = json.loads(path.read_text(encoding="utf-8")).get("reading")
         return None if reading is None else ReadingSpec.from_dict(reading)
     except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: the report of the build cannot be read ({error}); build it again") from error
+        raise DataError(f"{path}: the build report cannot be read ({error}); build the dataset again") from error
 
 
 def _places_of_report(builder: Any) -> list[str]:
-    """Where the report of a build may be, for data on the Hub within the repository.
+    """Return the places where a build report can be; for data on the Hub, paths within the repository.
 
-    It is beside the folder `data` of the shards; a build that was published under a name has one folder for all.
+    The report is beside the folder `data` of the shards. A build that was published under a name has one folder for
+    everything.
     """
     files = [file for part in (builder.config.data_files or {}).values() for file in part]
     if files:
         shards = PurePosixPath(re.sub("^hf://datasets/[^@]+@[^/]+/", "", files[0])).parent
         folders = [shards.parent if shards.name == "data" else shards]
-    else:  # of the cache of `datasets` the configuration is known: that of a named build begins with the name
+    else:  # only the configuration is known from the cache of `datasets`; for a named build it begins with the name
         words = str(builder.config.name).split("-")
         folders = [PurePosixPath("-".join(words[:count])) for count in range(len(words), -1, -1)]
     return [str(folder / REPORT) for folder in folders]
@@ -283,7 +284,7 @@ def _local_report(name: str, place: str, builder: Any, revision: str | None) -> 
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, RemoteEntryNotFoundError
 
-    # Where the Hub is reached, only its own word that there is no report counts.
+    # If the Hub is reached, only its own answer counts as proof that there is no report.
     absent = RemoteEntryNotFoundError if builder.config.data_files else EntryNotFoundError
     with _loading(name):
         try:

@@ -1,4 +1,4 @@
-"""Rows of a data set of the `datasets` library: which column has which content, and what one row says of its clip."""
+"""Rows of a `datasets` dataset: which column has which content, and what a row says about its clip."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ GROUP_NAMES = ("group", "actor", "speaker", "speaker_id", "subject", "video_id",
 ID_NAMES = ("id", "clip_id", "clip", "file", "name")
 LABEL_NAMES = ("label", "labels", "class", "emotion", "target")
 TIME_NAMES = ("frame_times", "times")
-NO_LABEL = -1  # of a column of named classes, by custom of the `datasets` library
-GAIN_NAME = "audio_gain"  # factor by which this package's builds scaled down sound beyond full scale
+NO_LABEL = -1  # "no label" in a ClassLabel column, by convention of the `datasets` library
+GAIN_NAME = "audio_gain"  # factor by which this package's builds scaled down audio beyond full scale
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,16 @@ class Columns:
 
 
 def find_columns(name: str, features: Any, options: HubOptions, adapter: Adapter | None = None) -> Columns:
-    """Find columns by type (Audio, Image or a list of it, Video) and usual name.
+    """Find columns by type (Audio, Image or a list of images, Video) and usual name.
 
     Args:
-        name: name of the data set, for messages.
-        features: column -> type.
-        options: columns that are named.
-        adapter: where those come from that the user did not name.
+        name: name of the dataset, for messages.
+        features: mapping from column to type.
+        options: options, some of which name columns.
+        adapter: adapter that named the columns that the user did not.
 
     Raises:
-        DataError: a named column does not exist, or none matches.
+        DataError: a named column does not exist, or no column matches.
     """
     from datasets import Audio, ClassLabel, Image, List, Value, Video
 
@@ -88,7 +88,7 @@ def find_columns(name: str, features: Any, options: HubOptions, adapter: Adapter
         raise DataError(f"{name}: no label column (it has {', '.join(features)}); give it as label_column=")
     if not isinstance(features[label], (ClassLabel, Value)):
         raise DataError(
-            f"{name}: column {label!r} does not hold one label per clip ({features[label]}); name another as"
+            f"{name}: column {label!r} does not hold one label per clip ({features[label]}); name a different one as"
             " label_column="
         )
     columns = Columns(
@@ -108,15 +108,15 @@ def find_columns(name: str, features: Any, options: HubOptions, adapter: Adapter
     if (columns.start is None) != (columns.end is None):
         raise DataError(f"{name}: a window needs both start_column= and end_column=")
     if not (columns.audio or columns.frames or columns.video):
-        raise DataError(f"{name}: no column of sound, images or video (it has {', '.join(features)})")
+        raise DataError(f"{name}: no column of audio, images or video (it has {', '.join(features)})")
     return columns
 
 
 def label_names(name: str, feature: Any, adapter: Adapter) -> list[str] | None:
-    """Names of integer labels: the column's own, or those that the adapter lists; None for labels that are names.
+    """Return names of integer labels, from the column or the adapter; None if the labels themselves are names.
 
     Raises:
-        DataError: the adapter lists names for a column that has its own, or that does not hold integers.
+        DataError: the adapter lists names for a column that has its own names, or that does not hold integers.
     """
     own = getattr(feature, "names", None)
     if not isinstance(adapter.labels, list):
@@ -124,7 +124,7 @@ def label_names(name: str, feature: Any, adapter: Adapter) -> list[str] | None:
     if own is not None or not str(getattr(feature, "dtype", "")).startswith(("int", "uint")):
         raise DataError(
             f"{name}: the adapter {adapter.name} lists labels, which are names of integers, but the labels here are"
-            f" names already; write a mapping, `their name: class`"
+            f" already names; write a mapping, `their name: class`"
         )
     return adapter.labels
 
@@ -138,18 +138,18 @@ def rows_of_split(split: str, part: Any, columns: Columns, names: list[str] | No
 def read_row(
     entry: dict[str, Any], split: str, index: int, columns: Columns, names: list[str] | None, options: HubOptions
 ) -> Row:
-    """Id, label, group and window of one row; without an id it goes by its number, without a group it is its own.
+    """Return id, label, group and window of one row. The id defaults to the row number, the group to the id.
 
     Raises:
-        DataError: a label outside the classes, none where one is needed, half a window, a group that the pattern does
-            not find.
+        DataError: the label is outside the classes or missing where it is needed, the window is incomplete, or the
+            pattern finds no group.
     """
     clip = cell(entry, columns.id) or f"{split}-{index:06d}"
     label = entry[columns.label]
     text = cell(entry, columns.label)
     if text is None or (names is not None and label == NO_LABEL):
         if options.unlabelled == "refuse":
-            raise DataError(f"clip {clip!r} has no label ({columns.label} is {label!r}): label it, or leave it out")
+            raise DataError(f"clip {clip!r} has no label ({columns.label} is {label!r}): label it, or remove the clip")
         text = None
     elif names is not None:
         if not 0 <= label < len(names):
@@ -162,11 +162,11 @@ def read_row(
 
 
 class RowList(list[dict[str, Any]]):
-    """The rows of a stream in a list, with the methods of `datasets.Dataset` that are used here."""
+    """Rows of a stream in a list, with the methods of `datasets.Dataset` that are used here."""
 
     @classmethod
     def of(cls, stream: Any, columns: Columns) -> RowList:
-        """All rows of a stream, with the content of media of which it names only the place."""
+        """Read all rows of a stream, including the content of media for which it has only a path."""
         media = columns.media.values()
         return cls(
             {name: _fetched(value) if name in media else value for name, value in row.items()} for row in stream
@@ -188,11 +188,11 @@ def _fetched(value: Any) -> Any:
 
 
 def undecoded(part: Any) -> Any:
-    """The same rows with media as bytes or paths."""
+    """Return the same rows with media as bytes or paths."""
     from datasets import Audio, Image, IterableDataset, List, Video
 
     if isinstance(part, IterableDataset):
-        return part.decode(False)  # undoes what a stream of media files does to its rows as well
+        return part.decode(False)  # also undoes the decoding of a stream of media files
     for column, feature in part.features.items():
         inner = feature.feature if isinstance(feature, List) else feature
         if isinstance(inner, (Audio, Image, Video)):
@@ -203,7 +203,7 @@ def undecoded(part: Any) -> Any:
 
 @dataclass(frozen=True)
 class RowReader:
-    """Reads the media of a record's row by its index, so that records can be pickled."""
+    """Reader of a row's media by the index in its record, so that records can be pickled."""
 
     parts: dict[str, Any]
     columns: Columns
@@ -216,5 +216,5 @@ class RowReader:
 
 
 def media_of_row(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    """A row's media under the names that `read` expects."""
+    """Return a row's media under the names that `read` expects."""
     return {name: row[column] for name, column in columns.media.items() if row[column] is not None}

@@ -1,4 +1,4 @@
-"""Clips in splits from the rows that any source of media provides."""
+"""Turn the rows that any source of media provides into clips in splits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNLABELLED = "unlabelled"
 
 @dataclass(frozen=True)
 class Row:
-    """One clip of a source; `window` in seconds, without margin; `label` None where nobody has labelled it."""
+    """One clip of a source; `window` is in seconds without margin, and `label` is None if the clip has no label."""
 
     id: str
     label: str | None
@@ -32,12 +32,12 @@ class Row:
 
 
 def group_in(text: str, pattern: str | None, where: str) -> str:
-    """What the first capturing group of a pattern finds in a text; the text itself without a pattern.
+    """Return what the first capturing group of a pattern finds in a text, or the text itself without a pattern.
 
     Args:
-        text: e.g. a file name.
-        pattern: regular expression.
-        where: the clip, for messages.
+        text: text to search, e.g. a file name.
+        pattern: regular expression, or None.
+        where: name of the clip, for messages.
 
     Raises:
         DataError: the pattern is not valid, or finds nothing.
@@ -54,7 +54,7 @@ def group_in(text: str, pattern: str | None, where: str) -> str:
 
 
 def cell(entry: dict[str, Any], column: str | None) -> str | None:
-    """Text of a cell; None where there is none, or NaN in place of one."""
+    """Return the text of a cell; None if the cell is absent, empty or NaN."""
     found = None if column is None else entry.get(column)
     return None if found is None or found != found else str(found).strip() or None
 
@@ -62,15 +62,15 @@ def cell(entry: dict[str, Any], column: str | None) -> str | None:
 def window_in(
     entry: dict[str, Any], start_column: str | None, end_column: str | None, where: str
 ) -> tuple[float, float] | None:
-    """Start and end of a row's window in seconds; None where it has none.
+    """Return start and end of a row's window in seconds, or None if it has no window.
 
     Args:
         entry: the row.
-        start_column, end_column: its columns, where there are any.
-        where: the row, for messages.
+        start_column, end_column: columns with start and end, if there are any.
+        where: name of the row, for messages.
 
     Raises:
-        DataError: only one of the two, no numbers, or an end that is not after the start.
+        DataError: only one of the two is given, one is not a number, or the end is not after the start.
     """
     start, end = cell(entry, start_column), cell(entry, end_column)
     if start is None and end is None:
@@ -88,7 +88,7 @@ def window_in(
 
 
 def in_order(labels: Iterable[str]) -> list[str]:
-    """Labels once each in the order of their names, or by number where all are whole numbers."""
+    """Return each label once, sorted by name, or by number if all are whole numbers."""
     names = set(labels)
     numbers = all(re.fullmatch(r"-?\d+", name) for name in names)
     return sorted(names, key=lambda name: (int(name) if numbers else 0, name))
@@ -103,22 +103,22 @@ def clips_from_rows(
     fetch: Fetch = media_file,
     stored: ReadingSpec | None = None,
 ) -> ClipSplits:
-    """Splits, records and decoded clips of rows from any source.
+    """Split and decode the clips that the rows of any source describe.
 
     Args:
-        name: name of the data set.
-        rows: its clips.
+        name: name of the dataset.
+        rows: clips of the dataset.
         classes: names of the labels, in order.
         options: splits, noise, augmentation, cache and limits.
         notes: remarks on the data so far.
-        fetch: returns a record's media.
-        stored: how raw files were stored, if these are rows of a built data set.
+        fetch: function that returns a record's media.
+        stored: how raw files were stored, if these are rows of a built dataset.
 
     Raises:
-        DataError: ids or classes that occur twice, a single class, clips that do not decode.
+        DataError: ids or classes occur twice, there is a single class, or clips do not decode.
     """
     _check_rows(name, rows, classes)
-    rows = sorted(rows, key=lambda row: row.id)  # so that a seed gives the same splits for every source
+    rows = sorted(rows, key=lambda row: row.id)  # so that a seed gives the same splits from every source
     unlabelled, labelled = [row for row in rows if row.label is None], [row for row in rows if row.label is not None]
     records, split_notes = _records_in_splits(labelled, classes, options)
     if unlabelled:
@@ -148,7 +148,7 @@ def _check_rows(name: str, rows: Sequence[Row], classes: Sequence[str]) -> None:
     if repeated:
         sources = [row.source for row in rows if row.id == repeated[0]]
         text = f"{len(repeated)} clip ids occur twice, e.g. {repeated[0]!r}: {', '.join(sources[:2])}"
-        raise DataError(f"{text}; rename or remove one, or name a column of ids that differ")
+        raise DataError(f"{text}; rename or remove one, or name a column with unique ids")
     if not classes and all(row.label is None for row in rows):
         raise NoLabels(f"{name}: no clip has a label; name the classes with --classes")
     twice = [name for name, count in Counter(classes).items() if count > 1]
@@ -161,7 +161,7 @@ def _check_rows(name: str, rows: Sequence[Row], classes: Sequence[str]) -> None:
 def _records_in_splits(
     rows: Sequence[Row], classes: Sequence[str], options: MediaOptions
 ) -> tuple[dict[str, list[ClipRecord]], list[str]]:
-    """Records of labelled rows by split, and notes on the splits that the source lacks."""
+    """Return the records of labelled rows by split, and notes on splits that the source does not have."""
     if not rows:
         return {}, []
     place: dict[str | None, int] = {label: i for i, label in enumerate(classes)}
@@ -181,7 +181,7 @@ def _records_in_splits(
 
 
 def _note_on_frames(media: dict[str, MediaClips], spec: ReadingSpec) -> list[str]:
-    """That pictures repeat, where the spans of a built data set hold fewer frames than are read of them."""
+    """Return a note if frames repeat because the spans of a built dataset hold fewer frames than are read."""
     if spec.stored is None or spec.unit != "span" or spec.frames is None:
         return []
     firsts = [cut(part.decoded(0), spec).frame_times for part in media.values() if len(part)]
@@ -189,13 +189,13 @@ def _note_on_frames(media: dict[str, MediaClips], spec: ReadingSpec) -> list[str
     if not held or max(held) >= spec.frames:
         return []
     return [
-        f"a span holds about {round(sum(held) / len(held))} of the stored frames, and {spec.frames} are read, so that"
-        " pictures repeat: build the data set with more (e.g. --fps 25)"
+        f"a span holds about {round(sum(held) / len(held))} of the stored frames, and {spec.frames} are read, so"
+        " frames repeat: build the dataset with more (e.g. --fps 25)"
     ]
 
 
 def _notes_on_groups(clips: ClipSplits) -> list[str]:
-    """Which groups are on both sides of splits."""
+    """Return a note on groups that several splits share."""
     shared = clips.shared_groups()
     if not shared:
         return []

@@ -1,4 +1,4 @@
-"""Synthetic clips whose best fusion is known: each class has a sound and a look, shown wrongly at a known rate."""
+"""Synthetic clips whose best fusion is known: each class has a sound and a look, each wrong at a known rate."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ class SyntheticOptions:
     """Options of the `synthetic` data."""
 
     classes: int = option(6, "Number of classes.")
-    train_clips: int = option(240, "Clips the towers learn from.")
-    calibration_clips: int = option(400, "Clips the decision layer is fitted on.")
+    train_clips: int = option(240, "Clips that the towers learn from.")
+    calibration_clips: int = option(400, "Clips that the decision layer is fitted on.")
     validation_clips: int = option(200, "Clips for model selection.")
     test_clips: int = option(1000, "Clips for the final numbers.")
     audio_error: list[float] | None = option(
         None,
-        "Per class: how often the sound is another class's. Default: 0.1 for the first half of the classes, 0.3 for"
-        " the rest.",
+        "Per class: how often the sound is that of a different class. Default: 0.1 for the first half of the classes,"
+        " 0.3 for the rest.",
     )
     vision_error: list[float] | None = option(
         None,
-        "Per class: how often the look is another class's. Default: 0.3 for the first half of the classes, 0.1 for"
-        " the rest.",
+        "Per class: how often the look is that of a different class. Default: 0.3 for the first half of the classes,"
+        " 0.1 for the rest.",
     )
     prior: list[float] | None = option(None, "Probability of every class. Default: uniform.")
     corrupted: list[float] = option(
-        [0.25, 0.25], "Fraction of the clips whose sound, and whose frames, are noise and show no class."
+        [0.25, 0.25], "Fraction of clips whose audio, and fraction whose frames, are noise that shows no class."
     )
     train_corrupted: list[float] = option([0.05, 0.05], "The same for train clips.")
     fresh_noise: list[str] = option(
         ["vision"],
-        "Modalities whose train clips get new noise in every epoch. The noise of the others is the same in every"
+        "Modalities whose train clips get new noise in every epoch. The noise of other modalities is the same in every"
         " epoch, as in a recorded corpus, and a tower can memorise it.",
     )
-    noise: float = option(0.3, "Standard deviation of the noise on sound and pixels.")
-    seconds: float = option(0.5, "Length of the sound.")
-    sampling_rate: int = option(16_000, "Rate of the sound in Hz.")
+    noise: float = option(0.3, "Standard deviation of the noise on audio and pixels.")
+    seconds: float = option(0.5, "Length of the audio in seconds.")
+    sampling_rate: int = option(16_000, "Sampling rate of the audio in Hz.")
     frames: int = option(4, "Frames per clip.")
     frame_size: int = option(32, "Height and width of a frame in pixels.")
     groups: int = option(20, "Synthetic speakers per split; no speaker is in two splits.")
@@ -59,7 +59,7 @@ class SyntheticOptions:
         check_at_least(self, 1, "train_clips", "groups", "frames", "frame_size", "sampling_rate")
         check_at_least(self, 0, "calibration_clips", "validation_clips", "test_clips", "noise")
         if not 1 <= self.seconds * self.sampling_rate < math.inf:
-            raise DataError(f"seconds must be at least one sample of the sound, got {self.seconds}")
+            raise DataError(f"seconds must be at least one audio sample, got {self.seconds}")
         for name in ("audio_error", "vision_error", "prior"):
             values = getattr(self, name)
             if values is not None and len(values) != self.classes:
@@ -75,7 +75,7 @@ class SyntheticOptions:
             raise DataError(f"fresh_noise: {unknown[0]!r} is not one of {', '.join(MODALITIES)}")
 
     def bayes(self) -> BayesOptimum:
-        """The optimum of these rates."""
+        """Return the optimal fusion for these rates."""
         half = (self.classes + 1) // 2
         early = np.arange(self.classes) < half
         audio = np.where(early, 0.1, 0.3) if self.audio_error is None else np.asarray(self.audio_error)
@@ -85,11 +85,11 @@ class SyntheticOptions:
 
 
 class SyntheticClips(ClipDataset):
-    """Clips made on the fly from (seed, split, index).
+    """Clips generated on the fly from (seed, split, index).
 
     Attributes:
-        shown: `(N, 2)` the class whose sound and look each clip shows.
-        corrupted: `(N, 2)` where sound or frames are noise and show no class.
+        shown: `(N, 2)`, the class whose sound, and the class whose look, each clip shows.
+        corrupted: `(N, 2)`, true where audio or frames are noise and show no class.
     """
 
     def __init__(self, split: str, count: int, options: SyntheticOptions):
@@ -123,7 +123,7 @@ class SyntheticClips(ClipDataset):
 
 
 def synthetic_clips(options: SyntheticOptions) -> ClipSplits:
-    """All splits of the synthetic data, with their optimum."""
+    """Create all splits of the synthetic data, with their optimum."""
     counts = {name: getattr(options, f"{name}_clips") for name in SPLITS}
     splits: dict[str, ClipDataset] = {
         name: SyntheticClips(name, count, options) for name, count in counts.items() if count > 0
@@ -138,7 +138,7 @@ def synthetic_clips(options: SyntheticOptions) -> ClipSplits:
 
 
 def _sound(kind: int | None, options: SyntheticOptions, rng: np.random.Generator) -> np.ndarray:
-    """Two gliding tones in a band of the class's own, beating in its own rhythm, in white noise; None: noise only."""
+    """Make two gliding tones in white noise, with the class's own band and rhythm; for None, noise only."""
     length = round(options.seconds * options.sampling_rate)
     if kind is None:
         return (0.3 * rng.uniform(0.5, 1.0) * rng.standard_normal(length)).astype(np.float32)
@@ -153,7 +153,7 @@ def _sound(kind: int | None, options: SyntheticOptions, rng: np.random.Generator
 
 
 def _look(kind: int | None, options: SyntheticOptions, rng: np.random.Generator) -> np.ndarray:
-    """A moving grating in the class's own direction and colour, in pixel noise; None: noise only, on grey."""
+    """Make a moving grating in pixel noise, with the class's own direction and colour; for None, noise on grey."""
     size, count = options.frame_size, options.frames
     noise = rng.standard_normal((count, size, size, 3), dtype=np.float32)
     if kind is None:

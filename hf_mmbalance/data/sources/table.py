@@ -18,13 +18,13 @@ from hf_mmbalance.text_tables import read_text_table
 class TableOptions(MediaOptions):
     """Options of a CSV or Parquet table with one clip per row; paths are relative to the table."""
 
-    path_column: str = option("path", "Column of the file's path.")
-    label_column: str = option("label", "Column of the class: a name, or a number if classes are given.")
-    group_column: str = option("group", "Column of the group (actor, speaker, source video); else the path.")
-    split_column: str = option("split", "Column of the split, if present.")
-    id_column: str = option("id", "Column of the clip's id, if present; else the path.")
-    start_column: str = option("start", "Column of the window's start in seconds, if present.")
-    end_column: str = option("end", "Column of the window's end in seconds, if present.")
+    path_column: str = option("path", "Column with the file's path.")
+    label_column: str = option("label", "Column with the class: a name, or a number if classes are given.")
+    group_column: str = option("group", "Column with the group (actor, speaker, source video); else the path.")
+    split_column: str = option("split", "Column with the split, if present.")
+    id_column: str = option("id", "Column with the clip's id, if present; else the path.")
+    start_column: str = option("start", "Column with the window's start in seconds, if present.")
+    end_column: str = option("end", "Column with the window's end in seconds, if present.")
     classes: list[str] | None = option(None, "Names of the classes in order; by default the sorted labels.")
 
 
@@ -32,7 +32,8 @@ def table_clips(path: str, options: TableOptions) -> ClipSplits:
     """Load a CSV, TSV or Parquet table of clips.
 
     Raises:
-        DataError: a missing or empty table or column, a label outside `classes`, repeated ids, undecodable clips.
+        DataError: a table or column is missing or empty, a label is outside `classes`, ids are repeated, or clips do
+            not decode.
     """
     table = Path(path)
     entries = read_table(table, (options.path_column, options.label_column))
@@ -41,7 +42,7 @@ def table_clips(path: str, options: TableOptions) -> ClipSplits:
     for column in needed:
         if column not in names:
             raise DataError(
-                f"{path}: no column {column!r} (it has {', '.join(sorted(names))}); give its name as option"
+                f"{path}: no column {column!r} (it has {', '.join(sorted(names))}); give its name as an option"
             )
     rows = [_table_row(table, number, entry, options) for number, entry in enumerate(entries, start=1)]
     labels = in_order(row.label for row in rows if row.label is not None)
@@ -64,10 +65,10 @@ TABLE_SUFFIXES = {".csv", ".tsv", ".parquet"}
 
 
 def read_table(table: Path, columns: Sequence[str] = ("path",)) -> list[dict[str, Any]]:
-    """Rows of a CSV, TSV or Parquet file; `columns` are names by which a header is recognised.
+    """Read the rows of a CSV, TSV or Parquet file; `columns` are names by which a header is recognised.
 
     Raises:
-        DataError: the file is missing, empty, or not such a table; names the file and the remedy.
+        DataError: the file is missing, empty, or not such a table; the message names the file and the remedy.
     """
     if not table.is_file():
         raise DataError(f"{table}: no such file")
@@ -80,7 +81,7 @@ def read_table(table: Path, columns: Sequence[str] = ("path",)) -> list[dict[str
             inside = [field.name for field in schema if pa.types.is_nested(field.type) or "binary" in str(field.type)]
             if inside and columns[0] not in schema.names:
                 text = f"{table}: the clips are in its columns ({', '.join(inside)}), it names no files"
-                raise DataError(f"{text}; name the folder of this file as the data set")
+                raise DataError(f"{text}; name the folder of this file as the dataset")
             entries = pq.read_table(table).to_pylist()
         except pa.ArrowException as error:
             raise DataError(f"{table}: not a Parquet file that can be read ({error})") from error

@@ -92,7 +92,7 @@ def test_bad_folders(tmp_path):
     with pytest.raises(DataError, match="no media files"):
         load_clips(str(tmp_path))
     (tmp_path / "a" / "x.JPG").touch()
-    with pytest.raises(DataError, match=r"1 pictures \(e.g. a/x.JPG\) but no clips"):
+    with pytest.raises(DataError, match=r"1 images \(e.g. a/x.JPG\) but no clips"):
         load_clips(str(tmp_path))
     write_clip(tmp_path / "a" / "x.mp4", seconds=0.2)
     with pytest.raises(DataError, match="only one class"):
@@ -244,7 +244,7 @@ def test_bad_tables(tmp_path):
     table.write_text("path,label,split\na.mp4,x,train\nb.mp4,y,later\n")
     with pytest.raises(DataError, match="t.csv, row 2: unknown split 'later'"):
         load_clips(str(table))
-    with pytest.raises(DataError, match="the name of the data set is empty"):
+    with pytest.raises(DataError, match="the name of the dataset is empty"):
         load_clips("")
     table.write_text("path,label\na.mp4,x\nb.mp4,y\n")
     with pytest.raises(DataError, match="classes names 'x' twice"):
@@ -369,5 +369,5 @@ def test_bad_columns_and_names(built, tmp_path):
         load_clips("a/b/c")
     table = pa.Table.from_pylist([{"label": "a", "x": 1}, {"label": "b", "x": 2}])
     pq.write_table(table, tmp_path / "train.parquet")
-    with pytest.raises(DataError, match="no column of sound, images or video"):
+    with pytest.raises(DataError, match="no column of audio, images or video"):
         load_clips(str(tmp_path))

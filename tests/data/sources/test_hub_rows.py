@@ -35,7 +35,7 @@ def test_two_data_sets_share_a_cache_folder_and_not_their_clips(tmp_path: Path) 
     assert len(files) == 4
     load_clips(str(tmp_path / "dark" / "data"), **options)
     assert sorted((tmp_path / "cache").rglob("*.npz")) == files, "the next run decodes nothing again"
-    with pytest.raises(DataError, match="cache_dir needs a data set on this machine"):
+    with pytest.raises(DataError, match="cache_dir needs a dataset on this machine"):
         load_clips(str(tmp_path / "dark" / "data"), in_memory=True, **options)
 
 
@@ -104,7 +104,7 @@ def test_only_the_hubs_own_word_says_that_there_is_no_report(monkeypatch: pytest
     for place in ("data", "lips"):
         files = {"train": [f"hf://datasets/me/mine@{'1' * 40}/{place}/part0-0.parquet"]}
         reached = SimpleNamespace(config=SimpleNamespace(data_files=files))
-        with pytest.raises(DataError, match="me/mine: the data set cannot be loaded .*cannot be reached"):
+        with pytest.raises(DataError, match="me/mine: the dataset cannot be loaded .*cannot be reached"):
             stored_reading("me/mine", reached, None)
     cached = SimpleNamespace(config=SimpleNamespace(data_files=None, name="lips-fold0"))
     assert stored_reading("me/mine", cached, None) is None
@@ -147,7 +147,7 @@ def test_rows_without_ids_have_the_same_names_streamed(clip: bytes, tmp_path: Pa
 )
 def test_a_row_without_a_label_is_no_class_of_its_own(clip: bytes, kind: object, labels: list) -> None:
     rows = made(clip, kind, label=labels)
-    with pytest.raises(DataError, match="clip 'train-000001' has no label .*: label it, or leave it out"):
+    with pytest.raises(DataError, match="clip 'train-000001' has no label .*: label it, or remove the clip"):
         clips_of(rows, HubOptions(**WHOLE))
     kept = clips_of(rows, HubOptions(**WHOLE, unlabelled="keep"))
     assert len(kept.classes) == 2 and kept["train"].labels == [0, 1]
@@ -166,7 +166,7 @@ def test_a_row_without_an_id_goes_by_its_number_and_without_a_group_is_its_own(c
 
 def test_several_labels_per_clip_are_refused(clip: bytes) -> None:
     rows = made(clip, List(Value("string")), label=[["a"], ["a", "b"]])
-    with pytest.raises(DataError, match="'label' does not hold one label per clip .*name another as label_column="):
+    with pytest.raises(DataError, match="does not hold one label per clip .*name a different one as label_column="):
         clips_of(rows, HubOptions(**WHOLE))
 
 

@@ -126,7 +126,7 @@ def test_own_rates_and_bad_options():
     with pytest.raises(DataError, match="test_clips must be at least 0, got -5"):
         SyntheticOptions(test_clips=-5)
     for seconds in (0.0, float("inf")):
-        with pytest.raises(DataError, match=f"at least one sample of the sound, got {seconds}"):
+        with pytest.raises(DataError, match=f"at least one audio sample, got {seconds}"):
             SyntheticOptions(seconds=seconds)
     with pytest.raises(ValueError, match="strictly between"):
         load_clips("synthetic", audio_error=[0.0] * 6)
