@@ -248,7 +248,7 @@ def test_an_audio_mask_that_cannot_be_used_is_refused():
             "audio_max_length is for AST backbones, not for 'wav2",
         ),
         (AST, VIT, {"trainable_layers": 3}, "trainable_layers=3: give 'all' or a number from 0 to 2"),
-        (AST, VIT, {"fusion_options": {"gates": "class"}}, "fusion='adaptive' does not take fusion_options="),
+        (AST, VIT, {"fusion_options": {"gates": "class"}}, "fusion='adaptive' does not accept fusion_options="),
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, (str, dict)) else "",
 )
@@ -269,7 +269,7 @@ def test_classes_may_be_numbered_by_strings_as_in_json():
 
 @pytest.mark.parametrize("classes", [["calm", "angry"], {"calm": 0, "angry": 1}, None])
 def test_classes_that_are_not_numbered_are_refused(classes):
-    with pytest.raises(ValueError, match="id2label=.*: give the name of every class by its number, e.g. {0: 'calm'"):
+    with pytest.raises(ValueError, match="id2label=.*: map every class number to its name, e.g. {0: 'calm'"):
         compose(AST, VIT, id2label=classes)
 
 
