@@ -216,7 +216,7 @@ def test_the_vision_part_of_a_model_for_images_and_text():
 def test_an_audio_mask_that_cannot_be_used_is_refused():
     model = compose(AST, VIT, id2label=CLASSES).eval()
     spectrograms = torch.zeros(1, AST.max_length, AST.num_mel_bins)
-    with pytest.raises(ValueError, match="'audio-spectrogram-transformer' does not use a mask: leave audio_mask"):
+    with pytest.raises(ValueError, match="'audio-spectrogram-transformer' does not use a mask: remove audio_mask"):
         model(input_values=spectrograms, audio_mask=torch.ones(1, AST.max_length))
     raw = compose(Wav2Vec2Config(**RAW), VIT, id2label=CLASSES).eval()
     with pytest.raises(ValueError, match=r"audio_mask has shape \(1, 7\), expected \(1, 700\)"):

@@ -156,7 +156,7 @@ def test_sound_that_the_tower_does_not_take_is_warned_of(processor, monkeypatch)
     processor(audio=_tone(seconds=0.25), sampling_rate=RATE)  # of 0.24 s
     assert not said
     processor(audio=_tone(seconds=0.3), sampling_rate=RATE)
-    assert "sound beyond the first 0.24 s of a clip is left out" in said[0] and "in windows" in said[0]
+    assert "audio beyond the first 0.24 s of a clip is ignored" in said[0] and "in windows" in said[0]
 
 
 def test_a_batch_of_different_lengths_with_none(processor):
@@ -434,7 +434,7 @@ def test_other_tensor_types_are_refused(processor):
 @pytest.mark.parametrize("extractor", [ASTFeatureExtractor, Wav2Vec2FeatureExtractor])
 def test_options_that_no_feature_extractor_has_are_refused(extractor):
     processor = MMBalanceProcessor(extractor(), ViTImageProcessorPil())
-    with pytest.raises(ValueError, match="audio_kwargs: unknown option 'max_lenght'; there are .*max_length"):
+    with pytest.raises(ValueError, match="audio_kwargs: unknown option 'max_lenght'; the options are .*max_length"):
         processor(audio=_tone(), sampling_rate=RATE, audio_kwargs={"max_lenght": 40})
 
 

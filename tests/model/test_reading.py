@@ -298,7 +298,7 @@ def test_windows_and_spans_of_a_raw_file_are_converted_as_clips_of_the_built_dat
     monkeypatch.setattr(windows_mmbalance, "declared_duration", lambda source: 60.0)
     monkeypatch.setattr(windows_mmbalance.logger, "warning", warnings.append)
     assert len(list(windows(film, spec, window_seconds=1.0))) == 2
-    assert warnings == [f"{film} ends before 2 s, its declared duration is 60 s"]
+    assert warnings == [f"{film} ends before 2 s, but its declared duration is 60 s"]
 
 
 def test_every_window_of_sound_and_video_in_two_files_has_its_own_frames(film, tmp_path):
