@@ -217,7 +217,7 @@ def _read_soundfile(
     except soundfile.SoundFileError as error:
         raise _NotForLibsndfile from error
     if not np.isfinite(wave).all():
-        raise MediaError("undecodable", f"{name}: the sound has values that are not finite")
+        raise MediaError("undecodable", f"{name}: the audio has values that are not finite")
     wave, _ = cut_sound(resample(wave, rate, new_rate), first * new_rate // rate, new_rate, span)
     if len(wave) == 0:
         raise MediaError("too_short", f"{name}: no sound between {span[0]} s and {span[1]} s")

@@ -21,7 +21,7 @@ MEDIA_REASONS = (
 
 
 class MediaError(ValueError):
-    """A clip that cannot be used.
+    """Error for a clip that cannot be used.
 
     Args:
         reason (`str`): one of `MEDIA_REASONS`.

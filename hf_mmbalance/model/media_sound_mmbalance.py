@@ -88,7 +88,7 @@ class SoundReader:
         first, last = aligned_span(self.request.audio_span, self.rate, rate)
         wave = self._assemble(first / self.rate, None if last is None else last - first)
         if not np.isfinite(wave).all():
-            raise MediaError("undecodable", f"{self.request.name}: the sound has values that are not finite")
+            raise MediaError("undecodable", f"{self.request.name}: the audio has values that are not finite")
         begin = first * rate // self.rate
         wave, begin = cut_sound(resample(wave, self.rate, rate), begin, rate, self.request.audio_span)
         if len(wave) == 0:

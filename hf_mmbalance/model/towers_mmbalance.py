@@ -102,7 +102,7 @@ def check_spectrograms(values: torch.Tensor, config: PreTrainedConfig) -> None:
     """Check that spectrograms have the size that an AST tower was built for; other towers accept any length.
 
     Raises:
-        ValueError: if they have not; the message names both sizes.
+        ValueError: if they do not; the message names both sizes.
     """
     if config.model_type == "audio-spectrogram-transformer":
         expected = (config.max_length, config.num_mel_bins)
@@ -122,7 +122,7 @@ def check_frames(frame_mask: torch.Tensor, modality_mask: torch.Tensor, config: 
         config: Config of the tower.
 
     Raises:
-        ValueError: if they have not; the message names both numbers.
+        ValueError: if they do not; the message names both numbers.
     """
     expected = frames_per_clip(config)
     if expected is None:
@@ -153,7 +153,7 @@ def check_features(
         widths: Width D_m of every modality's features, by name.
 
     Raises:
-        ValueError: if the number of modalities or clips is wrong, or a width.
+        ValueError: if the number of modalities, the number of clips or a width is wrong.
     """
     tokens = features if tokens is None else tokens
     for given, what in ((features, "modality_features"), (tokens, "modality_tokens")):

@@ -110,7 +110,7 @@ def _seconds_of(source: Source, limits: Limits) -> float:
     declared = declared_duration(source)
     if declared is not None:
         return declared
-    # A file without a declared duration (browsers record such files): the length of its decoded sound or frames.
+    # A file without a declared duration (browsers record such files): the length of its decoded audio or frames.
     return max(read_media(source, num_frames=1, limits=limits).duration, 0.01)
 
 
