@@ -114,7 +114,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     def from_pretrained(  # type: ignore[override]  # the rest is passed on
         cls, pretrained_model_name_or_path: str | os.PathLike, *model_args: Any, **kwargs: Any
     ) -> "MMBalanceForAudioVisualClassification":
-        """Load a model, see [`PreTrainedModel.from_pretrained`], and its user-defined fusion head, if it has one.
+        """Load a model as [`PreTrainedModel.from_pretrained`] does, with its user-defined fusion head, if any.
 
         Weights are loaded from safetensors only, unless you pass `use_safetensors=False` for pickled ones.
 
@@ -133,7 +133,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         save_original_format: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Save the model, see [`PreTrainedModel.save_pretrained`], with the code that `trust_remote_code=True` loads.
+        """Save as [`PreTrainedModel.save_pretrained`] does, plus the code that `trust_remote_code=True` loads.
 
         The file of a user-defined fusion head is copied as well, and the config names it. Weights keep the names that
         they have in memory (`save_original_format=False`). `Trainer` loads checkpoints without renaming, and would
