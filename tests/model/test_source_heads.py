@@ -451,8 +451,8 @@ def test_log_probabilities_are_averaged_over_the_frames_present():
         ({"modality_features": (torch.zeros(2, 9), None)}, r"audio features have shape \(2, 9\), expected \(B, 16\)"),
         ({"modality_features": (None, torch.zeros(2, 16))}, "needs frame_log_probs: pass those of embed"),
         ({"modality_features": (None, None)}, "no modality at all"),
-        ({"modality_features": (torch.zeros(2, 16),)}, "modality_features has 1 entries: give one of"),
-        ({"modality_features": (torch.zeros(2, 16), torch.zeros(3, 16))}, r"are of \[2, 3\] clips: give the same"),
+        ({"modality_features": (torch.zeros(2, 16),)}, "modality_features has 1 entries: give one for each of"),
+        ({"modality_features": (torch.zeros(2, 16), torch.zeros(3, 16))}, r"have \[2, 3\] clips: give the same"),
         (
             {"modality_features": (torch.zeros(2, 16), None), "modality_tokens": (None, torch.zeros(2, 16))},
             "modality_tokens must have the same modalities as modality_features",
