@@ -234,7 +234,7 @@ def test_an_audio_mask_that_cannot_be_used_is_refused():
             "unknown option 'modality_dropuot': did you mean 'modality_dropout'?",
         ),
         (AST, VIT, {"zzz": 1}, "unknown option 'zzz'$"),
-        (BertModel(BERT), VIT, {}, "audio backbone BertModel accepts input_ids, not input_values: it cannot be used as"),
+        (BertModel(BERT), VIT, {}, "audio backbone BertModel accepts input_ids, not input_values: it cannot be used"),
         (BERT, VIT, {}, "audio backbone BertModel accepts input_ids, not input_values"),
         (VIT, VIT, {}, "audio backbone ViTModel accepts pixel_values, not input_values"),
         (AST, AST, {}, "vision backbone ASTModel accepts input_values, not pixel_values"),
