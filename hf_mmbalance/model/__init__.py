@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def register_auto_classes() -> None:
-    """Make transformers resolve `model_type="mmbalance"` and our pipeline to this package's classes (idempotent)."""
+    """Register this package's classes and pipeline with transformers (`model_type="mmbalance"`); safe to repeat."""
     from transformers import (
         AutoConfig,
         AutoModel,

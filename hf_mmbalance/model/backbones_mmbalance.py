@@ -1,4 +1,4 @@
-"""A model from two backbones or classifiers: loading, checking, and copying their weights."""
+"""Build a model from two backbones or classifiers: load and check them, and copy their weights."""
 
 import difflib
 import inspect
@@ -36,13 +36,13 @@ DEFAULTS = {"audio": "MIT/ast-finetuned-audioset-10-10-0.4593", "vision": "googl
 MAIN_INPUTS = {"audio": "input_values", "vision": "pixel_values"}
 
 Backbone = str | os.PathLike | PreTrainedConfig | PreTrainedModel | None
-#: Names of a classifier's labels by the name of the class that they are mapped to.
+#: For each class name, the names of the classifier's labels that are mapped to it.
 LabelMap = dict[str, list[str]]
 
 
 @dataclass
 class _Loaded:
-    """A backbone's config and weights (`None` for random ones), and the head and labels of a classifier."""
+    """A backbone's config and weights (`None` for random weights), and the head and labels of a classifier."""
 
     config: PreTrainedConfig
     tower: PreTrainedModel | None = None
@@ -71,20 +71,20 @@ def compose_from_backbones(
     """Compose `model_class` from an audio and a vision backbone.
 
     Args:
-        audio, vision: Hub name or folder of a pretrained backbone, a config (random weights), or a loaded model. By
-            default AST trained on AudioSet and ViT-base trained on ImageNet-21k.
+        audio, vision: Hub name or folder of a pretrained backbone, a config (random weights), or a loaded model. The
+            defaults are AST trained on AudioSet and ViT-base trained on ImageNet-21k.
         id2label: Class names by index.
         fusion: Fusion head (see [`MMBalanceConfig`]), or `"path/to/my_head.py:MyHead"`.
-        label_maps: Modalities whose unimodal head is taken over from a classifier (of audio, images or video):
-            for each, the names of its labels that count for every class, e.g. `{"audio": {"angry": ["ang", "fury"]}}`.
-            All labels of a name count. The modality gives no evidence for a class that is not named; labels not
-            named are left out. Other modalities get a new head.
-        audio_max_length: Spectrogram frames (10 ms each) of the audio tower's input; AST's position embeddings are
-            interpolated. Default: that of the backbone.
+        label_maps: For each modality whose unimodal head is reused from a classifier (of audio, images or video),
+            the classifier's labels that count for each class, e.g. `{"audio": {"angry": ["ang", "fury"]}}`. If
+            several labels share a name, all of them count. The modality gives no evidence for classes missing from
+            the map, and labels missing from it are left out. Other modalities get a new head.
+        audio_max_length: Length of the audio tower's input in spectrogram frames (10 ms each). AST's position
+            embeddings are interpolated to it. Default: the backbone's length.
         trainable_layers: `"all"`, 0 to freeze both towers, or k to train only the last k layers of each.
-        dtype: Type of all weights; by default half-precision checkpoints are converted to float32.
+        dtype: Type of all weights. By default, half-precision checkpoints are converted to float32.
         audio_revision, vision_revision: Branch, tag or commit of the backbones.
-        trust_remote_code: Run code that comes with the backbones. Off by default.
+        trust_remote_code: Whether to run code that comes with the backbones. Off by default.
         token, cache_dir: As in `from_pretrained`.
         **config_options: Other fields of [`MMBalanceConfig`].
 
@@ -92,9 +92,9 @@ def compose_from_backbones(
         The model, with the modalities in the order (audio, vision).
 
     Raises:
-        ValueError: for a backbone that cannot be loaded or does not take audio or frames, an unknown fusion head,
-            option or field, a fusion head that fails on made-up clips, a name in `label_maps` that does not exist, or
-            a classifier whose head cannot be taken over.
+        ValueError: if a backbone cannot be loaded or does not accept audio or frames; if a fusion head, option or
+            field is unknown; if the fusion head fails on made-up clips; if a name in `label_maps` does not exist; or
+            if a classifier's head cannot be reused.
     """
     maps = label_maps or {}
     _check_names(config_options, maps)
@@ -132,12 +132,12 @@ def compose_from_backbones(
 
 
 def _numbered(id2label: dict[int, str]) -> dict[int, str]:
-    """Class names in the order of their numbers, which may be strings (as in JSON)."""
+    """Return class names sorted by their numbers, which can be strings (as in JSON)."""
     try:
         return dict(sorted((int(number), name) for number, name in id2label.items()))
     except (AttributeError, TypeError, ValueError):
         raise ValueError(
-            f"id2label={id2label!r}: give the name of every class by its number, e.g. {{0: 'calm', 1: 'angry'}}"
+            f"id2label={id2label!r}: map every class number to its name, e.g. {{0: 'calm', 1: 'angry'}}"
         ) from None
 
 
@@ -151,7 +151,7 @@ def _check_names(config_options: dict[str, Any], label_maps: dict[str, LabelMap]
 
 
 def _source_labels(modality: str, part: _Loaded, label_map: LabelMap, classes: list[str]) -> dict[str, Any]:
-    """Entry of `config.source_labels` for a label map by names."""
+    """Convert a label map, which has names, to an entry of `config.source_labels`, which has indices."""
     assert part.head is not None
     for name in label_map:
         _check_name(name, classes, f"label_maps: {modality} names the class", "the model has the classes")
@@ -196,8 +196,8 @@ def _load(backbone: Backbone, modality: str, dtype: torch.dtype, hub: dict, with
             text = f"{modality} {kind} {name!r} cannot be loaded: {error}"
             if "safetensors" in str(error):
                 text += (
-                    f"\nPickled weights are not read, since they can run any code: if you trust them, load the {kind}"
-                    " yourself and pass the model"
+                    "\nPickled weights are not loaded, since they can run any code: if you trust them, load the"
+                    f" {kind} yourself and pass the model"
                 )
             raise ValueError(text) from error
     tower = tower_of(model, modality)
@@ -216,7 +216,7 @@ def _pretrained_tower(name: str, dtype: torch.dtype, hub: dict) -> PreTrainedMod
 
 
 def _pretrained_classifier(name: str, modality: str, hub: dict) -> PreTrainedModel:
-    """A classifier in float32, in which its head is compared with its logits."""
+    """Load a classifier in float32, the precision in which its head is checked against its logits."""
     config = AutoConfig.from_pretrained(name, **hub)
     auto_class: Any = AutoModelForAudioClassification
     if modality == "vision":
@@ -225,16 +225,16 @@ def _pretrained_classifier(name: str, modality: str, hub: dict) -> PreTrainedMod
     own_code = getattr(config, "auto_map", None) is not None
     if not own_code and type(config) not in auto_class._model_mapping:
         raise ValueError(
-            f"transformers has no {modality} classifier of type {config.model_type!r}: use its backbone only (leave"
-            f" {modality} out of label_maps)"
+            f"transformers has no {modality} classifier of type {config.model_type!r}: use its backbone only (remove"
+            f" {modality} from label_maps)"
         )
     options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     model, info = auto_class.from_pretrained(name, config=config, **options, **hub)
     new = sorted(key for key in info["missing_keys"] if not key.startswith(f"{model.base_model_prefix}."))
     if new:
         raise ValueError(
-            f"it has no weights {new} of the head of {type(model).__name__}: use its backbone only (leave {modality}"
-            " out of label_maps)"
+            f"it has no weights {new} of the head of {type(model).__name__}: use its backbone only (remove {modality}"
+            " from label_maps)"
         )
     return model
 
@@ -246,7 +246,7 @@ def _check_input(model_class: Any, config: PreTrainedConfig, modality: str) -> N
         return  # their spectrograms are called input_features
     if taken != main_input:
         raise ValueError(
-            f"{modality} backbone {model_class.__name__} takes {taken}, not {main_input}: it cannot be used as the"
+            f"{modality} backbone {model_class.__name__} accepts {taken}, not {main_input}: it cannot be used as the"
             f" {modality} backbone"
         )
     arguments = list(inspect.signature(model_class.forward).parameters.values())[2:] if model_class else []
@@ -261,7 +261,7 @@ def _check_input(model_class: Any, config: PreTrainedConfig, modality: str) -> N
 def _fit_audio_length(part: _Loaded, max_length: int) -> None:
     model, config = part.tower, part.config
     if config.model_type != "audio-spectrogram-transformer":
-        raise ValueError(f"audio_max_length is for AST backbones, not for {config.model_type!r}: leave it out")
+        raise ValueError(f"audio_max_length is for AST backbones, not for {config.model_type!r}: remove it")
     if max_length < config.patch_size:
         raise ValueError(f"audio_max_length={max_length} is shorter than one patch of {config.patch_size} frames")
     fitted = type(config).from_dict({**config.to_dict(), "max_length": max_length})

@@ -1,4 +1,4 @@
-"""Configuration of the audio-visual classifier: two backbone configs, a pooling of frames and a fusion head."""
+"""Configuration of the audio-visual classifier: two backbone configs, frame pooling and a fusion head."""
 
 import math
 import re
@@ -11,8 +11,8 @@ from transformers.configuration_utils import SubConfigSpec
 
 FRAME_POOLINGS = ("mean", "temporal", "log_probs")
 UNIMODAL_HEADS = ("linear", "cosine")
-FORMAT_VERSION = 1  # raised by changes after which older code would misread a saved model
-# A file next to the model is named without a path: a path could lead out of the model's folder.
+FORMAT_VERSION = 1  # increased by changes that would make older code misread a saved model
+# A file next to the model is named without a path, because a path could lead outside the model's folder.
 FUSION_NAME = re.compile(r"[\w-]+(:[A-Za-z_]\w*)?")
 
 
@@ -25,56 +25,57 @@ class MMBalanceConfig(PreTrainedConfig):
         audio_config (`dict` or `PreTrainedConfig`, *optional*, defaults to an AST-base config):
             Configuration of the audio tower; any audio model that `AutoModel` supports.
         vision_config (`dict` or `PreTrainedConfig`, *optional*, defaults to a ViT-base config):
-            Configuration of the vision tower, run on every frame.
+            Configuration of the vision tower, which is run on every frame.
         modalities (`list[str]`, *optional*, defaults to `["audio", "vision"]`):
             Names of the modalities, in the order of every `(B, M, C)` tensor.
         fusion (`str`, *optional*, defaults to `"adaptive"`):
             Fusion head: `"sum"`, `"mean_prob"`, `"concat"`, `"gated"`, `"film"`, `"mmcosine"`, `"qmf"`, `"mla"`,
-            `"pdf"`, `"adaptive"`, a registered name, or `"file:ClassName"` of a head whose file is saved with the
+            `"pdf"`, `"adaptive"`, a registered name, or `"file:ClassName"` for a head whose file is saved with the
             model.
         fusion_options (`dict`, *optional*):
             Options of the fusion head, e.g. `{"hidden_size": 128}` for `"gated"`.
         unimodal_head (`str`, *optional*, defaults to `"linear"`):
-            Unimodal heads: `"linear"`, or `"cosine"` (scaled cosine between feature and class weight).
+            Type of the unimodal heads: `"linear"`, or `"cosine"` (scaled cosine between feature and class weight).
         source_labels (`dict[str, dict]`, *optional*):
-            Modalities whose head was taken over from a classifier, by name: `labels` (names of the source labels),
-            `classes` (for every class, in order, the indices of the labels that count for it; none where the modality
-            does not know the class), `layer_norm_eps` (of the norm before the linear layer, or `None`) and `layers`
-            (number of the tower's hidden states whose weighted sum is the feature, or `None`).
+            For each modality whose head was reused from a classifier: `labels` (names of the source labels), `classes`
+            (for every class, in order, the indices of the labels that count for it; empty if the modality does not
+            know the class), `layer_norm_eps` (epsilon of the layer norm before the linear layer, or `None`) and
+            `layers` (number of the tower's hidden states whose weighted sum is the feature, or `None`).
         cosine_scale (`float`, *optional*, defaults to 10.0):
             Scale of cosine heads.
         classifier_dropout (`float`, *optional*, defaults to 0.0):
-            Dropout on features before the unimodal heads.
+            Dropout applied to the features before the unimodal heads.
         frame_pooling (`str`, *optional*, defaults to `"mean"`):
-            Over the frames present: `"mean"` of their features; `"temporal"`, the same after one small transformer
-            layer with time positions; `"log_probs"`, mean of the log-probabilities of each frame's feature.
+            Pooling over the frames present: `"mean"`, the mean of their features; `"temporal"`, the same after one
+            small transformer layer with time positions; `"log_probs"`, the mean of the log-probabilities that the head
+            computes from each frame.
         max_frames (`int`, *optional*, defaults to 64):
-            Largest number of frames per clip with `frame_pooling="temporal"`.
+            Maximum number of frames per clip with `frame_pooling="temporal"`.
         temporal_heads (`int`, *optional*, defaults to 4):
-            Attention heads of the temporal layer.
+            Number of attention heads in the temporal layer.
         modality_dropout (`list[float]`, *optional*, defaults to `[0.0, 0.0]`):
-            Probability, for each modality, that it is removed from a training clip, drawn independently; a clip that
-            would lose all its modalities keeps them.
+            For each modality, the probability that it is removed from a training clip. Modalities are drawn
+            independently; a clip that would lose all of them keeps them.
         fused_loss_weight (`float`, *optional*):
-            Weight of the fused cross-entropy in the towers' loss; `None` takes the default of the fusion head.
-            With 0 each tower learns from its unimodal loss only, so that a fast one cannot suppress the other.
+            Weight of the fused cross-entropy in the towers' loss; `None` uses the fusion head's default. With 0, each
+            tower learns only from its unimodal loss, so that a fast tower cannot suppress the other.
         unimodal_loss_weight (`float`, *optional*):
-            Weight of the sum of unimodal cross-entropies; `None` takes the default of the fusion head.
+            Weight of the sum of unimodal cross-entropies; `None` uses the fusion head's default.
         label_smoothing (`float`, *optional*, defaults to 0.0):
             Label smoothing of the towers' losses.
         class_weights (`list[float]`, *optional*):
             Weight of each class in all losses; their mean over the training clips should be 1.
         untrained_modalities (`list[str]`, *optional*, defaults to `[]`):
-            Modalities that no training clip had. The model ignores them, and refuses a clip that has no other.
+            Modalities that no training clip had. The model ignores them, and rejects clips that have no other.
         id2label (`dict[int, str]`, *optional*):
-            Names of the classes, numbered from 0; `label2id` follows from it, and is read only where it is left out.
+            Names of the classes, numbered from 0. `label2id` is derived from it, and used only without `id2label`.
         initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of new linear weights.
+            Standard deviation of the initial weights of new linear layers.
         format_version (`int`, *optional*, defaults to 1):
-            Version of the format that the model was saved in; a newer one than this code's is refused.
+            Version of the format that the model was saved in. Versions newer than this code supports are rejected.
 
     Raises:
-        `StrictDataclassError`: a field of the wrong type, or a value that the field's description does not allow.
+        `StrictDataclassError`: if a field has the wrong type, or a value that its description does not allow.
 
     Example:
 
@@ -134,8 +135,8 @@ class MMBalanceConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "MMBalanceConfig":
-        """As [`PreTrainedConfig.from_dict`]; fields given to `from_pretrained` are checked like the saved ones."""
-        # The base class sets them one by one afterwards: unchecked, and `id2label` without `label2id`.
+        """Build a config like [`PreTrainedConfig.from_dict`], and also check the fields given to `from_pretrained`."""
+        # The base class would set them afterwards, one by one: unchecked, and `id2label` without `label2id`.
         names = {*cls.__annotations__, "id2label", "label2id"} - {*cls.sub_configs_defaults}
         given = {name: kwargs.pop(name) for name in names & {*kwargs}}
         if "label2id" in given:
@@ -143,15 +144,15 @@ class MMBalanceConfig(PreTrainedConfig):
         return super().from_dict({**config_dict, **given}, **kwargs)
 
     def validate_format(self) -> None:
-        """Refuse a model saved by newer code, in which the same fields may have another meaning."""
+        """Reject a model saved by newer code, where the same fields may have a different meaning."""
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
                 f"format_version={self.format_version}: the model was saved by a newer hf_mmbalance than this one,"
-                f" which knows {FORMAT_VERSION}: pip install -U hf_mmbalance"
+                f" which supports {FORMAT_VERSION}: pip install -U hf_mmbalance"
             )
 
     def validate_modalities(self) -> None:
-        """Check that names and rates match the two towers."""
+        """Check that the modalities' names and dropout rates match the two towers."""
         if list(self.modalities) != ["audio", "vision"]:
             raise ValueError(f"modalities={self.modalities!r}: this model has the towers ['audio', 'vision']")
         if len(self.modality_dropout) != len(self.modalities) or not all(0 <= r < 1 for r in self.modality_dropout):
@@ -168,8 +169,8 @@ class MMBalanceConfig(PreTrainedConfig):
         """Check that named choices exist, and that rates and sizes are in range."""
         if not FUSION_NAME.fullmatch(self.fusion):
             raise ValueError(
-                f"fusion={self.fusion!r} is not a valid name: give a registered one, or 'file:ClassName' of a"
-                " file next to the model, without folder and '.py'"
+                f"fusion={self.fusion!r} is not a valid name: give a registered one, or 'file:ClassName' for a"
+                " file next to the model, without its folder and '.py'"
             )
         if self.frame_pooling not in FRAME_POOLINGS:
             raise ValueError(f"frame_pooling={self.frame_pooling!r} is unknown: choose one of {FRAME_POOLINGS}")
@@ -189,10 +190,10 @@ class MMBalanceConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={value!r} must not be negative")
 
         if self.frame_pooling == "log_probs" and self.unimodal_head != "linear":
-            raise ValueError("frame_pooling='log_probs' is for linear heads and those of classifiers")
+            raise ValueError("frame_pooling='log_probs' needs linear heads, or heads reused from classifiers")
 
     def validate_source_labels(self) -> None:
-        """Check which labels of a classifier count for which class."""
+        """Check the mapping from each classifier's labels to the classes."""
         for modality, entry in (self.source_labels or {}).items():
             where = f"source_labels[{modality!r}]"
             if modality not in self.modalities:
@@ -207,7 +208,7 @@ class MMBalanceConfig(PreTrainedConfig):
                 raise ValueError(f"{where}: 'classes' must hold indices of its {len(labels)} labels, from 0")
             twice = sorted({labels[index] for index in used if used.count(index) > 1})
             if twice:
-                raise ValueError(f"{where}: a label counts for one class, but {twice} occur twice in 'classes'")
+                raise ValueError(f"{where}: a label counts for one class only, but {twice} occur twice in 'classes'")
             known = sum(bool(group) for group in classes)
             if known < 2:
                 raise ValueError(
@@ -217,7 +218,7 @@ class MMBalanceConfig(PreTrainedConfig):
 
     @property
     def known_classes(self) -> list[list[bool]]:
-        """Whether each modality (row) knows each class (column): all that it has source labels for, if it has any."""
+        """Whether each modality (row) knows each class (column): those with source labels, or all if it has none."""
         sources = self.source_labels or {}
         every = [[True]] * (self.num_labels or 0)
         return [

@@ -10,7 +10,7 @@ from .fusion_mmbalance import FusionHead, FusionOutput, masked_log_softmax, regi
 
 
 CALIBRATIONS = ("temperature", "vector", "dirichlet")
-#: Atypicality beyond this counts as this.
+#: Upper bound of typicality: clips less typical than this all count the same.
 TYPICALITY_BOUND = 8.0
 
 
@@ -35,34 +35,34 @@ class AdaptiveFusion(FusionHead):
     posterior, and its evidence \\(D_{m,c} - \log \pi_c\\) is 0 outside \\(K_m\\).
 
     With one modality present r = 0: the result is its calibrated posterior. \\(\delta\\) (`prior_shift`) is
-    \\(\log \pi' - \log \pi\\) where the prior \\(\pi'\\) in use is known (Bayes' rule), else 0.
+    \\(\log \pi' - \log \pi\\) if the prior \\(\pi'\\) at deployment is known (Bayes' rule), else 0.
 
-    Typicality: \\(t_m(x)\\) is the log of the Mahalanobis distance of tower m's mean token to the nearest class mean
-    of the training clips (one shared covariance), less its mean over the clean clips of the fit, in units of their
-    standard deviation, clipped to [0, 8]. With a slope below 0 a tower counts less the less typical a clip is; one
-    that is more typical than the mean counts no more than its temperature says. The covariance is kept as
+    Typicality: \\(t_m(x)\\) is the log of the Mahalanobis distance from tower m's mean token to the nearest class mean
+    of the training clips (one shared covariance). Its mean over the clean clips of the fit is subtracted, and it is
+    divided by their standard deviation and clipped to [0, 8]. With a negative slope, a tower counts less for less
+    typical clips; clips more typical than the mean get no extra weight. The covariance is stored as
     \\(V \mathrm{diag}(1/p) V^T + (1/q) (I - V V^T)\\) with orthonormal rows V, and class means within V.
 
     All state is in buffers: the head is fitted on held-out clips (`hf_mmbalance.decision`), never trained by
-    gradient. A new head is the plain sum up to a constant per clip: uniform prior, T = 1, w = 1, b = 0, s = 0.
+    gradient descent. A new head is the plain sum up to a constant per clip: uniform prior, T = 1, w = 1, b = 0, s = 0.
 
     Args:
         num_modalities, num_labels, feature_sizes: See [`FusionHead`].
         calibration (`str`, defaults to `"temperature"`): `"temperature"`, `"vector"` or `"dirichlet"`.
         typicality (`Sequence[int]`, *optional*):
-            Rows of V for every modality, 0 for a modality whose typicality is not used; `None` for no typicality.
+            Number of rows of V for each modality, 0 to ignore its typicality; `None` for no typicality at all.
         known (`Sequence[Sequence[bool]]` of shape `(M, C)`, *optional*):
-            Classes that each modality knows, kept in the buffer `class_mask`; `None` for all.
+            Classes that each modality knows, stored in the buffer `class_mask`; `None` for all.
 
     Raises:
-        ValueError: if `calibration` is unknown, `typicality` does not fit `feature_sizes`, or `known` leaves a
-            modality less than two classes or has another shape.
+        ValueError: if `calibration` is unknown, `typicality` does not fit `feature_sizes`, or `known` has the wrong
+            shape or leaves a modality with fewer than two classes.
     """
 
     fitted = True
     takes_known_classes = True
-    # A model loaded in half precision keeps the fitted state: 1 / variance may exceed float16, and what is typical
-    # for a tower may lie within the rounding of bfloat16.
+    # The fitted state stays in float32 in half-precision models: 1 / variance can exceed the range of float16, and
+    # differences in typicality can be lost in the rounding of bfloat16.
     _keep_in_fp32_modules_strict = ("^fusion",)
 
     def __init__(
@@ -98,7 +98,7 @@ class AdaptiveFusion(FusionHead):
         self.init_weights()
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every buffer."""
+        """Return the name and shape of every buffer."""
         modalities, classes = self.num_modalities, self.num_labels
         shapes: dict[str, tuple[int, ...]] = {
             "log_prior": (classes,),
@@ -146,7 +146,7 @@ class AdaptiveFusion(FusionHead):
         modality_mask: torch.Tensor,
         features: tuple[torch.Tensor, ...] | None = None,
     ) -> FusionOutput:
-        """See [`FusionHead.forward`]; without `features` every clip counts as typical (t = 0)."""
+        """See [`FusionHead.forward`]; without `features`, every clip counts as typical (t = 0)."""
         # Decisions are computed in at least float32, even if buffers are in half precision or autocast is on.
         dtype = torch.promote_types(modality_logits.dtype, torch.float32)
         own = {name: value.to(dtype) for name, value in self.named_buffers()}
@@ -157,9 +157,9 @@ class AdaptiveFusion(FusionHead):
             return combine(posteriors, modality_mask, own)
 
     def typicality(self, features: Sequence[torch.Tensor | None], modality_mask: torch.Tensor) -> torch.Tensor | None:
-        """Typicality t `(B, M)`, 0 where a modality is missing or its features are not known; `None` if unused.
+        """Return typicality t `(B, M)`, 0 where a modality or its features are missing; `None` if it is not used.
 
-        No gradient reaches the towers through it: a tower must not learn to make its features typical.
+        No gradient reaches the towers through it, since a tower must not learn to make its features typical.
         """
         if self.ranks is None:
             return None
@@ -176,14 +176,14 @@ class AdaptiveFusion(FusionHead):
         return torch.stack(columns, dim=1).masked_fill(~modality_mask, 0.0)
 
     def log_distance(self, features: torch.Tensor, m: int) -> torch.Tensor:
-        """Log of the Mahalanobis distance `(B,)` of modality m's features `(B, D_m)` to the nearest class mean."""
+        """Return the log Mahalanobis distance `(B,)` of modality m's features `(B, D_m)` to the nearest class mean."""
         own = {name: self.get_buffer(f"typicality_{name}_{m}") for name in ("mean", "basis", "precision", "centres")}
         dtype = torch.promote_types(own["mean"].dtype, torch.float32)
         own = {name: value.to(dtype) for name, value in own.items()}
         centred = features.to(dtype) - own["mean"]
         along = centred @ own["basis"].T  # (B, r)
         root = own["precision"].sqrt()
-        # Without matrix products, which lose precision where a distance is small compared to the norms.
+        # No matrix products: they lose precision where a distance is small compared to the norms.
         nearest = torch.cdist(along * root, own["centres"] * root, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
         outside = (centred.square().sum(1) - along.square().sum(1)).clamp(min=0.0)
         rest = outside * self.get_buffer("typicality_rest")[m].to(dtype)
@@ -191,10 +191,10 @@ class AdaptiveFusion(FusionHead):
 
 
 def check_known(known: Sequence[Sequence[bool]], modalities: int, classes: int) -> None:
-    """Check the classes that each modality knows, of shape `(M, C)`.
+    """Check `known`, which says for each modality and class, `(M, C)`, whether the modality knows the class.
 
     Raises:
-        ValueError: for another shape, or a modality that knows less than two classes.
+        ValueError: if the shape is wrong, or a modality knows fewer than two classes.
     """
     if [len(row) for row in known] != [classes] * modalities:
         raise ValueError(f"known must have {modalities} rows of {classes} values, one per modality and class")
@@ -209,13 +209,13 @@ def calibrate(
     own: dict[str, torch.Tensor],
     typicality: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Calibrated log-posteriors D `(B, M, C)`, 0 where missing.
+    """Return the calibrated log-posteriors D `(B, M, C)`, 0 where a modality is missing.
 
     Args:
         log_probs (`torch.Tensor` of shape `(B, M, C)`): Log-softmaxed unimodal logits, finite everywhere.
         modality_mask (`torch.BoolTensor` of shape `(B, M)`): Modalities present.
         own (`dict`): Buffers of [`AdaptiveFusion`] by name.
-        typicality (`torch.Tensor` of shape `(B, M)`, *optional*): t.
+        typicality (`torch.Tensor` of shape `(B, M)`, *optional*): Typicality t; `None` counts all clips as typical.
     """
     scores = log_probs
     if "calibration_map" in own:
@@ -236,7 +236,7 @@ def calibrate(
 def posteriors_within(
     scores: torch.Tensor, modality_mask: torch.Tensor, known: torch.Tensor, log_prior: torch.Tensor
 ) -> torch.Tensor:
-    """Log-posteriors `(B, M, C)` of modalities that know some classes only, 0 where missing.
+    """Return the log-posteriors `(B, M, C)` of modalities that know only some classes, 0 where missing.
 
     log pi(K_m) + logsoftmax over K_m of the scores for c in K_m; log pi_c for the others (see [`AdaptiveFusion`]).
 
@@ -248,21 +248,23 @@ def posteriors_within(
     """
     inside = torch.log_softmax(scores.masked_fill(~known, -torch.inf), dim=-1)
     share = log_prior.expand_as(known).masked_fill(~known, -torch.inf).logsumexp(1)
-    # A modality that knows all classes has pi(K_m) = 1, without the rounding of a sum.
+    # A modality that knows all classes has exactly pi(K_m) = 1; the sum would be rounded.
     share = share.masked_fill(known.all(1), 0.0)
     posteriors = torch.where(known, inside + share.unsqueeze(-1), log_prior)
     return posteriors.masked_fill(~modality_mask.unsqueeze(-1), 0.0)
 
 
 def fused_logits(evidence: torch.Tensor, several: torch.Tensor, own: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Fused logits `(B, C)`: log pi + delta + sum_m e_m + r (sum_m (w_m - 1) e_m + b), the head's equation regrouped.
+    """Return the fused logits `(B, C)`, computed as log pi + delta + sum_m e_m + r (sum_m (w_m - 1) e_m + b).
+
+    This is the equation of [`AdaptiveFusion`], regrouped.
 
     Args:
         evidence (`torch.Tensor` of shape `(B, M, C)`): e = D - log pi, 0 where missing.
         several (`torch.Tensor` of shape `(B, 1)`): r.
         own (`dict`): Buffers of [`AdaptiveFusion`] by name.
     """
-    # Not einsum, whose batched matrix product is half as fast for few modalities.
+    # Not einsum: its batched matrix product is half as fast for few modalities.
     beyond_sum = (evidence * (own["weights"] - 1)).sum(1) + own["bias"]
     return own["log_prior"] + own["prior_shift"] + evidence.sum(1) + several * beyond_sum
 
@@ -270,14 +272,14 @@ def fused_logits(evidence: torch.Tensor, several: torch.Tensor, own: dict[str, t
 def evidence_of(
     posteriors: torch.Tensor, modality_mask: torch.Tensor, log_prior: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`evidence` and `several` of [`fused_logits`] for calibrated log-posteriors `(B, M, C)`."""
+    """Return the arguments `evidence` and `several` of [`fused_logits`] for calibrated log-posteriors `(B, M, C)`."""
     evidence = (posteriors - log_prior).masked_fill(~modality_mask.unsqueeze(-1), 0.0)
     others = (modality_mask.sum(1, keepdim=True) - 1).clamp(min=0).to(posteriors.dtype)
     return evidence, others / max(modality_mask.shape[1] - 1, 1)
 
 
 def combine(posteriors: torch.Tensor, modality_mask: torch.Tensor, own: dict[str, torch.Tensor]) -> FusionOutput:
-    """Output of the head for calibrated log-posteriors D `(B, M, C)`.
+    """Return the output of the head for calibrated log-posteriors D `(B, M, C)`.
 
     The contribution of modality m is w_m(S) (D_m - log pi), its weighted evidence beyond the prior; the logits are the
     sum of the contributions plus log pi + delta + r b, the head's output without evidence.

@@ -1,6 +1,6 @@
 """User-defined fusion heads: named `"file:ClassName"`, registered on request, copied with a saved model.
 
-A head is one file that imports no other files of the user. The interface is in the same folder when the head is loaded
+A head is a single file that imports no other user files. It finds the interface in its own folder when it is loaded
 with a model, and in the installed package when the file is imported directly:
 
 ```python
@@ -41,10 +41,10 @@ OPTIONAL: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
 
 
 def fusion_class(name: str) -> type[FusionHead]:
-    """The registered fusion head of that name.
+    """Return the fusion head registered under a name.
 
     Raises:
-        ValueError: if there is none; the message lists the registered ones, or names the missing file.
+        ValueError: if there is none; the message lists the registered heads, or names the missing file.
     """
     if name in FUSION_HEADS:
         return FUSION_HEADS[name]
@@ -54,7 +54,7 @@ def fusion_class(name: str) -> type[FusionHead]:
     if ":" in name:
         module, class_name = name.split(":", 1)
         raise ValueError(
-            f"fusion head {class_name!r} of module {module!r} is not loaded: load the model by from_pretrained with"
+            f"fusion head {class_name!r} of module {module!r} is not loaded: load the model with from_pretrained and"
             f" trust_remote_code=True, or call load_fusion_head('{module}.py:{class_name}') first"
         )
     raise ValueError(
@@ -64,14 +64,14 @@ def fusion_class(name: str) -> type[FusionHead]:
 
 
 def load_fusion_head(name: str) -> str:
-    """Run the file in `"path/to/my_head.py:MyHead"`, register its head and return its name in configs.
+    """Run the file in `"path/to/my_head.py:MyHead"`, register its head, and return the head's name for configs.
 
-    A name without `.py:` is returned as it is.
+    A name without `.py:` is returned unchanged.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if the file has no such class, the class is not a [`FusionHead`], or the file has a name that the
-            model's own files could have.
+        ValueError: if the file has no such class, the class is not a [`FusionHead`], or the file's name is not an
+            identifier or ends like those of the model's own files.
     """
     path, _, class_name = name.rpartition(":")
     if not path.endswith(".py"):
@@ -84,7 +84,7 @@ def load_fusion_head(name: str) -> str:
             f"fusion head {name!r}: rename {file.name} to letters, digits and underscores, not ending in _mmbalance"
             " (the model's own files do)"
         )
-    # Loaded as a module next to this one: its relative imports work, and its name cannot clash with other modules.
+    # As a sibling of this module, so that its relative imports work and its name cannot clash with other modules.
     module_name = f"{__name__.rpartition('.')[0]}.{file.stem}"
     module, content = run_file(file, module_name), file.read_bytes()
     head: Any = getattr(module, class_name, None)
@@ -99,7 +99,7 @@ def load_fusion_head(name: str) -> str:
 
 
 def run_file(file: Path, module_name: str) -> Any:
-    """Run a user's own file as the module of that name."""
+    """Run a user's file as the module `module_name`, and return the module."""
     spec = importlib.util.spec_from_file_location(module_name, file)
     assert spec is not None and spec.loader is not None  # a .py file has both
     module = importlib.util.module_from_spec(spec)
@@ -110,11 +110,11 @@ def run_file(file: Path, module_name: str) -> Any:
 
 @contextmanager
 def saved_fusion_class(model_class: Any, name_or_path: str | os.PathLike, kwargs: dict[str, Any]) -> Iterator[None]:
-    """While a model is loaded, have the user-defined fusion head that its config names be the one saved with it.
+    """Make a model's user-defined fusion head, as saved with the model, available while the model is loaded.
 
-    Code is run only with `trust_remote_code=True` (which `AutoModel` passes on); then the file saved with the model is
-    used even if a head of that name is registered. Otherwise the registered head is used: that of a file which the
-    user loaded, never that of another model.
+    Code is run only with `trust_remote_code=True` (which `AutoModel` passes on). The file saved with the model is then
+    used even if a head of that name is registered. Otherwise the registered head is used, which comes from a file that
+    the user loaded, never from another model.
     """
     config = kwargs.get("config")
     hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
@@ -147,17 +147,17 @@ def saved_fusion_class(model_class: Any, name_or_path: str | os.PathLike, kwargs
 
 
 def _warn_of_other_code(name: str, saved: str | None) -> None:
-    """Warn where a registered head was loaded from other code than is saved with the model."""
+    """Warn if a registered head was loaded from code that differs from the code saved with the model."""
     content = FUSION_HEADS[name].file_content
     if content is not None and saved is not None and Path(saved).read_bytes() != content:
         logger.warning(
             f"fusion head {name!r}: the file that was loaded differs from {saved}, which was saved with the model: its"
-            " answers may be others than when it was saved; trust_remote_code=True runs the saved file"
+            " predictions may differ from those when it was saved; trust_remote_code=True runs the saved file"
         )
 
 
 def portable_name(name: str, head: type) -> str:
-    """Name of a head in a saved config: `"file:ClassName"` if its file is saved with the model, else `name`."""
+    """Return a head's name for a saved config: `"file:ClassName"` if its file is saved with the model, else `name`."""
     package, _, module = head.__module__.rpartition(".")
     if ":" in name or package == __name__.rpartition(".")[0] and module.endswith("_mmbalance"):
         return name
@@ -165,14 +165,14 @@ def portable_name(name: str, head: type) -> str:
         place = "__main__" if head.__module__ == "__main__" else head.__qualname__.rpartition(".")[0]
         logger.warning(
             f"fusion head {name!r} is defined in {place}, so its code is not saved with the model: to load the model"
-            " elsewhere, register the head there first, or move it to the top of a separate file"
+            " elsewhere, register the head there first, or move it to the top level of a separate file"
         )
         return name
     return _file_and_class(head)
 
 
 def copy_fusion_file(name: str, head: type[FusionHead], folder: str | os.PathLike) -> None:
-    """Write the file of a head named `"file:ClassName"`, as it was run, into the folder of a saved model."""
+    """Write the file of a head named `"file:ClassName"`, as it was run, to a saved model's folder."""
     if ":" not in name:
         return
     source, target = Path(inspect.getfile(head)), Path(folder) / f"{name.split(':', 1)[0]}.py"

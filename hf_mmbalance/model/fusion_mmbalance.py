@@ -13,28 +13,28 @@ from transformers.utils import ModelOutput
 
 @dataclass
 class FusionOutput(ModelOutput):
-    """What a fusion head returns for `B` clips, `M` modalities and `C` classes.
+    """Output of a fusion head for `B` clips, `M` modalities and `C` classes.
 
     Args:
         logits (`torch.FloatTensor` of shape `(B, C)`):
             Fused logits.
         modality_weights (`torch.FloatTensor` of shape `(B, M, C)`, *optional*):
-            The weights the head used, 0 where a modality is missing; `None` where a head has none.
+            Weights that the head used, 0 where a modality is missing; `None` for heads without weights.
         modality_contributions (`torch.FloatTensor` of shape `(B, M, C)`, *optional*):
-            Exact terms that sum over modalities to the logits minus the head's output without evidence (its bias).
+            Exact terms whose sum over modalities is the logits minus the head's output without evidence (its bias).
         modality_trust (`torch.FloatTensor` of shape `(B, M)`, *optional*):
-            Calibrated probability that a modality's own decision is right, 0 where it is missing; `None` where a
-            head does not calibrate its modalities.
+            Calibrated probability that a modality's own decision is right, 0 where it is missing; `None` for heads
+            that do not calibrate their modalities.
     """
 
-    logits: torch.Tensor = None  # type: ignore[assignment]  # ModelOutput wants defaults; always given
+    logits: torch.Tensor = None  # type: ignore[assignment]  # always set; ModelOutput requires a default
     modality_weights: torch.Tensor | None = None
     modality_contributions: torch.Tensor | None = None
     modality_trust: torch.Tensor | None = None
 
 
 class FusionHead(nn.Module):
-    """Base of all fusion heads: unimodal logits in, fused logits out.
+    """Base class of all fusion heads: unimodal logits in, fused logits out.
 
     A user-defined head subclasses this, sets the class attributes that apply, implements `forward`, and is registered
     with [`register_fusion_head`] or named in the config as `"file:ClassName"`.
@@ -48,23 +48,23 @@ class FusionHead(nn.Module):
 
     #: The head computes the unimodal logits itself, from features (`unimodal_logits`), instead of the model's heads.
     owns_unimodal_logits: bool = False
-    #: Form of the model's unimodal heads that this head requires ("linear" or "cosine"); `None` takes the config's.
+    #: Type of unimodal heads that this head requires ("linear" or "cosine"); `None` uses the config's.
     required_unimodal_head: str | None = None
-    #: The unimodal heads learn for diagnosis only: their loss does not reach the towers.
+    #: The unimodal heads are trained for diagnosis only: their loss does not reach the towers.
     unimodal_for_diagnosis: bool = False
     #: Weight of the summed unimodal losses unless the config sets one.
     default_unimodal_loss_weight: float = 1.0
     #: Weight of the fused loss; 0 for ensembles of towers trained separately.
     default_fused_loss_weight: float = 1.0
-    #: `forward` gets the pooled features that the unimodal logits come from, not the means of the towers' tokens.
+    #: `forward` receives the pooled features behind the unimodal logits, not the means of the towers' tokens.
     reads_pooled: bool = False
-    #: Balancing method that a head cannot be trained without, because a loss of its own is needed.
+    #: Balancing method that the head must be trained with, because it provides a loss that the head needs.
     required_balancing: str | None = None
-    #: The head has no parameters: it is fitted on clips that the towers do not learn from.
+    #: The head has no parameters: it is fitted on clips that the towers are not trained on.
     fitted: bool = False
-    #: Content of the file that a user-defined head was loaded from; the file may be edited while the head is trained.
+    #: Content of a user-defined head's file when it was loaded; the file can be edited while the head is trained.
     file_content: bytes | None = None
-    #: The head takes `known`, the classes that each modality knows, where some modality does not know all of them.
+    #: The head accepts `known`, the classes that each modality knows, if some modality does not know all of them.
     takes_known_classes: bool = False
 
     def __init__(self, num_modalities: int, num_labels: int, feature_sizes: tuple[int, ...] = ()):
@@ -83,7 +83,7 @@ class FusionHead(nn.Module):
 
         Args:
             modality_logits (`torch.FloatTensor` of shape `(B, M, C)`):
-                Unimodal logits, any finite value where missing.
+                Unimodal logits; any finite value where a modality is missing.
             modality_mask (`torch.BoolTensor` of shape `(B, M)`): True where a modality is present.
             features (`tuple` of `torch.FloatTensor` of shape `(B, D_m)`):
                 Mean of every tower's tokens (last hidden states), or its pooled feature if `reads_pooled`.
@@ -91,22 +91,22 @@ class FusionHead(nn.Module):
         raise NotImplementedError
 
     def features_read(self, outputs: dict) -> tuple[torch.Tensor, ...]:
-        """Of a model's outputs, the features that this head's `forward` takes."""
+        """Return the features that this head's `forward` uses, from a model's outputs."""
         return outputs["modality_features" if self.reads_pooled else "modality_tokens"]
 
     def unimodal_logits(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Unimodal logits `(B, M, C)` of a head that `owns_unimodal_logits`."""
+        """Return the unimodal logits `(B, M, C)`; only heads with `owns_unimodal_logits` implement this."""
         raise NotImplementedError
 
     def init_weights(self) -> None:
-        """Set parameters and buffers that are neither Linear nor LayerNorm, by `transformers.initialization`."""
+        """Initialise parameters and buffers outside Linear and LayerNorm, with `transformers.initialization`."""
 
 
 def is_fusion_class(kind: type) -> bool:
-    """Whether a class is a [`FusionHead`], possibly of another copy of this code.
+    """Return True if a class is a [`FusionHead`], possibly from a different copy of this code.
 
-    The file of a user-defined head may import the interface from the installed package while the model's code was
-    loaded from the Hub: two classes with the same name, so that `issubclass` would be False.
+    The file of a user-defined head can import the interface from the installed package while the model's code was
+    loaded from the Hub. There are then two classes with the same name, and `issubclass` would be False.
     """
     return any(c.__name__ == "FusionHead" and c.__module__.endswith("fusion_mmbalance") for c in kind.__mro__)
 
@@ -115,10 +115,10 @@ FUSION_HEADS: dict[str, type[FusionHead]] = {}
 
 
 def register_fusion_head(name: str) -> Callable[[type], type]:
-    """Class decorator that makes a head available as `config.fusion = name`.
+    """Return a class decorator that makes a head available as `config.fusion = name`.
 
     Raises:
-        ValueError: if another class already has the name.
+        ValueError: if a different class already has the name.
     """
 
     def register(cls: type) -> type:
@@ -132,12 +132,12 @@ def register_fusion_head(name: str) -> Callable[[type], type]:
 
 
 def masked_log_softmax(modality_logits: torch.Tensor, modality_mask: torch.Tensor) -> torch.Tensor:
-    """Log-softmax of every row `(B, M, C)`, 0 where the modality is missing."""
+    """Return the log-softmax of every row of `(B, M, C)`, 0 where the modality is missing."""
     return torch.log_softmax(modality_logits, dim=-1).masked_fill(~modality_mask.unsqueeze(-1), 0.0)
 
 
 def mean_log_prob(log_probs: torch.Tensor, modality_mask: torch.Tensor) -> torch.Tensor:
-    """Log of the mean probability over the modalities present: `(B, M, C)` -> `(B, C)`; zeros where none is."""
+    """Return the log of the mean probability over the modalities present, `(B, C)`; zeros for a clip without any."""
     missing = ~modality_mask.unsqueeze(-1)
     total = torch.logsumexp(log_probs.masked_fill(missing, -torch.inf), dim=1)
     pooled = total - modality_mask.sum(1, keepdim=True).clamp(min=1).log()
@@ -145,13 +145,13 @@ def mean_log_prob(log_probs: torch.Tensor, modality_mask: torch.Tensor) -> torch
 
 
 def shapley_contributions(fuse: Callable[[torch.Tensor], torch.Tensor], modality_mask: torch.Tensor) -> torch.Tensor:
-    """Shapley value of every modality for the fused logits of a head that is not additive.
+    """Return every modality's Shapley value for the fused logits of a head that is not additive.
 
     phi_m = sum over S without m of |S|! (M - |S| - 1)! / M! (f(S + m) - f(S)), with f(empty) = 0 (Shapley, 1953).
     A missing modality gets 0; the others sum to f(present).
 
     Args:
-        fuse: Maps a mask `(B, M)` to fused logits `(B, C)`.
+        fuse: Function from a mask `(B, M)` to fused logits `(B, C)`.
         modality_mask (`torch.BoolTensor` of shape `(B, M)`): Modalities present.
 
     Returns:
@@ -201,8 +201,8 @@ class SumFusion(FusionHead):
 class MeanProbFusion(FusionHead):
     """Linear pool: log of the mean probability over the modalities present.
 
-    The towers learn from their own losses only, so that this is the unimodal ensemble which the literature compares
-    with (UME); contributions are Shapley values over masks.
+    Each tower learns only from its own loss, so this is the unimodal ensemble (UME) that the literature compares with.
+    Contributions are Shapley values over masks.
     """
 
     default_fused_loss_weight = 0.0
@@ -222,7 +222,7 @@ class _LogitSum(FusionHead):
     """Weighted sum of raw logits over the modalities present, for methods defined on raw logits."""
 
     def weights(self, modality_logits: torch.Tensor) -> torch.Tensor:
-        """Weights `(B, M, C)` of the logits; 1 unless a head overrides it."""
+        """Return the weights `(B, M, C)` of the logits: 1, unless a head overrides this method."""
         return torch.ones_like(modality_logits)
 
     def forward(
@@ -242,7 +242,7 @@ class _LogitSum(FusionHead):
 class MMCosineFusion(_LogitSum):
     """Sum of scaled cosine logits, s (cos(W_a, f_a) + cos(W_v, f_v)) (MMCosine, Xu et al., 2023).
 
-    The scale s is `config.cosine_scale`; the loss is that of the fused logits only, as published.
+    The scale s is `config.cosine_scale`. As published, the loss is that of the fused logits only.
     """
 
     required_unimodal_head = "cosine"
@@ -268,8 +268,8 @@ class QMFFusion(_LogitSum):
 class ConcatFusion(_LogitSum):
     """One linear layer on the concatenated features, trained by the fused loss only.
 
-    Its split halves are the unimodal logits, z_m = W_m f_m + b / M (OGM-GE, Peng et al., 2022), so that the half of a
-    missing modality is left out.
+    The layer is split into one part per modality, which gives the unimodal logits z_m = W_m f_m + b / M (OGM-GE, Peng
+    et al., 2022). The part of a missing modality is left out.
     """
 
     owns_unimodal_logits = True
@@ -289,9 +289,9 @@ class ConcatFusion(_LogitSum):
 
 
 class _ConditionedFusion(FusionHead):
-    """A head in which the last modality is conditioned on all others; incomplete clips use a fallback.
+    """Base of heads that condition the last modality on all others, with a fallback for incomplete clips.
 
-    The fallback is the linear pool of the unimodal heads, which therefore learn by their own loss, on detached
+    The fallback is the linear pool of the unimodal heads. They therefore learn from their own loss, on detached
     features so that the towers are not affected.
     """
 
@@ -305,7 +305,7 @@ class _ConditionedFusion(FusionHead):
         self.classifier = nn.Linear(hidden_size, num_labels)
 
     def condition(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Joint features `(B, hidden_size)` of clips with every modality."""
+        """Return the joint features `(B, hidden_size)` of clips with every modality."""
         raise NotImplementedError
 
     def forward(

@@ -7,7 +7,7 @@ from .fusion_mmbalance import FusionHead, FusionOutput, register_fusion_head
 
 
 def weighted_logits(scores: torch.Tensor, modality_logits: torch.Tensor, modality_mask: torch.Tensor) -> FusionOutput:
-    """Raw logits, weighted by a softmax of scores `(B, M)` over the modalities present; no gradient in the weights."""
+    """Return raw logits weighted by a softmax of scores `(B, M)` over the modalities present; weights are detached."""
     lowest = torch.finfo(scores.dtype).min
     shares = scores.detach().masked_fill(~modality_mask, lowest).softmax(1) * modality_mask
     weights = shares.unsqueeze(-1).expand_as(modality_logits)
@@ -20,7 +20,7 @@ class MLAFusion(FusionHead):
     r"""One classifier shared by all modalities, and entropy weights (MLA, Zhang et al., CVPR 2024, arXiv 2311.10707).
 
     z_m = W f_m + b for every modality; fused: z = sum_m w_m z_m with w_m proportional to exp(max_n H_n - H_m), where
-    H_m is the entropy of softmax(z_m), clip by clip. Its training is the balancing method `mla`.
+    H_m is the entropy of softmax(z_m) for each clip. It is trained by the balancing method `mla`.
 
     Raises:
         ValueError: if the towers' features differ in width.
@@ -57,22 +57,22 @@ class MLAFusion(FusionHead):
 class PDFFusion(FusionHead):
     r"""Weights from predicted confidence (predictive dynamic fusion, Cao et al., ICML 2024, arXiv 2406.04802).
 
-    A small network predicts t_m, the probability that modality m gives the true class, from its feature (detached).
-    Of two modalities m and n:
+    From the detached feature of modality m, a small network predicts t_m, the probability that m finds the true class.
+    For two modalities m and n:
 
     - belief: b_m = t_m + log t_n / (log t_m + log t_n);
     - relative calibration, in evaluation only: b_m min(1, u_m / u_n), with u_m = mean_c |softmax(z_m)_c - 1/C|;
     - fused: z = sum_m w_m z_m, w = softmax over modalities of b.
 
-    The networks learn by the balancing method `pdf`. The published ones are three linear layers with nothing between
-    them, which is one linear map; these have a ReLU.
+    The networks are trained by the balancing method `pdf`. The published ones are three linear layers without
+    activations, which amounts to one linear map; these have a ReLU.
 
     Args:
         num_modalities, num_labels, feature_sizes: See [`FusionHead`].
         hidden_size (`int`, defaults to 128): Width of the networks.
 
     Raises:
-        ValueError: if there are not two modalities.
+        ValueError: if there are not exactly two modalities.
     """
 
     required_balancing = "pdf"
@@ -89,7 +89,7 @@ class PDFFusion(FusionHead):
         )
 
     def log_confidence(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """log t `(B, M)`; the features are detached."""
+        """Return log t `(B, M)`; the features are detached."""
         nets = zip(self.confidence_nets, features, strict=True)
         return nn.functional.logsigmoid(torch.cat([net(feature.detach()) for net, feature in nets], dim=1).float())
 

@@ -1,4 +1,4 @@
-"""The heads that a config asks for: the fusion head, and one unimodal head per modality."""
+"""Build the heads that a config names: the fusion head, and one unimodal head per modality."""
 
 import math
 
@@ -13,7 +13,7 @@ from .source_heads_mmbalance import SourceHead
 
 
 class CosineClassifier(nn.Module):
-    """Logits s cos(w_c, f), which do not depend on the norms of features and class weights."""
+    """Classifier with the logits s cos(w_c, f), which do not depend on the norms of features and class weights."""
 
     def __init__(self, hidden_size: int, num_labels: int, scale: float):
         super().__init__()
@@ -26,21 +26,21 @@ class CosineClassifier(nn.Module):
 
 
 def build_fusion(config: MMBalanceConfig, widths: tuple[int, ...]) -> FusionHead:
-    """The fusion head that a config names.
+    """Build the fusion head that a config names.
 
     Args:
-        config ([`MMBalanceConfig`]): `fusion`, `fusion_options`, `source_labels` and `frame_pooling` are read.
+        config ([`MMBalanceConfig`]): Its `fusion`, `fusion_options`, `source_labels` and `frame_pooling` are used.
         widths (`tuple[int, ...]`): Width of every modality's features.
 
     Raises:
-        ValueError: if there is no such head, or it does not take its options or cannot be used with other fields.
+        ValueError: if there is no such head, or it does not accept its options or cannot be used with other fields.
     """
     head_class = fusion_class(config.fusion)
     options = dict(config.fusion_options or {})
     if not all(map(all, config.known_classes)):
         if not head_class.takes_known_classes:
             raise ValueError(
-                f"fusion={config.fusion!r} cannot be used where a modality does not know all classes (source_labels):"
+                f"fusion={config.fusion!r} cannot be used if a modality does not know all classes (source_labels):"
                 " choose 'adaptive', or map a label to every class"
             )
         options["known"] = config.known_classes
@@ -52,14 +52,14 @@ def build_fusion(config: MMBalanceConfig, widths: tuple[int, ...]) -> FusionHead
     try:
         return head_class(len(widths), config.num_labels or 0, widths, **options)
     except TypeError as error:
-        raise ValueError(f"fusion={config.fusion!r} does not take fusion_options={options!r}: {error}") from error
+        raise ValueError(f"fusion={config.fusion!r} does not accept fusion_options={options!r}: {error}") from error
 
 
 def build_unimodal_head(config: MMBalanceConfig, modality: str, width: int) -> nn.Module:
-    """The head `(B, D) -> (B, C)` of one modality: linear, of cosines, or a classifier's own.
+    """Build the head `(B, D) -> (B, C)` of one modality: linear, cosine, or reused from a classifier.
 
     Raises:
-        ValueError: if a head of cosines is asked for where it cannot be used.
+        ValueError: if a cosine head is requested where it cannot be used.
     """
     form = fusion_class(config.fusion).required_unimodal_head or config.unimodal_head
     source = (config.source_labels or {}).get(modality)
@@ -74,23 +74,23 @@ def build_unimodal_head(config: MMBalanceConfig, modality: str, width: int) -> n
 
 
 def check_fusion(head: FusionHead, name: str, dtype: torch.dtype = torch.float32) -> None:
-    """Try a new head on made-up clips, one with all modalities and one with each of them only, before it is trained.
+    """Check a new head on made-up clips before it is trained: one with all modalities, and one with each alone.
 
     Args:
         head ([`FusionHead`]): The head.
-        name (`str`): Its name in messages.
+        name (`str`): Name of the head in messages.
         dtype (`torch.dtype`, defaults to `torch.float32`): Type of the towers' features.
 
     Raises:
-        ValueError: if it keeps tensors that a saved model would lack, or what it gives has another shape or is not
-            finite.
+        ValueError: if the head has tensors that would not be saved with the model, or if its output has the wrong
+            shape or is not finite.
     """
     for module in head.modules():
         plain = {key for key, value in vars(module).items() if isinstance(value, torch.Tensor)}
         for key in plain | module._non_persistent_buffers_set:
             raise ValueError(
                 f"fusion head {name!r}: its tensor {key!r} would not be saved with the model: make it an nn.Parameter,"
-                f" or a buffer by self.register_buffer({key!r}, ...)"
+                f" or a buffer with self.register_buffer({key!r}, ...)"
             )
     modalities, classes = head.num_modalities, head.num_labels
     mask = torch.cat([torch.ones(1, modalities), torch.eye(modalities)]).bool()
@@ -121,8 +121,7 @@ def _check_values(name: str, part: str, values: torch.Tensor, shape: tuple[int, 
         )
     if not torch.isfinite(values).all():
         raise ValueError(
-            f"fusion head {name!r}: {part} is not finite for clips that lack a modality: count only those in"
-            " modality_mask"
+            f"fusion head {name!r}: {part} is not finite for clips without a modality: use only those in modality_mask"
         )
 
 

@@ -1,4 +1,4 @@
-"""Convert every accepted form of sound and frames (files, addresses, bytes, arrays, images) to checked arrays."""
+"""Convert every accepted form of audio and frames (files, addresses, bytes, arrays, images) to checked arrays."""
 
 import io
 import ipaddress
@@ -32,9 +32,9 @@ except ImportError:
 FileLike = (str, os.PathLike, bytes)
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
 FULL_SCALE = 32768.0
-LOUDEST = 100.0  # floats beyond it are integer samples that were not divided by full scale
+LOUDEST = 100.0  # larger floats are integer samples that were not divided by full scale
 MOST_CHANNELS = 8
-ENCODED = "_hf_encoded"  # attribute in which a decoder of `datasets` keeps its file
+ENCODED = "_hf_encoded"  # attribute in which a decoder of `datasets` keeps the encoded file
 PLAIN_JPEG = ("yuvj420p", "yuvj422p", "yuvj444p")  # neither grey nor CMYK
 IDLE_SECONDS, DOWNLOAD_SECONDS, MOST_REDIRECTS = 60.0, 600.0, 5
 
@@ -43,24 +43,24 @@ IDLE_SECONDS, DOWNLOAD_SECONDS, MOST_REDIRECTS = 60.0, 600.0, 5
 
 
 def is_file(value: Any) -> bool:
-    """Whether a value is a path, address, bytes, or a `datasets` column value (undecoded, or torchcodec's decoder)."""
+    """Return True for a path, address, bytes, or a `datasets` column value (undecoded, or torchcodec's decoder)."""
     if isinstance(value, Mapping):
         return bool(value) and set(value) <= {"bytes", "path"}
     return isinstance(value, (str, os.PathLike, bytes, bytearray)) or hasattr(value, ENCODED)
 
 
 def source_of(value: Any, limits: Limits = LIMITS) -> Source:
-    """The path or content behind a value that `is_file`; an http(s) address is downloaded.
+    """Return the path or content behind a value that `is_file` accepts; http(s) addresses are downloaded.
 
     Raises:
-        MediaError: the address cannot be downloaded, or there is neither content nor path.
+        MediaError: if the address cannot be downloaded, or there is neither content nor a path.
     """
     value = getattr(value, ENCODED, value)
     if isinstance(value, Mapping):
         content = value.get("bytes")
         value = value.get("path") if content is None else content
         if value is None:
-            raise MediaError("missing", "a file with neither bytes nor a path")
+            raise MediaError("missing", "a file has neither bytes nor a path")
     if isinstance(value, bytearray):
         return bytes(value)
     if not isinstance(value, FileLike):
@@ -71,14 +71,14 @@ def source_of(value: Any, limits: Limits = LIMITS) -> Source:
 
 
 def _download(address: str, limits: Limits) -> bytes:
-    """The content behind an http(s) address, within the limits of size and time."""
+    """Download the content of an http(s) address, within the limits on size and time."""
     from huggingface_hub import get_session
     from huggingface_hub.utils import httpx
 
     name, first, deadline = _shown(address), address, time.monotonic() + DOWNLOAD_SECONDS
     try:
         for _ in range(MOST_REDIRECTS + 1):
-            # Without compression the bytes counted are the bytes kept in memory.
+            # Without compression, the bytes counted below are those kept in memory.
             headers = {"Accept-Encoding": "identity"}
             with get_session().stream(
                 "GET", address, headers=headers, follow_redirects=False, timeout=IDLE_SECONDS
@@ -108,7 +108,7 @@ def _joined(pieces: Any, name: str, limits: Limits, deadline: float) -> bytes:
 
 
 def _check_redirect(first: str, address: str, name: str) -> None:
-    """A public address must not lead a server into its own network."""
+    """Check that a public address does not redirect a server into its own network."""
     if urlsplit(address).scheme not in ("http", "https"):
         raise MediaError("unreadable", f"{name}: redirects to something that is not http")
     if _is_local(address) and not _is_local(first):
@@ -125,31 +125,31 @@ def _is_local(address: str) -> bool:
 
 
 def _shown(address: str) -> str:
-    """An address for messages: without user, query and fragment, which may contain a password or a signature."""
+    """Remove user, query and fragment from an address for messages: they can contain a password or a signature."""
     return re.sub(r"//[^/]*@", "//", re.split(r"[?#]", address, maxsplit=1)[0])
 
 
-# -- sound ------------------------------------------------------------------------------------------------------
+# -- audio ------------------------------------------------------------------------------------------------------
 
 
 def as_sound(audio: Any, sampling_rate: int | None, name: str, limits: Limits = LIMITS) -> tuple[np.ndarray, int]:
-    """One clip's mono float32 waveform `(S,)` and its rate in Hz, not resampled.
+    """Return one clip's mono float32 waveform `(S,)`, not resampled, and its rate in Hz.
 
     Args:
-        audio: A file, what `datasets` gives for an Audio column, an array or tensor `(S,)`, `(channels, S)` or
+        audio: A file, the value of an Audio column of `datasets`, an array or tensor `(S,)`, `(channels, S)` or
             `(S, channels)` of floats or 8, 16 or 32-bit integers, or a list of floats.
-        sampling_rate: Hz of an array; files have their own.
-        name: Its name in messages.
-        limits: Larger inputs are refused.
+        sampling_rate: Sampling rate of an array in Hz; files contain their own.
+        name: Name of the input in messages.
+        limits: Limits on the input; larger ones are rejected.
 
     Raises:
-        MediaError: (a ValueError) for a file that cannot be used.
-        ValueError: for an array without a valid `sampling_rate`, or a waveform that is empty or not finite.
+        MediaError: (a ValueError) if a file cannot be used.
+        ValueError: if an array has no valid `sampling_rate`, or a waveform is empty or not finite.
     """
     if is_file(audio):
         return read_audio(source_of(audio, limits), limits=limits)
     if not hasattr(audio, "shape") and not isinstance(audio, (list, tuple)):
-        try:  # what `datasets` gives for a decoded column
+        try:  # the value of a decoded column of `datasets`
             audio, sampling_rate = audio["array"], audio["sampling_rate"]
         except (KeyError, TypeError):
             raise ValueError(
@@ -159,7 +159,7 @@ def as_sound(audio: Any, sampling_rate: int | None, name: str, limits: Limits = 
     rate = _check_rate(sampling_rate, name)
     wave = _mono(to_numpy(audio), name)
     if not np.isfinite(wave).all():
-        raise ValueError(f"{name} has NaN or infinite samples: repair it, or leave the sound out (None)")
+        raise ValueError(f"{name} has NaN or infinite samples: repair it, or pass None for a clip without audio")
     if (peak := np.abs(wave).max()) > LOUDEST:
         raise ValueError(f"{name} has samples of up to {peak:g}: pass floats in [-1, 1], or int16 or int32")
     limits.check_seconds(name, len(wave) / rate)
@@ -167,14 +167,14 @@ def as_sound(audio: Any, sampling_rate: int | None, name: str, limits: Limits = 
 
 
 def is_batch_of_audio(audio: Any) -> bool:
-    """Whether a value is the sound of several clips, not of one."""
+    """Return True if a value is the audio of several clips, not of one."""
     if isinstance(audio, (list, tuple)):
         return not (len(audio) > 0 and all(isinstance(value, numbers.Number) for value in audio))
     return hasattr(audio, "ndim") and audio.ndim == 3
 
 
 def to_numpy(values: Any) -> np.ndarray:
-    """The values as an array; tensors may be on any device and of any type."""
+    """Convert values to an array; tensors can be on any device and of any type."""
     if hasattr(values, "cpu"):  # a tensor
         values = values.detach().cpu()
         values = (values.float() if values.is_floating_point() else values).numpy()  # numpy has no bfloat16
@@ -185,12 +185,12 @@ def _mono(wave: np.ndarray, name: str) -> np.ndarray:
     if wave.dtype.kind not in "fiu" or wave.dtype.itemsize > 4 and wave.dtype.kind in "iu":
         raise ValueError(f"{name} has samples of type {wave.dtype}: pass floats in [-1, 1], or int16 or int32")
     if wave.size == 0:
-        raise ValueError(f"{name} is empty: leave the sound out (None) if the clip has none")
+        raise ValueError(f"{name} is empty: pass None for a clip without audio")
     if wave.ndim not in (1, 2):
         raise ValueError(f"{name} has shape {wave.shape}: expected (samples,) or (channels, samples)")
     if wave.ndim == 2 and min(wave.shape) > MOST_CHANNELS:
         raise ValueError(
-            f"{name} has shape {wave.shape}: one clip may have up to {MOST_CHANNELS} channels; pass several clips as a"
+            f"{name} has shape {wave.shape}: one clip can have up to {MOST_CHANNELS} channels; pass several clips as a"
             " list"
         )
     if wave.dtype.kind in "iu":
@@ -206,14 +206,14 @@ def _check_rate(sampling_rate: Any, name: str) -> int:
     number = isinstance(sampling_rate, numbers.Real) and not isinstance(sampling_rate, bool)
     if not number or not LOWEST_RATE <= sampling_rate <= HIGHEST_RATE:
         raise ValueError(
-            f"sampling_rate={sampling_rate!r} is not valid for {name}: give one number of Hz from {LOWEST_RATE} to"
+            f"sampling_rate={sampling_rate!r} is not valid for {name}: give one rate in Hz from {LOWEST_RATE} to"
             f" {HIGHEST_RATE}, for all arrays"
         )
     return int(sampling_rate)
 
 
 def round_sound(wave: np.ndarray) -> np.ndarray:
-    """Sound rounded to 16-bit steps of 1 / 32768, as data sets store it; values beyond full scale are kept."""
+    """Round audio to 16-bit steps of 1 / 32768, as datasets store it; values beyond full scale are kept."""
     return (np.rint(wave * FULL_SCALE) / FULL_SCALE).astype(np.float32)
 
 
@@ -227,24 +227,24 @@ def as_frames(
     size: int | tuple[int, int] | None = None,
     limits: Limits = LIMITS,
 ) -> list[np.ndarray]:
-    """One clip's RGB frames `(H, W, 3)`, uint8, upright, cropped and resized.
+    """Return one clip's RGB frames `(H, W, 3)`, uint8, upright, cropped and resized.
 
     Args:
         frames: An array or tensor `(T, H, W, 3)` or `(T, 3, H, W)`, a list of frames, or one frame. A frame is an
             array `(H, W, 3)`, `(3, H, W)` or `(H, W)` of integers up to 255, or of floats up to 1 or up to 255; a PIL
             image, or an image file.
-        crop: Left, top, right, bottom as fractions of the frame.
-        size: (height, width) or shorter side; None keeps the pixels.
-        limits: Larger inputs are refused.
+        crop: Left, top, right and bottom edge as fractions of the frame.
+        size: (height, width), or the length of the shorter side; None keeps the size.
+        limits: Limits on the input; larger ones are rejected.
 
     Raises:
-        MediaError: (a ValueError) for an image file that does not decode or is over the limits.
-        ValueError: for zero frames, or something that is not a frame.
+        MediaError: (a ValueError) if an image file does not decode or exceeds the limits.
+        ValueError: if there are no frames, or a value is not a frame.
     """
     if not isinstance(frames, (list, tuple)):
         frames = frames if getattr(frames, "ndim", 0) == 4 else [frames]
     if len(frames) == 0:
-        raise ValueError("zero frames: leave the frames out (None) if the clip has none")
+        raise ValueError("zero frames: pass None for a clip without frames")
     jpeg, done, total_bytes, white = _Jpeg(), [], 0, _white(frames)
     for number, frame in enumerate(frames):
         label = f"frame {number}"
@@ -260,7 +260,7 @@ def as_frames(
 
 
 def is_batch_of_frames(frames: Any) -> bool:
-    """Whether a value is the frames of several clips, not of one."""
+    """Return True if a value is the frames of several clips, not of one."""
     if not isinstance(frames, (list, tuple)):
         return hasattr(frames, "ndim") and frames.ndim == 5
     return not frames or any(
@@ -269,7 +269,7 @@ def is_batch_of_frames(frames: Any) -> bool:
 
 
 def _white(frames: Any) -> float:
-    """White in a clip's float frames, 1 or 255: told from all of them, since a dark frame is below 1 in both."""
+    """Return white in a clip's float frames, 1 or 255, judged from all: a dark frame is below 1 on either scale."""
     arrays = [to_numpy(frame) for frame in frames if isinstance(frame, (list, tuple)) or hasattr(frame, "dtype")]
     return 1.0 if all(values.max() <= 1 for values in arrays if values.size and values.dtype.kind in "bf") else 255.0
 
@@ -320,17 +320,17 @@ def _image_file(image: Any, name: str, jpeg: "_Jpeg", limits: Limits) -> np.ndar
 
 
 class _Jpeg:
-    """FFmpeg's JPEG decoder, set up once per clip: it takes less than half the time of Pillow.
+    """FFmpeg's JPEG decoder, set up once per clip; it takes less than half the time of Pillow.
 
-    FFmpeg interpolates colour more simply than Pillow: values differ by about one level of 255 on average.
+    FFmpeg interpolates colour in a simpler way than Pillow; values differ by about one level of 255 on average.
     """
 
     def __init__(self) -> None:
         self.codec: Any = None
 
     def decode(self, content: bytes) -> np.ndarray | None:
-        """Pixels, or None for what Pillow should decode (other formats, rotated or unusual JPEG, damaged files)."""
-        # Pillow refuses a truncated image; FFmpeg would invent the missing part.
+        """Return the pixels, or None to leave it to Pillow (other formats, rotated or unusual JPEG, damaged files)."""
+        # Pillow rejects a truncated image; FFmpeg would make up the missing part.
         whole = content.startswith(b"\xff\xd8") and content.rstrip(b"\0").endswith(b"\xff\xd9")
         if av is None or not whole or b"Exif" in content[:64]:
             return None
@@ -345,13 +345,13 @@ class _Jpeg:
         if len(frames) != 1 or frames[0].format.name not in PLAIN_JPEG or frames[0].is_corrupt:
             return None
         frame = self.converter.reformat(frames[0], format="rgb24", **ONE_THREAD)
-        # A view: the pixels are copied once, when the frames of a clip are stacked.
+        # A view, not a copy: the pixels are copied once, when the frames of a clip are stacked.
         rows = np.frombuffer(memoryview(frame.planes[0]), np.uint8).reshape(frame.height, -1)
         return rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
 
 
 def encode_image(frame: np.ndarray, image_format: str, quality: int) -> bytes:
-    """A frame `(H, W, 3)` as a data set stores it: JPEG of that quality, or PNG (lossless)."""
+    """Encode a frame `(H, W, 3)` as a dataset stores it: JPEG of the given quality, or PNG (lossless)."""
     out = io.BytesIO()
     if image_format == "png":
         Image.fromarray(frame).save(out, "PNG", compress_level=3)
@@ -361,7 +361,7 @@ def encode_image(frame: np.ndarray, image_format: str, quality: int) -> bytes:
 
 
 def same_size(frames: Sequence[np.ndarray]) -> bool:
-    """Whether frames can be stacked."""
+    """Return True if the frames have the same size, so that they can be stacked."""
     return len({frame.shape for frame in frames}) == 1
 
 

@@ -1,4 +1,4 @@
-"""Log-mel spectrograms of a batch of waveforms, as AST takes them."""
+"""Log-mel spectrograms of a batch of waveforms, as AST expects them."""
 
 from functools import lru_cache
 
@@ -13,7 +13,9 @@ LOW_FREQUENCY = 20.0
 
 @lru_cache(maxsize=8)
 def mel_banks(num_mel_bins: int, fft_size: int, sampling_rate: int) -> np.ndarray:
-    """Triangular filters in the HTK mel domain, mel(f) = 1127 ln(1 + f / 700), from 20 Hz to the Nyquist frequency.
+    """Return triangular filters in the HTK mel domain, from 20 Hz to the Nyquist frequency.
+
+    The HTK mel domain is mel(f) = 1127 ln(1 + f / 700).
 
     Returns:
         `np.ndarray` of shape `(num_mel_bins, fft_size // 2 + 1)`.
@@ -32,16 +34,16 @@ def mel_banks(num_mel_bins: int, fft_size: int, sampling_rate: int) -> np.ndarra
 def log_mel(
     waveforms: list[np.ndarray], *, sampling_rate: int, num_mel_bins: int, max_length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-mel spectrograms of a batch (Kaldi fbank: 25 ms Hann windows, 10 ms shift, power, no dither).
+    """Compute log-mel spectrograms of a batch (Kaldi fbank: 25 ms Hann windows, 10 ms shift, power, no dither).
 
     Args:
-        waveforms: One mono float waveform per clip, each `(S_i,)`. Those shorter than a window are padded with zeros.
-        sampling_rate: Hz of all waveforms.
+        waveforms: One mono float waveform `(S_i,)` per clip. Waveforms shorter than a window are padded with zeros.
+        sampling_rate: Sampling rate of all waveforms in Hz.
         num_mel_bins: Number of mel filters.
         max_length: Spectrogram frames per clip; longer clips are cut, shorter ones padded with 0 as AST does.
 
     Returns:
-        `(B, max_length, num_mel_bins)` float32 spectrograms, not normalised, and the `(B,)` number of frames filled.
+        `(B, max_length, num_mel_bins)` float32 spectrograms, not normalised, and the number of filled frames `(B,)`.
     """
     window, shift = sampling_rate * FRAME_MS // 1000, sampling_rate * SHIFT_MS // 1000
     fft_size = 1 << (window - 1).bit_length()

@@ -1,4 +1,4 @@
-"""Losses by which the towers learn, clip by clip and over a batch."""
+"""Losses that train the towers, per clip and per batch."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from torch import nn
 def clip_cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, class_weights: torch.Tensor | None = None, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Cross-entropy of every clip, times the weight of its class: `(..., C)` and `(...)` -> `(...)`."""
+    """Return the cross-entropy of every clip times its class weight: `(..., C)` and `(...)` -> `(...)`."""
     loss = nn.functional.cross_entropy(
         logits.flatten(0, -2), labels.flatten(), reduction="none", label_smoothing=label_smoothing
     ).view(labels.shape)
@@ -22,10 +22,10 @@ def tower_losses(
     class_weights: torch.Tensor | None,
     label_smoothing: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fused and summed unimodal cross-entropy, means over the clips.
+    """Return the fused and the summed unimodal cross-entropy, each a mean over the clips.
 
-    A missing modality adds 0 to its clip's unimodal loss; the sum is divided by the number of clips, not of modalities
-    present, so that batches of equal size weigh the same whatever is missing in them.
+    A missing modality adds 0 to its clip's unimodal loss. The sum is divided by the number of clips, not by the number
+    of modalities present, so that batches of equal size weigh the same whatever is missing in them.
     """
     every = labels.unsqueeze(1).expand(modality_logits.shape[:2])
     unimodal = clip_cross_entropy(modality_logits, every, class_weights, label_smoothing)
@@ -34,10 +34,10 @@ def tower_losses(
 
 
 def check_labels(labels: torch.Tensor, batch: int, classes: int) -> None:
-    """Check that a batch has one label per clip, of the classes that there are.
+    """Check that a batch has one valid label per clip.
 
     Raises:
-        ValueError: naming the shape, the type or the label.
+        ValueError: if a shape, type or label is wrong; the message names it.
     """
     if labels.shape != (batch,):
         raise ValueError(f"labels has shape {tuple(labels.shape)}, expected {(batch,)}")

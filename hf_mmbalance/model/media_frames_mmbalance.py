@@ -1,6 +1,6 @@
-"""Read the frames of a clip: decoded as far as the wanted ones need, upright, cropped and resized.
+"""Read the frames of a clip: decode no more than needed, then turn upright, crop and resize them.
 
-Timestamps are on the clip's clock, as in `media_sound_mmbalance`.
+Timestamps are on the clip's clock, which `media_sound_mmbalance` defines.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -33,15 +33,15 @@ class FrameReader:
 
     How this works:
 
-    1. `feed` records the time and the key-frame flag of every packet and keeps the packet itself, while all of them
-       fit in `PACKET_STORE`; a larger stream is read a second time (`replay`). The sorted times are those at which
-       frames are shown. They are used because declared frame rates and frame counts are often wrong or absent.
+    1. `feed` records the time and the key-frame flag of every packet. It also keeps the packets, as long as all of
+       them fit in `PACKET_STORE`; a larger stream is read a second time (`replay`). Sorted, the times are those at
+       which frames are shown. They are used because declared frame rates and frame counts are often wrong or absent.
     2. The frames to take follow from these times: a frame is shown from its own time until that of the next one.
-    3. A frame can only be decoded after its key frame. Before each wanted frame the decoder is moved to the last key
-       frame that is shown no later, and the packets between are left out. Where no key frame lies in between, decoding
-       goes on in order. Frames leave the decoder in the order in which they are shown.
-    4. Each decoded frame that was wanted is converted to RGB, turned upright by its display matrix, cropped and
-       resized. A wanted frame that does not decode is replaced by the latest one before it.
+    3. A frame can only be decoded after its key frame. Before each wanted frame, the decoder jumps to the last key
+       frame that is shown no later, and skips the packets in between. If there is no key frame in between, decoding
+       continues in order. Frames leave the decoder in the order in which they are shown.
+    4. Each wanted frame is converted to RGB, turned upright according to its display matrix, cropped and resized. If
+       it does not decode, the latest frame before it is used instead.
     """
 
     def __init__(self, stream: Any, request: MediaRequest):
@@ -100,7 +100,7 @@ class FrameReader:
         return np.stack([taken[i][1] for i in order]), np.maximum.accumulate([taken[i][0] for i in order])
 
     def _targets(self, shown: np.ndarray, pick: Pick) -> np.ndarray:
-        """Times of the frames to take: those shown at the centres of equal parts of the interval."""
+        """Return the times of the frames to take: those shown at the centres of equal parts of the interval."""
         low, high = pick.overlap(self.span)
         if not low < high:
             return np.zeros(0)
@@ -113,7 +113,7 @@ class FrameReader:
 
     def _decode(self, replay: Replay, wanted: np.ndarray) -> list[tuple[float, np.ndarray]]:
         taken: list[tuple[float, np.ndarray]] = []
-        held = None  # the latest frame, which replaces a wanted one that does not decode
+        held = None  # the latest frame, used in place of a wanted one that does not decode
         for time, frame in self._shown_frames(replay, wanted, taken):
             while len(taken) < len(wanted) and time > wanted[len(taken)] + 1e-6:
                 self._take(taken, held or (time, frame), len(wanted))
@@ -133,7 +133,7 @@ class FrameReader:
         taken.append((shown[0], picture))
 
     def _shown_frames(self, replay: Replay, wanted: np.ndarray, taken: list) -> Iterator:
-        """(seconds, frame) in the order of showing; packets that no wanted frame needs are not decoded."""
+        """Yield (seconds, frame) in display order; packets that no wanted frame needs are not decoded."""
         codec = self.stream.codec_context
         key_places = [i for i, key in enumerate(self.keys) if key]
         resume, aimed, shown = 0, -1, 0
@@ -161,20 +161,20 @@ class FrameReader:
 
 
 def on_show(times: np.ndarray, low: float, high: float, count: int) -> np.ndarray:
-    """Indices of the frames shown at the centres of `count` equal parts of [low, high], given the time of each."""
+    """Return indices into `times` of the frames shown at the centres of `count` equal parts of [low, high]."""
     centres = low + (np.arange(count) + 0.5) * (high - low) / count
     return np.maximum(np.searchsorted(times, centres + 1e-6, side="right") - 1, 0)
 
 
 def _picture(frame: Any, converter: Any, request: MediaRequest) -> np.ndarray:
-    """One frame as upright RGB, cropped and resized."""
+    """Convert one frame to upright RGB, cropped and resized."""
     request.limits.check_pixels(request.name, frame.width, frame.height)
     pixels = converter.reformat(frame, format="rgb24", **ONE_THREAD).to_ndarray()
     return fit_frame(upright(pixels, _display_matrix(frame)), request.crop, request.size)
 
 
 def _display_matrix(frame: Any) -> np.ndarray | None:
-    """The upper left 2 x 2 part of the frame's display matrix, or None if it has none."""
+    """Return the upper left 2 x 2 part of the frame's display matrix, or None if it has none."""
     try:
         data = frame.side_data["DISPLAYMATRIX"]
     except (KeyError, AttributeError):
@@ -183,7 +183,7 @@ def _display_matrix(frame: Any) -> np.ndarray | None:
 
 
 def upright(pixels: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
-    """Rotate and mirror a frame `(H, W, 3)` as its display matrix says.
+    """Rotate and mirror a frame `(H, W, 3)` according to its display matrix.
 
     The matrix [[a, b], [c, d]] shows the point (x, y) of the stored frame at (a x + c y, b x + d y) (ISO 14496-12,
     section 6.2.2). It is rounded to the nearest rotation by a multiple of 90 degrees, mirrored or not:
@@ -206,11 +206,11 @@ def upright(pixels: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
 
 
 def fit_frame(pixels: np.ndarray, crop: Box | None, size: int | tuple[int, int] | None) -> np.ndarray:
-    """Crop and resize (bilinear) one frame `(H, W, 3)`; all code of this package crops and resizes here.
+    """Crop and resize (bilinear) one frame `(H, W, 3)`; all cropping and resizing in this package happens here.
 
     Args:
-        crop: left, top, right, bottom as fractions of the frame.
-        size: (height, width), or the length of the shorter side with the aspect ratio kept; None keeps the pixels.
+        crop: Left, top, right and bottom edge as fractions of the frame.
+        size: (height, width), or the length of the shorter side with the aspect ratio kept; None keeps the size.
     """
     if crop is None and size is None:
         return pixels

@@ -1,4 +1,4 @@
-"""Decode a clip file once: mono sound, evenly spaced frames, and a named reason where that is not possible."""
+"""Decode a clip file in one pass to mono audio and evenly spaced frames, with a named reason if that fails."""
 
 import io
 import os
@@ -31,10 +31,10 @@ except ImportError:
 LFS_HEAD = b"version https://git-lfs"
 SEEK_FROM = 20.0  # seconds; up to here reading from the start is cheaper than a seek, which may fail
 MAX_ERRORS = 50  # consecutive demuxing errors after which the rest of a file is not read
-# Sound that libsndfile, the faster one, decodes to the same samples as FFmpeg. Of lossy formats (mp3, Ogg) they keep
-# different numbers of samples at the start: a file as an audio column would differ from the same file as a clip.
+# Formats that libsndfile, the faster library, decodes to the same samples as FFmpeg. For lossy formats (mp3, Ogg) they
+# keep different numbers of samples at the start, so a file would read differently as an audio column and as a clip.
 EXACT_SUBTYPES = ("PCM_", "FLOAT", "DOUBLE")
-# Tags that are not UTF-8 are no reason to refuse a clip. PyAV reads them without this option since version 19.
+# Tags that are not UTF-8 are no reason to reject a clip; PyAV before version 19 needs this option to read them.
 OLD_AV = av is not None and int(av.__version__.split(".")[0]) < 19
 TAG_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if OLD_AV else {}
 
@@ -56,16 +56,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class MediaClip:
-    """The decoded sound and frames of one clip file.
+    """The decoded audio and frames of one clip file.
 
     Attributes:
         audio: `(S,)` float32 mono (mean of the channels) in about [-1, 1], or None.
-        sampling_rate: Hz of `audio`, or None.
+        sampling_rate: sampling rate of `audio` in Hz, or None.
         frames: `(T, H, W, 3)` uint8 RGB, upright, or None.
         frame_times: `(T,)` float64 seconds on the clip's clock (0 = start of the container), or None.
         duration: seconds of the window that was read.
         notes: remarks for the user, each `code: text`; empty for a clip without defects.
-        audio_start: second of the first sample.
+        audio_start: time of the first sample in seconds.
         frame_span: seconds of the window in which there is video, or None.
     """
 
@@ -96,37 +96,37 @@ def read_media(
     limits: Limits = LIMITS,
     threads: int = 1,
 ) -> MediaClip:
-    """Read the sound and evenly spaced frames of a clip, decoding each stream once.
+    """Read the audio and evenly spaced frames of a clip, decoding each stream once.
 
-    The best video and audio stream are taken (FFmpeg's rule; cover art does not count as video). Frames are those
+    The best video and audio streams are used (FFmpeg's rule; cover art does not count as video). Frames are those
     shown at the centres of `num_frames` equal parts of the window; a clip with fewer frames repeats them. Damaged
-    packets are left out and noted.
+    packets are skipped and noted.
 
     Args:
         source (`str`, `os.PathLike` or `bytes`): a local file or its content. Nothing is fetched from a network.
         num_frames (`int`, *optional*, defaults to 8): frames to take; None takes every frame of the window.
         fps (`float`, *optional*): frames per second to take instead of `num_frames`.
-        sampling_rate (`int`, *optional*): Hz to resample to (inside FFmpeg); None keeps the file's own rate.
-        start, end (`float`, *optional*): window in seconds from the start of the clip, cut to the clip. Its samples
-            are those that the whole clip would have there after resampling.
-        crop (`tuple[float, float, float, float]`, *optional*): left, top, right, bottom as fractions of the upright
-            frame.
+        sampling_rate (`int`, *optional*): rate in Hz to resample to (inside FFmpeg); None keeps the file's own rate.
+        start, end (`float`, *optional*): window in seconds from the start of the clip, limited to the clip. Its
+            samples equal those of the complete clip after resampling.
+        crop (`tuple[float, float, float, float]`, *optional*): left, top, right and bottom edge as fractions of the
+            upright frame.
         size (`tuple[int, int]` or `int`, *optional*): (height, width) after the crop, or the length of the shorter
-            side with the aspect ratio kept; None keeps the pixels.
-        want_audio, want_frames (`bool`): False leaves that part undecoded.
+            side with the aspect ratio kept; None keeps the size.
+        want_audio, want_frames (`bool`): False skips that part.
         more_frames (`Sequence[Pick]`, *optional*): further intervals to take frames from in the same pass; if given,
             `frames` has every frame of all intervals once, in order of time.
-        audio_span (`tuple`, *optional*): seconds of sound to return; None for the window.
-        limits (`Limits`, *optional*): larger inputs are refused; raise them for large files that you trust.
+        audio_span (`tuple`, *optional*): start and end in seconds of the audio to return; None for the window.
+        limits (`Limits`, *optional*): larger inputs are rejected; raise the limits for large files that you trust.
         threads (`int`, *optional*, defaults to 1): decoding threads.
 
     Returns:
-        `MediaClip`: a stream that is absent or does not decode gives None for that part and a note.
+        `MediaClip`: if a stream is absent or does not decode, that part is None and there is a note.
 
     Raises:
-        MediaError: nothing that was asked for could be read; `.reason` is one of `MEDIA_REASONS`.
-        ValueError: invalid arguments.
-        ImportError: PyAV or Pillow is not installed.
+        MediaError: if nothing that was requested could be read; `.reason` is one of `MEDIA_REASONS`.
+        ValueError: if an argument is invalid.
+        ImportError: if PyAV or Pillow is not installed.
     """
     if av is None or Image is None:
         raise ImportError("reading media files needs PyAV and Pillow: pip install av pillow")
@@ -168,19 +168,19 @@ def read_audio(
     end: float | None = None,
     limits: Limits = LIMITS,
 ) -> tuple[np.ndarray, int]:
-    """Read a sound file (wav, flac, ogg, mp3, or the sound of a video) as mono.
+    """Read an audio file (wav, flac, ogg, mp3, or the audio of a video) as mono.
 
     Args:
         source (`str`, `os.PathLike` or `bytes`): a local file or its content.
-        sampling_rate (`int`, *optional*): Hz to resample to; None keeps the file's own rate.
-        start, end (`float`, *optional*): window in seconds, cut to the file.
-        limits (`Limits`, *optional*): larger inputs are refused.
+        sampling_rate (`int`, *optional*): rate in Hz to resample to; None keeps the file's own rate.
+        start, end (`float`, *optional*): window in seconds, limited to the file.
+        limits (`Limits`, *optional*): larger inputs are rejected.
 
     Returns:
-        `tuple[np.ndarray, int]`: `(S,)` float32 and its rate in Hz.
+        `tuple[np.ndarray, int]`: waveform `(S,)`, float32, and its rate in Hz.
 
     Raises:
-        MediaError: as `read_media`.
+        MediaError: as in `read_media`.
     """
     name = shown_name(source)
     if soundfile is not None:
@@ -196,7 +196,7 @@ def read_audio(
 
 
 class _NotForLibsndfile(Exception):
-    """A format that libsndfile does not know, or decodes to other samples than FFmpeg."""
+    """A format that libsndfile does not know, or decodes to different samples from FFmpeg."""
 
 
 def _read_soundfile(
@@ -217,7 +217,7 @@ def _read_soundfile(
     except soundfile.SoundFileError as error:
         raise _NotForLibsndfile from error
     if not np.isfinite(wave).all():
-        raise MediaError("undecodable", f"{name}: the sound has values that are not finite")
+        raise MediaError("undecodable", f"{name}: the audio has values that are not finite")
     wave, _ = cut_sound(resample(wave, rate, new_rate), first * new_rate // rate, new_rate, span)
     if len(wave) == 0:
         raise MediaError("too_short", f"{name}: no sound between {span[0]} s and {span[1]} s")
@@ -225,10 +225,10 @@ def _read_soundfile(
 
 
 def declared_duration(source: Source) -> float | None:
-    """Seconds that the container says it lasts, or None where it does not say; nothing is decoded.
+    """Return the duration in seconds that the container declares, or None if it declares none; nothing is decoded.
 
     Raises:
-        MediaError: the file cannot be opened.
+        MediaError: if the file cannot be opened.
     """
     name = shown_name(source)
     with _decoder_errors(name), _open(source, name) as container:
@@ -237,7 +237,7 @@ def declared_duration(source: Source) -> float | None:
 
 @contextmanager
 def _decoder_errors(name: str) -> Iterator[None]:
-    """Report whatever a decoder raises for a damaged file as a MediaError of that file."""
+    """Turn any error that a decoder raises for a damaged file into a MediaError that names the file."""
     try:
         yield
     except (MediaError, ImportError, _NotForLibsndfile):
@@ -252,18 +252,18 @@ def _decoder_errors(name: str) -> Iterator[None]:
 
 
 def shown_name(source: Source) -> str:
-    """Name of a source in messages."""
+    """Return the name of a source for messages."""
     return "<bytes>" if isinstance(source, bytes) else os.fspath(source)
 
 
 def _check_file_start(source: Source, name: str) -> None:
-    """Raise a MediaError for what is clearly not a media file, before a decoder opens it."""
+    """Raise a MediaError if a file is clearly not a media file, before a decoder opens it."""
     if isinstance(source, bytes):
         head = source[:64]
     else:
         try:
             if not stat.S_ISREG(os.stat(source).st_mode):
-                # Reading a pipe or a device may block, or never end.
+                # Reading a pipe or a device can block, or never end.
                 raise MediaError("unreadable", f"{name}: not a regular file; give a media file")
             with open(source, "rb") as file:
                 head = file.read(64)
@@ -283,7 +283,7 @@ def _check_file_start(source: Source, name: str) -> None:
 @contextmanager
 def _open(source: Source, name: str) -> Iterator[Any]:
     _check_file_start(source, name)
-    # A Python file object and no allowed protocol: a playlist disguised as a clip cannot open other files.
+    # With a Python file object and no allowed protocol, a playlist disguised as a clip cannot open other files.
     with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         try:
             container = av.open(file, options={"protocol_whitelist": "none"}, **TAG_OPTIONS)
@@ -294,7 +294,7 @@ def _open(source: Source, name: str) -> Iterator[Any]:
 
 
 def _best_stream(container: Any, kind: str) -> Any:
-    """FFmpeg's best stream of a kind that has a decoder and is not cover art."""
+    """Return FFmpeg's best stream of a kind, among those that have a decoder and are not cover art."""
     usable = [
         stream
         for stream in container.streams
@@ -319,7 +319,7 @@ def _check_declared_length(container: Any, request: MediaRequest) -> None:
 
 
 def _origin(container: Any) -> float:
-    """Zero of the clip's clock: the start time of the container, which in MPEG files is often about half a second."""
+    """Return the zero of the clip's clock: the container's start time, in MPEG files often about half a second."""
     if container.start_time is not None:
         return container.start_time / 1e6
     starts = [float(s.start_time * s.time_base) for s in container.streams if s.start_time is not None and s.time_base]
@@ -327,12 +327,12 @@ def _origin(container: Any) -> float:
 
 
 def _packets(container: Any, streams: list[Any], request: MediaRequest, notes: list[str]) -> Iterator[Any]:
-    """Packets from the window's start on; damaged parts are skipped and noted."""
+    """Yield packets from the window's start on; damaged parts are skipped and noted."""
     if request.start is not None and request.start > SEEK_FROM:
         try:
             container.seek(int((request.start - 1 + _origin(container)) * 1e6), backward=True)
         except av.error.FFmpegError:
-            pass  # some formats (FLV) cannot seek: nothing has been read yet, so reading starts at the beginning
+            pass  # some formats (FLV) cannot seek; nothing has been read yet, so reading starts at the beginning
     errors, reader = 0, container.demux(streams)
     while errors < MAX_ERRORS:
         try:
@@ -379,7 +379,7 @@ def _raise_nothing_read(name: str, want_audio: bool, want_frames: bool, notes: l
 
 
 def _replay(source: Source, video: FrameReader, request: MediaRequest) -> Iterator[Any]:
-    """The same packets again, for a stream too large to keep in memory."""
+    """Yield the same packets again, for a stream too large to keep in memory."""
     with _open(source, request.name) as container:
         stream = container.streams[video.stream.index]
         yield from (packet for packet in _packets(container, [stream], request, []) if packet.size)

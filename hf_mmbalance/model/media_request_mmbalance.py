@@ -1,4 +1,4 @@
-"""What is asked of a media file, within which limits, and the error with a reason where it cannot be given."""
+"""A request for parts of a media file, the limits on it, and the error, with a reason, if it cannot be met."""
 
 from dataclasses import dataclass
 
@@ -12,8 +12,8 @@ MEDIA_REASONS = (
     "empty",  # zero bytes
     "lfs_pointer",  # a git-lfs pointer in place of the media
     "undecodable",  # not a media file, or nothing in it decodes
-    "no_audio",  # only sound was asked for and there is none
-    "no_video",  # only frames were asked for and there are none
+    "no_audio",  # only audio was requested and there is none
+    "no_video",  # only frames were requested and there are none
     "too_short",  # the window lies outside the clip, or the clip has no length
     "too_long",  # longer than max_seconds
     "too_large",  # more pixels than max_pixels, or more output than max_bytes
@@ -21,7 +21,7 @@ MEDIA_REASONS = (
 
 
 class MediaError(ValueError):
-    """A clip that cannot be used.
+    """Error for a clip that cannot be used.
 
     Args:
         reason (`str`): one of `MEDIA_REASONS`.
@@ -38,7 +38,7 @@ class MediaError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper bounds on one input, against files that decode to far more than their size on disk.
+    """Upper bounds on one input, as a guard against files that decode to far more than their size on disk.
 
     Args:
         max_seconds (`float`, *optional*, defaults to 600): length of the part that is read.
@@ -88,7 +88,7 @@ class Pick:
     count: int | None = None
 
     def overlap(self, span: tuple[float, float]) -> tuple[float, float]:
-        """The part of the interval that lies inside `span`."""
+        """Return the part of the interval that lies inside `span`."""
         low = span[0] if self.start is None else max(span[0], self.start)
         return low, span[1] if self.end is None else min(span[1], self.end)
 
@@ -99,7 +99,7 @@ class MediaRequest:
 
     Args:
         picks: intervals to take frames from; the first one is the window of the input.
-        audio_span: seconds of sound to return; None in either place is the start or end of the clip.
+        audio_span: start and end in seconds of the audio to return; None stands for the start or end of the clip.
     """
 
     name: str
@@ -145,8 +145,8 @@ class MediaRequest:
 
 
 def check_crop(crop: Box | None) -> None:
-    """Raise a ValueError for a box that is not inside the frame."""
+    """Raise a ValueError if the box does not lie inside the frame."""
     if crop is not None:
         numbers = len(crop) == 4 and all(isinstance(edge, (int, float)) for edge in crop)
         if not numbers or not (0 <= crop[0] < crop[2] <= 1 and 0 <= crop[1] < crop[3] <= 1):
-            raise ValueError(f"crop is (left, top, right, bottom) as fractions of the frame in [0, 1], got {crop}")
+            raise ValueError(f"crop must be (left, top, right, bottom), fractions of the frame in [0, 1], got {crop}")

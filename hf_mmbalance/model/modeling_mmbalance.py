@@ -44,7 +44,7 @@ AUTO_CLASSES = ("AutoModel", "AutoModelForAudioClassification", "AutoModelForVid
 
 
 class MMBalancePreTrainedModel(PreTrainedModel):
-    """Declares to transformers the model's config, inputs and supported features."""
+    """Base class that declares the model's config, inputs and supported features to transformers."""
 
     config: MMBalanceConfig
     config_class = MMBalanceConfig
@@ -73,19 +73,19 @@ class MMBalancePreTrainedModel(PreTrainedModel):
 
 class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     """
-    Classifier of clips with sound and frames, with an adaptive decision layer.
+    Classifier of clips with audio and frames, with an adaptive decision layer.
 
-    Each tower computes one feature per clip, a linear head its unimodal logits, and the fusion head combines the
-    unimodal logits of the modalities present into one decision.
+    Each tower computes one feature per clip, and a linear head turns it into unimodal logits. The fusion head combines
+    the unimodal logits of the modalities present into one decision.
 
     Args:
-        config ([`MMBalanceConfig`]): The model is built from it with random weights; see [`from_backbones`] for
-            pretrained towers and [`~PreTrainedModel.from_pretrained`] for a trained model.
+        config ([`MMBalanceConfig`]): Configuration of the model, which gets random weights. Use [`from_backbones`] for
+            pretrained towers, and [`~PreTrainedModel.from_pretrained`] to load a trained model.
     """
 
     # Saved models include their code: the files of this folder are copied next to the weights.
     _auto_class = "AutoModel"
-    #: Called in training with each batch, returns the loss to train by; set by training code, not saved.
+    #: Called with each training batch, returns the loss to minimise; set by training code, not saved.
     balancing: Callable[[TrainingBatch], torch.Tensor] | None = None
 
     def __init__(self, config: MMBalanceConfig):
@@ -115,13 +115,13 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     def from_pretrained(  # type: ignore[override]  # the rest is passed on
         cls, pretrained_model_name_or_path: str | os.PathLike, *model_args: Any, **kwargs: Any
     ) -> "MMBalanceForAudioVisualClassification":
-        """As [`PreTrainedModel.from_pretrained`]; a user-defined fusion head is loaded from the same place.
+        """Load a model as [`PreTrainedModel.from_pretrained`] does, with its user-defined fusion head, if any.
 
-        Weights are read from safetensors only, unless `use_safetensors=False` asks for pickled ones.
+        Weights are loaded from safetensors only, unless you pass `use_safetensors=False` for pickled ones.
 
         Raises:
-            ValueError: if the model's fusion head is not registered and its file may not be run
-                (`trust_remote_code=True` is missing) or does not exist.
+            ValueError: if the model's fusion head is not registered, and its file does not exist or cannot be run
+                because `trust_remote_code=True` is missing.
         """
         kwargs.setdefault("use_safetensors", True)
         with saved_fusion_class(cls, pretrained_model_name_or_path, kwargs):
@@ -134,14 +134,14 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         save_original_format: bool = False,
         **kwargs: Any,
     ) -> None:
-        """As [`PreTrainedModel.save_pretrained`], with the code that `trust_remote_code=True` loads.
+        """Save as [`PreTrainedModel.save_pretrained`] does, plus the code that `trust_remote_code=True` loads.
 
         The file of a user-defined fusion head is copied as well, and the config names it. Weights keep the names that
-        they have in memory (`save_original_format=False`): `Trainer` loads checkpoints without renaming, and would
-        skip the towers' legacy names with only a warning.
+        they have in memory (`save_original_format=False`). `Trainer` loads checkpoints without renaming, and would
+        skip weights with the towers' legacy names with only a warning.
 
         Raises:
-            ValueError: with `push_to_hub=True` and a user-defined fusion head.
+            ValueError: if `push_to_hub=True` and the fusion head is user-defined.
         """
         own = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **dict.fromkeys(AUTO_CLASSES, own)}
@@ -160,7 +160,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             copy_fusion_file(self.config.fusion, head, save_directory)
 
     def freeze_towers(self, trainable_layers: int | str) -> None:
-        """Train all layers of the towers (`"all"`), none (0), or only the last k.
+        """Set which layers of the towers are trained: all (`"all"`), none (0), or only the last k.
 
         Raises:
             ValueError: if `trainable_layers` is neither `"all"` nor a number up to the number of layers.
@@ -187,25 +187,25 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     ) -> tuple | MMBalanceOutput:
         r"""
         input_values (`torch.FloatTensor` of shape `(B, frames, mel_bins)` for AST, *optional*):
-            Input of the audio tower. Leave out if no clip has sound.
+            Input of the audio tower. Omit if no clip has audio.
         pixel_values (`torch.FloatTensor` of shape `(B, T, 3, H, W)` or `(B, 3, H, W)`, *optional*):
-            Frames. Leave out if no clip has any.
+            Frames. Omit if no clip has any.
         frame_mask (`torch.BoolTensor` of shape `(B, T)`, *optional*):
-            True where a frame is present; all by default.
+            True where a frame is present; by default, all are.
         modality_mask (`torch.BoolTensor` of shape `(B, M)`, *optional*):
-            True where a clip has a modality; by default all those passed.
+            True where a clip has a modality; by default, every clip has all those passed.
         labels (`torch.LongTensor` of shape `(B,)`, *optional*):
             Class indices in `[0, C)`.
         audio_mask (`torch.LongTensor` of shape `(B, S)`, *optional*):
             1 for raw sound (of Whisper: for spectrogram frames of sound), 0 for padding; only for audio towers that
             take an `attention_mask`, and Whisper.
         modality_features (`tuple` of `torch.FloatTensor` of shape `(B, D_m)`, *optional*):
-            The features that [`embed`] gave for these clips, in place of inputs; `None` for a modality that no clip
+            Features that [`embed`] returned for these clips, in place of inputs; `None` for a modality that no clip
             has.
         modality_tokens (`tuple` of `torch.FloatTensor` of shape `(B, D_m)`, *optional*):
-            With `modality_features`: the mean tokens that [`embed`] gave. Without them every clip counts as typical.
+            With `modality_features`: mean tokens that [`embed`] returned. Without them, every clip counts as typical.
         frame_log_probs (`torch.FloatTensor` of shape `(B, K)`, *optional*):
-            With `modality_features`: that output of [`embed`]; used with `frame_pooling="log_probs"`.
+            With `modality_features`: output of [`embed`] of that name, used with `frame_pooling="log_probs"`.
 
         Raises:
             ValueError: if a clip has no modality (or only one that the model was not trained on), shapes
@@ -214,7 +214,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         if modality_features is None:
             embedded = self.embed(input_values, pixel_values, frame_mask, modality_mask, audio_mask, **kwargs)
         elif input_values is not None or pixel_values is not None:
-            raise ValueError("modality_features are given in place of input_values and pixel_values: pass one of both")
+            raise ValueError("modality_features replace input_values and pixel_values: pass one of the two")
         else:
             embedded = self._given_features(modality_features, modality_tokens, modality_mask, frame_log_probs)
         features, present = embedded.features, embedded.modality_mask
@@ -247,9 +247,9 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         audio_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EmbedOutput:
-        """What the towers give for some clips; `forward` takes it in place of the inputs.
+        """Compute the towers' features of some clips; `forward` accepts them in place of the inputs.
 
-        Arguments and errors are those of `forward`. In training mode, modalities are dropped as there.
+        Arguments and errors are those of `forward`. In training mode, modalities are dropped as in `forward`.
         """
         input_values, pixel_values = self._trained_inputs(input_values, pixel_values)
         untrained = self.config.untrained_modalities
@@ -268,7 +268,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         modality_mask: torch.Tensor | None,
         frame_log_probs: torch.Tensor | None,
     ) -> EmbedOutput:
-        """Features computed before, checked, with the modalities that are used."""
+        """Check precomputed features, and return them with the modalities that are used."""
         check_features(features, tokens, dict(zip(self.config.modalities, self._widths, strict=True)))
         used = self._trained_inputs(*features)
         present = present_modalities(*used, None, modality_mask, self.config.untrained_modalities)
@@ -282,7 +282,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     def _present_only(
         self, values: tuple[torch.Tensor | None, ...], present: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Features, 0 for the modalities that are missing."""
+        """Return the features with 0 for modalities that are missing."""
         return tuple(
             self._no_features(m, present)[0]
             if value is None
@@ -291,7 +291,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         )
 
     def _given_log_probs(self, log_probs: torch.Tensor | None, present: torch.Tensor) -> torch.Tensor:
-        """Checked `frame_log_probs`, 0 for clips without frames; by default no clip has any."""
+        """Check `frame_log_probs` and set it to 0 for clips without frames; `None` means that no clip has any."""
         head: Any = self.unimodal_heads[1]
         expected = (len(present), getattr(head, "linear", head).out_features)
         if log_probs is None:
@@ -303,7 +303,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     def _trained_inputs(
         self, input_values: torch.Tensor | None, pixel_values: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """The inputs without `config.untrained_modalities`: an untrained tower must not take part in the decision."""
+        """Remove `config.untrained_modalities` from the inputs: an untrained tower must not affect the decision."""
         inputs = {"audio": input_values, "vision": pixel_values}
         for name in self.config.untrained_modalities:
             if inputs[name] is not None:
@@ -326,16 +326,16 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         modality_mask: torch.Tensor,
         kwargs: dict[str, Any],
     ) -> tuple[TowerFeatures, ModelOutput | None]:
-        """Pooled feature and mean token of the audio tower, and its outputs."""
+        """Return the pooled feature and mean token of the audio tower, and its outputs."""
         if input_values is None:
             return self._no_features(0, modality_mask), None
         check_spectrograms(input_values, self.audio_model.config)
-        # Values in place of missing sound (which may be NaN) must not reach the tower.
+        # Values in place of missing audio (which can be NaN) must not reach the tower.
         present = modality_mask[:, 0].view(-1, *[1] * (input_values.dim() - 1))
         values = input_values.masked_fill(~present, 0.0).to(self.audio_model.dtype)
         if audio_mask is not None:
             check_audio_mask(audio_mask, input_values, self.audio_model.config)
-        if input_values.dim() == 2:  # raw sound
+        if input_values.dim() == 2:  # raw audio
             values, audio_mask = with_silence(values, audio_mask, self.audio_model.config)
         head = None if self.fusion.owns_unimodal_logits else self.unimodal_heads[0]
         shares = head.layer_shares if isinstance(head, SourceHead) else None
@@ -350,7 +350,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         modality_mask: torch.Tensor,
         kwargs: dict[str, Any],
     ) -> tuple[TowerFeatures, torch.Tensor | None, ModelOutput | None]:
-        """Features `(B, D)`, mean log-probabilities `(B, K)` of the frames where they are of use, and outputs."""
+        """Return features `(B, D)`, mean log-probabilities `(B, K)` of the frames if they are needed, and outputs."""
         if pixel_values is None:
             features = self._no_features(1, modality_mask)
             return features, self._frame_log_probs(features[0].unsqueeze(1), modality_mask[:, 1:]), None
@@ -375,7 +375,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         return (pooled, masked_mean(tokens, present)), self._frame_log_probs(frames, present), outputs
 
     def _frame_log_probs(self, frames: torch.Tensor, present: torch.Tensor) -> torch.Tensor | None:
-        """Mean `(B, K)` over the frames present of the vision head's log-probabilities of `(B, T, D)` features."""
+        """Average the vision head's log-probabilities of `(B, T, D)` features over the frames present: `(B, K)`."""
         if self.fusion.owns_unimodal_logits:
             return None
         head = self.unimodal_heads[1]
@@ -398,9 +398,9 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         tokens: tuple[torch.Tensor, ...] | None = None,
         frame_log_probs: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, FusionOutput]:
-        """Unimodal logits `(B, M, C)` and the fusion head's output, from what [`embed`] gave.
+        """Return unimodal logits `(B, M, C)` and the fusion head's output for features from [`embed`].
 
-        Without `tokens` every clip counts as typical.
+        Without `tokens`, every clip counts as typical.
         """
         # Decisions are computed in float32: bf16 is too coarse for a log-softmax over many classes.
         modality_logits = self._unimodal_logits(features, frame_log_probs).float()
@@ -424,7 +424,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
 
     @property
     def loss_weights(self) -> tuple[float, float]:
-        """Weights of the fused and the unimodal loss: the config's, or the fusion head's where it sets none."""
+        """Weights of the fused and the unimodal loss, from the config or else from the fusion head's defaults."""
         config, head = self.config, self.fusion
         chosen = (config.fused_loss_weight, config.unimodal_loss_weight)
         defaults = (head.default_fused_loss_weight, head.default_unimodal_loss_weight)
@@ -434,7 +434,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     def _losses(
         self, embedded: EmbedOutput, modality_logits: torch.Tensor, fused: FusionOutput, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Total loss (in training that of `balancing`, if there is one), fused and unimodal loss, scalars."""
+        """Return the total, fused and unimodal loss; in training, the total is that of `balancing` if there is one."""
         config, present = self.config, embedded.modality_mask
         check_labels(labels, len(present), self.num_labels)
         # A modality has nothing to learn from a clip whose class it does not know.
@@ -454,7 +454,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         return None if weights is None else torch.tensor(weights, device=logits.device, dtype=logits.dtype)
 
     def clip_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of every clip with the config's class weights and label smoothing: `(..., C)` -> `(...)`."""
+        """Return each clip's cross-entropy, `(..., C)` -> `(...)`, with the config's class weights and smoothing."""
         return clip_cross_entropy(logits, labels, self._class_weights(logits), self.config.label_smoothing)
 
 

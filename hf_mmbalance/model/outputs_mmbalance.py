@@ -1,4 +1,4 @@
-"""What the model and its towers return, and what a balancing method is given of them."""
+"""Outputs of the model and its towers, and the batch that a balancing method receives."""
 
 from dataclasses import dataclass
 
@@ -17,25 +17,25 @@ class MMBalanceOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*): Total loss, when `labels` are given.
         logits (`torch.FloatTensor` of shape `(B, C)`): Fused logits.
         modality_logits (`torch.FloatTensor` of shape `(B, M, C)`):
-            Unimodal logits; 0 where a modality is missing, and 20 below its lowest other one for a class that it does
-            not know.
+            Unimodal logits; 0 where a modality is missing. For a class that the modality does not know, the logit is
+            20 below its lowest other one.
         modality_weights (`torch.FloatTensor` of shape `(B, M, C)`, *optional*):
-            Weight that the decision layer gave each modality for each class; `None` where the head has no weights.
+            Weight that the decision layer gave each modality for each class; `None` for heads without weights.
         modality_contributions (`torch.FloatTensor` of shape `(B, M, C)`):
-            Exact terms that sum over modalities to `logits` minus the head's bias.
-        modality_mask (`torch.LongTensor` of shape `(B, M)`): 1 for the modalities that the decision was made from.
+            Exact terms whose sum over modalities is `logits` minus the head's bias.
+        modality_mask (`torch.LongTensor` of shape `(B, M)`): 1 for modalities used in the decision.
         modality_features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`):
-            Pooled feature of every tower, which its unimodal head reads.
+            Pooled feature of every tower, the input of its unimodal head.
         modality_tokens (`tuple(torch.FloatTensor)` of shape `(B, D_m)`, *optional*):
-            Mean of every tower's tokens (last hidden states), by which the adaptive head tells typical clips; `None`
-            where the model was given features without them.
+            Mean of every tower's tokens (last hidden states), from which the adaptive head computes typicality; `None`
+            if the model was given features without them.
         modality_trust (`torch.FloatTensor` of shape `(B, M)`, *optional*):
-            Calibrated probability that each modality's own answer is right, 0 where it is missing; `None` where the
+            Calibrated probability that each modality's own prediction is right, 0 where it is missing; `None` if the
             head does not compute it.
         fused_loss, unimodal_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Parts of the loss before weighting.
-        audio_model_output, vision_model_output (`ModelOutput`, *optional*): Outputs of the towers; `None` for sound of
-            several lengths in towers that take one length at a time.
+        audio_model_output, vision_model_output (`ModelOutput`, *optional*): Outputs of the towers; `None` for audio of
+            several lengths in towers that process one length at a time.
     """
 
     loss: torch.Tensor | None = None
@@ -59,23 +59,23 @@ class MMBalanceOutput(ModelOutput):
 @dataclass
 class EmbedOutput(ModelOutput):
     """
-    What the towers give for `B` clips, before the unimodal heads.
+    Output of the towers for `B` clips, before the unimodal heads.
 
     Args:
         features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`):
-            Pooled feature of every tower, which its head reads; any value where missing.
+            Pooled feature of every tower, the input of its head; any value where a modality is missing.
         tokens (`tuple(torch.FloatTensor)` of shape `(B, D_m)`, *optional*):
-            Mean of every tower's tokens (last hidden states), by which the adaptive head tells typical clips.
+            Mean of every tower's tokens (last hidden states), from which the adaptive head computes typicality.
         modality_mask (`torch.BoolTensor` of shape `(B, M)`): Modalities present.
         frame_log_probs (`torch.FloatTensor` of shape `(B, K)`, *optional*):
-            Mean over the frames of log-probabilities of each frame: of the K source labels if the vision head was
-            taken over from a classifier, else of the classes, and then only with `frame_pooling="log_probs"`.
-        audio_model_output, vision_model_output (`ModelOutput`, *optional*): Outputs of the towers; `None` for sound of
-            several lengths in towers that take one length at a time.
+            Mean over the frames of each frame's log-probabilities: of the K source labels if the vision head was
+            reused from a classifier, else of the classes, and then only with `frame_pooling="log_probs"`.
+        audio_model_output, vision_model_output (`ModelOutput`, *optional*): Outputs of the towers; `None` for audio of
+            several lengths in towers that process one length at a time.
     """
 
-    features: tuple[torch.Tensor, ...] = None  # type: ignore[assignment]  # ModelOutput wants defaults; always given
-    tokens: tuple[torch.Tensor, ...] = None  # type: ignore[assignment]  # None only where `forward` got none
+    features: tuple[torch.Tensor, ...] = None  # type: ignore[assignment]  # always set; ModelOutput requires a default
+    tokens: tuple[torch.Tensor, ...] = None  # type: ignore[assignment]  # None only if `forward` got none
     modality_mask: torch.Tensor = None  # type: ignore[assignment]
     frame_log_probs: torch.Tensor | None = None
     audio_model_output: ModelOutput | None = None
@@ -85,19 +85,19 @@ class EmbedOutput(ModelOutput):
 @dataclass
 class TrainingBatch:
     """
-    What a balancing method is given for `B` training clips, `M` modalities and `C` classes.
+    Input of a balancing method for `B` training clips, `M` modalities and `C` classes.
 
     Args:
         features (`tuple(torch.FloatTensor)` of shape `(B, D_m)`): Feature of every tower, before dropout.
         tokens (`tuple(torch.FloatTensor)` of shape `(B, D_m)`, *optional*):
-            Mean of every tower's tokens, which some fusion heads read; `None` where the model was given features only.
-        modality_logits (`torch.FloatTensor` of shape `(B, M, C)`): Unimodal logits, any finite value where missing.
+            Mean of every tower's tokens, which some fusion heads use; `None` if the model was given features only.
+        modality_logits (`torch.FloatTensor` of shape `(B, M, C)`): Unimodal logits; any finite value where missing.
         modality_mask (`torch.BoolTensor` of shape `(B, M)`): True where a clip has a modality.
         taught_mask (`torch.BoolTensor` of shape `(B, M)`):
             True where the modality also knows the clip's class: only these count in unimodal losses and comparisons.
         labels (`torch.LongTensor` of shape `(B,)`): Classes.
-        fused (`FusionOutput`): What the fusion head returned.
-        loss (`torch.FloatTensor` of shape `(1,)`): Loss by the config's weights.
+        fused (`FusionOutput`): Output of the fusion head.
+        loss (`torch.FloatTensor` of shape `(1,)`): Loss with the config's weights.
         fused_loss, unimodal_loss (`torch.FloatTensor` of shape `(1,)`): Its parts before weighting.
     """
 

@@ -1,4 +1,4 @@
-"""`pipeline("audio-visual-classification")`: classes of clips, and the share of each modality in the decision."""
+"""`pipeline("audio-visual-classification")`: classify clips, with the share of each modality in the decision."""
 
 import dataclasses
 import numbers
@@ -24,7 +24,7 @@ READER_OPTIONS = ("modalities", "window_seconds", "stride_seconds", *LIMIT_OPTIO
 
 class AudioVisualClassificationPipeline(ChunkPipeline):
     """
-    Classifies clips by sound and frames, and reports how much each modality counted.
+    Pipeline that classifies clips by audio and frames, and reports how much each modality counted.
 
     ```python
     >>> from transformers import pipeline
@@ -37,9 +37,9 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
       'trust': {'audio': 0.74, 'vision': 0.58}}]
     ```
 
-    Clips are read as in training (`processor.reading`). A clip that is longer than all training clips, and than the
-    input of the audio tower, is read in windows of the latter length, each with its own evenly spaced frames; the
-    numbers returned are means over the windows (of a modality: over the windows that have it).
+    Clips are read as in training (`processor.reading`). A clip that is longer than all training clips and than the
+    audio tower's input is read in windows as long as that input, each with its own evenly spaced frames. The numbers
+    returned are means over the windows; numbers about one modality are means over the windows that have it.
     """
 
     model: Any  # its class is defined by the saved code, which a type checker does not see
@@ -53,45 +53,46 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        # transformers' pipeline() replaces the names in the config by classes, which cannot be saved again.
+        # transformers' pipeline() replaces the names in the config with classes, which cannot be saved again.
         self.model.config.custom_pipelines = custom_pipelines()
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # no further positional arguments
         """Classify one clip or many.
 
         Args:
-            inputs: A clip: a path or http(s) address of a video or sound file, its bytes, or a dict of `audio` (with
-                `sampling_rate`, if it is an array) and `frames` or `images`, either of which may be missing, or
-                `video`; with `start` and `end` (seconds) to classify a span of it. Or many: a list, a generator, or a
-                dataset of those; other columns of a dataset are ignored.
-            top_k (`int`, *optional*, defaults to 5): Most probable classes returned.
+            inputs: One clip or many. A clip is a path or http(s) address of a video or audio file, its bytes, or a
+                dict. The dict has `video`, or `audio` (with `sampling_rate`, if it is an array) and `frames` or
+                `images`, either of which can be missing; with `start` and `end` (seconds) to classify only a span.
+                For many clips, pass a list, a generator or a dataset of clips; other columns are ignored.
+            top_k (`int`, *optional*, defaults to 5): Number of most probable classes to return.
             modalities (`str` or `list[str]`, *optional*): Use only these; all others are treated as missing.
-            window_seconds (`float`, *optional*): Length of the windows that a long clip is read in. Default: the
-                input length of the audio tower if that is fixed, else the whole clip.
-            stride_seconds (`float`, *optional*): Step between windows. By default they do not overlap. The last one
+            window_seconds (`float`, *optional*): Length of the windows in which a long clip is read. Default: the
+                input length of the audio tower if that is fixed, else the complete clip.
+            stride_seconds (`float`, *optional*): Step between windows. By default, they do not overlap. The last one
                 ends where the clip ends.
-            max_seconds (`float`, *optional*, defaults to 600): Longest clip.
-            max_pixels (`int`, *optional*, defaults to 7680 x 4320): Largest frame.
-            max_bytes (`int`, *optional*, defaults to 2 GiB): Largest download, and most a window may decode to.
-            batch_size (`int`, *optional*, defaults to 1): Windows per forward pass, of one or several clips.
-            num_workers (`int`, *optional*, defaults to 0): With 1, another process reads clips during forward passes.
+            max_seconds (`float`, *optional*, defaults to 600): Maximum length of a clip.
+            max_pixels (`int`, *optional*, defaults to 7680 x 4320): Maximum size of a frame.
+            max_bytes (`int`, *optional*, defaults to 2 GiB): Maximum size of a download, and of a decoded window.
+            batch_size (`int`, *optional*, defaults to 1): Windows per forward pass, from one or several clips.
+            num_workers (`int`, *optional*, defaults to 0): With 1, a separate process reads clips during forward
+                passes.
 
         Returns:
-            For one clip a list of dicts, most probable class first; for a list of clips a list of those; for a
-            generator or dataset an iterator over them. Each dict has
+            For one clip, a list of dicts, most probable class first. For a list of clips, a list of such lists; for a
+            generator or dataset, an iterator over them. Each dict has
 
-            - `label` (`str`);
+            - `label` (`str`): name of the class;
             - `score` (`float`): probability of that class;
-            - `share` (`dict[str, float]` or None): share of the decision's weight for that class that each
-              modality has, 0 if its weight is negative; None for fusion heads without weights;
-            - `modality_score` (`dict[str, float | None]`): probability of that class from that modality
-              only; None where it is missing;
-            - `trust` (`dict[str, float | None]` or None): calibrated probability that a modality by itself is right
+            - `share` (`dict[str, float]` or None): share of each modality in the decision's weight for that class,
+              0 if its weight is negative; None for fusion heads without weights;
+            - `modality_score` (`dict[str, float | None]`): probability of that class from each modality alone; None
+              where it is missing;
+            - `trust` (`dict[str, float | None]` or None): calibrated probability that each modality by itself is right
               about this clip; None for fusion heads without it.
 
         Raises:
-            MediaError: (a ValueError) for a file that cannot be used; `.reason` says why.
-            ValueError: for an invalid clip or option.
+            MediaError: (a ValueError) if a file cannot be used; `.reason` says why.
+            ValueError: if a clip or option is invalid.
         """
         if isinstance(inputs, tuple):
             inputs = list(inputs)
@@ -99,7 +100,7 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
             return []
         if isinstance(inputs, KeyDataset):
             inputs = KeyDataset(_undecoded(inputs.dataset), inputs.key)
-        elif isinstance(inputs, Dataset):  # torch's class, of which a streamed data set of `datasets` is a subclass
+        elif isinstance(inputs, Dataset):  # torch's class; a streamed dataset of `datasets` is a subclass of it
             inputs = _undecoded(inputs)
         elif not isinstance(inputs, (str, bytes, bytearray, os.PathLike, Mapping, list, types.GeneratorType)):
             inputs = _as_dataset(inputs)
@@ -118,7 +119,7 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         if "modalities" in options:
             options["modalities"] = self._modalities(options["modalities"])
         if top_k is not None and not (isinstance(top_k, numbers.Integral) and top_k >= 1):
-            raise ValueError(f"top_k={top_k!r} must be at least 1, a whole number")
+            raise ValueError(f"top_k={top_k!r} must be a whole number, at least 1")
         return options, {}, {} if top_k is None else {"top_k": top_k}
 
     def _modalities(self, chosen: str | list[str]) -> tuple[str, ...]:
@@ -129,7 +130,7 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         return names
 
     def preprocess(self, input_: Any, **options: Any) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        """The inputs (windows) of one clip, the last one marked."""
+        """Yield the inputs (windows) of one clip, with the last one marked."""
         spec = self.processor.spec
         limits = dataclasses.replace(LIMITS, **{name: options.pop(name) for name in LIMIT_OPTIONS if name in options})
         if "window_seconds" not in options:
@@ -157,7 +158,7 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> PipelineIterator:
-        """As in the base class, with batches made by the processor: it also handles missing modalities."""
+        """Iterate as in the base class, but let the processor make the batches: it handles missing modalities."""
         chunks = PipelineChunkIterator(inputs, self.preprocess, preprocess_params)
         batches = DataLoader(chunks, batch_size=batch_size, num_workers=min(num_workers, 1), collate_fn=self._collate)
         clips = PipelinePackIterator(batches, self.forward, forward_params, loader_batch_size=batch_size)
@@ -170,7 +171,7 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         single = [self._probabilities_from(outputs, present, modality) for modality in range(present.shape[1])]
         share = outputs.modality_weights
         if share is not None:
-            share = share.clamp(min=0.0)  # energy weights (`qmf`) may be negative
+            share = share.clamp(min=0.0)  # energy weights (`qmf`) can be negative
             share = share / share.sum(1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
         return {
             "score": outputs.logits.float().softmax(-1),
@@ -182,7 +183,7 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         }
 
     def _probabilities_from(self, outputs: Any, present: torch.Tensor, modality: int) -> torch.Tensor:
-        """Probabilities `(B, C)` from one modality only; meaningless for clips without it."""
+        """Return probabilities `(B, C)` from one modality only; meaningless for clips without it."""
         only = torch.zeros_like(present)
         only[:, modality] = True
         only = torch.where(present[:, modality : modality + 1], only, present)
@@ -192,7 +193,7 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
     def postprocess(  # type: ignore[override]
         self, model_outputs: list[dict[str, Any]], top_k: int = 5
     ) -> list[dict[str, Any]]:
-        """Means over the windows of a clip, for its most probable classes."""
+        """Average over the windows of a clip, and return its most probable classes."""
         config = self.model.config
         score, modality_score, present = (
             torch.cat([window[name] for window in model_outputs]) for name in ("score", "modality_score", "present")
@@ -229,7 +230,7 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
 
 
 def custom_pipelines() -> dict[str, dict[str, Any]]:
-    """Entry of a model's config that names the pipeline saved with it."""
+    """Return the entry of a model's config that names the pipeline saved with it."""
     impl = f"{__name__.rpartition('.')[2]}.{AudioVisualClassificationPipeline.__name__}"
     return {TASK: {"impl": impl, "pt": ["AutoModel"], "type": "multimodal"}}
 
@@ -250,8 +251,8 @@ class _IndexedDataset(Dataset):
 
 
 def _as_dataset(inputs: Any) -> Any:
-    """Wrap a dataset of another library or an iterable; other values are returned as they are, and refused later."""
-    # An array without a key, whose modality is not known, or a table of pandas, whose rows have no number.
+    """Wrap an iterable or a different library's dataset; other values are returned unchanged, and rejected later."""
+    # An array without a key has no known modality, and a pandas table cannot be indexed by row number.
     if hasattr(inputs, "shape") and (hasattr(inputs, "dtype") or hasattr(inputs, "dtypes")):
         return inputs
     if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
@@ -262,9 +263,9 @@ def _as_dataset(inputs: Any) -> Any:
 
 
 def _undecoded(rows: Any) -> Any:
-    """A dataset of the library `datasets` with its media as bytes or paths, which this package decodes itself.
+    """Return a dataset of the library `datasets` with its media undecoded, as bytes or paths.
 
-    So torchcodec is not needed, and a video column also yields its sound.
+    This package decodes them itself, so torchcodec is not needed, and a video column also yields its audio.
     """
     features = getattr(rows, "features", None) or {}
     if features and hasattr(rows, "decode"):  # a stream decodes before it casts columns

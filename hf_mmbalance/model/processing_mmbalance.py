@@ -1,4 +1,4 @@
-"""Processor: from clips (files, arrays, images) to the tensors that the model takes."""
+"""Processor that converts clips (files, arrays, images) to the model's input tensors."""
 
 import os
 from dataclasses import replace
@@ -33,7 +33,7 @@ logger = logging.get_logger(__name__)
 
 class MMBalanceProcessor(ProcessorMixin):
     """
-    Processor of clips: sound to `input_values`, frames to `pixel_values`, and masks of what is present.
+    Processor of clips: converts audio to `input_values` and frames to `pixel_values`, with masks of what is present.
 
     Args:
         feature_extractor: Feature extractor of the audio tower. Those of AST, CLAP and Whisper give spectrograms of a
@@ -41,7 +41,7 @@ class MMBalanceProcessor(ProcessorMixin):
         image_processor: Image processor of the vision tower.
         reading (`dict` or [`ReadingSpec`], *optional*):
             How clips are read: rates, frames, crop, spans. Training sets it to its own values, so that a saved model
-            reads a raw file as its training data were read. Default: the audio tower's rate, 8 frames per file.
+            reads raw files as its training data were read. Default: the audio tower's rate and 8 frames per file.
     """
 
     _auto_class = "AutoProcessor"
@@ -57,9 +57,9 @@ class MMBalanceProcessor(ProcessorMixin):
     ):
         if reading is None:
             reading = ReadingSpec(sampling_rate=getattr(feature_extractor, "sampling_rate", 16_000))
-        # Kept as the plain values that are saved; the conversion also checks them.
+        # Stored as plain values, as they are saved; the conversion also checks them.
         self.reading = (ReadingSpec.from_dict(reading) if isinstance(reading, dict) else reading).to_dict()
-        # Saving sets this and loading removes it; set here, a loaded processor equals the saved one.
+        # Saving sets this and loading removes it; setting it here makes a loaded processor equal to the saved one.
         self.auto_map = {"AutoProcessor": f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"}
         super().__init__(feature_extractor, image_processor, **kwargs)
 
@@ -82,18 +82,18 @@ class MMBalanceProcessor(ProcessorMixin):
         token: str | bool | None = None,
         cache_dir: str | None = None,
     ) -> "MMBalanceProcessor":
-        """The processor that fits two backbones.
+        """Create the processor that fits two backbones.
 
         Args:
-            audio, vision: Hub name, folder or config of the backbones. Where an AST or ViT backbone has no processor
-                file (or is a config), one is made from its config: AST's AudioSet statistics, mean and std 0.5.
-            audio_max_length: Spectrogram frames (10 ms each) of AST, as given to the model.
+            audio, vision: Hub name, folder or config of the backbones. If an AST or ViT backbone has no processor file
+                (or is a config), one is made from its config: AST's AudioSet statistics, mean and std 0.5.
+            audio_max_length: Length of AST's input in spectrogram frames (10 ms each), as given to the model.
             reading: How clips are read, see the class. A video backbone sets the number of frames.
             audio_revision, vision_revision, trust_remote_code, token, cache_dir: As in `from_pretrained`.
 
         Raises:
-            ValueError: if a backbone has no processor and none can be made, or `reading` takes another number of
-                frames than a video backbone.
+            ValueError: if a backbone has no processor and none can be made, or `reading` has a different number of
+                frames from a video backbone.
         """
         hub = {"trust_remote_code": trust_remote_code, "token": token, "cache_dir": cache_dir}
         extractor = _load_part(AutoFeatureExtractor, audio, audio_revision, _new_feature_extractor, hub)
@@ -106,7 +106,7 @@ class MMBalanceProcessor(ProcessorMixin):
             spec = spec or ReadingSpec(sampling_rate=getattr(extractor, "sampling_rate", 16_000))
             if spec.frames not in (None, number):
                 raise ValueError(
-                    f"reading.frames={spec.frames}, but the vision backbone takes clips of {number} frames: read"
+                    f"reading.frames={spec.frames}, but the vision backbone accepts clips of {number} frames: read"
                     f" {number} frames per clip (frames={number})"
                 )
             reading = replace(spec, frames=number)
@@ -126,19 +126,19 @@ class MMBalanceProcessor(ProcessorMixin):
         """Read and prepare one clip or a list of clips.
 
         Args:
-            audio: Waveform, path or bytes of one clip, or a list of them; None in a list where a clip has no sound.
-                Waveforms `(S,)`, `(channels, S)` or `(S, channels)` at any rate.
-            frames: Frames of one clip (a list, or an array `(T, H, W, 3)`), or a list of those; clips may have
-                different numbers of frames; None in a list where a clip has none. Pass them uncropped: the
-                crop of `reading` is applied to them, and the number of frames that it gives is taken from them; each
-                counts as shown for an equal part of the clip.
-            images: Alias of `frames` when nested; a flat list is one image per clip, and `pixel_values` stay
+            audio: Waveform, path or bytes of one clip, or a list of them, with None for a clip without audio.
+                Waveforms are `(S,)`, `(channels, S)` or `(S, channels)`, at any rate.
+            frames: Frames of one clip (a list, or an array `(T, H, W, 3)`), or a list of those, with None for a clip
+                without frames. Clips can have different numbers of frames. Pass them uncropped: the crop and the
+                number of frames in `reading` are applied to them. Each frame counts as shown for an equal part of the
+                clip.
+            images: Alias of `frames` if nested. A flat list is one image per clip, and `pixel_values` are then
                 `(B, 3, H, W)`.
-            video: File(s) whose sound and evenly spaced frames are taken; `audio` or `frames` passed as well
-                replace those of the file.
-            start, end: Seconds of the span to read, one for each clip; None for whole clips.
-            max_seconds: Longest file that is read, 600 by default.
-            **kwargs: `sampling_rate`, Hz of waveforms passed as arrays, required for them; `return_tensors`, `"pt"`
+            video: File(s) from which audio and evenly spaced frames are read. If you also pass `audio` or `frames`,
+                they replace those of the file.
+            start, end: Seconds of the span to read, one for each clip; None for complete clips.
+            max_seconds: Maximum length of a file, 600 by default.
+            **kwargs: `sampling_rate` in Hz, required for waveforms passed as arrays; `return_tensors`, `"pt"`
                 (default) or `"np"`; options of the feature extractor and image processor, flat or as
                 `audio_kwargs={...}` and `images_kwargs={...}`.
 
@@ -148,8 +148,8 @@ class MMBalanceProcessor(ProcessorMixin):
             clip was given it, and always `modality_mask` `(B, M)`.
 
         Raises:
-            ValueError: for invalid input; the message names the clip, the problem and the remedy.
-            MediaError: (a ValueError) for a file that cannot be used.
+            ValueError: if an input is invalid; the message names the clip, the problem and the remedy.
+            MediaError: (a ValueError) if a file cannot be used.
         """
         for name in ("text", "videos"):
             if kwargs.get(name) is not None:  # transformers would ignore them silently
@@ -181,7 +181,7 @@ class MMBalanceProcessor(ProcessorMixin):
         audio_kwargs: dict[str, Any] | None = None,
         images_kwargs: dict[str, Any] | None = None,
     ) -> BatchFeature:
-        """The model's input for clips that were read; training and the pipeline call this method.
+        """Convert clips that were already read to the model's input; training and the pipeline call this method.
 
         Args:
             clips: Results of [`read`].
@@ -189,7 +189,7 @@ class MMBalanceProcessor(ProcessorMixin):
                 (default) or `"np"`.
 
         Returns:
-            As `__call__`.
+            The same as `__call__`.
         """
         audio_options, image_options = dict(audio_kwargs or {}), dict(images_kwargs or {})
         asked = [options.pop("return_tensors", None) or "pt" for options in (audio_options, image_options)]
@@ -218,14 +218,14 @@ class MMBalanceProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     def warn_of_longer(self, seconds: list[float], spans: bool) -> None:
-        """Warn once that a model trained on spans is given whole clips, unless they are as short as spans."""
+        """Warn once if a model trained on spans is given complete clips, unless they are as short as spans."""
         spec = self.spec
         if spec.unit == "clip" or spans or not seconds:
             return
         if max(seconds) > (spec.longest_seconds or 0.0) + 1e-3:
             of = "" if spec.longest_seconds is None else f" of at most {spec.longest_seconds:.2f} s"
             logger.warning_once(  # type: ignore[attr-defined]
-                f"this model was trained on spans{of}, single words or events, and is given a whole clip: pass start="
+                f"this model was trained on spans{of}, single words or events, but got a complete clip: pass start="
                 " and end= (seconds) of the span to classify"
             )
 
@@ -241,7 +241,7 @@ class MMBalanceProcessor(ProcessorMixin):
 
     @property
     def audio_sampling_rate(self) -> int:
-        """Hz that the audio tower takes."""
+        """Sampling rate in Hz that the audio tower expects."""
         return self.feature_extractor.sampling_rate
 
     def _audio_features(self, waveforms: list[np.ndarray | None], options: dict) -> dict[str, torch.Tensor]:
@@ -260,16 +260,16 @@ class MMBalanceProcessor(ProcessorMixin):
     def _pixels(self, frames: list[np.ndarray], options: dict) -> torch.Tensor:
         processor = self.image_processor
         if not options and _only_normalises(processor, frames):
-            # The image processor's arithmetic for all frames at once; it works frame by frame itself.
+            # Same arithmetic as the image processor, for all frames at once instead of frame by frame.
             pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float()
             mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std))
             return (pixels * processor.rescale_factor - mean) / std
         pixels = processor(frames, return_tensors="pt", **options).pixel_values
-        return pixels.flatten(0, 1) if pixels.dim() == 5 else pixels  # some take the frames for one video
+        return pixels.flatten(0, 1) if pixels.dim() == 5 else pixels  # some processors treat the frames as one video
 
 
 def _at_rows(values: torch.Tensor, rows: list[int], batch: int) -> torch.Tensor:
-    """Values of the clips in `rows`, at their indices in the batch; zeros elsewhere."""
+    """Place the values of the clips in `rows` at their indices in the batch, with zeros elsewhere."""
     out = values.new_zeros(batch, *values.shape[1:])
     out[rows] = values
     return out
@@ -293,7 +293,7 @@ def _is_nested(images: Any) -> bool:
 
 
 def _sources(audio: Any, frames: Any, video: Any, rate: int | None, start: Any, end: Any) -> list[dict[str, Any]]:
-    """One mapping per clip for [`read`], from arguments that are for one clip or lists for several."""
+    """Return one mapping per clip for [`read`], from arguments for one clip or lists for several."""
     given: dict[str, list[Any]] = {}
     for name, value, is_batch in (
         ("audio", audio, is_batch_of_audio(audio)),
@@ -303,7 +303,7 @@ def _sources(audio: Any, frames: Any, video: Any, rate: int | None, start: Any, 
         if value is not None:
             given[name] = list(value) if is_batch else [value]
             if not given[name]:
-                raise ValueError(f"{name} is an empty list: pass at least one clip, or leave {name} out")
+                raise ValueError(f"{name} is an empty list: pass at least one clip, or omit {name}")
     if not given:
         raise ValueError("no modality at all: pass audio, frames or video")
     lengths = {name: len(values) for name, values in given.items()}
@@ -318,21 +318,21 @@ def _sources(audio: Any, frames: Any, video: Any, rate: int | None, start: Any, 
     sources = [{name: values[i] for name, values in given.items() if values[i] is not None} for i in range(batch)]
     empty = [i for i, source in enumerate(sources) if not {"audio", "frames", "video"} & set(source)]
     if empty:
-        raise ValueError(f"no modality at all in clip(s) {empty}: every clip needs sound or frames")
+        raise ValueError(f"no modality at all in clip(s) {empty}: every clip needs audio or frames")
     return [{**source, "sampling_rate": rate} for source in sources]
 
 
 def _check_clip(clip: Clip) -> None:
-    """Refuse what no tower can take; what [`read`] gives passes, arrays of a user's own data set may not."""
+    """Reject clips that no tower can process. Those from [`read`] pass; arrays of a user's own dataset may not."""
     audio, frames = clip.parts["audio"], clip.parts["vision"]
     if audio is None and frames is None:
-        raise ValueError("no modality at all: every clip needs sound or frames")
+        raise ValueError("no modality at all: every clip needs audio or frames")
     if audio is not None and not len(audio):
-        raise ValueError("the sound is empty: leave it out (None) if the clip has none")
+        raise ValueError("the audio is empty: pass None for a clip without audio")
     if audio is not None and not np.isfinite(audio).all():
-        raise ValueError("the sound has NaN or infinite samples: repair it, or leave it out (None)")
+        raise ValueError("the audio has NaN or infinite samples: repair it, or pass None for a clip without audio")
     if frames is not None and not len(frames):
-        raise ValueError("zero frames: leave them out (None) if the clip has none")
+        raise ValueError("zero frames: pass None for a clip without frames")
 
 
 def _read_clip(source: dict[str, Any], index: int, spec: ReadingSpec, limits: Limits) -> Clip:
@@ -346,7 +346,7 @@ def _read_clip(source: dict[str, Any], index: int, spec: ReadingSpec, limits: Li
 
 
 def _number_of_frames(vision: Any, hub: dict) -> int | None:
-    """Frames per clip of a video backbone; None for others, and for a folder of processor files only."""
+    """Return a video backbone's frames per clip; None for others, and for a folder with processor files only."""
     if isinstance(vision, PreTrainedConfig):
         return frames_per_clip(vision)
     try:

@@ -1,7 +1,7 @@
-"""How a clip is read: from a file, a stored row or arrays to the input of the processor.
+"""Read a clip, given as a file, a stored row or arrays, as input for the processor.
 
-Training, building, `processor(video=...)`, the pipeline, `mmbalance predict` and the demo all read by [`read`] under
-the [`ReadingSpec`] that is saved with the processor, so that a model gets the same input in use as in training.
+Training, building, `processor(video=...)`, the pipeline, `mmbalance predict` and the demo all use [`read`] with the
+[`ReadingSpec`] saved with the processor, so that a model gets the same input in use as in training.
 """
 
 import logging
@@ -30,8 +30,8 @@ from .reading_spec_mmbalance import ReadingSpec
 logger = logging.getLogger(__name__)
 
 MODALITIES = ("audio", "vision")
-DEFAULT_FRAMES = 8  # taken from a file where the spec gives no number
-SHORT_WINDOW = 3.0  # seconds; in movable windows up to this length every frame is kept
+DEFAULT_FRAMES = 8  # taken from a file if the spec sets no number
+SHORT_WINDOW = 3.0  # seconds; windows that can be moved keep every frame up to this length
 LARGEST_GAIN = 1e6
 
 Span = tuple[float, float]
@@ -39,18 +39,18 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True)
 class DecodedClip:
-    """A decoded clip: the sound and frames of its window, optionally with a margin around it.
+    """A decoded clip: the audio and frames of its window, optionally with a margin around it.
 
     Args:
-        audio (`np.ndarray` of shape `(S,)`, *optional*): Sound at the spec's rate.
-        audio_start (`float`): Second of its first sample, on the clip's clock.
+        audio (`np.ndarray` of shape `(S,)`, *optional*): Audio at the spec's rate.
+        audio_start (`float`): Time of the first audio sample in seconds, on the clip's clock.
         frames (`np.ndarray` of shape `(T, H, W, 3)` or list of `(H, W, 3)`, *optional*): Frames, cropped and resized.
-        frame_times (`np.ndarray` of shape `(T,)`, *optional*): Seconds at which they appear.
-        window (`tuple[float, float]`): Seconds of the input.
+        frame_times (`np.ndarray` of shape `(T,)`, *optional*): Times in seconds at which the frames appear.
+        window (`tuple[float, float]`): Start and end of the input in seconds.
         frame_span (`tuple[float, float]`): The part of the window that has frames.
-        exact (`bool`): `frames` are exactly those of the window, so none have to be selected.
+        exact (`bool`): Whether `frames` are exactly those of the window, so that none have to be selected.
         notes (`tuple[str, ...]`): Remarks for the user.
-        timed (`bool`): False for frames without times or sound: each is counted as a second.
+        timed (`bool`): False for frames without times or audio, each of which counts as one second.
     """
 
     audio: np.ndarray | None
@@ -65,7 +65,7 @@ class DecodedClip:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of sound and frames."""
+        """Size of audio and frames in bytes."""
         frames = () if self.frames is None else self.frames
         return (0 if self.audio is None else self.audio.nbytes) + sum(frame.nbytes for frame in frames)
 
@@ -75,11 +75,11 @@ class Clip:
     """One input of a model.
 
     Args:
-        parts (`dict[str, Any]`): By modality: `"audio"` `(S,)` float32, `"vision"` `(T, H, W, 3)` uint8 (a list of
-            frames where their sizes differ); None where the modality is missing.
-        sampling_rate (`int`): Hz of the sound.
-        seconds (`float`): Length of the input.
-        frame_times (`np.ndarray` of shape `(T,)`, *optional*): Seconds at which frames appear, from its start.
+        parts (`dict[str, Any]`): Values by modality: `"audio"` `(S,)` float32, `"vision"` `(T, H, W, 3)` uint8 (a list
+            of frames if their sizes differ); None where the modality is missing.
+        sampling_rate (`int`): Sampling rate of the audio in Hz.
+        seconds (`float`): Length of the input in seconds.
+        frame_times (`np.ndarray` of shape `(T,)`, *optional*): Times of the frames in seconds from the input's start.
         notes (`tuple[str, ...]`): Remarks for the user.
     """
 
@@ -101,17 +101,17 @@ def read(
     """Read one input.
 
     Args:
-        source: A path or http(s) address of a video or sound file, its bytes, or a mapping with `audio` (a file, an
+        source: A path or http(s) address of a video or audio file, its bytes, or a mapping with `audio` (a file, an
             array with `sampling_rate`, or `{"array", "sampling_rate"}`), `frames` or `images`, `video` (a file),
             and optionally `audio_gain`, `frame_times`, `start` and `end`; other keys are ignored.
-        spec: How to read it.
-        span: Start and end of the input in seconds, to which the spec's margin is added; None for the whole clip.
-        modalities: Those that are read; others are ignored.
-        limits: Larger inputs are refused.
+        spec: Settings for reading the clip.
+        span: Start and end of the input in seconds, to which the spec's margin is added; None for the complete clip.
+        modalities: Modalities to read; others are ignored.
+        limits: Limits on the input; larger ones are rejected.
 
     Raises:
-        MediaError: (a ValueError) for a file that cannot be used; `.reason` says why.
-        ValueError: for a clip that has none of the modalities, or is invalid.
+        MediaError: (a ValueError) if a file cannot be used; `.reason` says why.
+        ValueError: if a clip has none of the modalities, or is invalid.
     """
     return cut(decode(source, spec, span, modalities=modalities, limits=limits), spec)
 
@@ -126,19 +126,19 @@ def decode(
     modalities: tuple[str, ...] = MODALITIES,
     limits: Limits = LIMITS,
 ) -> DecodedClip:
-    """Decode an input once, with the margin needed to move its window; [`cut`] takes the input from it.
+    """Decode an input once, with the margin needed to move its window; [`cut`] extracts the input from the result.
 
     Args:
         source, spec, span, modalities, limits: As in [`read`].
-        around: Seconds by which the window may be moved afterwards.
-        whole_audio: Keep the sound of the whole clip, not only of the window.
+        around: Seconds by which the window can be moved afterwards.
+        whole_audio: Keep the audio of the complete clip, not only of the window.
     """
     span = span_of(source, span)
     if span is not None:
         span = (max(span[0] - spec.margin, 0.0), span[1] + spec.margin)
     parts = {"video": source} if is_file(source) else parts_of(source)
     if "video" in parts and spec.stored is not None:
-        if span is not None and spec.unit == "clip":  # what is read counts as a clip of the built data set
+        if span is not None and spec.unit == "clip":  # the part read counts as one clip of the built dataset
             parts, span = {**parts, "start": span[0], "end": span[1]}, None
         parts = _as_stored(parts, spec.stored, MODALITIES if "vision" in modalities else modalities, limits)
     if set(parts) == {"video"}:
@@ -151,12 +151,12 @@ def decode(
 
 
 def cut(clip: DecodedClip, spec: ReadingSpec, window: Span | None = None) -> Clip:
-    """The input in a window (by default the clip's own): its sound, rounded, and its frames.
+    """Extract the input in a window (by default the clip's own): its audio, rounded if the spec says so, and frames.
 
     Args:
         clip: The result of [`decode`].
         spec: The spec that it was decoded with.
-        window: Start and end in seconds.
+        window: Start and end of the window in seconds.
     """
     own = window is None or window == clip.window
     start, end = clip.window if own or window is None else window
@@ -187,10 +187,10 @@ def _frame_indices(clip: DecodedClip, spec: ReadingSpec, own: bool, start: float
 
 
 def span_of(source: Any, span: Span | None = None) -> Span | None:
-    """The requested span: the argument, or else the source's `start` and `end`.
+    """Return the requested span: the argument, or else the source's `start` and `end`.
 
     Raises:
-        ValueError: only one end is given, start is not before end, or the end is not after 0.
+        ValueError: if only one end is given, start is not before end, or the end is not after 0.
     """
     ends: tuple[Any, Any] = (None, None) if span is None else span
     if span is None and isinstance(source, Mapping):
@@ -259,31 +259,31 @@ def _decode_file(
 
 
 def log_notes(source: Source, notes: tuple[str, ...]) -> None:
-    """Warn of damage in a file. A video without sound, or a sound file without video, is not damaged."""
+    """Warn of damage in a file. A video without audio, or an audio file without video, is not damaged."""
     for note in notes:
         if "the file has no" not in note:
             logger.warning("%s: %s", shown_name(source), note)
 
 
-# -- parts: arrays, single files, rows of a data set ---------------------------------------------------------------
+# -- parts: arrays, single files, rows of a dataset ----------------------------------------------------------------
 
 
 def parts_of(source: Any) -> dict[str, Any]:
-    """The entries of a mapping that describe a clip; `images` is returned as `frames`.
+    """Return the entries of a mapping that describe a clip; `images` is returned as `frames`.
 
     Raises:
-        ValueError: it is not a mapping, or names one input twice.
+        ValueError: if the source is not a mapping, has no audio or frames, or names one input twice.
     """
     if not isinstance(source, Mapping):
         raise ValueError(
-            f"a clip of type {type(source).__name__} is not supported: give a path, an address, bytes, or a dict of"
+            f"a clip of type {type(source).__name__} is not supported: give a path, an address, bytes, or a dict with"
             " 'audio' and 'frames', e.g. {'audio': wave, 'sampling_rate': 16000, 'frames': frames}"
         )
     known = ("audio", "frames", "images", "video", "sampling_rate", "audio_gain", "frame_times")
     parts = {key: source[key] for key in known if source.get(key) is not None}
     if not set(parts) & {"audio", "frames", "images", "video"}:
         raise ValueError(
-            f"a clip with the keys {list(source)} has no sound or frames: give 'audio', 'frames' (or 'images') or"
+            f"a clip with the keys {list(source)} has no audio or frames: give 'audio', 'frames' (or 'images') or"
             " 'video'"
         )
     if "frames" in parts and "images" in parts:
@@ -298,7 +298,7 @@ def parts_of(source: Any) -> dict[str, Any]:
 def _as_stored(
     source: dict[str, Any], stored: ReadingSpec, modalities: tuple[str, ...], limits: Limits
 ) -> dict[str, Any]:
-    """A raw file, or its span from `start` to `end`, as a row of the built data set stores it."""
+    """Convert a raw file, or its span from `start` to `end`, to a row as the built dataset stores it."""
     clip = read(source, stored, modalities=modalities, limits=limits)
     row: dict[str, Any] = {}
     if clip.parts["audio"] is not None:
@@ -309,12 +309,12 @@ def _as_stored(
 
 
 def stored_frames(clip: Clip, stored: ReadingSpec) -> list[bytes]:
-    """Frames as image files, as a built data set stores them."""
+    """Encode frames as image files, as a built dataset stores them."""
     return [encode_image(frame, stored.image_format or "png", stored.image_quality) for frame in clip.parts["vision"]]
 
 
 def stored_times(clip: Clip) -> list[float]:
-    """Seconds of the frames from the start of the input, as a built data set stores them."""
+    """Return the times of the frames in seconds from the input's start, as a built dataset stores them."""
     assert clip.frame_times is not None
     return [round(float(time), 6) for time in clip.frame_times]
 
@@ -337,7 +337,7 @@ def _decode_parts(
         file = source_of(parts["video"], limits)
         video = _decode_file(file, spec, span, around, False, ("vision",), limits)
         frames, times, notes = video.frames, video.frame_times, list(video.notes)
-    # Sound says when frames are shown even if it is not asked for: the answer from frames must not depend on that.
+    # Audio says when frames are shown, even if it is not requested: predictions from frames must not depend on that.
     timed = audio is not None or "frames" not in parts or times is not None
     seconds = 0.0 if audio is None else len(audio) / spec.sampling_rate
     audio = audio if "audio" in modalities else None
@@ -351,10 +351,10 @@ def _decode_parts(
     if frames is not None and times is None:
         if span is not None and not timed:
             raise ValueError(
-                "frames without sound have no times to cut a span from: give frame_times, or leave start and end out"
+                "frames without audio have no times to cut a span from: give frame_times, or omit start and end"
             )
         seconds = seconds or float(len(frames))
-        times = np.arange(len(frames)) * seconds / len(frames)  # each is shown for an equal part of the sound
+        times = np.arange(len(frames)) * seconds / len(frames)  # each is shown for an equal part of the audio
     if times is not None:
         seconds = max(seconds, float(times[-1]) + 1e-3)
     window = (0.0, seconds) if span is None else (span[0], min(span[1], seconds))
@@ -401,7 +401,7 @@ def _frames_of(parts: dict[str, Any], spec: ReadingSpec, limits: Limits) -> tupl
 
 
 def _trim(clip: DecodedClip, spec: ReadingSpec, around: float, whole_audio: bool) -> DecodedClip:
-    """Drop sound and frames of a clip decoded whole that no move of the window can reach."""
+    """Drop audio and frames that no move of the window can reach, from a clip that was decoded completely."""
     low, high = max(clip.window[0] - around, 0.0), clip.window[1] + around
     audio, audio_start = clip.audio, clip.audio_start
     if audio is not None and not whole_audio:

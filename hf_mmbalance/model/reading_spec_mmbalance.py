@@ -1,4 +1,4 @@
-"""The reading spec: how a clip is read, saved with the processor."""
+"""The reading spec, which says how a clip is read and is saved with the processor."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,35 +25,35 @@ def _is_seconds(value: Any) -> bool:
 @dataclass(frozen=True)
 class ReadingSpec:
     """
-    How a clip is read; saved in `processor_config.json`.
+    Settings for reading a clip, saved in `processor_config.json`.
 
     Args:
         sampling_rate (`int`, *optional*, defaults to 16000):
-            Hz that sound is resampled to.
+            Rate in Hz that audio is resampled to.
         resampler (`str`, *optional*, defaults to `"swresample"`):
-            Resampling library; the only one supported.
+            Resampling library; this is the only one supported.
         round_audio (`bool`, *optional*, defaults to `True`):
-            Round sound to 16 bits, as data sets store it.
+            Whether to round audio to 16 bits, as datasets store it.
         frames (`int`, *optional*):
-            Frames per input: those shown at the centres of equal parts of it. `None` takes 8 from a file, and all
-            frames that are passed as images.
+            Number of frames per input: those shown at the centres of equal parts of it. `None` takes 8 from a file,
+            and all frames that are passed as images.
         fps (`float`, *optional*):
-            Frames per second, instead of `frames`; used by stored data sets only.
+            Frames per second, instead of `frames`; used by stored datasets only.
         frame_size (`tuple[int, int]` or `int`, *optional*):
-            (height, width) of a frame, or its shorter side; `None` keeps the pixels.
+            (height, width) of a frame, or length of its shorter side; `None` keeps the size.
         crop (`tuple[float, float, float, float]`, *optional*):
-            Box cut from the upright frame: left, top, right, bottom as fractions of it.
+            Box to keep of the upright frame: left, top, right and bottom edge as fractions of it.
         image_format, image_quality (`str`, `int`, *optional*):
-            Format (`"jpeg"`, `"png"`) and quality in which a data set stores frames; used in `stored` only.
+            Format (`"jpeg"`, `"png"`) and quality in which a dataset stores frames; used in `stored` only.
         unit (`str`, *optional*, defaults to `"clip"`):
-            Extent of one input: `"clip"`, a whole clip, or `"span"`, the time of one word or event in it.
+            Extent of one input: `"clip"`, a complete clip, or `"span"`, the time of one word or event in it.
         margin (`float`, *optional*, defaults to 0.0):
             Seconds kept before and after a span.
         longest_seconds (`float`, *optional*):
-            Longest input that the model was trained or tested on.
+            Length of the longest input that the model was trained or tested on.
         stored (`ReadingSpec`, *optional*):
-            How raw files were stored in the data set used for training. A raw file is converted so first: with
-            `unit="clip"` the part of it that is one input, else the whole file.
+            How raw files were stored in the dataset used for training. A raw file is first converted in this way:
+            with `unit="clip"` only the part that is one input, else the complete file.
     """
 
     sampling_rate: int = 16_000
@@ -78,7 +78,7 @@ class ReadingSpec:
             object.__setattr__(self, "stored", ReadingSpec.from_dict(self.stored))
         for name, valid, remedy in (
             ("sampling_rate", _is_count(self.sampling_rate), "must be a whole number of Hz"),
-            ("resampler", self.resampler == RESAMPLER, f"is unknown; this version has {RESAMPLER!r}"),
+            ("resampler", self.resampler == RESAMPLER, f"is unknown; this version supports {RESAMPLER!r}"),
             ("round_audio", isinstance(self.round_audio, bool), "must be True or False"),
             ("frames", self.frames is None or _is_count(self.frames), "must be a whole number above 0, or None"),
             ("fps", self.fps is None or self.fps != 0 and _is_seconds(self.fps), "must be a number above 0, or None"),
@@ -99,15 +99,15 @@ class ReadingSpec:
         check_crop(self.crop)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ReadingSpec":
-        """The spec from the result of `to_dict`, also after JSON.
+        """Build a spec from the result of `to_dict`, which can have been saved as JSON.
 
         Raises:
-            ValueError: a field that this version does not know, or an invalid value.
+            ValueError: if this version does not know a field, or a value is invalid.
         """
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:

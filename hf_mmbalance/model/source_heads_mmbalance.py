@@ -1,4 +1,4 @@
-"""Heads taken over from classifiers: their own labels, mapped to the classes of the model."""
+"""Heads reused from classifiers, with their own labels mapped to the model's classes."""
 
 import copy
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from .towers_mmbalance import input_shape, tower_features, tower_of
 
 logger = logging.get_logger(__name__)
 
-#: Nats by which the logit of a class that the head does not know lies below the lowest one that it knows.
+#: Nats by which the logit of an unknown class lies below the lowest logit of the known classes.
 UNKNOWN_MARGIN = 20.0
-#: Name in transformers of the parameter that weights the hidden states of an audio tower.
+#: Name that transformers gives to the parameter that weights an audio tower's hidden states.
 LAYER_WEIGHTS = "layer_weights"
-#: Largest difference between a classifier's logits and those of the head taken from it, relative to the largest logit.
+#: Largest difference allowed between a classifier's logits and its reused head's, relative to the largest logit.
 TOLERANCE = 1e-4
 
 
@@ -30,7 +30,7 @@ class SourceHead(nn.Module):
     class without labels is unknown to the head: its logit lies `UNKNOWN_MARGIN` below the lowest known one, and the
     adaptive head gives it no evidence.
 
-    Labels of a classifier trained with a sigmoid for each may be true together. Where exactly one of the labels mapped
+    If a classifier was trained with one sigmoid per label, several labels can be true. If exactly one of those mapped
     to classes is true, Bayes' rule gives \\(p(k|x) \propto s_k \prod_{j \ne k} (1 - s_j) \propto s_k / (1 - s_k) =
     e^{l_k}\\) for independent \\(s_k = \mathrm{sigmoid}(l_k)\\): the softmax of the logits, which is what \\(z\\)
     amounts to in the decision.
@@ -38,10 +38,10 @@ class SourceHead(nn.Module):
     Args:
         hidden_size (`int`): Width of the features.
         num_source_labels (`int`): Number K of source labels.
-        classes (`Sequence[Sequence[int]]`): Indices of the source labels of every class; empty where it is unknown.
-        layer_norm_eps (`float`, *optional*): Of a layer norm before the linear layer; `None` where there is none.
-        layers (`int`, *optional*): Number of hidden states of the tower whose weighted sum is the feature, with the
-            weights in the buffer `layer_shares`; `None` where the feature is taken from the last one.
+        classes (`Sequence[Sequence[int]]`): Indices of the source labels of every class; empty for an unknown class.
+        layer_norm_eps (`float`, *optional*): Epsilon of a layer norm before the linear layer; `None` if there is none.
+        layers (`int`, *optional*): Number of the tower's hidden states whose weighted sum is the feature, with the
+            weights in the buffer `layer_shares`; `None` if the feature is taken from the last one.
     """
 
     class_labels: torch.Tensor  # (C, K) bool
@@ -63,42 +63,42 @@ class SourceHead(nn.Module):
         self.register_buffer("layer_shares", None if layers is None else torch.full((layers,), 1 / layers))
 
     def _class_labels(self) -> torch.Tensor:
-        """`(C, K)` bool: which labels count for which class."""
+        """Return which labels count for which class, `(C, K)` bool."""
         numbers = torch.arange(self.linear.out_features)
         return torch.stack([torch.isin(numbers, torch.tensor(labels, dtype=torch.long)) for labels in self.classes])
 
     def init_weights(self) -> None:
-        """Set the buffers again; the linear layer and the norm are set by transformers."""
+        """Set the buffers again; transformers initialises the linear layer and the norm."""
         init.copy_(self.class_labels, self._class_labels())
         if self.layer_shares is not None:
             init.constant_(self.layer_shares, 1 / len(self.layer_shares))
 
     def take_weights(self, other: "SourceHead") -> None:
-        """Copy all but the classes from a head with the same labels."""
+        """Copy everything but the classes from a head with the same labels."""
         self.load_state_dict(other.state_dict() | {"class_labels": self.class_labels})
 
     def label_log_probs(self, features: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities of the source labels: `(..., D)` -> `(..., K)`, in at least float32."""
+        """Return log-probabilities of the source labels, `(..., D)` -> `(..., K)`, in at least float32."""
         logits = self.linear(self.norm(features))
         return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
 
     def class_logits(self, label_log_probs: torch.Tensor) -> torch.Tensor:
-        """Logits of the classes: `(B, K)` -> `(B, C)`, finite everywhere."""
+        """Return logits of the classes, `(B, K)` -> `(B, C)`, finite everywhere."""
         counts = self.class_labels
         known = counts.any(1)
-        # An unknown class adds up all labels here, as an empty sum has no gradient; its value is replaced below.
+        # An empty sum has no gradient, so an unknown class adds up all labels here; its value is replaced below.
         parts = label_log_probs.unsqueeze(1).masked_fill(~(counts | ~known.unsqueeze(1)), -torch.inf)
         logits = parts.logsumexp(-1)
         lowest = logits.detach().masked_fill(~known, torch.inf).amin(-1, keepdim=True)
         return torch.where(known, logits, lowest - UNKNOWN_MARGIN)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits of the classes: `(B, D)` -> `(B, C)`."""
+        """Return logits of the classes, `(B, D)` -> `(B, C)`."""
         return self.class_logits(self.label_log_probs(features))
 
 
 def label_log_probs(head: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities over a head's own outputs: the source labels of a [`SourceHead`], else the classes."""
+    """Return log-probabilities of a head's own outputs: the source labels of a [`SourceHead`], else the classes."""
     if isinstance(head, SourceHead):
         return head.label_log_probs(features)
     logits = head(features)
@@ -106,21 +106,21 @@ def label_log_probs(head: nn.Module, features: torch.Tensor) -> torch.Tensor:
 
 
 def class_logits(head: nn.Module, log_probs: torch.Tensor) -> torch.Tensor:
-    """Logits of the classes `(B, C)` from what [`label_log_probs`] gave, pooled over frames or not."""
+    """Return logits of the classes `(B, C)` from the result of [`label_log_probs`], pooled over frames or not."""
     return head.class_logits(log_probs) if isinstance(head, SourceHead) else log_probs
 
 
 def source_head_of(classifier: PreTrainedModel) -> SourceHead:
-    """The head of a classifier as a [`SourceHead`] on the tower's feature, each label a class of its own.
+    """Convert a classifier's head to a [`SourceHead`] on the tower's feature, with each label as its own class.
 
-    The layers outside the backbone must be affine, after at most one layer norm; several linear layers are merged,
-    which is exact where the classifier averages over time between them. Before them the classifier may take a weighted
-    sum of all hidden states (`use_weighted_layer_sum`). That the result is the classifier's own is checked on
-    random input.
+    The layers outside the backbone must be affine, after at most one layer norm. Several linear layers are merged,
+    which is exact if the classifier averages over time between them. Before them, the classifier can take a weighted
+    sum of all hidden states (`use_weighted_layer_sum`). The result is checked on random input against the classifier's
+    own logits.
 
     Raises:
-        ValueError: if the model has no head, its head has another form, its logits are not those of the head found, or
-            its config does not name at least two different labels.
+        ValueError: if the model has no head, its head has a different form, the head found does not reproduce its
+            logits, or its config does not name at least two different labels.
     """
     labels = label_names(classifier)
     norm, weight, bias = _affine_head(classifier)
@@ -131,7 +131,7 @@ def source_head_of(classifier: PreTrainedModel) -> SourceHead:
     layers = getattr(classifier, LAYER_WEIGHTS, None)
     if classifier.config.problem_type == "multi_label_classification":
         logger.warning(
-            "%s was trained for labels that may be true together: its logits are read as if exactly one of the labels"
+            "%s was trained for labels that can be true together: its logits are used as if exactly one of the labels"
             " mapped to classes were true",
             classifier.config.name_or_path or type(classifier).__name__,
         )
@@ -154,26 +154,26 @@ def source_head_of(classifier: PreTrainedModel) -> SourceHead:
 
 
 def label_names(classifier: PreTrainedModel) -> list[str]:
-    """Names of a classifier's labels, in the order of its logits; several may have the same (ImageNet has two cranes).
+    """Return a classifier's label names in the order of its logits; names can repeat (ImageNet has two cranes).
 
     Raises:
-        ValueError: if there are less than two names.
+        ValueError: if there are fewer than two different names.
     """
     names = [str(name) for _, name in sorted((classifier.config.id2label or {}).items())]
     if len(set(names)) < 2:
         raise ValueError(
-            f"{type(classifier).__name__} has the labels {names[:10]}: a classifier of at least two labels is needed;"
-            " use its backbone only"
+            f"{type(classifier).__name__} has the labels {names[:10]}: a classifier needs at least two labels; use"
+            " its backbone only"
         )
     return names
 
 
 def _affine_head(classifier: PreTrainedModel) -> tuple[nn.LayerNorm | None, torch.Tensor, torch.Tensor]:
-    """Layer norm, weight `(K, D)` and bias `(K,)` of the layers outside the backbone, float32."""
+    """Return layer norm, weight `(K, D)` and bias `(K,)` of the layers outside the backbone, in float32."""
     name = type(classifier).__name__
     backbone = _tower(classifier)
     if backbone is classifier:
-        raise ValueError(f"{name} has no classification head: leave its modality out of label_maps")
+        raise ValueError(f"{name} has no classification head: remove its modality from label_maps")
     inside = set(backbone.modules())
     if {name for name, _ in classifier.named_parameters(recurse=False)} <= {LAYER_WEIGHTS}:
         inside.add(classifier)
@@ -187,8 +187,8 @@ def _affine_head(classifier: PreTrainedModel) -> tuple[nn.LayerNorm | None, torc
     if not affine or len(affine) + (norm is not None) < len(layers) or not _connected(norm, affine):
         kinds = ", ".join(type(layer).__name__ for layer in layers) or "no layers"
         raise ValueError(
-            f"the head of {name} ({kinds}) is not a linear layer on one feature vector: use its backbone only (leave"
-            " its modality out of label_maps)"
+            f"the head of {name} ({kinds}) is not a linear layer on one feature vector: use its backbone only (remove"
+            " its modality from label_maps)"
         )
     weight = torch.eye(affine[0].in_features, dtype=torch.float64)
     bias = torch.zeros(affine[0].in_features, dtype=torch.float64)
@@ -205,7 +205,7 @@ def _tower(classifier: PreTrainedModel) -> PreTrainedModel:
 
 
 def _connected(norm: nn.LayerNorm | None, affine: list[nn.Linear]) -> bool:
-    """Whether each layer takes as many values as the one before gives."""
+    """Return True if each layer has as many inputs as the one before has outputs."""
     given = [*norm.normalized_shape] if norm is not None else [affine[0].in_features]
     given += [layer.out_features for layer in affine[:-1]]
     return given == [layer.in_features for layer in affine]
@@ -213,7 +213,7 @@ def _connected(norm: nn.LayerNorm | None, affine: list[nn.Linear]) -> bool:
 
 @torch.no_grad()
 def _verify(classifier: PreTrainedModel, head: SourceHead) -> None:
-    """Check that head and tower give the classifier's logits for two random clips."""
+    """Check that head and tower reproduce the classifier's logits for two random clips."""
     probe = copy.deepcopy(classifier).float().cpu().eval()
     inputs = random_input(probe)
     expected = probe(inputs).logits
@@ -224,13 +224,13 @@ def _verify(classifier: PreTrainedModel, head: SourceHead) -> None:
         same = bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp(min=1.0))
     if not same:
         raise ValueError(
-            f"the head of {type(classifier).__name__} does not give its logits from the feature of its tower: use its"
-            " backbone only (leave its modality out of label_maps)"
+            f"the head of {type(classifier).__name__} does not reproduce its logits from its tower's feature: use its"
+            " backbone only (remove its modality from label_maps)"
         )
 
 
 def random_input(model: PreTrainedModel, clips: int = 2) -> torch.Tensor:
-    """Input of `model` for a few clips of noise: spectrograms, half a second of raw sound, images or videos."""
+    """Return input of `model` for a few clips of noise: spectrograms, half a second of raw audio, images or videos."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(clips, *input_shape(model.config, model.main_input_name), generator=generator)
 

@@ -10,11 +10,12 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 
-# The pooler of these is a dense layer that most checkpoints lack; other poolers have no weights, or there is no CLS.
+# These use the CLS token, since their pooler is a dense layer that most checkpoints lack. Other backbones have a
+# pooler without weights, or no CLS token.
 CLS_BACKBONES = ("vit", "deit", "dpt", "vivit")
-# These have no pooler, and their classifiers take the CLS token.
+# These have no pooler, and their classifiers use the CLS token.
 POOLERLESS_BACKBONES = ("timesformer",)
-# These take the frames of a clip together, `(B, T, 3, H, W)`.
+# These process the frames of a clip together, `(B, T, 3, H, W)`.
 VIDEO_BACKBONES = ("videomae", "timesformer", "vivit")
 # The config of this model has a part for text and one for audio, of which the tower is made.
 CLAP = "clap"
@@ -22,17 +23,17 @@ CLAP = "clap"
 UNMASKED_CLASSIFIERS = ("whisper",)
 # Name in transformers of the method that shortens a mask of raw sound as the model's convolutions do.
 TOKEN_MASK = "_get_feature_vector_attention_mask"
-# Towers of raw sound in which padding under a mask changes nothing, unless a norm runs over time.
+# Towers of raw audio in which masked padding changes nothing, unless a norm runs over time.
 MASKED_BACKBONES = ("hubert", "unispeech", "unispeech-sat", "wav2vec2", "wavlm")
 
 
 def tower_options(config: PreTrainedConfig) -> dict[str, bool]:
-    """Constructor options of a backbone: no pooling layer where the CLS token is taken instead."""
+    """Return constructor options of a backbone: no pooling layer if the CLS token is used instead."""
     return {"add_pooling_layer": False} if config.model_type in CLS_BACKBONES else {}
 
 
 def frames_per_clip(config: PreTrainedConfig) -> int | None:
-    """Number of frames that a video backbone takes; `None` for one that takes single images."""
+    """Return the number of frames that a video backbone expects; `None` for a backbone of single images."""
     return config.num_frames if config.model_type in VIDEO_BACKBONES else None
 
 
@@ -121,10 +122,10 @@ def present_modalities(
     modality_mask: torch.Tensor | None,
     untrained: Sequence[str] = (),
 ) -> torch.Tensor:
-    """Which modalities each clip of a batch has, `(B, 2)` bool: those that are passed and that no mask takes away.
+    """Return which modalities each clip of a batch has, `(B, 2)` bool: those passed and not masked out.
 
     Raises:
-        ValueError: if a clip has none (the `untrained` ones were left out of the inputs), or shapes disagree.
+        ValueError: if a clip has none (`untrained` ones were removed from the inputs before), or shapes disagree.
     """
     given = [values for values in (input_values, pixel_values) if values is not None]
     if not given:
@@ -149,7 +150,7 @@ def present_modalities(
     if not torch.compiler.is_compiling() and not mask.any(1).all():
         empty = (~mask.any(1)).nonzero().flatten().tolist()
         raise ValueError(
-            f"no modality at all in clip(s) {empty} of the batch: every clip needs sound or"
+            f"no modality at all in clip(s) {empty} of the batch: every clip needs audio or"
             f" frames{_not_counted(untrained)}"
         )
     return mask
@@ -164,7 +165,7 @@ def check_spectrograms(values: torch.Tensor, config: PreTrainedConfig) -> None:
     """Check that spectrograms have the size that the tower was built for; towers of raw sound accept any length.
 
     Raises:
-        ValueError: naming both sizes.
+        ValueError: if they do not; the message names both sizes.
     """
     expected = spectrogram_shape(config)
     if expected is None:
@@ -179,15 +180,15 @@ def check_spectrograms(values: torch.Tensor, config: PreTrainedConfig) -> None:
 
 
 def check_frames(frame_mask: torch.Tensor, modality_mask: torch.Tensor, config: PreTrainedConfig) -> None:
-    """Check that clips have all frames that a video tower was built for; other towers accept any number.
+    """Check that clips have as many frames as a video tower was built for; other towers accept any number.
 
     Args:
         frame_mask (`torch.BoolTensor` of shape `(B, T)`): Frames present.
         modality_mask (`torch.BoolTensor` of shape `(B, 1)`): Clips with frames.
-        config: Of the tower.
+        config: Config of the tower.
 
     Raises:
-        ValueError: naming both numbers.
+        ValueError: if they do not; the message names both numbers.
     """
     expected = frames_per_clip(config)
     if expected is None:
@@ -195,14 +196,14 @@ def check_frames(frame_mask: torch.Tensor, modality_mask: torch.Tensor, config: 
     if frame_mask.shape[1] != expected:
         raise ValueError(
             f"pixel_values has {frame_mask.shape[1]} frames per clip, but vision tower {config.model_type!r} takes"
-            f" {expected}: pass that many, e.g. by the processor saved with the model"
+            f" {expected}: pass that many, e.g. with the processor saved with the model"
         )
     # Only on the CPU, where this needs no synchronisation.
     if frame_mask.device.type == "cpu" and not torch.compiler.is_compiling():
         partial = (~frame_mask.all(1) & modality_mask[:, 0]).nonzero().flatten().tolist()
         if partial:
             raise ValueError(
-                f"clip(s) {partial} of the batch have less than the {expected} frames that vision tower"
+                f"clip(s) {partial} of the batch have fewer than the {expected} frames that vision tower"
                 f" {config.model_type!r} takes together: repeat frames, or read clips with frames={expected}"
             )
 
@@ -210,35 +211,35 @@ def check_frames(frame_mask: torch.Tensor, modality_mask: torch.Tensor, config: 
 def check_features(
     features: Sequence[torch.Tensor | None], tokens: Sequence[torch.Tensor | None] | None, widths: dict[str, int]
 ) -> None:
-    """Check features that were computed before.
+    """Check precomputed features.
 
     Args:
         features (`Sequence` of `torch.FloatTensor` of shape `(B, D_m)`): `None` for a modality that no clip has.
         tokens (`Sequence` of `torch.FloatTensor` of shape `(B, D_m)`, *optional*): Mean tokens of the same clips.
-        widths: D_m of every modality, by name.
+        widths: Width D_m of every modality's features, by name.
 
     Raises:
-        ValueError: for another number of modalities or clips, or another width.
+        ValueError: if the number of modalities, the number of clips or a width is wrong.
     """
     tokens = features if tokens is None else tokens
     for given, what in ((features, "modality_features"), (tokens, "modality_tokens")):
         if len(given) != len(widths):
-            raise ValueError(f"{what} has {len(given)} entries: give one of {list(widths)} each")
+            raise ValueError(f"{what} has {len(given)} entries: give one for each of {list(widths)}")
         for (name, width), values in zip(widths.items(), given, strict=True):
             if values is not None and (values.dim() != 2 or values.shape[1] != width):
                 raise ValueError(f"{what}: {name} features have shape {tuple(values.shape)}, expected (B, {width})")
     if [values is None for values in features] != [values is None for values in tokens]:
-        raise ValueError("modality_tokens must be of the same modalities as modality_features")
+        raise ValueError("modality_tokens must have the same modalities as modality_features")
     counts = {len(values) for values in (*features, *tokens) if values is not None}
     if len(counts) > 1:
-        raise ValueError(f"modality_features and modality_tokens are of {sorted(counts)} clips: give the same number")
+        raise ValueError(f"modality_features and modality_tokens have {sorted(counts)} clips: give the same number")
 
 
 def check_audio_mask(mask: torch.Tensor, values: torch.Tensor, config: PreTrainedConfig) -> None:
     """Check that the tower uses a mask, and that it has one entry per sample (of Whisper: per spectrogram frame).
 
     Raises:
-        ValueError: if it does not.
+        ValueError: if not.
     """
     if values.dim() != 2 and config.model_type != "whisper":
         raise ValueError(f"audio tower {config.model_type!r} does not use a mask: leave audio_mask out")
@@ -248,7 +249,7 @@ def check_audio_mask(mask: torch.Tensor, values: torch.Tensor, config: PreTraine
 
 
 def shortest_sound(config: PreTrainedConfig) -> int:
-    """Samples that the convolutions of a tower of raw sound need to give one token; 1 where there are none."""
+    """Return how many samples of raw audio a tower's convolutions need for one token; 1 without convolutions."""
     samples = 1
     kernels, strides = (getattr(config, name, ()) for name in ("conv_kernel", "conv_stride"))
     for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
@@ -259,9 +260,9 @@ def shortest_sound(config: PreTrainedConfig) -> int:
 def with_silence(
     values: torch.Tensor, mask: torch.Tensor | None, config: PreTrainedConfig
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Raw sound `(B, S)` and its mask, with silence after clips that are shorter than [`shortest_sound`].
+    """Add silence to raw audio `(B, S)` and its mask after clips that are shorter than [`shortest_sound`].
 
-    A clip without any sound is all silence: its result is not used, but an empty softmax would be NaN.
+    A clip without any audio becomes silence: its result is not used, but an empty softmax would be NaN.
     """
     shortest = shortest_sound(config)
     missing = (0, max(shortest - values.shape[-1], 0))
@@ -273,9 +274,9 @@ def with_silence(
 
 
 def ignores_masked_padding(config: PreTrainedConfig) -> bool:
-    """Whether a tower of raw sound gives the same for a clip with masked padding as without it.
+    """Return True if a tower of raw audio computes the same for a clip with masked padding as without padding.
 
-    A norm over time (`feat_extract_norm="group"`, as in Wav2Vec2-base, or a batch norm) takes in the padding.
+    A norm over time (`feat_extract_norm="group"`, as in Wav2Vec2-base, or a batch norm) is affected by the padding.
     """
     if config.model_type not in MASKED_BACKBONES:
         return False
@@ -283,12 +284,12 @@ def ignores_masked_padding(config: PreTrainedConfig) -> bool:
 
 
 def pool_tokens(outputs: ModelOutput, without_pooler: bool, token_mask: torch.Tensor | None = None) -> torch.Tensor:
-    """One vector per input `(B, D)`: the CLS token of a tower without pooler, the pooler's output, or the mean.
+    """Return one vector per input `(B, D)`: the CLS token of a tower without pooler, the pooler's output, or the mean.
 
     Args:
         outputs: Outputs of the tower.
         without_pooler: Whether the CLS token is used as the feature.
-        token_mask (`torch.BoolTensor` of shape `(B, T)`, *optional*): Tokens that the mean is taken over.
+        token_mask (`torch.BoolTensor` of shape `(B, T)`, *optional*): Tokens to average over.
     """
     if without_pooler:
         return outputs["last_hidden_state"][:, 0]
@@ -297,7 +298,7 @@ def pool_tokens(outputs: ModelOutput, without_pooler: bool, token_mask: torch.Te
 
 
 def mean_token(outputs: ModelOutput, token_mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean `(B, D)` of a tower's last hidden states over tokens (those of `token_mask`) or positions."""
+    """Return the mean `(B, D)` of a tower's last hidden states over tokens (those of `token_mask`) or positions."""
     hidden = outputs["last_hidden_state"]
     if token_mask is not None:
         return masked_mean(hidden, token_mask)
@@ -305,9 +306,9 @@ def mean_token(outputs: ModelOutput, token_mask: torch.Tensor | None = None) -> 
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of `(B, T, D)` over the T that a boolean mask `(B, T)` keeps: `(B, D)`, zeros where it keeps none."""
+    """Average `(B, T, D)` over the T that a boolean mask `(B, T)` keeps: `(B, D)`, zeros where it keeps none."""
     keep = mask.unsqueeze(-1)
-    # At least float32: over many tokens sums overflow float16, and bfloat16 cannot count beyond 256.
+    # At least float32: sums over many tokens overflow float16, and bfloat16 cannot count beyond 256.
     total = (values * keep).sum(1, dtype=torch.promote_types(values.dtype, torch.float32))
     return (total / keep.sum(1).clamp(min=1)).to(values.dtype)
 
@@ -322,10 +323,10 @@ def tower_features(
     layer_shares: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[TowerFeatures, ModelOutput | None]:
-    """Pooled feature and mean token of every input, `(B, D)` each, and the tower's outputs.
+    """Return the pooled feature and mean token of every input, `(B, D)` each, and the tower's outputs.
 
-    In evaluation padding of raw sound changes nothing: towers that would take it in run over clips of one length at a
-    time, and their outputs, of different lengths, are not returned. In training they run over the padded batch.
+    In evaluation, padding of raw audio changes nothing: towers that padding would affect run over clips of one length
+    at a time, and their outputs, of different lengths, are not returned. In training, they run over the padded batch.
 
     Args:
         tower: Backbone.
@@ -367,7 +368,7 @@ def _features_by_length(
     layer_shares: torch.Tensor | None,
     **kwargs: Any,
 ) -> TowerFeatures:
-    """[`tower_features`] of raw sound `(B, S)` cut to its mask, clips of one length at a time."""
+    """Compute [`tower_features`] of raw audio `(B, S)` cut to its mask, for clips of one length at a time."""
     lengths = audio_mask.sum(1)
     places, parts = [], []
     for length in lengths.unique().tolist():
@@ -381,13 +382,13 @@ def _features_by_length(
 
 
 class FramePooling(nn.Module):
-    """Mean over the frames present; with `"temporal"`, one pre-norm transformer layer with positions first.
+    """Mean over the frames present; with `"temporal"`, after one pre-norm transformer layer with time positions.
 
     Args:
         hidden_size (`int`): Width of the frame features.
         pooling (`str`): `"mean"` or `"temporal"`.
         max_frames (`int`): Number of time positions.
-        num_heads (`int`): Attention heads.
+        num_heads (`int`): Number of attention heads.
         dropout (`float`): Dropout on both residual branches.
     """
 
@@ -437,7 +438,7 @@ class FramePooling(nn.Module):
 
 
 def freeze_tower(tower: nn.Module, trainable_layers: int | str) -> None:
-    """Train all layers of a tower (`"all"`), none (0), or the last k layers and all that follow them.
+    """Set which layers of a tower are trained: all (`"all"`), none (0), or the last k and everything after them.
 
     Raises:
         ValueError: if `trainable_layers` is neither `"all"` nor a number from 0 to the tower's number of layers.
@@ -458,7 +459,7 @@ def freeze_tower(tower: nn.Module, trainable_layers: int | str) -> None:
 
 
 def _layers(tower: nn.Module) -> list[nn.Module]:
-    """The layers of all stages in order: members of module lists of one class that do not contain such a list."""
+    """Return the layers of all stages in order: members of one-class module lists that contain no such list."""
     stacks = [
         module
         for module in tower.modules()
@@ -468,7 +469,7 @@ def _layers(tower: nn.Module) -> list[nn.Module]:
 
 
 def fit_ast_positions(positions: torch.Tensor, old: PreTrainedConfig, new: PreTrainedConfig) -> torch.Tensor:
-    """Interpolate AST position embeddings to another number of frames (bilinear over time, as Gong et al., 2021).
+    """Interpolate AST position embeddings to a new number of frames (bilinear over time, as in Gong et al., 2021).
 
     Args:
         positions (`torch.FloatTensor` of shape `(1, 2 + F * T, D)`): Two special tokens, then patches, time fastest.

@@ -1,4 +1,4 @@
-"""Clips that are too long for one input, read in windows."""
+"""Read clips that are too long for one input in windows."""
 
 import logging
 from collections.abc import Iterator
@@ -28,9 +28,9 @@ from .reading_mmbalance import (
 
 logger = logging.getLogger(__name__)
 
-SLACK = 1.1  # a clip up to this much longer than `longest` is still read whole
+SLACK = 1.1  # a clip up to this factor longer than `longest` is still one input
 MOST_WINDOWS = 100_000
-WINDOW_BYTES = 256 << 20  # frames of so many windows of a long clip are in memory at once
+WINDOW_BYTES = 256 << 20  # size of the frames of a long clip's windows that are in memory at once
 
 
 def windows(
@@ -43,16 +43,16 @@ def windows(
     modalities: tuple[str, ...] = MODALITIES,
     limits: Limits = LIMITS,
 ) -> Iterator[Clip]:
-    """The inputs of one clip: the clip itself or, where it is too long for one input, windows of it in order.
+    """Yield the inputs of one clip: the clip itself or, if it is too long for one input, its windows in order.
 
     Args:
         source, spec, modalities, limits: As in [`read`]; a source with `start` and `end` is one input.
-        window_seconds: Length of a window; None reads every clip whole.
-        stride_seconds: Step from one window to the next; None: no overlap. The last one ends where the clip ends.
-        longest: Clips up to about this many seconds are read whole; None: those up to `window_seconds`.
+        window_seconds: Length of a window; None makes every clip one input.
+        stride_seconds: Step from one window to the next; None for no overlap. The last one ends where the clip ends.
+        longest: Clips up to about this many seconds are one input; None for clips up to `window_seconds`.
 
     Raises:
-        MediaError, ValueError: As [`read`], or for invalid numbers.
+        MediaError, ValueError: As in [`read`], or if a number is invalid.
     """
     for name, value in (("window_seconds", window_seconds), ("stride_seconds", stride_seconds)):
         if value is not None and not (isinstance(value, (int, float)) and value > 0):
@@ -69,7 +69,7 @@ def windows(
     if window_seconds is None or span is not None:
         yield read(source, spec, **options)
         return
-    # The duration that a container declares is a little longer than its sound.
+    # The duration that a container declares is a little longer than its audio.
     longest = max(SLACK * (longest or 0.0), window_seconds) + 1e-6
     parts = {"video": source} if is_file(source) else parts_of(source)
     source = source_of(parts["video"], limits) if set(parts) == {"video"} else source
@@ -78,7 +78,7 @@ def windows(
         starts = _starts(clip.window[1], window_seconds, stride_seconds, longest)
         if not clip.timed or len(starts) < 2:
             yield cut(clip, spec)
-        elif "video" in parts:  # only the frames of the whole clip have been decoded
+        elif "video" in parts:  # the decoded frames are those of the complete clip, not of each window
             yield from _windows_one_by_one(source, spec, starts, window_seconds, modalities, limits)
         else:
             yield from (cut(clip, spec, (start, start + window_seconds)) for start in starts)
@@ -94,7 +94,7 @@ def windows(
 
 
 def _starts(seconds: float, window: float, stride: float | None, longest: float) -> list[float]:
-    """Starts of the windows: every stride, and one that ends where the clip ends."""
+    """Return the starts of the windows: one every stride, and one that ends where the clip ends."""
     if seconds <= longest:
         return [0.0]
     last = seconds - window
@@ -110,14 +110,14 @@ def _seconds_of(source: Source, limits: Limits) -> float:
     declared = declared_duration(source)
     if declared is not None:
         return declared
-    # A file without a declared duration (browsers record such files): the length of its decoded sound or frames.
+    # A file without a declared duration (browsers record such files): the length of its decoded audio or frames.
     return max(read_media(source, num_frames=1, limits=limits).duration, 0.01)
 
 
 def _windows_of_file(
     source: Source, spec: ReadingSpec, starts: list[float], length: float, modalities: tuple[str, ...], limits: Limits
 ) -> Iterator[Clip]:
-    """Windows of a file, decoded in as few passes as `WINDOW_BYTES` of frames allow."""
+    """Yield the windows of a file, decoded in as few passes as `WINDOW_BYTES` of frames allow."""
     count, done, group = spec.frames or DEFAULT_FRAMES, 0, 1
     while done < len(starts):
         spans = [(start, start + length) for start in starts[done : done + group]]
@@ -141,7 +141,7 @@ def _windows_of_file(
 def _windows_one_by_one(
     source: Any, spec: ReadingSpec, starts: list[float], length: float, modalities: tuple[str, ...], limits: Limits
 ) -> Iterator[Clip]:
-    """Windows that are each read as a clip: converted as those of the built data set were, with as many frames."""
+    """Yield windows, each read as one clip: converted as in the built dataset, and with as many frames."""
     spec = replace(spec, unit="clip", margin=0.0)
     for start in starts:
         try:
@@ -154,15 +154,15 @@ def _windows_one_by_one(
 
 
 def _warn_of_early_end(source: Any, seconds: float, declared: float) -> None:
-    """Some files end long before their declared duration."""
+    """Warn that a file ends long before its declared duration, as some files do."""
     name = shown_name(source) if is_file(source) else "the clip"
-    logger.warning(f"{name} ends before {seconds:g} s, its declared duration is {declared:g} s")
+    logger.warning(f"{name} ends before {seconds:g} s, but its declared duration is {declared:g} s")
 
 
 def _decode_spans(
     source: Source, spec: ReadingSpec, spans: list[Span], count: int, modalities: tuple[str, ...], limits: Limits
 ) -> tuple[DecodedClip, float]:
-    """One pass over some windows, and the second at which sound and frames end."""
+    """Decode some windows in one pass; return them and the time in seconds at which audio and frames end."""
     media = read_media(
         source,
         num_frames=count,

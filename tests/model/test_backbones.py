@@ -216,7 +216,7 @@ def test_the_vision_part_of_a_model_for_images_and_text():
 def test_an_audio_mask_that_cannot_be_used_is_refused():
     model = compose(AST, VIT, id2label=CLASSES).eval()
     spectrograms = torch.zeros(1, AST.max_length, AST.num_mel_bins)
-    with pytest.raises(ValueError, match="'audio-spectrogram-transformer' does not use a mask: leave audio_mask"):
+    with pytest.raises(ValueError, match="'audio-spectrogram-transformer' does not use a mask: remove audio_mask"):
         model(input_values=spectrograms, audio_mask=torch.ones(1, AST.max_length))
     raw = compose(Wav2Vec2Config(**RAW), VIT, id2label=CLASSES).eval()
     with pytest.raises(ValueError, match=r"audio_mask has shape \(1, 7\), expected \(1, 700\)"):
@@ -234,10 +234,10 @@ def test_an_audio_mask_that_cannot_be_used_is_refused():
             "unknown option 'modality_dropuot': did you mean 'modality_dropout'?",
         ),
         (AST, VIT, {"zzz": 1}, "unknown option 'zzz'$"),
-        (BertModel(BERT), VIT, {}, "audio backbone BertModel takes input_ids, not input_values: it cannot be used as"),
-        (BERT, VIT, {}, "audio backbone BertModel takes input_ids, not input_values"),
-        (VIT, VIT, {}, "audio backbone ViTModel takes pixel_values, not input_values"),
-        (AST, AST, {}, "vision backbone ASTModel takes input_values, not pixel_values"),
+        (BertModel(BERT), VIT, {}, "audio backbone BertModel accepts input_ids, not input_values: it cannot be used"),
+        (BERT, VIT, {}, "audio backbone BertModel accepts input_ids, not input_values"),
+        (VIT, VIT, {}, "audio backbone ViTModel accepts pixel_values, not input_values"),
+        (AST, AST, {}, "vision backbone ASTModel accepts input_values, not pixel_values"),
         ("/no/such/folder", VIT, {}, "audio backbone '/no/such/folder' cannot be loaded"),
         (AST, Path("/no/such/folder"), {}, "vision backbone '/no/such/folder' cannot be loaded"),
         (AST, VIT, {"audio_max_length": 3}, "audio_max_length=3 is shorter than one patch of 4 frames"),
@@ -248,7 +248,7 @@ def test_an_audio_mask_that_cannot_be_used_is_refused():
             "audio_max_length is for AST backbones, not for 'wav2",
         ),
         (AST, VIT, {"trainable_layers": 3}, "trainable_layers=3: give 'all' or a number from 0 to 2"),
-        (AST, VIT, {"fusion_options": {"gates": "class"}}, "fusion='adaptive' does not take fusion_options="),
+        (AST, VIT, {"fusion_options": {"gates": "class"}}, "fusion='adaptive' does not accept fusion_options="),
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, (str, dict)) else "",
 )
@@ -269,7 +269,7 @@ def test_classes_may_be_numbered_by_strings_as_in_json():
 
 @pytest.mark.parametrize("classes", [["calm", "angry"], {"calm": 0, "angry": 1}, None])
 def test_classes_that_are_not_numbered_are_refused(classes):
-    with pytest.raises(ValueError, match="id2label=.*: give the name of every class by its number, e.g. {0: 'calm'"):
+    with pytest.raises(ValueError, match="id2label=.*: map every class number to its name, e.g. {0: 'calm'"):
         compose(AST, VIT, id2label=classes)
 
 

@@ -93,12 +93,12 @@ WRONG = [
     ),
     ({"modality_dropout": [0.1, 1.0]}, r"modality_dropout=\[0.1, 1.0\]: give one rate in \[0, 1\)"),
     ({"modality_dropout": [-0.1, 0.0]}, r"modality_dropout=\[-0.1, 0.0\]: give one rate in \[0, 1\)"),
-    ({"unimodal_head": "cosine", "frame_pooling": "log_probs"}, "'log_probs' is for linear heads"),
+    ({"unimodal_head": "cosine", "frame_pooling": "log_probs"}, "'log_probs' needs linear heads"),
     ({"source_labels": {"sound": {}}}, r"source_labels\['sound'\]: the modalities are \['audio', 'vision'\]"),
     ({"source_labels": {"audio": {"labels": ["a"]}}}, "give 'labels', 'classes', 'layer_norm_eps' and 'layers'"),
     ({"source_labels": {"audio": source([[0], [1]])}}, "'classes' has 2 entries for 4 classes"),
     ({"source_labels": {"audio": source([[0], [1], [], [3]])}}, "must hold indices of its 3 labels, from 0"),
-    ({"source_labels": {"audio": source([[0], [1], [], [0]])}}, r"one class, but \['a'\] occur twice"),
+    ({"source_labels": {"audio": source([[0], [1], [], [0]])}}, r"one class only, but \['a'\] occur twice"),
     ({"source_labels": {"audio": source([[0, 1], [], [], []])}}, "mapped to 1 of the 4 classes; at least 2"),
     ({"frame_pooling": "max"}, r"frame_pooling='max' is unknown: choose one of \('mean', 'temporal', 'log_probs'\)"),
     ({"unimodal_head": "mlp"}, r"unimodal_head='mlp' is unknown: choose one of \('linear', 'cosine'\)"),
@@ -135,7 +135,7 @@ def test_a_model_of_newer_code_is_refused_and_the_format_is_saved(tmp_path):
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["format_version"] == 1
     (tmp_path / "config.json").write_text(json.dumps({**saved, "format_version": 2}))
-    with pytest.raises(StrictDataclassError, match="saved by a newer hf_mmbalance than this one, which knows 1: pip"):
+    with pytest.raises(StrictDataclassError, match="newer hf_mmbalance than this one, which supports 1: pip"):
         MMBalanceConfig.from_pretrained(tmp_path)
     del saved["format_version"]
     (tmp_path / "config.json").write_text(json.dumps(saved))

@@ -182,7 +182,7 @@ def test_wrong_shapes_are_refused(changes, message):
     ("options", "message"),
     [
         ({"fusion": "summ"}, "fusion='summ' is unknown: choose one of adaptive, concat"),
-        ({"fusion_options": {"gates": "class"}}, "fusion='adaptive' does not take fusion_options={'gates': 'class'}"),
+        ({"fusion_options": {"gates": "class"}}, "'adaptive' does not accept fusion_options={'gates': 'class'}"),
         ({"fusion_options": {"calibration": "cubic"}}, "calibration='cubic' is unknown: choose one of temperature"),
         ({"frame_pooling": "temporal", "temporal_heads": 3}, "temporal_heads=3 must divide"),
     ],

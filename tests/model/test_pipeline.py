@@ -260,7 +260,7 @@ def test_a_file_that_ends_before_it_says_is_warned_of(folder, monkeypatch):
     monkeypatch.setattr(windows_mmbalance.logger, "warning", warnings.append)
     windows = list(windows_of(folder / "long.mkv", ReadingSpec(frames=3), window_seconds=0.5))
     assert [len(window.parts["audio"]) for window in windows] == [8000, 4800]
-    assert warnings == [f"{folder / 'long.mkv'} ends before 1 s, its declared duration is 60 s"]
+    assert warnings == [f"{folder / 'long.mkv'} ends before 1 s, but its declared duration is 60 s"]
 
 
 def test_a_missing_modality_has_no_score_and_no_share(classify, folder):
@@ -377,9 +377,9 @@ def test_an_address_is_downloaded(classify, folder, address, monkeypatch):
         (b"not a video", {}, "not a media file"),
         (np.zeros(100), {}, "a clip of type ndarray is not supported: give a path"),
         (None, {}, "a clip of type NoneType is not supported"),
-        ({"text": "a video"}, {}, r"the keys \['text'\] has no sound or frames"),
+        ({"text": "a video"}, {}, r"the keys \['text'\] has no audio or frames"),
         ({"audio": np.zeros(3200, np.float32)}, {}, "pass its sampling_rate"),
-        ({"audio": None, "frames": None}, {}, "has no sound or frames"),
+        ({"audio": None, "frames": None}, {}, "has no audio or frames"),
         ({"audio": {"samples": 3}}, {}, "audio of type dict is not supported"),
         ({"frames": [np.zeros((4, 4, 3))], "images": [np.zeros((4, 4, 3))]}, {}, "two names for the same input"),
         ({"video": np.zeros((3, 4, 4, 3))}, {}, "a file of type ndarray is not supported"),
@@ -387,8 +387,8 @@ def test_an_address_is_downloaded(classify, folder, address, monkeypatch):
         ({"audio": np.zeros(32000), "sampling_rate": 16_000}, {"max_seconds": 1.5}, "2.0 s is over max_seconds=1.5"),
         (pd.DataFrame({"video": ["x.mp4"]}), {}, "a clip of type DataFrame is not supported: give a path"),
         ({"video": "x.mp4", "start": "soon", "end": 1}, {}, "start='soon' and end=1 must be numbers of seconds"),
-        ("", {"top_k": 0}, "top_k=0 must be at least 1"),
-        ("", {"top_k": "3"}, "top_k='3' must be at least 1, a whole number"),
+        ("", {"top_k": 0}, "top_k=0 must be a whole number, at least 1"),
+        ("", {"top_k": "3"}, "top_k='3' must be a whole number, at least 1"),
         ("", {"max_seconds": "9"}, "max_seconds='9' must be a number above 0"),
         ("", {"max_bytes": -1}, "max_bytes=-1 must be a number above 0"),
         ("", {"window_seconds": "9"}, "window_seconds='9' must be above 0"),

@@ -156,7 +156,7 @@ def test_sound_that_the_tower_does_not_take_is_warned_of(processor, monkeypatch)
     processor(audio=_tone(seconds=0.25), sampling_rate=RATE)  # of 0.24 s
     assert not said
     processor(audio=_tone(seconds=0.3), sampling_rate=RATE)
-    assert "sound beyond the first 0.24 s of a clip is left out" in said[0] and "in windows" in said[0]
+    assert "audio beyond the first 0.24 s of a clip is ignored" in said[0] and "in windows" in said[0]
 
 
 def test_a_batch_of_different_lengths_with_none(processor):
@@ -337,7 +337,7 @@ def test_a_sound_file_as_video_has_no_frames(processor, tmp_path):
 
 @pytest.mark.parametrize("rate", [0, -16_000, 16, 10**9, float("nan"), True, "16000", [16_000, 8_000]])
 def test_invalid_rates_are_refused(processor, rate):
-    with pytest.raises(ValueError, match=r"sampling_rate=.* is not valid for audio: give one number of Hz"):
+    with pytest.raises(ValueError, match=r"sampling_rate=.* is not valid for audio: give one rate in Hz"):
         processor(audio=_tone(), sampling_rate=rate)
 
 
@@ -351,7 +351,7 @@ def test_arrays_without_a_rate_are_refused(processor):
     [
         (np.array([0.1, np.nan]), "clip 0: audio has NaN or infinite samples: repair it"),
         (np.array([0.1, np.inf]), "clip 0: audio has NaN or infinite samples"),
-        (np.zeros(0, np.float32), "clip 0: audio is empty: leave the sound out"),
+        (np.zeros(0, np.float32), "clip 0: audio is empty: pass None"),
         (np.zeros((2, 0), np.float32), "clip 0: audio is empty"),
         ([], "audio is an empty list: pass at least one clip"),
         (np.zeros((2, 2, 2, 2)), r"clip 0: audio has shape \(2, 2, 2, 2\): expected \(samples,\)"),
@@ -370,7 +370,7 @@ def test_waveforms_that_are_none_are_refused(processor, wave, message):
     ("frames", "message"),
     [
         ([], "frames is an empty list: pass at least one clip"),
-        ([[]], "clip 0: zero frames: leave the frames out"),
+        ([[]], "clip 0: zero frames: pass None"),
         (np.zeros((0, 16, 16, 3), np.uint8), "clip 0: zero frames"),
         ([[PICTURES[0], None]], r"clip 0: frame 1 is null"),
         (np.zeros((2, 16, 16, 4), np.uint8), r"clip 0: frame 0 has shape \(16, 16, 4\): expected \(H, W, 3\)"),
@@ -434,7 +434,7 @@ def test_other_tensor_types_are_refused(processor):
 @pytest.mark.parametrize("extractor", [ASTFeatureExtractor, Wav2Vec2FeatureExtractor])
 def test_options_that_no_feature_extractor_has_are_refused(extractor):
     processor = MMBalanceProcessor(extractor(), ViTImageProcessorPil())
-    with pytest.raises(ValueError, match="audio_kwargs: unknown option 'max_lenght'; there are .*max_length"):
+    with pytest.raises(ValueError, match="audio_kwargs: unknown option 'max_lenght'; the options are .*max_length"):
         processor(audio=_tone(), sampling_rate=RATE, audio_kwargs={"max_lenght": 40})
 
 

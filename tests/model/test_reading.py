@@ -98,8 +98,8 @@ def test_a_spec_survives_json_and_refuses_unknown_fields():
         ({"rate": 3}, "unknown field 'rate'"),
         ({"unit": "word"}, "unit='word' is unknown"),
         ({"resampler": "soxr"}, "resampler='soxr' is unknown"),
-        ({"crop": (0.5, 0.0, 0.2, 1.0)}, "crop is"),
-        ({"crop": (0.0, 0.0, 1.0)}, "crop is"),
+        ({"crop": (0.5, 0.0, 0.2, 1.0)}, "crop must be"),
+        ({"crop": (0.0, 0.0, 1.0)}, "crop must be"),
         ({"margin": -1}, "margin=-1 must be seconds"),
         ({"margin": float("nan")}, "margin=nan must be seconds"),
         ({"sampling_rate": "16000"}, "sampling_rate='16000' must be a whole number"),
@@ -298,7 +298,7 @@ def test_windows_and_spans_of_a_raw_file_are_converted_as_clips_of_the_built_dat
     monkeypatch.setattr(windows_mmbalance, "declared_duration", lambda source: 60.0)
     monkeypatch.setattr(windows_mmbalance.logger, "warning", warnings.append)
     assert len(list(windows(film, spec, window_seconds=1.0))) == 2
-    assert warnings == [f"{film} ends before 2 s, its declared duration is 60 s"]
+    assert warnings == [f"{film} ends before 2 s, but its declared duration is 60 s"]
 
 
 def test_every_window_of_sound_and_video_in_two_files_has_its_own_frames(film, tmp_path):

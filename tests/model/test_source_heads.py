@@ -133,7 +133,7 @@ def test_sigmoids_are_read_as_if_exactly_one_mapped_label_were_true():
     classifier.config.problem_type = "multi_label_classification"
     with CaptureLogger(logging.get_logger("hf_mmbalance.model.source_heads_mmbalance")) as said:
         model = compose(classifier, ViTConfig(**VIT), id2label=CLASSES, label_maps={"audio": VOICE_MAP}).eval()
-    assert "ASTForAudioClassification was trained for labels that may be true together" in said.out
+    assert "ASTForAudioClassification was trained for labels that can be true together" in said.out
     features = torch.randn(3, model.unimodal_heads[0].linear.in_features)
     with torch.no_grad():
         logits = model.unimodal_heads[0].linear(model.unimodal_heads[0].norm(features)).double()
@@ -317,14 +317,14 @@ def nonlinear() -> PreTrainedModel:
     [
         (
             nonlinear,
-            "head of ASTForAudioClassification does not give its logits from the feature of its tower: use its",
+            "head of ASTForAudioClassification does not reproduce its logits from its tower's feature: use its",
         ),
         (renamed, "ASTForAudioClassification has 5 outputs, but its config names 4 labels"),
-        (two_tokens, "head of Dinov2ForImageClassification does not give its logits from the feature of its tower"),
-        (lambda: ViTModel(ViTConfig(**VIT)), "ViTModel has no classification head: leave its modality out"),
+        (two_tokens, "head of Dinov2ForImageClassification does not reproduce its logits from its tower's feature"),
+        (lambda: ViTModel(ViTConfig(**VIT)), "ViTModel has no classification head: remove its modality"),
         (
             lambda: ViTForImageClassification(ViTConfig(**VIT, num_labels=1)),
-            r"labels \['LABEL_0'\]: a classifier of at least two labels",
+            r"labels \['LABEL_0'\]: a classifier needs at least two labels",
         ),
     ],
 )
@@ -348,9 +348,9 @@ def test_heads_of_another_form_are_refused(make, message):
         ),
         ({"sound": VOICE_MAP}, {}, r"label_maps names \['sound'\]: the modalities are \['audio', 'vision'\]"),
         ({"audio": {"angry": ["ang"]}}, {}, "are mapped to 1 of the 4 classes; at least 2 are needed"),
-        ({"audio": {"angry": ["ang"], "sad": ["ang"]}}, {}, r"counts for one class, but \['ang'\] occur twice"),
+        ({"audio": {"angry": ["ang"], "sad": ["ang"]}}, {}, r"counts for one class only, but \['ang'\] occur twice"),
         ({"audio": {"angry": "ang"}}, {}, r"audio needs a list for class 'angry', e.g. \['ang'\]"),
-        ({"audio": VOICE_MAP}, {"fusion": "sum"}, "fusion='sum' cannot be used where a modality does not know all"),
+        ({"audio": VOICE_MAP}, {"fusion": "sum"}, "fusion='sum' cannot be used if a modality does not know all"),
         ({"vision": FACE_MAP}, {"fusion": "concat"}, "fusion='concat' computes its unimodal logits itself"),
         ({"vision": FACE_MAP}, {"unimodal_head": "cosine"}, "cosine heads can neither be taken from classifiers"),
     ],
@@ -456,11 +456,11 @@ def test_log_probabilities_are_averaged_over_the_frames_present():
         ({"modality_features": (torch.zeros(2, 9), None)}, r"audio features have shape \(2, 9\), expected \(B, 16\)"),
         ({"modality_features": (None, torch.zeros(2, 16))}, "needs frame_log_probs: pass those of embed"),
         ({"modality_features": (None, None)}, "no modality at all"),
-        ({"modality_features": (torch.zeros(2, 16),)}, "modality_features has 1 entries: give one of"),
-        ({"modality_features": (torch.zeros(2, 16), torch.zeros(3, 16))}, r"are of \[2, 3\] clips: give the same"),
+        ({"modality_features": (torch.zeros(2, 16),)}, "modality_features has 1 entries: give one for each of"),
+        ({"modality_features": (torch.zeros(2, 16), torch.zeros(3, 16))}, r"have \[2, 3\] clips: give the same"),
         (
             {"modality_features": (torch.zeros(2, 16), None), "modality_tokens": (None, torch.zeros(2, 16))},
-            "modality_tokens must be of the same modalities as modality_features",
+            "modality_tokens must have the same modalities as modality_features",
         ),
         (
             {"modality_features": (None, torch.zeros(2, 16)), "frame_log_probs": torch.zeros(2, 3)},
@@ -468,7 +468,7 @@ def test_log_probabilities_are_averaged_over_the_frames_present():
         ),
         (
             {"modality_features": (torch.zeros(4, 16), None), **tiny_inputs()},
-            "in place of input_values and pixel_values: pass one of both",
+            "replace input_values and pixel_values: pass one of the two",
         ),
     ],
 )

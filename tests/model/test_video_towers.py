@@ -109,14 +109,14 @@ def test_another_number_of_frames_is_refused():
         model(pixel_values=torch.zeros(2, 3, 16, 16))
     partial = torch.tensor([[True] * FRAMES, [True, True, True, False]])
     with pytest.raises(
-        ValueError, match=r"clip\(s\) \[1\] of the batch have less than the 4 frames .*: repeat frames"
+        ValueError, match=r"clip\(s\) \[1\] of the batch have fewer than the 4 frames .*: repeat frames"
     ):
         model(pixel_values=torch.zeros(2, FRAMES, 3, 16, 16), frame_mask=partial)
 
 
 def test_a_classifier_that_pools_in_another_way_is_refused():
     config = VideoMAEConfig(**VIDEO, patch_size=8, tubelet_size=2, use_mean_pooling=False)
-    with pytest.raises(ValueError, match="VideoMAEForVideoClassification does not give its logits from the feature"):
+    with pytest.raises(ValueError, match="VideoMAEForVideoClassification does not reproduce its logits from"):
         source_head_of(randomised(VideoMAEForVideoClassification(config)))
 
 
@@ -139,7 +139,7 @@ def test_the_processor_reads_as_many_frames_as_the_tower_takes(folder):
     given = ReadingSpec(sampling_rate=8_000, margin=0.5)
     kept = MMBalanceProcessor.from_backbones(folder / "audio", folder / "video", reading=given.to_dict()).spec
     assert (kept.frames, kept.sampling_rate, kept.margin) == (FRAMES, 8_000, 0.5)
-    with pytest.raises(ValueError, match="reading.frames=8, but the vision backbone takes clips of 4 frames"):
+    with pytest.raises(ValueError, match="reading.frames=8, but the vision backbone accepts clips of 4 frames"):
         MMBalanceProcessor.from_backbones(folder / "audio", folder / "video", reading=ReadingSpec(frames=8))
 
 
