@@ -35,7 +35,7 @@ def has_audio_mask(extractor: Any) -> bool:
 def audio_features(extractor: Any, waveforms: list[np.ndarray], options: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Compute `input_values` `(B, ...)` and, for extractors that have one, `audio_mask`.
 
-    Longer audio than the tower accepts loses its end, with a warning.
+    If a clip is longer than the tower accepts, its end is ignored, with a warning.
 
     Args:
         extractor: Feature extractor of the audio tower. Log-mel spectrograms of an `ASTFeatureExtractor` are computed
@@ -57,7 +57,7 @@ def audio_features(extractor: Any, waveforms: list[np.ndarray], options: dict[st
     if isinstance(extractor, WhisperFeatureExtractor):
         defaults = {"return_attention_mask": True}
     elif isinstance(extractor, ClapFeatureExtractor):
-        # It would take random parts of longer audio: the same clip would get another answer every time.
+        # Of longer audio it takes random parts, so that the same clip would get a different answer every time.
         waveforms, defaults = [wave[: extractor.nb_max_samples] for wave in waveforms], {}
     rate = extractor.sampling_rate
     outputs = extractor(waveforms, sampling_rate=rate, return_tensors="pt", **{**defaults, **options})
@@ -78,21 +78,21 @@ def _ast_features(extractor: ASTFeatureExtractor, waveforms: list[np.ndarray], m
 
 
 def _warn_of_cut_audio(seconds: float, taken: float | None) -> None:
-    """Warn once that the end of a clip is left out; up to a tenth more may be padding by its codec."""
+    """Warn once that the end of a clip is ignored; up to a tenth beyond the tower's input can be codec padding."""
     if taken is not None and seconds > 1.1 * taken:
         logger.warning_once(  # type: ignore[attr-defined]
-            f"sound beyond the first {taken:g} s of a clip is left out: the audio tower takes no more. The pipeline"
-            " reads longer clips in windows; for training an AST give a larger audio_max_length"
+            f"audio beyond the first {taken:g} s of a clip is ignored: the audio tower accepts no more. The pipeline"
+            " reads longer clips in windows; for training an AST, set a larger audio_max_length"
         )
 
 
 def _check_options(options: dict[str, Any], extractor: Any) -> None:
-    """Refuse options that no feature extractor has: transformers would ignore them silently."""
+    """Reject options that no feature extractor has: transformers would ignore them silently."""
     known = {*AudioKwargs.__annotations__, *inspect.signature(extractor.__call__).parameters}
     unknown = sorted(set(options) - known)
     if unknown:
         names = ", ".join(AudioKwargs.__annotations__)
-        raise ValueError(f"audio_kwargs: unknown option {unknown[0]!r}; there are {names}")
+        raise ValueError(f"audio_kwargs: unknown option {unknown[0]!r}; the options are {names}")
 
 
 __all__ = ["audio_features", "has_audio_mask", "input_seconds"]

@@ -134,7 +134,7 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
         spec = self.processor.spec
         limits = dataclasses.replace(LIMITS, **{name: options.pop(name) for name in LIMIT_OPTIONS if name in options})
         if "window_seconds" not in options:
-            # A clip no longer than the longest of the training is one input, as in training.
+            # A clip no longer than the longest training clip is one input, as in training.
             options |= {"window_seconds": self.processor.audio_seconds, "longest": spec.longest_seconds}
         clips = windows(input_, spec, limits=limits, **options)
         clip = next(clips)

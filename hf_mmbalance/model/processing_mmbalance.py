@@ -36,8 +36,8 @@ class MMBalanceProcessor(ProcessorMixin):
     Processor of clips: converts audio to `input_values` and frames to `pixel_values`, with masks of what is present.
 
     Args:
-        feature_extractor: Feature extractor of the audio tower. Those of AST, CLAP and Whisper give spectrograms of a
-            fixed length. Others pad a batch to its longest clip, and an `audio_mask` says what is padding.
+        feature_extractor: Feature extractor of the audio tower. Those of AST, CLAP and Whisper return spectrograms of
+            a fixed length. Others pad a batch to its longest clip, and an `audio_mask` marks the padding.
         image_processor: Image processor of the vision tower.
         reading (`dict` or [`ReadingSpec`], *optional*):
             How clips are read: rates, frames, crop, spans. Training sets it to its own values, so that a saved model
@@ -143,9 +143,9 @@ class MMBalanceProcessor(ProcessorMixin):
                 `audio_kwargs={...}` and `images_kwargs={...}`.
 
         Returns:
-            `BatchFeature` with `input_values` `(B, ...)` (for raw sound and Whisper with `audio_mask` `(B, S)`, 1 for
-            what is not padding) and `pixel_values` `(B, T, 3, H, W)` with `frame_mask` `(B, T)`, each only if some
-            clip was given it, and always `modality_mask` `(B, M)`.
+            `BatchFeature` with `modality_mask` `(B, M)`. If any clip has audio, it also has `input_values` `(B, ...)`
+            and, for raw audio and Whisper, `audio_mask` `(B, S)`, 0 for padding. If any clip has frames, it also has
+            `pixel_values` `(B, T, 3, H, W)` and `frame_mask` `(B, T)`.
 
         Raises:
             ValueError: if an input is invalid; the message names the clip, the problem and the remedy.

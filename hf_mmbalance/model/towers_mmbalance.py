@@ -17,11 +17,11 @@ CLS_BACKBONES = ("vit", "deit", "dpt", "vivit")
 POOLERLESS_BACKBONES = ("timesformer",)
 # These process the frames of a clip together, `(B, T, 3, H, W)`.
 VIDEO_BACKBONES = ("videomae", "timesformer", "vivit")
-# The config of this model has a part for text and one for audio, of which the tower is made.
+# Its config holds one config for text and one for audio; the tower is built from the latter.
 CLAP = "clap"
-# Audio towers whose classifiers average over all tokens, padding included.
+# Audio towers whose classifiers average over all tokens, including padding.
 UNMASKED_CLASSIFIERS = ("whisper",)
-# Name in transformers of the method that shortens a mask of raw sound as the model's convolutions do.
+# Name that transformers gives to the method that shortens a mask of raw audio as the model's convolutions do.
 TOKEN_MASK = "_get_feature_vector_attention_mask"
 # Towers of raw audio in which masked padding changes nothing, unless a norm runs over time.
 MASKED_BACKBONES = ("hubert", "unispeech", "unispeech-sat", "wav2vec2", "wavlm")
@@ -38,9 +38,9 @@ def frames_per_clip(config: PreTrainedConfig) -> int | None:
 
 
 def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
-    """Build a backbone with random weights from its config; of Whisper the encoder, of CLAP the part for audio."""
+    """Build a backbone with random weights from its config: of Whisper only the encoder, of CLAP the audio model."""
     if config.model_type == "whisper":
-        from transformers.models.whisper.modeling_whisper import WhisperEncoder  # not among transformers' own names
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder  # not exported by transformers
 
         return WhisperEncoder._from_config(config)
     if config.model_type == CLAP:
@@ -53,28 +53,28 @@ def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def tower_of(model: PreTrainedModel, modality: str) -> PreTrainedModel:
-    """Return the part of a loaded model that is the tower: no classification head, decoder or part for text."""
+    """Return the part of a loaded model that serves as the tower: no classification head, decoder or text model."""
     base: Any = model.base_model
     if base.config.model_type == "whisper":
         return getattr(base, "encoder", base)
-    part = getattr(base, f"{modality}_model", None)  # as CLIP, SigLIP and CLAP have, beside one for text
+    part = getattr(base, f"{modality}_model", None)  # CLIP, SigLIP and CLAP also have one for text
     return part if isinstance(part, PreTrainedModel) else base
 
 
 def tower_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return a config from which [`build_tower`] makes the tower, for the config of any loaded backbone."""
+    """Return the config from which [`build_tower`] builds the same tower as one with this config."""
     if config.model_type == "clap_audio_model":  # which AutoConfig does not know
         return ClapConfig(audio_config=config.to_dict())
-    if config.model_type == "vit_mae":  # its default is to see a random quarter of each frame
+    if config.model_type == "vit_mae":  # by default it sees a random quarter of each frame
         return type(config).from_dict({**config.to_dict(), "mask_ratio": 0.0})
     return config
 
 
 def tower_width(config: PreTrainedConfig) -> int:
-    """Return the width of a backbone's features: its config's, or (where there are several) that of an output.
+    """Return the width of a backbone's features, measured if its config has no `hidden_size`.
 
     Raises:
-        ValueError: if the backbone gives no features that can be pooled.
+        ValueError: if the outputs of the backbone cannot be pooled to a feature.
     """
     config = config.audio_config if config.model_type == CLAP else config
     width = getattr(config, "hidden_size", None)
@@ -82,7 +82,7 @@ def tower_width(config: PreTrainedConfig) -> int:
 
 
 def _measured_width(config: PreTrainedConfig) -> int:
-    """Width of the features of a tower without memory or values, on torch's meta device."""
+    """Run the tower on torch's meta device, which computes shapes only, and return the width of its features."""
     try:
         with torch.device("meta"), torch.no_grad():
             tower = build_tower(config).eval()
@@ -94,7 +94,7 @@ def _measured_width(config: PreTrainedConfig) -> int:
 
 
 def input_shape(config: PreTrainedConfig, main_input: str) -> tuple[int, ...]:
-    """Return the shape of one input: spectrogram, half a second of raw sound, image or video."""
+    """Return the shape of one input: spectrogram, half a second of raw audio, image or video."""
     if main_input == "pixel_values":
         size = getattr(config, "image_size", None) or 224
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
@@ -105,7 +105,7 @@ def input_shape(config: PreTrainedConfig, main_input: str) -> tuple[int, ...]:
 
 
 def spectrogram_shape(config: PreTrainedConfig) -> tuple[int | None, ...] | None:
-    """Return the shape of one clip's spectrogram, `None` for a free axis; `None` for a tower of raw sound."""
+    """Return the shape of one clip's spectrogram, with `None` for an axis of any length; `None` for raw audio."""
     if config.model_type == "audio-spectrogram-transformer":
         return (config.max_length, config.num_mel_bins)
     if config.model_type == "whisper":
@@ -162,7 +162,7 @@ def _not_counted(untrained: Sequence[str]) -> str:
 
 
 def check_spectrograms(values: torch.Tensor, config: PreTrainedConfig) -> None:
-    """Check that spectrograms have the size that the tower was built for; towers of raw sound accept any length.
+    """Check that spectrograms have the size that the tower was built for; towers of raw audio accept any length.
 
     Raises:
         ValueError: if they do not; the message names both sizes.
@@ -236,13 +236,13 @@ def check_features(
 
 
 def check_audio_mask(mask: torch.Tensor, values: torch.Tensor, config: PreTrainedConfig) -> None:
-    """Check that the tower uses a mask, and that it has one entry per sample (of Whisper: per spectrogram frame).
+    """Check that the tower accepts a mask, with one entry per sample or, for Whisper, per spectrogram frame.
 
     Raises:
         ValueError: if not.
     """
     if values.dim() != 2 and config.model_type != "whisper":
-        raise ValueError(f"audio tower {config.model_type!r} does not use a mask: leave audio_mask out")
+        raise ValueError(f"audio tower {config.model_type!r} does not use a mask: remove audio_mask")
     expected = (values.shape[0], values.shape[-1])
     if mask.shape != expected:
         raise ValueError(f"audio_mask has shape {tuple(mask.shape)}, expected {expected}")
