@@ -50,8 +50,7 @@ def check_device(name: str | None) -> None:
     if not found or kind is None or kind.type != device.type or (device.index or 0) >= found:
         there = f"it has {found} {kind.type} device(s)" if found and kind is not None else "no driver, or no such GPU"
         raise UserError(
-            f"--device {name}: torch cannot use it on this machine ({there}); remove the option, or give"
-            " --device cpu"
+            f"--device {name}: torch cannot use it on this machine ({there}); remove the option, or give --device cpu"
         )
 
 
