@@ -97,8 +97,8 @@ def test_train_py(tmp_path):
     ("options", "message"),
     [
         (("--balancing", "omg"), "balancing='omg' is unknown"),
-        (("--balancing", "ogm", "--balancing_options", '{"beta": 1}'), "'ogm' does not take beta"),
-        (("--balancing_options", '{"alpha": 1}'), "--balancing_options without --balancing"),
+        (("--balancing", "ogm", "--balancing_options", '{"beta": 1}'), "'ogm' does not accept beta"),
+        (("--balancing_options", '{"alpha": 1}'), "--balancing_options needs --balancing"),
         (("--balancing", "ogm", "--balancing_options", "alpha=1"), "--balancing_options 'alpha=1' is not valid JSON"),
         (("--balancing", "ogm", "--fusion", "film"), "the fusion head 'film' has none"),
     ],
