@@ -48,7 +48,7 @@ class Grid:
     split: np.ndarray
 
     def rows(self, split: str) -> np.ndarray:
-        """Indices of one split."""
+        """Return the indices of one split."""
         return np.flatnonzero(self.split == split)
 
 

@@ -249,7 +249,7 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
 
 
 def _settings(config_file: str | None, named: dict[str, str | None]) -> tuple[dict[str, Any], str]:
-    """Return the settings of the config file (or built-in recipe) that the command line leaves, and the dataset."""
+    """Return the settings of the config file (or recipe) that the command line does not override, and the dataset."""
     settings = {} if config_file is None else read_config(config_file)
     if named["embeddings"] is not None and named["dataset"] is not None:
         raise ValueError("--dataset cannot be combined with --embeddings, which belong to a dataset: remove it")

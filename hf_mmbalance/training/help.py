@@ -33,7 +33,7 @@ SCREEN = {
     ],
     "decision layer": [
         ("decision_rung", "RUNG", "auto (default) chooses by cross-validation; or a rung by name"),
-        ("known_groups", "", "deployment has the same speakers or cameras"),
+        ("known_groups", "", "deployment has the same speakers or cameras as calibration"),
         ("calibration_corruptions", "KIND ..", "corrupt calibration clips: kinds, groups (default seen)"),
     ],
     "run": [

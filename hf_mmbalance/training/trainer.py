@@ -154,7 +154,7 @@ class MMBalanceTrainer(Trainer):
         use_readable_lines(self)
         if self.label_smoother is not None:
             raise ValueError(
-                "label_smoothing_factor replaces the model's loss by a loss of the fused logits: use label_smoothing"
+                "label_smoothing_factor replaces the model's loss with one of the fused logits: use label_smoothing"
                 " of the model's config instead"
             )
         check_classes(self.model.config, clips.classes)
