@@ -254,5 +254,5 @@ def test_a_checkpoint_that_the_disk_refuses_is_named_and_removed(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert re.match(r"error: .*checkpoint-\d+ could not be written \(.+\): make room", last)
+    assert re.match(r"error: .*checkpoint-\d+ could not be written \(.+\): free disk space", last)
     assert not list((tmp_path / "run").glob("checkpoint-*"))
