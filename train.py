@@ -4,7 +4,7 @@ accelerate launch train.py                                               # synth
 accelerate launch train.py --config grid_digits --data_dir GRID
 accelerate launch train.py --dataset my_clips/                           # a folder of class folders
 python train.py --help                                                   # the main options
-python train.py --dataset grid --help_all                                # every option that holds for a dataset
+python train.py --dataset grid --help_all                                # every option that applies to a dataset
 """
 
 import sys

@@ -2,20 +2,21 @@
 
     MMBALANCE_DATA=DATA python benchmarks/balancing_grid.py [--out FOLDER] [--quick] [--jobs 2]
 
-Tasks: digits in babble at -3 dB, letters in clean sound, colours from the whole clip. Five folds by clip; of each
-fold's other clips, 100 are for validation, 120 for calibration, the rest to learn from. Every method has the same
-budget of 8 trials (learning rate, weight decay, and its own strength where it has one; random search by optuna),
-judged by its own decision on the first fold's validation clips, and is then trained on every fold. Test clips of all
-folds are pooled: 1,000 clips, all predicted by models that have not learned from them. (The first fold's validation
-clips are test clips of other folds; their choice of settings is the same for every method.)
+Tasks: digits in babble at -3 dB, letters in clean audio, colours from the complete clip. There are five folds by clip;
+of each fold's other clips, 100 are for validation, 120 for calibration, and the rest for training. Every method has
+the same budget of 8 trials (learning rate, weight decay, and its own strength if it has one; random search by optuna).
+Trials are judged by the method's own decision on the first fold's validation clips; the method is then trained on
+every fold. Test clips of all folds are pooled: 1,000 clips, all predicted by models that were not trained on them.
+(The first fold's validation clips are test clips of other folds; this holds equally for every method.)
 
-After each method three decision layers: its own fusion, `sum` of its towers' log-probabilities, and `fitted`, which
-`hf_mmbalance.decision` fits on the calibration clips. Reference: `joint_unimodal`, with a temperature per modality.
-Differences are paired by clip, 95 % bootstrap intervals; `equal` means that the 90 % interval lies within +-1.5 points
-(two one-sided tests), `better` and `worse` that the 95 % interval leaves 0 out. One speaker: the unit is the clip.
+Each method is followed by three decision layers: its own fusion, the `sum` of its towers' log-probabilities, and
+`fitted`, which `hf_mmbalance.decision` fits on the calibration clips. The reference is `joint_unimodal` with a
+temperature per modality. Differences are paired by clip, with 95 % bootstrap intervals; `equal` means that the 90 %
+interval lies within +-1.5 points (two one-sided tests), `better` and `worse` that the 95 % interval excludes 0. There
+is one speaker, so the unit is the clip.
 
 Towers are small (two layers, width 32) and read spectrograms and mouth pixels that are computed once. Cells that have
-a file in FOLDER are not made again. Times are CPU seconds per step over those of `joint`, which runs with the others.
+a file in FOLDER are not run again. Times are CPU seconds per step relative to `joint`, which runs with the others.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from hf_mmbalance.metrics import measures  # noqa: E402
 FOLDS = 5
 CALIBRATION, VALIDATION = 0.15, 0.125  # of the clips outside a fold: 120 and 100 of 800
 TRIALS, EPOCHS, BATCH, DRAWS = 8, 30, 64, 3
-MARGIN = 1.5  # points, of the equivalence test
+MARGIN = 1.5  # percentage points, for the equivalence test
 LAYERS = ("own", "sum", "fitted")
 REFERENCE = "joint_unimodal + temperature"
 Arrays = dict[str, np.ndarray]
@@ -59,14 +60,14 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be recognised, and from what.
+    """A recognition task and its inputs.
 
     Args:
         label: `digit`, `letter` or `colour`.
-        snr: dB of babble, None for clean sound.
-        seconds: of the window around the word, None for the whole clip.
+        snr: signal-to-noise ratio of the babble in dB, None for clean audio.
+        seconds: length of the window around the word, None for the complete clip.
         hop: seconds between spectrogram frames.
-        spectra, frames: how many of both.
+        spectra, frames: number of spectrogram frames and of mouth frames.
     """
 
     label: str
@@ -129,11 +130,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/balancing_grid"))
     parser.add_argument(
-        "--quick", action="store_true", help="digits, 200 clips, 2 trials of 5 epochs, 2 folds: that it runs"
+        "--quick", action="store_true", help="digits, 200 clips, 2 trials of 5 epochs, 2 folds: checks that it runs"
     )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all; with --quick digits")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--jobs", type=int, default=2, help="number of parallel runs, one thread each")
     arguments = parser.parse_args()
     if "MMBALANCE_DATA" not in os.environ:
         parser.error("set MMBALANCE_DATA to the folder that holds grid_s1")
@@ -178,7 +179,7 @@ def main() -> int:
 
 
 def drawn(method: str, trials: int) -> list[tuple[tuple[str, float], ...]]:
-    """The settings of a method's trials; they do not depend on results, so that a search can go on."""
+    """Draw the settings of a method's trials; they do not depend on results, so that a search can be resumed."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     found = []
@@ -192,7 +193,7 @@ def drawn(method: str, trials: int) -> list[tuple[tuple[str, float], ...]]:
     return found
 
 
-# ---- what the towers read
+# ---- inputs of the towers
 
 
 def inputs_file(task: str, out: Path) -> Path:
@@ -200,7 +201,7 @@ def inputs_file(task: str, out: Path) -> Path:
 
 
 def prepare(name: str, grid: Grid, out: Path) -> None:
-    """Spectrograms of every clip (as judged, and in draws to learn from) and its mouth frames, into a file."""
+    """Write the spectrograms (as judged, and in draws for training) and mouth frames of every clip into a file."""
     path, task = inputs_file(name, out), TASKS[name]
     if path.is_file():
         return
@@ -227,7 +228,7 @@ def window_of(task: Task, grid: Grid, row: int) -> tuple[float, float]:
 
 
 def sound_of(task: Task, grid: Grid, row: int, draw: int | None) -> np.ndarray:
-    """The sound as judged (no draw), or with babble between -6 and 6 dB."""
+    """Return the audio as judged (no draw), or with babble between -6 and 6 dB."""
     if task.snr is None:
         return grid.sound[row]
     rng = np.random.default_rng([row, 0 if draw is None else 1 + draw])
@@ -235,7 +236,7 @@ def sound_of(task: Task, grid: Grid, row: int, draw: int | None) -> np.ndarray:
 
 
 def spectrogram(sound: np.ndarray, window: tuple[float, float], task: Task) -> np.ndarray:
-    """Log-mel energies `(spectra, bands)` of a window."""
+    """Return the log-mel energies `(spectra, bands)` of a window."""
     size, hop = 400, int(task.hop * RATE)
     first = int(window[0] * RATE)
     piece = sound[first : first + size + hop * (task.spectra - 1)]
@@ -245,10 +246,11 @@ def spectrogram(sound: np.ndarray, window: tuple[float, float], task: Task) -> n
 
 
 def mouth(pixels: np.ndarray, window: tuple[float, float], task: Task) -> np.ndarray:
-    """Mouth pixels over time as one picture `(3, frames, 49)`: each row is a moment's 7 x 7 blocks of luma.
+    """Return mouth pixels over time as one image `(3, frames, 49)`: each row holds the 7 x 7 luma blocks of a moment.
 
-    Its colours are the luma and its differences to the frames before and after. A ViT with patches of two whole rows
-    reads it as AST reads a spectrogram: hundreds of clips teach that much faster than patches of single frames.
+    Its colours are the luma and its differences to the frames before and after. A ViT with patches of two complete
+    rows reads it as AST reads a spectrogram; with hundreds of clips it learns this much faster than patches of single
+    frames.
     """
     at = np.round(np.linspace(window[0], window[1], task.frames) * FRAME_RATE).astype(int)
     luma = pixels.reshape(75, 7, 2, 7, 3).mean(axis=(2, 4)).reshape(75, 49).astype(np.float32) / 255
@@ -257,7 +259,7 @@ def mouth(pixels: np.ndarray, window: tuple[float, float], task: Task) -> np.nda
 
 
 def parts_of(labels: np.ndarray, fold: int) -> dict[str, np.ndarray]:
-    """Indices of the clips of each part of a fold."""
+    """Return the indices of the clips of each part of a fold."""
     splitter = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     rest, test = list(splitter.split(labels, labels))[fold]
     parts, others = {"test": test}, len(rest)
@@ -271,7 +273,7 @@ def parts_of(labels: np.ndarray, fold: int) -> dict[str, np.ndarray]:
 
 
 def small_towers(task: Task, **more: Any) -> tuple[PreTrainedConfig, PreTrainedConfig]:
-    """Configs of an AST and a ViT of two layers for a task's inputs."""
+    """Return the configs of a two-layer AST and a two-layer ViT for a task's inputs."""
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
              "layer_norm_eps": 1e-5, "hidden_dropout_prob": 0.1, "initializer_range": 0.1, **more}  # fmt: skip
     audio = AutoConfig.for_model(
@@ -302,7 +304,7 @@ def run(cell: Cell) -> float:
 
 
 def train(cell: Cell) -> Arrays:
-    """Train a model on a cell's clips and run it over the others."""
+    """Train a model on a cell's train clips and run it over the others."""
     logging.set_verbosity_error()
     task, (fusion, strengths), settings = TASKS[cell.task], METHODS[cell.method], dict(cell.settings)
     with np.load(inputs_file(cell.task, cell.out)) as found:
@@ -342,7 +344,7 @@ def train(cell: Cell) -> Arrays:
 
 
 def standardised(arrays: Arrays, train_rows: np.ndarray) -> dict[str, torch.Tensor]:
-    """Tensors; every band and every pixel of the train clips has mean 0 and deviation 1."""
+    """Return tensors in which every band and every pixel of the train clips has mean 0 and standard deviation 1."""
     sound, frames = arrays["learned"][train_rows], arrays["frames"][train_rows]
     mean, deviation = sound.mean((0, 1, 2)), sound.std((0, 1, 2))
     scaled = {key: (arrays[key] - mean) / deviation for key in ("judged", "learned")}
@@ -367,7 +369,7 @@ def predicted(model: Any, data: dict[str, torch.Tensor], rows: np.ndarray) -> Ar
 
 
 def judge(task: str, methods: list[str], folds: int, out: Path) -> dict[str, Any]:
-    """Rows of the table of a task."""
+    """Return the rows of a task's table."""
     pooled = {method: pool_folds(task, method, folds, out) for method in methods}
     reference = pooled["joint_unimodal"]["temperature"]
     seconds = {method: float(np.median(pooled[method]["seconds"])) for method in methods}
@@ -385,7 +387,7 @@ def judge(task: str, methods: list[str], folds: int, out: Path) -> dict[str, Any
 
 
 def pool_folds(task: str, method: str, folds: int, out: Path) -> Arrays:
-    """Logits of all test clips, by clip, under every decision layer."""
+    """Return the logits of all test clips, ordered by clip, under every decision layer."""
     parts: dict[str, list[np.ndarray]] = {}
     for fold in range(folds):
         with np.load(out / task / method / f"fold{fold}.npz") as found:
@@ -421,12 +423,12 @@ def layer(arrays: Arrays, rung: str) -> Any:
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that one speaker is one group
+        warnings.simplefilter("ignore")  # the warning that one speaker is only one group
         return fit_decision_layer(as_table(arrays, "calibration"), rung=rung)
 
 
 def compared(logits: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Accuracy, NLL, and the difference to the reference in points with its verdict."""
+    """Return accuracy, NLL, and the difference to the reference in points with its verdict."""
     difference = 100 * (measures.correct(logits, labels).astype(float) - measures.correct(reference, labels))
     wide, narrow = (measures.bootstrap_ci(difference, level=level) for level in (0.95, 0.90))
     verdict = "open"
@@ -444,7 +446,7 @@ def compared(logits: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> d
 
 
 def balance_index(arrays: Arrays, layer: str) -> float:
-    """Category-level relative balance index; a modality without the other decides by its own logits."""
+    """Return the category-level relative balance index; a modality alone decides by its own logits."""
     labels, logits = arrays["labels"], arrays["modality_logits"]
     own = [measures.correct(logits[:, m], labels).astype(float) for m in range(2)]
     nothing = np.full(len(labels), 1 / logits.shape[2])

@@ -1,10 +1,11 @@
-"""What a training step costs under each balancing method, over `joint`.
+"""Cost of a training step under each balancing method, relative to `joint`.
 
     python benchmarks/balancing_speed.py [--shapes grid small] [--methods ogm ...] [--rounds 30] [--threads 1]
 
-Whole steps on random clips: forward, backward, the method, clipping, AdamW. Methods take turns, two steps in each
-round; the ratio is that of the fastest rounds in CPU time, which other work disturbs least. Held: what a
-method keeps within a step (gradients kept apart, rows) and between steps (state), in copies of the model's gradients.
+Complete steps on random clips: forward, backward, the method, clipping, AdamW. Methods take turns, two steps in each
+round; the ratio compares the fastest rounds in CPU time, which other processes disturb least. The column `held` is the
+memory that a method keeps within a step (separate gradients, rows) and between steps (state), as a multiple of the
+model's gradients.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from hf_mmbalance.balancing import BALANCING_METHODS, BalancingMethod, build_met
 
 
 FUSIONS = {"frozen": "concat", "mla": "mla", "qmf": "qmf", "pdf": "pdf"}
-#: At most so much. `frozen` is measured in its second phase, `mla` in turns of both modalities, `reconboost` in a
-#: stage.
+#: Upper limits of the ratio. `frozen` is measured in its second phase, `mla` in turns of both modalities, and
+#: `reconboost` in a stage.
 LIMITS = {
     **dict.fromkeys(("ogm", "ogm_ge", "olm", "opm", "remix", "dgl", "modality_dropout"), 1.05),
     **{"agm": 1.3, "mmpareto": 2.1},
@@ -31,7 +32,7 @@ CLASSES = 10
 
 
 def build(shape: str, fusion: str) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A model and one batch: towers of `grid_digits.yaml` with 16 clips, or of width 384 with 4."""
+    """Build a model and one batch: towers of `grid_digits.yaml` with 16 clips, or of width 384 with 4."""
     if shape == "grid":
         small = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 192}
         audio = {"num_mel_bins": 64, "max_length": 48, "patch_size": 16, "frequency_stride": 16, "time_stride": 4}
@@ -59,8 +60,8 @@ class Run:
     """A method in training.
 
     Args:
-        shape: of the towers.
-        name: of the method.
+        shape: shape of the towers, `grid` or `small`.
+        name: name of the method.
     """
 
     def __init__(self, shape: str, name: str):
@@ -75,7 +76,7 @@ class Run:
         self.model.train()
 
     def steps(self, count: int) -> float:
-        """CPU seconds of some steps."""
+        """Run some steps and return their CPU seconds."""
         start = time.process_time()
         for _ in range(count):
             self.optimizer.zero_grad()
@@ -86,7 +87,7 @@ class Run:
         return time.process_time() - start
 
     def measure_held(self) -> None:
-        """One step, in which what is held is counted before it is used."""
+        """Run one step, and count what the method holds just before it uses it."""
         modulate, method = self.method.modulate, self.method
 
         def counted(totals: dict[str, torch.Tensor]) -> None:

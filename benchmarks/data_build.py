@@ -1,9 +1,10 @@
-"""Building GRID s1 (8 frames, JPEG, FLAC) against a bare loop of PyAV decode + JPEG + FLAC on one core.
+"""Building GRID s1 (8 frames, JPEG, FLAC), compared with a bare loop of PyAV decode + JPEG + FLAC on one core.
 
     python benchmarks/data_build.py --source GRID
 
-Wanted: one process at least 0.8 of the bare loop, two processes (steady) at least 1.7 times it, a worker under
-500 MiB and flat in the number of clips. CPU rates are printed beside, since other work on the machine slows all alike.
+Targets: one process reaches at least 0.8 of the bare loop's rate, two processes (steady) at least 1.7 times it, and a
+worker stays under 500 MiB for any number of clips. CPU rates are printed too, since other work on the machine slows
+everything alike.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from hf_mmbalance.building.recipes.grid import plan_grid
 
 
 def bare(paths: list[Path]) -> None:
-    """The simplest loop: decode everything, keep eight frames, encode."""
+    """Run the simplest loop: decode everything, keep eight frames, encode."""
     for path in paths:
         with av.open(str(path)) as container:
             frames = [frame for frame in container.decode(video=0)]
@@ -80,7 +81,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "torch" in sys.
 
 
 def worker_memory(source: Path, clips: int) -> tuple[float, bool]:
-    """Peak MiB of a process that builds, and whether it imported torch or transformers."""
+    """Return the peak MiB of a process that builds, and whether it imported torch or transformers."""
     done = subprocess.run([sys.executable, "-c", WORKER, str(source), str(clips)], capture_output=True, text=True)
     peak, torch, transformers = done.stdout.split()
     return float(peak), "True" in (torch, transformers)

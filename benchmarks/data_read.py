@@ -1,10 +1,10 @@
-"""Reading an epoch of built GRID shards against a bare loop over the same bytes, raw clips, and loose files.
+"""Reading an epoch of built GRID shards, compared with a bare loop over the same bytes, raw clips, and loose files.
 
     python benchmarks/data_read.py --source GRID [--crema CREMA-D]
 
-Wanted: the stream on one core at least 0.85 of the bare loop, with two workers (steady) at least 1.7 times it,
-and ahead of both decoding the raw clips each epoch and the customary wav + STFT + listed JPEG files. Rates and ratios
-are medians over rounds in which all take turns.
+Targets: the stream reaches at least 0.85 of the bare loop's rate on one core, at least 1.7 times it with two workers
+(steady), and beats both decoding the raw clips in each epoch and the usual wav + STFT + listed JPEG files. Rates and
+ratios are medians over rounds in which all take turns.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ BATCH = 16
 
 
 def tensors(clips: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-mel and frames of a batch, the same for every way of reading."""
+    """Return log-mel and frames of a batch, the same for every way of reading."""
     values, _ = log_mel([clip["audio"] for clip in clips], sampling_rate=16_000, num_mel_bins=128, max_length=300)
     frames = torch.from_numpy(np.stack([clip["frames"] for clip in clips]))
     return values, frames.permute(0, 1, 4, 2, 3).contiguous()  # scaling to floats happens on the device
 
 
 def bare(files: Iterable[Path]) -> Iterator[int]:
-    """A bare loop over the same bytes."""
+    """Run a bare loop over the same bytes."""
     for path in files:
         file = pq.ParquetFile(path)
         for group in range(file.num_row_groups):
@@ -63,7 +63,7 @@ def bare(files: Iterable[Path]) -> Iterator[int]:
 
 
 def raw(paths: list[Path]) -> Iterator[int]:
-    """Decoding the clips themselves each epoch (with this package's decoder)."""
+    """Decode the clips themselves in each epoch (with this package's decoder)."""
     for i in range(0, len(paths), BATCH):
         clips = []
         for path in paths[i : i + BATCH]:
@@ -74,7 +74,7 @@ def raw(paths: list[Path]) -> Iterator[int]:
 
 
 def loose(folder: Path, clips: list[str]) -> Iterator[int]:
-    """The peers' pattern: a wav and its STFT, a folder of JPEG files that is listed and opened one by one."""
+    """Read as comparable projects do: a wav and its STFT, a folder of JPEG files that are listed and opened singly."""
     window = torch.hann_window(512)
     for i in range(0, len(clips), BATCH):
         spectra, pictures = [], []
@@ -95,7 +95,7 @@ def loose(folder: Path, clips: list[str]) -> Iterator[int]:
 
 
 def write_loose(files: list[Path], folder: Path) -> list[str]:
-    """Unpack shards to loose files."""
+    """Unpack shards into loose files and return the clips' names."""
     (folder / "wav").mkdir(parents=True)
     names = []
     for path in files:
@@ -115,7 +115,7 @@ def stream_batches(stream: ClipStream, workers: int) -> Iterator[int]:
 
 
 def rate(batches: Iterator[int]) -> dict[str, float]:
-    """Clips per second, in total and in steady state (from the first tenth to the last)."""
+    """Return clips per second, in total and in steady state (from the first tenth to the last)."""
     start, cpu = time.perf_counter(), time.process_time()
     marks = [(time.perf_counter(), count) for count in batches]
     total = sum(count for _, count in marks)
@@ -142,7 +142,7 @@ def main() -> None:
         names = write_loose(files, Path(folder) / "loose")
         stream = load(str(out), streaming=True, batch_size=BATCH, label_column="digit", frame_size=None)
         assert isinstance(stream, ClipStream)
-        # The ways alternate: the speed of a machine drifts, and single rounds differ by a tenth.
+        # The ways of reading alternate: the speed of a machine drifts, and single rounds differ by a tenth.
         rounds = [
             {
                 "bare": rate(bare(files)),

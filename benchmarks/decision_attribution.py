@@ -1,14 +1,14 @@
-"""Which part of the decision layer brings what? Every gain over the plain sum split exactly by Shapley values.
+"""What does each part of the decision layer gain? Shapley values split every gain over the plain sum exactly.
 
     MMBALANCE_DATA=... python benchmarks/decision_attribution.py [--cache outputs/probes] [--tasks votes digit ...]
 
-Players are the parts of the equation: own calibration (temperature, and a Dirichlet map on votes), prior counted once,
-kappa (one weight per modality), class weights with bias, typicality (GRID only). All 2^P subsets are fitted on the
-calibration clips and judged on test; the value of a subset is accuracy (and minus NLL), so the parts sum to
-the whole gain. Intervals are bootstraps of per-clip Shapley values over actors (votes: out of fold) or clips (GRID).
+The players are the parts of the equation: own calibration (temperature, and a Dirichlet map on votes), prior counted
+once, kappa (one weight per modality), class weights with bias, typicality (GRID only). All 2^P subsets are fitted on
+the calibration clips and judged on test. The value of a subset is its accuracy (and minus its NLL), so the parts sum
+to the total gain. Intervals: bootstraps of per-clip Shapley values over actors (votes: out of fold) or clips (GRID).
 
-Registered beforehand: class weights on letters are a null (their towers' errors are inside honest posteriors); an
-interval that does not hold 0 would refute it.
+Registered beforehand: class weights gain nothing on letters (the towers' errors are within honest posteriors). An
+interval that does not contain 0 would refute this.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def main() -> int:
 
 
 def fitted(data: FitData, parts: set[str], *, own_map: bool, clips: Sequence[str] | None = None) -> HeadState:
-    """The head with some parts of the equation, each fitted in the order of the equation.
+    """Fit the head with some parts of the equation, each in the order of the equation.
 
-    `clips` are the names of those that the rows are draws of; None: every row is a clip.
+    `clips` are the names of the clips that the rows are draws of; None means that every row is a clip.
     """
     state = HeadState.plain_sum(*data.logits.shape[1:])
     if "prior" in parts:
@@ -74,7 +74,7 @@ def fitted(data: FitData, parts: set[str], *, own_map: bool, clips: Sequence[str
 
 
 def values(fit: FitData, test: FitData, names: tuple[str, ...], **options: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Correctness and NLL `(2^P, N)` of every subset of parts on the test clips."""
+    """Return correctness and NLL `(2^P, N)` of every subset of parts on the test clips."""
     hits, losses = [], []
     for subset in range(2 ** len(names)):
         parts = {name for i, name in enumerate(names) if subset >> i & 1}
@@ -85,7 +85,7 @@ def values(fit: FitData, test: FitData, names: tuple[str, ...], **options: Any) 
 
 
 def votes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """CREMA-D's votes out of fold."""
+    """Return the values of all subsets on CREMA-D's votes, out of fold."""
     table = DecisionTable(**crema_d_votes(Path(os.environ["MMBALANCE_DATA"]) / "crema_d"))
     fold = group_folds(table.groups, 5, 0)
     hits, losses = np.empty((16, len(table))), np.empty((16, len(table)))
@@ -96,9 +96,10 @@ def votes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def corrupted_table(grid: Grid, label: str) -> DecisionTable:
-    """Probes of mild babble; calibration clean and under seen kinds, test clean, seen (draw 1, 2) and unseen (3, 4).
+    """Return a table of probes trained in mild babble, with clean and corrupted draws.
 
-    The audio probe is hardly regularised and over-confident, the vision probe is not: relative miscalibration.
+    Calibration clips are clean and under seen kinds; test clips clean, seen (draws 1, 2) and unseen (draws 3, 4). The
+    audio probe is hardly regularised and over-confident, the vision probe is not: relative miscalibration.
     """
     words, train = grid.words[label], grid.rows("train")
     audio_x = audio_features(grid, label, train, "babble", (6, 30), 0)
@@ -125,14 +126,14 @@ def corrupted_table(grid: Grid, label: str) -> DecisionTable:
             sound, picture = kinds[draw]
             audio = audio_features(grid, label, rows, sound, (-15, 3), 10 + draw)
             vision = vision_features(grid, label, rows, picture, (1, 5), 10 + draw)
-            # Half of the clips lose their sound, the other half their picture.
+            # Half of the clips get corrupted audio, the other half corrupted frames.
             half = np.random.default_rng(draw).random(len(rows)) < 0.5
             add(split, draw, np.where(half[:, None], audio, clean[0]), np.where(half[:, None], clean[1], vision), rows)
     return as_table(grid, label, parts, int(words.max()) + 1)
 
 
 def grid_task(grid: Grid, label: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """GRID probes under corruptions, all draws of the test clips."""
+    """Return the values of all subsets on GRID probes under corruptions, for all draws of the test clips."""
     table = corrupted_table(grid, label)
     train, fit, test = (table.select(split) for split in ("train", "calibration", "test"))
     names = table.modalities
@@ -154,7 +155,7 @@ def grid_task(grid: Grid, label: str) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def report(task: str, hits: np.ndarray, losses: np.ndarray, units: np.ndarray, names: tuple[str, ...]) -> None:
-    """Print the shares of every part in the gain of accuracy and NLL."""
+    """Print the share of every part in the gain of accuracy and NLL."""
     ends = [f"{100 * hits[k].mean():.2f} / {losses[k].mean():.4f}" for k in (0, -1)]
     print(f"{task}: {hits.shape[1]} rows, {len(np.unique(units))} units; sum {ends[0]} -> all parts {ends[1]}")
     shares = shapley(hits), shapley(-losses)

@@ -1,13 +1,14 @@
-"""When does calibration pay? The gain of one temperature per modality over the plain sum against |log T_a / T_v|.
+"""When does calibration pay off? The gain of one temperature per modality over the plain sum, by |log T_a / T_v|.
 
     MMBALANCE_DATA=... python benchmarks/decision_law.py [--cache outputs/probes] [--figure docs/decision_law.png]
 
-Configurations: for each of three GRID labels every pair of 8 audio towers (4 regularisations, trained on 1 or 4
+Configurations: for each of three GRID labels, every pair of 8 audio towers (4 regularisations, trained on 1 or 4
 draws of babble) and 8 vision towers (4 regularisations, trained on 1 or 4 draws of pixel noise), judged under two
-levels of noise; 384 in all, and 36 subsets of CREMA-D's votes at several sharpnesses. Temperatures are fitted on
-calibration, the gain is that of accuracy on test. Prints bins and Spearman correlations; common over-confidence is
-|log T_a + log T_v| / 2. The towers were not drawn so that both kinds of over-confidence are independent: the partial
-Spearman correlation of the gain with the common one, at equal relative one, says what the common one does by itself.
+levels of noise; 384 in total, and 36 subsets of CREMA-D's votes at several sharpnesses. Temperatures are fitted on
+calibration; the gain is in accuracy on test. Prints bins and Spearman correlations. Common over-confidence is
+|log T_a + log T_v| / 2. The choice of towers does not make relative and common over-confidence independent: the
+partial Spearman correlation of the gain with the common one, given the relative one, shows the effect of the common
+one by itself.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from hf_mmbalance.metrics.measures import accuracy
 
 REGULARISATIONS = (0.001, 0.01, 0.1, 10.0)
 DRAWS = (1, 4)
-#: SNR of the sound in dB and severity of the pixel noise at test and calibration.
+#: SNR of the audio in dB and severity of the pixel noise, at test and calibration.
 LEVELS = ((-3.0, 2), (3.0, 4))
 BINS = (0.0, 0.2, 0.5, 1.0, 1.6, np.inf)
 
@@ -74,7 +75,7 @@ def main() -> int:
 
 
 def partial_spearman(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
-    """Spearman correlation of x and y without what their ranks share with those of `given`."""
+    """Return the Spearman correlation of x and y without what their ranks share with those of `given`."""
     xy, xz, yz = (spearmanr(a, b).statistic for a, b in ((x, y), (x, given), (y, given)))
     return float((xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2)))
 
@@ -82,7 +83,7 @@ def partial_spearman(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
 def judge(
     calibration: np.ndarray, labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
 ) -> tuple[float, float, float, float, float]:
-    """log T of both modalities, and accuracy of the sum, of `temperature` and of the best single modality."""
+    """Return log T of both modalities, and the accuracy of the sum, `temperature` and the best single modality."""
     plain = HeadState.plain_sum(*calibration.shape[1:])
     state = fit_temperatures(FitData(calibration, labels), plain)
     single = max(accuracy(test[:, m], test_labels) for m in range(2))
@@ -91,7 +92,7 @@ def judge(
 
 
 def grid_configurations(grid: Grid, label: str) -> list[tuple[float, ...]]:
-    """One row of `judge` per pair of towers and level."""
+    """Return one row of `judge` per pair of towers and level."""
     words = grid.words[label]
     train, calibration, test = (grid.rows(split) for split in ("train", "calibration", "test"))
     held = np.concatenate([calibration, test])
@@ -119,7 +120,7 @@ def grid_configurations(grid: Grid, label: str) -> list[tuple[float, ...]]:
 
 
 def vote_configurations() -> list[tuple[float, ...]]:
-    """Four halves of the actors x three sharpnesses of the voice's and of the face's votes."""
+    """Return rows of `judge` for four halves of the actors x three sharpnesses of the voice and face votes each."""
     votes = crema_d_votes(Path(os.environ["MMBALANCE_DATA"]) / "crema_d")
     logits, labels = np.asarray(votes["logits"], dtype=np.float64), np.asarray(votes["labels"])
     actors, index = np.unique(votes["groups"], return_inverse=True)
@@ -133,7 +134,7 @@ def vote_configurations() -> list[tuple[float, ...]]:
 
 
 def draw(ratio: np.ndarray, common: np.ndarray, gain: np.ndarray, path: Path) -> None:
-    """Gain against both kinds of over-confidence."""
+    """Plot the gain against both kinds of over-confidence."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

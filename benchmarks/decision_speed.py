@@ -33,7 +33,7 @@ def main() -> int:
         allocation = Allocation().fit(logits, labels, groups)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{arguments.clips} clips, 2 modalities, {arguments.classes} classes: one fit of the whole ladder"
+    print(f"{arguments.clips} clips, 2 modalities, {arguments.classes} classes: one fit of the full ladder"
           f" ({', '.join(allocation.ladder_.states)})")  # fmt: skip
     print(f"  {wall:.0f} s ({cpu:.0f} CPU seconds), peak memory {peak:.2f} GiB, chosen {allocation.chosen_}")
     for name, score in allocation.ladder_.scores.items():
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def draw(n: int, modalities: int, classes: int, groups: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Noisy towers of different strength by class, the first over-confident."""
+    """Draw logits of noisy towers whose strength differs by class; the first tower is over-confident."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, n)
     strength = rng.uniform(1.0, 4.0, size=(modalities, classes))

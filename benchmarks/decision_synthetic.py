@@ -1,8 +1,8 @@
-"""200 random synthetic tables with a known Bayes optimum: does `adaptive` ever hurt, and how near does it come?
+"""200 random synthetic tables with a known Bayes optimum: does `adaptive` ever hurt, and how close does it come?
 
     python benchmarks/decision_synthetic.py [--tables 200] [--strong] [--jobs 2] [--json FILE]
 
-With --strong every table's reliabilities differ between fit and test, twice as much (factors exp(N(0, 1))).
+With --strong the reliabilities of every table differ between fit and test, twice as much (factors exp(N(0, 1))).
 
 Prints every table, worst cases first, then regret and failure rates.
 """
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def judge(seed: int, strong: bool = False) -> dict[str, Any]:
-    """Accuracy and NLL of every method on one table, and the paired comparison with the better fallback."""
+    """Return accuracy and NLL of every method on one table, and the paired comparison with the better fallback."""
     table = make_table(seed, strong)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -75,7 +75,7 @@ def judge(seed: int, strong: bool = False) -> dict[str, Any]:
 
 
 def report(results: list[dict[str, Any]], seconds: float) -> bool:
-    """Print the tables, worst first, and the promised figures; True if all hold."""
+    """Print the tables, worst first, and the promised figures; return True if all of these hold."""
     print(f"{'seed':>4s} {'shift':>5s} {'margin':>7s} {'95 % CI':>17s} {'rival':12s} {'chosen':12s} table")
     for r in sorted(results, key=lambda r: r["margin"]):
         low, high = r["margin_ci"]

@@ -1,8 +1,8 @@
-"""Typicality on GRID probes: fitted under seen kinds of corruption, judged clean, under seen and under unseen kinds.
+"""Typicality on GRID probes: fitted under seen kinds of corruption, judged on clean clips, seen and unseen kinds.
 
     MMBALANCE_DATA=... python benchmarks/decision_typicality.py [--cache outputs/probes] [--labels digit letter]
 
-The whole ladder is fitted by `decide_splits` as `mmbalance decide --known_groups` does (the one speaker is known).
+`decide_splits` fits the full ladder, as `mmbalance decide --known_groups` does (the only speaker is known).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The decision layer on CREMA-D's human votes: the whole ladder, out of fold, mean over fold seeds.
+"""The decision layer on CREMA-D's human votes: the full ladder, out of fold, mean over fold seeds.
 
     MMBALANCE_DATA=... python benchmarks/decision_votes.py [--seeds 5] [--json FILE]
 
-Actor-disjoint outer folds, group cross-validation inside every fit; prints the figures the project promises.
+Uses actor-disjoint outer folds and group cross-validation inside every fit; prints the figures the project promises.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> int:
     print(f"{'method':24s} {'accuracy':>9s} {'nll':>8s} {'ece':>7s}")
     for name, row in report["rows"].items():
         print(f"{name:24s} {100 * row['accuracy']:9.2f} {row['nll']:8.4f} {row['ece']:7.4f}")
-    print(f"chosen: {report['chosen']}; longest run {max(seconds):.0f} CPU seconds, one thread (whole ladder, nested)")
+    print(f"chosen: {report['chosen']}; longest run {max(seconds):.0f} CPU seconds, one thread (full ladder, nested)")
     adaptive, total, face = (report["rows"][name] for name in ("adaptive", "sum", "face"))
     checks = {
         "sum near .650": abs(total["accuracy"] - 0.650) < 0.005,
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def summary(runs: list[DecisionReport]) -> dict[str, Any]:
-    """Mean of every row over the seeds, and how often each rung was chosen."""
+    """Return the mean of every row over the seeds, and how often each rung was chosen."""
     rows: dict[str, dict[str, float]] = {}
     for name in runs[0].fusions:
         found = [run.row(name) for run in runs if name in run.fusions]

@@ -2,7 +2,7 @@
 
     python benchmarks/default_run.py
 
-Prints wall time of the whole command and the peak memory of the training process.
+Prints the wall time of the complete command and the peak memory of the training process.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What embedding once saves: its rate against the bare towers, an epoch from stored features, a fusion from them.
+"""Time saved by embedding once: its rate against the bare towers, and an epoch and a fusion from stored features.
 
     python benchmarks/embedding_speed.py --audio_model A --vision_model B --data_dir GRID [--clips 32] [--frames 8]
 
-Ratios are of one run, in turns: (1) clips per second of `embed` against the two towers' own forward passes on
-prepared tensors (0.9 wanted); (2) an epoch through the frozen towers against one from stored features (200 wanted);
-(3) seconds of heads, decision layer and report for 200 labelled clips from stored features (10 wanted).
+All figures come from one run, in turns: (1) clips per second of `embed` against the two towers' own forward passes on
+prepared tensors (target 0.9); (2) an epoch through the frozen towers against one from stored features (target 200);
+(3) seconds for heads, decision layer and report for 200 labelled clips from stored features (target 10).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
                        validation_fraction=0.0, calibration_fraction=0.0)  # fmt: skip
     train = clips.splits["train"].without(set(range(arguments.clips, len(clips.splits["train"]))))
     train.keep()
-    list(train)  # decoded once: what is measured is not decoding
+    list(train)  # decoded once here, so that decoding is not measured
     some = ClipSplits(clips.name, clips.classes, {"train": train}, clips.sampling_rate, reading=clips.reading)
     towers = {"audio": TowerName(arguments.audio_model), "vision": TowerName(arguments.vision_model)}
     model, processor = build_towers(towers, some, {})
@@ -60,17 +60,17 @@ def main() -> None:
             out = Path(place) / str(turn)
             whole.append(_seconds(lambda out=out: embed(some, model, processor, out, options=EmbedOptions(BATCH))))
         say(f"bare towers {len(train) / min(bare):.2f} clips/s, embed {len(train) / min(whole):.2f} clips/s:"
-            f" ratio {min(bare) / min(whole):.3f} (0.9 wanted)")  # fmt: skip
+            f" ratio {min(bare) / min(whole):.3f} (target 0.9)")  # fmt: skip
         stored = Embeddings.read(Path(place) / "0").clip_splits().splits["train"]
         model.train()
         through = _seconds(lambda: _epoch(model, collate, train))
         cached = min(_seconds(lambda: _epoch(model, collate, stored)) for _ in range(3))
     say(f"epoch through the towers {through:.2f} s, from stored features {cached:.4f} s: {through / cached:.0f} times"
-        " faster (200 wanted)")  # fmt: skip
+        " faster (target 200)")  # fmt: skip
     widths = model.fusion.feature_sizes
     rows = _rows(200, len(clips.classes), widths)
     seconds = _seconds(lambda: judge(rows, None, fit(rows, FuseOptions()), FuseOptions()))
-    say(f"heads, decision layer, held-out numbers and curve for 200 clips: {seconds:.1f} s (10 wanted)")
+    say(f"heads, decision layer, held-out numbers and curve for 200 clips: {seconds:.1f} s (target 10)")
 
 
 def _seconds(work: object) -> float:
@@ -87,7 +87,7 @@ def _bare(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> Non
 
 
 def _epoch(model: torch.nn.Module, collate: ClipCollator, clips: object) -> None:
-    """One epoch of steps on the heads."""
+    """Train the heads for one epoch."""
     keyed = KeyedClips(clips)  # type: ignore[arg-type]
     heads = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(heads, lr=1e-3)
@@ -99,7 +99,7 @@ def _epoch(model: torch.nn.Module, collate: ClipCollator, clips: object) -> None
 
 
 def _rows(count: int, classes: int, widths: tuple[int, ...]) -> Rows:
-    """Gaussian features of the towers' widths: the time of a fit does not depend on what they mean."""
+    """Return Gaussian features of the towers' widths: the time of a fit does not depend on their meaning."""
     rng = np.random.default_rng(0)
     labels = np.arange(count) % classes
     features = {

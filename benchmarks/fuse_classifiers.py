@@ -1,15 +1,15 @@
-"""Two ordinary classifiers fused with few labels, on GRID: against the better one and against their plain sum.
+"""Two ordinary classifiers fused with few labels, on GRID, compared with the better one and with their plain sum.
 
     MMBALANCE_DATA=DATA python benchmarks/fuse_classifiers.py [--out FOLDER] [--labels 20 50 100 200]
 
 `ASTForAudioClassification` and `ViTForImageClassification` of transformers (two layers, width 32) are trained on 500
-clips and saved; `from_backbones` reads them with their own heads. Of the other 500 clips some are labelled, by class
-in turn, and the decision layer is fitted on them as by `mmbalance fuse`; all others are judged. Four pairs of
-classifiers, each trained on another half of the clips, and five draws of labelled clips for each.
+clips and saved; `from_backbones` loads them with their own heads. Some of the other 500 clips are labelled, by class
+in turn, and the decision layer is fitted on them as in `mmbalance fuse`; all others are judged. There are four pairs
+of classifiers, each trained on a different half of the clips, and five draws of labelled clips for each.
 
-Tasks: digits in babble at -3 dB, by classifiers that learned in babble (`digits`) or in clean sound (`digits, new
-noise`); letters in clean sound. What the columns mean is said in `fuse_grid.py`; here `sum` adds the classifiers'
-log-probabilities as they are.
+Tasks: digits in babble at -3 dB, with classifiers trained in babble (`digits`) or on clean audio (`digits, new
+noise`); letters in clean audio. `fuse_grid.py` explains the columns; here `sum` adds the classifiers'
+log-probabilities unchanged.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ def main() -> int:
 
 
 def pair_rows(grid: Grid, out: Path, task: str, clean: bool, seed: int) -> Rows:
-    """Train and save two classifiers, read them as one model, and run it over the clips they did not learn from."""
+    """Train and save two classifiers, load them as one model, and run it over the clips they were not trained on."""
     with np.load(inputs_file(task, out)) as found:
         arrays = dict(found)
-    if clean:  # the sound to learn from; what is judged stays in noise
+    if clean:  # train on clean audio; the judged audio stays in noise
         kind = TASKS[task]
         sounds = [spectrogram(sound, window_of(kind, grid, row), kind) for row, sound in enumerate(grid.sound)]
         arrays["learned"] = np.stack(sounds)[:, None]
@@ -121,7 +121,7 @@ def pair_rows(grid: Grid, out: Path, task: str, clean: bool, seed: int) -> Rows:
 def train_classifier(
     modality: str, task: Task, data: dict[str, torch.Tensor], rows: np.ndarray, classes: list[str], seed: int
 ) -> PreTrainedModel:
-    """A small classifier of one modality, trained on some clips."""
+    """Train a small classifier of one modality on some clips."""
     torch.manual_seed(seed)
     names = {"id2label": dict(enumerate(classes)), "label2id": {name: c for c, name in enumerate(classes)}}
     sound, frames = data["learned"], data["frames"]  # (N, draws, spectra, bands), (N, 3, rows, columns)

@@ -3,12 +3,12 @@
     python benchmarks/fuse_grid.py EMBEDDINGS [EMBEDDINGS ...] [--labels 20 50 100 200] [--draws 20]
     MMBALANCE_DATA=DATA python benchmarks/fuse_grid.py --probes CACHE
 
-EMBEDDINGS is a folder that `mmbalance embed` wrote; --probes takes log-mel means and mouth pixels of GRID words in its
-place (digits in babble at -3 dB, letters clean, decoded once into CACHE). For each number of labels and each draw, so
-many clips are drawn by class in turn and labelled; heads and the decision layer are fitted on them, as by `mmbalance
-fuse`, and judged on all other clips. `best` is the modality that is better on the judged clips, which nobody knows
-beforehand; `sum` adds the log-probabilities of the two fitted models. `estimate` is the held-out accuracy that the
-report of `fuse` gives for the labelled clips.
+EMBEDDINGS is a folder written by `mmbalance embed`; --probes uses log-mel means and mouth pixels of GRID words instead
+(digits in babble at -3 dB, letters clean, decoded once into CACHE). For each number of labels and each draw, that many
+clips are drawn by class in turn and labelled; heads and the decision layer are fitted on them, as in `mmbalance fuse`,
+and judged on all other clips. `best` is the modality that is better on the judged clips, which nobody knows
+beforehand; `sum` adds the log-probabilities of the two fitted models. `estimate` is the held-out accuracy that `fuse`
+reports for the labelled clips.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hf_mmbalance.metrics import measures
 
 
 def all_rows(folder: Path) -> Rows:
-    """All clean clips of a folder, whatever their split."""
+    """Return all clean clips of a folder, in any split."""
     stored = Embeddings.read(folder)
     index = np.flatnonzero(stored.draws == 0)
     names = np.asarray(stored.ids)[index]
@@ -36,14 +36,14 @@ def all_rows(folder: Path) -> Rows:
         for parts in (stored.features, stored.tokens)
     )
     known = np.ones((len(features), len(stored.classes)), dtype=bool)
-    # Clips of one speaker: each clip is its own group, as for a user who knows no better.
+    # Clips of one speaker: each clip is its own group, as for a user who has no group information.
     return Rows(
         names, names, names, stored.labels[index], stored.draws[index], features, tokens, {}, stored.classes, known
     )
 
 
 def probe_rows(cache: Path) -> dict[str, Rows]:
-    """Features of GRID words that need no tower, by task."""
+    """Return features of GRID words that need no tower, by task."""
     from grid_probes import audio_features, load, vision_features
 
     grid = load(cache)
@@ -64,7 +64,7 @@ def probe_rows(cache: Path) -> dict[str, Rows]:
 
 
 def drawn(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices of `count` clips, by class in turn."""
+    """Draw the indices of `count` clips, by class in turn."""
     order = rng.permutation(len(labels))
     rank = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
@@ -74,7 +74,7 @@ def drawn(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarra
 
 
 def judge(rows: Rows, learn: np.ndarray, seed: int) -> dict[str, float | str]:
-    """Accuracy of every method on the clips outside `learn`, and what `fuse` itself would report."""
+    """Return the accuracy of every method on the clips outside `learn`, and what `fuse` itself would report."""
     options = FuseOptions(seed=seed)
     labelled = rows.take(learn)
     fitted = fit(labelled, options)
@@ -126,13 +126,13 @@ def main() -> None:
 
 
 def head(modalities: list[str]) -> list[str]:
-    """Names of the columns that `line` fills."""
+    """Return the names of the columns that `line` fills."""
     return ["labels", *modalities, "sum", "fused", "fused - best", "fused - sum", "below best", "NLL sum", "NLL fused",
             "estimate off by", "rungs"]  # fmt: skip
 
 
 def line(count: int, modalities: list[str], found: list[dict[str, float | str]]) -> list[str]:
-    """One row of the table: means over draws, in points; `below best` counts draws below by two standard errors."""
+    """Return a row of the table: means over draws; `below best` counts draws that are two standard errors below."""
 
     def mean(name: str) -> float:
         return float(np.mean([entry[name] for entry in found]))

@@ -1,7 +1,7 @@
 """Fast probes on GRID for the decision-layer benchmarks: log-mel means and mouth pixels under logistic regressions.
 
-Sound and mouth pixels of the 1,000 clips of one speaker are decoded once into FOLDER/grid_probes.npz (about a minute
-of CPU time); corruptions are drawn by a generator that the caller seeds. One speaker: the unit is the clip.
+Audio and mouth pixels of the 1,000 clips of one speaker are decoded once into FOLDER/grid_probes.npz (about a minute
+of CPU time); corruptions are drawn by a generator that the caller seeds. There is one speaker: the unit is the clip.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hf_mmbalance.decision.table import DecisionTable
 
 
 RATE, FRAME_RATE = 16000, 25
-#: Rows and columns of the 224 x 224 picture that hold the mouth.
+#: Rows and columns of the 224 x 224 image that hold the mouth.
 MOUTH = (slice(152, 208), slice(80, 164))
 TIMES, BANDS = 10, 26
 LABELS = ("digit", "letter", "colour")
@@ -48,12 +48,12 @@ class Grid:
     split: np.ndarray
 
     def rows(self, split: str) -> np.ndarray:
-        """Indices of one split."""
+        """Return the indices of one split."""
         return np.flatnonzero(self.split == split)
 
 
 def load(cache: Path, clips: int | None = None) -> Grid:
-    """The first clips (default: all 1,000) of `$MMBALANCE_DATA/grid_s1`, decoded once into a folder."""
+    """Load the first clips (default: all 1,000) of `$MMBALANCE_DATA/grid_s1`, decoded once into a folder."""
     root = Path(os.environ["MMBALANCE_DATA"]) / "grid_s1"
     with open(root / "labels.csv", encoding="utf-8") as file:
         table = list(csv.DictReader(file))[:clips]
@@ -73,7 +73,7 @@ def load(cache: Path, clips: int | None = None) -> Grid:
 
 
 def decode(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Sound `(48000,)` float16 at 16 kHz and mouth luma `(75, 14, 21)` of one file."""
+    """Return audio `(48000,)` float16 at 16 kHz and mouth luma `(75, 14, 21)` of one file."""
     import av
 
     with av.open(str(path)) as container:
@@ -93,7 +93,7 @@ def decode(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def with_sound(grid: Grid, row: int, kind: str, snr: float, rng: np.random.Generator) -> np.ndarray:
-    """One clip's sound with babble of three other clips of the train split, white or pink noise, or low-passed."""
+    """Return a clip's audio with babble of three clips of the train split, white or pink noise, or low-passed."""
     clean = grid.sound[row]
     if kind == "clean":
         return clean
@@ -112,7 +112,7 @@ def with_sound(grid: Grid, row: int, kind: str, snr: float, rng: np.random.Gener
 
 
 def with_mouth(grid: Grid, row: int, kind: str, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """One clip's mouth frames `(75, 14, 21)` in [0, 1] with noise or blur, darkened, or partly covered."""
+    """Return a clip's mouth frames `(75, 14, 21)` in [0, 1] with noise or blur, darkened, or partly covered."""
     x = grid.mouths[row].astype(np.float32) / 255
     if kind == "noise":
         return np.clip(x + rng.normal(0, 0.06 * severity, x.shape), 0, 1)
@@ -128,7 +128,7 @@ def with_mouth(grid: Grid, row: int, kind: str, severity: int, rng: np.random.Ge
 
 
 def _mel() -> np.ndarray:
-    """Triangular filters `(26, 201)` between 100 and 7,000 Hz."""
+    """Return triangular filters `(26, 201)` between 100 and 7,000 Hz."""
     edges = 700 * (10 ** (np.linspace(np.log10(1 + 100 / 700), np.log10(1 + 7000 / 700), BANDS + 2)) - 1)
     at = np.fft.rfftfreq(400, 1 / RATE)
     rise = (at - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
@@ -140,7 +140,7 @@ MEL = _mel()
 
 
 def hear(sound: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """Log-mel energies `(260,)` of a word, averaged in 10 parts of its time."""
+    """Return the log-mel energies `(260,)` of a word, averaged in 10 parts of its time."""
     start, end = max(0.0, window[0] - 0.05), window[1] + 0.05
     piece = sound[int(start * RATE) : int(end * RATE)]
     piece = np.pad(piece, (0, max(0, 400 + 160 * TIMES - len(piece))))
@@ -150,7 +150,7 @@ def hear(sound: np.ndarray, window: np.ndarray) -> np.ndarray:
 
 
 def watch(mouth: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """Mouth pixels `(10 * 49,)` of a word at 10 times."""
+    """Return the mouth pixels `(10 * 49,)` of a word at 10 times."""
     at = np.linspace(max(0.0, window[0] - 0.05), window[1] + 0.05, TIMES) * FRAME_RATE
     frames = mouth[np.clip(np.round(at).astype(int), 0, 74)].reshape(TIMES, 7, 2, 7, 3).mean(axis=(2, 4))
     return frames.reshape(-1)
@@ -158,10 +158,10 @@ def watch(mouth: np.ndarray, window: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Probe:
-    """A tower: standardise, then logistic regression.
+    """A tower: standardisation, then logistic regression.
 
     Args:
-        scaler: of the training clips.
+        scaler: scaler fitted on the training clips.
         model: the regression.
     """
 
@@ -175,7 +175,7 @@ class Probe:
         return cls(scaler, LogisticRegression(C=strength, max_iter=300, tol=1e-3).fit(scaler.transform(x), y))
 
     def __call__(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probabilities and standardised features."""
+        """Return log-probabilities and standardised features."""
         scaled = self.scaler.transform(x)
         return self.model.predict_log_proba(scaled).clip(-60, 0), scaled
 
@@ -183,7 +183,7 @@ class Probe:
 def audio_features(
     grid: Grid, label: str, rows: np.ndarray, kind: str, snr: tuple[float, float], seed: int
 ) -> np.ndarray:
-    """Sound features of rows under a corruption with SNR drawn from a range, keyed by row and seed."""
+    """Return audio features of rows under a corruption with SNR drawn from a range, keyed by row and seed."""
     found = []
     for row in rows:
         rng = np.random.default_rng([seed, int(row), 1])
@@ -194,7 +194,7 @@ def audio_features(
 def vision_features(
     grid: Grid, label: str, rows: np.ndarray, kind: str, severity: tuple[int, int], seed: int
 ) -> np.ndarray:
-    """Mouth features of rows under a corruption with a severity drawn from a range, keyed by row and seed."""
+    """Return mouth features of rows under a corruption with severity drawn from a range, keyed by row and seed."""
     found = []
     for row in rows:
         rng = np.random.default_rng([seed, int(row), 2])
@@ -204,7 +204,7 @@ def vision_features(
 
 
 def as_table(grid: Grid, label: str, parts: list[dict[str, np.ndarray]], classes: int) -> DecisionTable:
-    """A decision table of parts: dicts of rows, split, draw, audio, vision (log-probabilities) and maybe features."""
+    """Join parts, dicts of rows, split, draw, log-probabilities (audio, vision) and maybe features, to a table."""
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     features = {m: joined[f"{m}_features"] for m in ("audio", "vision") if f"{m}_features" in joined}
     names = [grid.ids[row] for row in joined["rows"]]

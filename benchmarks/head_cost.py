@@ -2,7 +2,7 @@
 
     python benchmarks/head_cost.py [--repeats 20] [--batch 2] [--frames 2] [--classes 31]
 
-Prints the head's forward + backward as a share of the whole step's (medians of the same run), and its size.
+Prints the time of the head's forward + backward as a share of the full step (medians of the same run), and its size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hf_mmbalance import MMBalanceForAudioVisualClassification
 
 
 def median_seconds(call: Callable[[], None], repeats: int) -> float:
-    """Median time of a call, after one warm-up call."""
+    """Return the median time of a call, after one warm-up call."""
     call()
     times = []
     for _ in range(repeats):
@@ -65,7 +65,7 @@ def main() -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     own = sum(buffer.numel() for buffer in model.fusion.buffers())
     print(f"AST-base + ViT-base on {device}: batch {arguments.batch}, {arguments.frames} frames per clip")
-    print(f"whole step {1000 * step:.1f} ms, adaptive head {1000 * head:.2f} ms (medians of {arguments.repeats})")
+    print(f"full step {1000 * step:.1f} ms, adaptive head {1000 * head:.2f} ms (medians of {arguments.repeats})")
     print(f"share of the step: {100 * head / step:.3f} % (at most 1 %)")
     print(
         f"its {own} numbers beside {parameters / 1e6:.1f} M parameters: {100 * own / parameters:.5f} % (at most 1 %)"

@@ -2,10 +2,10 @@
 
     python benchmarks/hub_model.py [--small] [--runs 5]
 
-A model of AST-base and ViT-base towers (random weights, 690 MB; `--small` takes tiny ones) is pushed to a Hub of the
-tests' own on this machine, and both towers by themselves. Then, from a warm cache and offline, in a process without
-the package: the model by `AutoModel` with its own code, against its two towers by `AutoModel`; medians of processes,
-their first load (which imports what it needs) and the later ones apart. Imports are timed in separate processes.
+A model of AST-base and ViT-base towers (random weights, 690 MB; `--small` uses tiny ones) and each tower by itself are
+pushed to the tests' local Hub. Then, from a warm cache, offline and in a process without the package, `AutoModel`
+loads the model with its own code, and the two towers for comparison. Prints medians over processes, separately for the
+first load (which imports what it needs) and the later ones. Imports are timed in separate processes.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def pushes(hub: HubServer, folder: Path, token: str) -> None:
-    """Traffic of the first and the second push of the same folder."""
+    """Print the traffic of the first and the second push of the same folder."""
     for which in ("first", "second"):
         hub.log.clear()
         run_python(hub, PUSH, home=folder / "push", token=token, args=[str(folder)], timeout=600)
@@ -100,7 +100,7 @@ def pushes(hub: HubServer, folder: Path, token: str) -> None:
 
 
 def loads(hub: HubServer, folder: Path, runs: int) -> None:
-    """Median times from a warm cache, offline: of the first load of a process, and of later ones."""
+    """Print median times from a warm cache, offline: of the first load in a process, and of later ones."""
     options = {"home": folder / "load", "without": ["hf_mmbalance"], "timeout": 600}
     for what in ("model", "towers"):
         run_python(hub, LOAD, args=[what], **options)
@@ -125,7 +125,7 @@ def loads(hub: HubServer, folder: Path, runs: int) -> None:
 
 
 def imports(hub: HubServer, folder: Path, runs: int) -> None:
-    """Median times of imports, each in a new process."""
+    """Print median times of imports, each in a new process."""
     medians = {}
     for what in ("transformers", "transformers, hf_mmbalance"):
         command = [sys.executable, "-c", IMPORT.format(what)]

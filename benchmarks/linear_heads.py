@@ -1,12 +1,12 @@
-"""Heads on frozen features: discriminant analysis, as `fuse` fits them, against logistic regression.
+"""Heads on frozen features: discriminant analysis, as fitted by `fuse`, compared with logistic regression.
 
     python benchmarks/linear_heads.py EMBEDDINGS [EMBEDDINGS ...] [--labels 20 50 200 800] [--draws 5]
     MMBALANCE_DATA=DATA python benchmarks/linear_heads.py --probes CACHE
 
-Clips are drawn as by `fuse_grid.py`, whose features these are. Both kinds of head are judged in the same folds, by
-held-out NLL at the temperature that the held-out logits need: the penalty of logistic regression (`PENALTIES`, per
-clip, for features of mean squared norm 1) is chosen as the shrinkage of the discriminants is. Prints the accuracy of
-each modality and of the sum of both, in percent, and the NLL of the sum, as means over draws.
+Features and draws of clips are those of `fuse_grid.py`. Both kinds of head are tuned in the same folds, by held-out
+NLL at the temperature that the held-out logits need: the penalty of logistic regression (`PENALTIES`, per clip, for
+features of mean squared norm 1) is chosen in the same way as the shrinkage of the discriminants. Prints the accuracy
+of each modality and of the sum of both, in percent, and the NLL of the sum, as means over draws.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
 
 
 def discriminant(features: np.ndarray, labels: np.ndarray, classes: int, folds: np.ndarray) -> Callable:
-    """The head of `fuse`: a function from features to logits."""
+    """Fit the head of `fuse`; return a function from features to logits."""
     return fit_head(features, labels, classes, folds)[0]
 
 
 def logistic(features: np.ndarray, labels: np.ndarray, classes: int, folds: np.ndarray) -> Callable:
-    """Multinomial logistic regression, penalty and temperature by held-out NLL: a function from features to logits."""
+    """Fit multinomial logistic regression, penalty and temperature by held-out NLL; return features -> logits."""
     mean = features.mean(0)
     scale = np.sqrt(((features - mean) ** 2).sum(1).mean())
     points = (features - mean) / scale
@@ -60,7 +60,7 @@ def logistic(features: np.ndarray, labels: np.ndarray, classes: int, folds: np.n
 
 
 def judge(rows: Rows, learn: np.ndarray, seed: int, fit: Callable) -> list[float]:
-    """Accuracy of every modality and of the sum, and NLL of the sum, on the clips outside `learn`."""
+    """Return the accuracy of every modality and of the sum, and NLL of the sum, on the clips outside `learn`."""
     rest = np.setdiff1d(np.arange(len(rows.ids)), learn)
     units = np.arange(len(learn))
     folds = stratified_folds(rows.labels[learn], units, units, FOLDS, seed)

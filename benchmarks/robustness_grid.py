@@ -1,19 +1,19 @@
-"""Decision layers under corruption on spoken digits of GRID: all 1,000 clips out of fold, unseen kinds of corruption.
+"""Decision layers under corruption on spoken digits of GRID: all 1,000 clips out of fold, and unseen corruptions.
 
     MMBALANCE_DATA=DATA python benchmarks/robustness_grid.py [--out FOLDER] [--quick] [--figure FILE.png]
 
-Five folds by clip. In each, towers are trained by `train.py` with `grid_digits.yaml` on the other folds less a
-calibration part, and run over: the train clips (as in training, for the statistics of features), the calibration clips
-(clean, and draws corrupted by the `seen` half of the kinds), and the held-out clips: clean, in babble at -3 dB, in
+There are five folds by clip. In each, `train.py` trains towers with `grid_digits.yaml` on the other folds without a
+calibration part. The towers run over the train clips (as in training, for feature statistics), the calibration clips
+(clean, and draws corrupted by the `seen` half of the kinds) and the held-out clips: clean, in babble at -3 dB, in
 draws corrupted by the seen and by the unseen half, and under every kind at every severity. Decision layers are fitted
 on the calibration draws of a fold and judged on its held-out clips; predictions of all folds are pooled.
 
-The oracle knows the corruption: a temperature per modality, kind and severity, fitted on the test draws themselves by
-the NLL of the fusion, on other clips than those it is judged on (5 folds). `closed` is the share of the accuracy
-between `sum` and the oracle that a method gains. Intervals: bootstrap over clips (one speaker). `--figure` draws
-accuracy against severity, the unseen kinds of a modality together.
+The oracle knows the corruption: it has a temperature per modality, kind and severity, fitted on the test draws
+themselves by the NLL of the fusion, on clips other than the judged ones (5 folds). `closed` is the share of the
+accuracy gap between `sum` and the oracle that a method closes. Intervals are bootstraps over clips (one speaker).
+`--figure` plots accuracy against severity, for all unseen kinds of a modality together.
 
-What is there is not made again. Two folds at a time, one thread each.
+Existing results are not computed again. Two folds run at a time, with one thread each.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="two folds, towers of two epochs, few cells, to check that it runs"
     )
-    parser.add_argument("--jobs", type=int, default=2, help="folds at a time")
+    parser.add_argument("--jobs", type=int, default=2, help="number of folds at a time")
     parser.add_argument("--fold", type=int, help=argparse.SUPPRESS)  # a child process: one fold
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw accuracy against severity")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="plot accuracy against severity")
     arguments = parser.parse_args()
     data = os.environ.get("MMBALANCE_DATA")
     if data is None:
@@ -87,7 +87,7 @@ def run_child(fold: int, quick: bool, out: Path) -> None:
 
 
 def make_fold(fold: int, folder: Path, grid: Path, quick: bool) -> None:
-    """Train the towers of a fold and write their logits and features of its clips, one file per set of clips."""
+    """Train the towers of a fold and write their logits and features for its clips, one file per set of clips."""
     write_splits(fold, folder / "clips", grid)
     run = folder / "run"
     if not (run / "results.json").exists():
@@ -103,7 +103,7 @@ def make_fold(fold: int, folder: Path, grid: Path, quick: bool) -> None:
 
 
 def write_splits(fold: int, folder: Path, grid: Path) -> None:
-    """A GRID folder with the same clips (links) and the splits of a fold in `labels.csv`."""
+    """Write a GRID folder with the same clips (as links) and the splits of a fold in `labels.csv`."""
     with (grid / "labels.csv").open(newline="") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: row["id"])
     digits = np.array([row["digit"] for row in rows])
@@ -124,7 +124,7 @@ def write_splits(fold: int, folder: Path, grid: Path) -> None:
 
 
 def write_tables(run_folder: Path, folder: Path, quick: bool) -> None:
-    """Logits and features of the towers for every set of clips of a fold; sets that have a file are passed over."""
+    """Write the towers' logits and features for every set of clips of a fold; sets that have a file are skipped."""
     from hf_mmbalance.robustness.cells import predict
     from hf_mmbalance.robustness.run import clips_of_run, load_run
 
@@ -158,7 +158,7 @@ def write_tables(run_folder: Path, folder: Path, quick: bool) -> None:
 
 
 def read_tables(folder: Path) -> Arrays:
-    """Arrays `SET/NAME` of a fold."""
+    """Read the arrays `SET/NAME` of a fold."""
     arrays: Arrays = {}
     for path in folder.glob("*.npz"):
         with np.load(path) as file:
@@ -175,7 +175,7 @@ def named(plan: CorruptionPlan, clip: str, draw: int) -> dict[str, str]:
 
 
 def judge(folds: list[Arrays]) -> dict[str, Any]:
-    """Log-probabilities of every method on all held-out clips, pooled over folds, and their results."""
+    """Return the results of every method on all held-out clips, pooled over folds."""
     names = sorted({key.split("/")[0] for key in folds[0]} - {"train", "calibration"})
     pooled: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in names}
     chosen = []
@@ -204,7 +204,7 @@ def judge(folds: list[Arrays]) -> dict[str, Any]:
 
 
 def curve(tables: dict[str, Arrays], modality: str) -> list[dict[str, Any]]:
-    """Results of clean clips, and at each severity of all unseen kinds of one modality's corruptions together."""
+    """Return results on clean clips, and at each severity on all unseen corruptions of one modality together."""
     kinds = [kind for kind, found in CORRUPTIONS.items() if (found.half, found.modality) == ("unseen", modality)]
     points = [["clean"], *([f"{kind}-{severity}" for kind in kinds] for severity in SEVERITIES)]
     rows = []
@@ -217,7 +217,7 @@ def curve(tables: dict[str, Arrays], modality: str) -> list[dict[str, Any]]:
 
 
 def fit_layers(arrays: Arrays) -> dict[str, Allocation]:
-    """Decision layers fitted on a fold's calibration draws."""
+    """Fit the decision layers on a fold's calibration draws."""
 
     def columns(name: str) -> dict[str, np.ndarray]:
         return {modality: arrays[f"{name}/features.{modality}"] for modality in MODALITIES}
@@ -241,7 +241,7 @@ def fit_layers(arrays: Arrays) -> dict[str, Allocation]:
 
 
 def methods_of(arrays: Arrays, name: str, layers: dict[str, Allocation]) -> Arrays:
-    """Log-probabilities `(N, C)` of each method for one set of clips."""
+    """Return log-probabilities `(N, C)` of each method for one set of clips."""
     logits = arrays[f"{name}/modality_logits"].astype(np.float64)
     each = measures.log_softmax(logits)
     counts = np.bincount(arrays["calibration/labels"], minlength=each.shape[2]) + 0.5
@@ -255,7 +255,7 @@ def methods_of(arrays: Arrays, name: str, layers: dict[str, Allocation]) -> Arra
 
 
 def oracle(table: Arrays) -> np.ndarray:
-    """Log-probabilities `(N, C)` with a temperature per modality and corruption, fitted on the table's other clips."""
+    """Return log-probabilities `(N, C)` with a temperature per modality and corruption, fitted on the other clips."""
     each = torch.as_tensor(measures.log_softmax(table["modality_logits"]))
     labels = torch.as_tensor(table["labels"])
     cells, index = np.unique(table["corruption"], return_inverse=True)
@@ -309,9 +309,9 @@ def interval(values: np.ndarray, clips: np.ndarray) -> tuple[float, float]:
 
 
 def closed_share(right: Arrays, method: str, clips: np.ndarray, draws: int = 2000) -> list[float] | None:
-    """Share of the accuracy between `sum` and `oracle` that a method gains, with its 95 % interval over clips.
+    """Return the share of the gap between `sum` and `oracle` that a method closes, with its 95 % interval over clips.
 
-    None where the oracle is not above `sum` in every bootstrap draw: then there is hardly anything to close.
+    None if the oracle is not above `sum` in every bootstrap draw: then there is hardly any gap to close.
     """
     unit = np.unique(clips, return_inverse=True)[1]
     gain, gap = (np.bincount(unit, right[name] - right["sum"]) for name in (method, "oracle"))
@@ -323,7 +323,7 @@ def closed_share(right: Arrays, method: str, clips: np.ndarray, draws: int = 200
 
 
 def render(report: dict[str, Any]) -> str:
-    """Tables of the sets of clips, and of families by severities by methods."""
+    """Return the tables of the sets of clips, and of every kind and severity, by method."""
     lines = [f"{report['n_clips']} clips out of fold; chosen by fold (plain / known groups): {report['chosen']}"]
     for name in SETS:
         lines += ["", f"{name:<16} accuracy         95 % CI     NLL   over sum           closed (95 % CI)"]
@@ -356,7 +356,7 @@ LINES = {  # method: name, colour (Okabe & Ito), marker
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Accuracy against severity, one panel per corrupted modality, with 95 % intervals."""
+    """Plot accuracy against severity, one panel per corrupted modality, with 95 % intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -368,7 +368,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         for method, (name, colour, marker) in LINES.items():
             values = np.array([[row[method]["accuracy"], *row[method]["ci"]] for row in rows]).T * 100
             look = {"linewidth": 2.4} if method == "adaptive" else {"linewidth": 1.4}
-            if method == "sum":  # seen where it lies on another line
+            if method == "sum":  # stays visible where it covers another line
                 look |= {"linestyle": "--", "zorder": 3}
             panel.plot(at, values[0], color=colour, marker=marker, markersize=5, label=name, **look)
             panel.fill_between(at, values[1], values[2], color=colour, alpha=0.12, linewidth=0)

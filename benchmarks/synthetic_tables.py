@@ -1,4 +1,4 @@
-"""Random decision tables whose Bayes optimum is known: towers of any quality, miscalibrated, lost, shifted."""
+"""Random decision tables with a known Bayes optimum: towers of any quality, miscalibrated, missing, shifted."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from hf_mmbalance.metrics.measures import log_softmax
 
 @dataclass
 class SyntheticTable:
-    """A fitting and a test part with the best fused log-posterior of the test part.
+    """A fit part and a test part, with the best possible fused log-posterior of the test part.
 
     Args:
         fit_logits, test_logits: `(N, M, C)`, NaN rows where missing.
         fit_labels, test_labels: `(N,)`.
         fit_groups, test_groups: `(N,)` speakers, none on both sides.
-        bayes: `(N_test, C)` log-posterior of the label given everything present, under the test part's own truth.
+        bayes: `(N_test, C)` log-posterior of the label given everything present, under the test part's true model.
         shifted: "no", "yes" or "strong": how far reliabilities differ between the parts.
-        description: what was drawn.
+        description: sizes and settings that were drawn.
     """
 
     fit_logits: np.ndarray
@@ -34,13 +34,13 @@ class SyntheticTable:
 
 
 def make_table(seed: int, strong: bool = False) -> SyntheticTable:
-    """One table.
+    """Draw one table.
 
     Modality m sees x_m = s_mc e_y + noise in C dimensions (a Gaussian channel whose signal s depends on the class and,
     by a factor, on the speaker), so its true log-likelihood of class c is s_mc x_mc - s_mc^2 / 2. Its tower reports a
-    distorted version: scaled by an own temperature, biased towards some classes, confused between pairs of classes,
-    with noise. The optimum knows x, s and the speaker's factor; what no fusion of the tower's logits can recover is
-    therefore part of everyone's regret. A third of the tables draw another signal strength for the test part.
+    distorted version: scaled by its own temperature, biased towards some classes, confused between pairs of classes,
+    and noisy. The optimum knows x, s and the speaker's factor; what no fusion of the tower's logits can recover is
+    therefore part of every method's regret. A third of the tables draw a different signal strength for the test part.
     """
     rng = np.random.default_rng([2510, 14411, seed])
     modalities, classes = int(rng.integers(2, 5)), int(np.exp(rng.uniform(np.log(2), np.log(50.99))))
@@ -69,7 +69,7 @@ def make_table(seed: int, strong: bool = False) -> SyntheticTable:
 
 
 class _Tower:
-    """Distortion between a modality's true log-likelihoods and the logits of its tower."""
+    """Distortion that turns a modality's true log-likelihoods into the logits of its tower."""
 
     def __init__(self, rng: np.random.Generator, modalities: int, classes: int) -> None:
         self.scale = np.exp(rng.normal(0, 0.7, size=(modalities, 1)))

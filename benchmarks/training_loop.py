@@ -1,4 +1,4 @@
-"""The package's training loop against a bare PyTorch loop: same towers, batches, forwards and optimiser.
+"""The package's training loop compared with a bare PyTorch loop: same towers, batches, forwards and optimiser.
 
     python benchmarks/training_loop.py [--shapes grid_digits small] [--steps 30] [--rounds 3]
 
@@ -27,7 +27,7 @@ SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, 
 
 
 class RandomClips(ClipDataset):
-    """Noise in memory, of a given length and frame size."""
+    """Clips of random noise in memory, with a given length and frame size."""
 
     def __init__(self, name: str, count: int, seconds: float, frames: tuple[int, int, int]):
         names = [f"{name}-{index}" for index in range(count)]
@@ -52,7 +52,7 @@ class StepTimes(TrainerCallback):
 
 
 def build(shape: str) -> tuple[Any, Any, ClipSplits, int]:
-    """Model, processor, clips and batch size of a shape."""
+    """Build the model, processor and clips of a shape; also return the batch size."""
     if shape == "grid_digits":
         recipe = read_config("grid_digits")
         audio, vision = (AutoConfig.for_model(**recipe[f"{name}_config"]) for name in ("audio", "vision"))
@@ -73,7 +73,7 @@ def build(shape: str) -> tuple[Any, Any, ClipSplits, int]:
 
 
 def our_loop(shape: str, steps: int) -> float:
-    """Clips per second of the package's trainer, from the second step on."""
+    """Return the clips per second of the package's trainer, from the second step on."""
     model, processor, clips, batch = build(shape)
     with tempfile.TemporaryDirectory() as folder:
         arguments = MMBalanceTrainingArguments(
@@ -87,7 +87,7 @@ def our_loop(shape: str, steps: int) -> float:
 
 
 def bare_loop(shape: str, steps: int) -> float:
-    """Clips per second of a plain loop over the same loader."""
+    """Return the clips per second of a plain loop over the same loader."""
     model, processor, clips, batch = build(shape)
     with tempfile.TemporaryDirectory() as folder:
         arguments = MMBalanceTrainingArguments(

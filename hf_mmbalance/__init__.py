@@ -1,7 +1,7 @@
 """Audio-visual classification with adaptive, calibrated weights at the decision layer.
 
 Names are imported on first use, so that `import hf_mmbalance` stays cheap and build workers need neither torch nor
-transformers. Touching a model class also registers it with transformers' Auto classes.
+transformers. Importing a model class also registers it with transformers' Auto classes.
 """
 
 from __future__ import annotations

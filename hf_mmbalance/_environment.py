@@ -1,4 +1,4 @@
-"""One-sentence errors for what a machine lacks: a torchaudio that fits torch, a device."""
+"""Checks of the environment with one-sentence errors: a torchaudio that fits torch, an available device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check_torchaudio() -> None:
 
     Raises:
         ImportError: if torchaudio is missing or does not fit the installed torch; the message is one sentence that
-            names both versions and the command that mends it.
+            names both versions and the command that fixes it.
     """
     import torch
 
@@ -24,16 +24,16 @@ def check_torchaudio() -> None:
         import torchaudio  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
         raise ImportError(
-            f"torchaudio {_installed('torchaudio')} does not work with torch {torch.__version__}: install a pair that"
-            f" does with `{_REMEDY}`."
+            f"torchaudio {_installed('torchaudio')} does not work with torch {torch.__version__}: install a matching"
+            f" pair with `{_REMEDY}`."
         ) from (error if isinstance(error, ModuleNotFoundError) else None)
 
 
 def check_device(name: str | None) -> None:
-    """Refuse a device that is not there before anything is loaded; None (the default device) always is.
+    """Check that a device exists before anything is loaded; None (the default device) always passes.
 
     Raises:
-        UserError: names the device and what can be given instead.
+        UserError: if the device does not exist; the message names it and the alternatives.
     """
     if name is None:
         return
@@ -42,7 +42,7 @@ def check_device(name: str | None) -> None:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name}: not the name of a device; give cpu, cuda, cuda:1, ...") from None
+        raise UserError(f"--device {name}: not a device name; give cpu, cuda, cuda:1, ...") from None
     if device.type == "cpu":
         return
     found = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
@@ -50,8 +50,7 @@ def check_device(name: str | None) -> None:
     if not found or kind is None or kind.type != device.type or (device.index or 0) >= found:
         there = f"it has {found} {kind.type} device(s)" if found and kind is not None else "no driver, or no such GPU"
         raise UserError(
-            f"--device {name}: torch cannot use it on this machine ({there}); leave the option out, or give"
-            " --device cpu"
+            f"--device {name}: torch cannot use it on this machine ({there}); remove the option, or give --device cpu"
         )
 
 

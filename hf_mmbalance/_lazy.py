@@ -1,4 +1,4 @@
-"""Public names of a package that are imported on first use, so that importing the package stays cheap."""
+"""Lazy exports: public names of a package are imported on first use, so that importing the package stays cheap."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 def lazy_exports(
     package: str, names: dict[str, str], prepare: Callable[[str], None] | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """What a package's `__init__` needs to export names lazily.
+    """Return what a package's `__init__` needs to export names lazily.
 
-    A public name must differ from those of the package's submodules: importing a submodule sets an attribute of its
-    name on the package, which would hide the export.
+    A public name must differ from the names of the package's submodules: importing a submodule sets an attribute of
+    that name on the package, which would hide the export.
 
     Args:
         package: `__name__` of the package.

@@ -1,4 +1,4 @@
-"""`mmbalance VERB ...`: the command line of the package; each verb is defined beside what it runs."""
+"""`mmbalance VERB ...`: the command line of the package; each verb is defined next to the code it runs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from hf_mmbalance import console
 
 EPILOG = """examples:
   mmbalance train --config grid_digits --data_dir GRID            the same as train.py
-  mmbalance fuse --audio_model A --vision_model B --dataset clips.csv --out model      two models as one
-  mmbalance predict clip.mp4 --model user/name                         classes, by sound and by picture
-  mmbalance decide outputs/grid-.../decisions.parquet                  every form of the decision layer, compared
+  mmbalance fuse --audio_model A --vision_model B --dataset clips.csv --out model      two models fused into one
+  mmbalance predict clip.mp4 --model user/name                         classes, fused and by each modality
+  mmbalance decide outputs/grid-.../decisions.parquet                  compare every form of the decision layer
   mmbalance diagnose outputs/grid-... --report lean.html               which modality a model relies on, and why
   mmbalance compare outputs/*                                          runs side by side, with intervals
-  mmbalance robustness outputs/grid-...                                its model under corrupted sound and pictures
+  mmbalance robustness outputs/grid-...                                its model on corrupted audio and video
   mmbalance push outputs/grid-... user/name                            publish the model with its card
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a verb; returns the exit status (`console` lists them)."""
+    """Run a verb and return its exit status (listed in `console`)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:  # its options depend on the dataset
         from hf_mmbalance.training.cli import train
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def build_parser() -> console.Parser:
-    """The parser of every verb."""
+    """Build the parser of all verbs."""
     import hf_mmbalance
     from hf_mmbalance.completion import add_completion
     from hf_mmbalance.decision.cli import add_decide, add_diagnose

@@ -1,4 +1,4 @@
-"""What every verb of the command line shares: how it is added, what it prints, writes and returns, how it fails."""
+"""Code shared by all verbs of the command line: adding a verb, printing, writing results, exit statuses and errors."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ Command = Callable[[argparse.Namespace], int]
 
 
 class UserError(RuntimeError):
-    """An error that the person at the command line can remedy: its message is all that is shown."""
+    """An error that the user can fix: the command line shows only its message."""
 
 
 class OutputClosed(Exception):
-    """The reader of our output, e.g. `head`, has enough."""
+    """The reader of our output, e.g. `head`, has closed the pipe."""
 
 
 def underscored(argv: Sequence[str]) -> list[str]:
-    """Arguments with every option's name in one style: `--top-k=3` is `--top_k=3`; values stay as they are."""
+    """Return the arguments with underscores in option names: `--top-k=3` becomes `--top_k=3`; values are unchanged."""
     return [
         re.sub(r"^--[A-Za-z][\w-]*", lambda name: "--" + name[0][2:].replace("-", "_"), word)
         for word in map(str, argv)
@@ -45,22 +45,22 @@ def underscored(argv: Sequence[str]) -> list[str]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'known'?` for a word that is close to a known one, else nothing."""
+    """Return `; did you mean 'known'?` if a known word is similar to `word`, else an empty string."""
     close = difflib.get_close_matches(word, sorted(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def with_flags(text: str, options: Iterable[str]) -> str:
-    """A message in which arguments of a function are named as they are typed: `top_k=3` becomes `--top_k 3`.
+    """Return a message with function arguments written as command-line options: `top_k=3` becomes `--top_k 3`.
 
     Args:
         text: The message.
-        options: Names of the options of the command; one without `_` or `=` may be a word like any other.
+        options: Names of the command's options. A bare name without `_` or `=` may be an ordinary word and stays.
     """
     names = "|".join(sorted(options, key=len, reverse=True))
     if not names:
         return text
-    # Neither part of a path, a word or an option, nor quoted, nor a key of a YAML file.
+    # Not part of a path, a longer word or an option, not quoted, and not a key of a YAML file.
     start = r"(?<![\w./'\"`-])(?<!\.yaml: )(?<!\.yml: )"
     text = re.sub(rf"^({names}) (?=needs|must|is )", r"--\1 ", text)
     text = re.sub(rf"{start}({names})=True\b", r"--\1", text)
@@ -70,7 +70,7 @@ def with_flags(text: str, options: Iterable[str]) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that takes `--top-k` for `--top_k`, and suggests a name for one that it does not know."""
+    """An argument parser that accepts `--top-k` for `--top_k` and suggests a name for an unknown option."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
@@ -90,7 +90,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def parser_of(self, argv: Sequence[str]) -> argparse.ArgumentParser:
-        """The parser of the verb that the arguments name, or this one."""
+        """Return the parser of the verb that the arguments name, or this one."""
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
                 return next((action.choices[word] for word in argv if word in action.choices), self)
@@ -107,10 +107,10 @@ def add_verb(verbs: Any, name: str, text: str, run: Command) -> argparse.Argumen
     """Add a verb to a parser's subparsers.
 
     Args:
-        verbs: What `ArgumentParser.add_subparsers` returned.
-        name: Of the verb.
-        text: Help; its first line up to a colon is shown in the list of verbs, all of it by `--help`.
-        run: Called with the parsed arguments; returns the exit status.
+        verbs: Return value of `ArgumentParser.add_subparsers`.
+        name: Name of the verb.
+        text: Help text; the list of verbs shows its first line up to a colon, `--help` shows all of it.
+        run: Function that is called with the parsed arguments and returns the exit status.
     """
     parser: argparse.ArgumentParser = verbs.add_parser(
         name,
@@ -123,19 +123,19 @@ def add_verb(verbs: Any, name: str, text: str, run: Command) -> argparse.Argumen
 
 
 def add_json_option(parser: argparse.ArgumentParser, what: str = "result") -> None:
-    """Add `--json FILE`."""
-    parser.add_argument("--json", metavar="FILE", help=f"write the {what} as JSON (- for the standard output)")
+    """Add the option `--json FILE`."""
+    parser.add_argument("--json", metavar="FILE", help=f"write the {what} as JSON (- for standard output)")
 
 
 def positive(text: str) -> int:
-    """An option's value: an integer of at least 1."""
+    """Parse an option's value as an integer of at least 1."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} must be an integer of at least 1")
     return int(text)
 
 
 def seconds(text: str) -> float:
-    """An option's value: a finite number above 0."""
+    """Parse an option's value as a finite number above 0."""
     value = _number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds above 0")
@@ -143,7 +143,7 @@ def seconds(text: str) -> float:
 
 
 def fraction(text: str) -> float:
-    """An option's value: a number from 0 to 1."""
+    """Parse an option's value as a number from 0 to 1."""
     value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 1")
@@ -151,7 +151,7 @@ def fraction(text: str) -> float:
 
 
 def _number(text: str) -> float:
-    """The number, or NaN, which is within no bounds."""
+    """Parse a number; return NaN, which fails every bounds check, if the text is not one."""
     try:
         return float(text)
     except ValueError:
@@ -159,10 +159,10 @@ def _number(text: str) -> float:
 
 
 def shard(text: str) -> tuple[int, int]:
-    """The value of `--shard I/N`: the part of one of N machines, counted from 0.
+    """Parse the value of `--shard I/N`: the part of machine I of N, counted from 0.
 
     Raises:
-        argparse.ArgumentTypeError: it has another form, or I is not less than N.
+        argparse.ArgumentTypeError: if the value has a different form, or I is not less than N.
     """
     try:
         index, count = (int(number) for number in text.split("/"))
@@ -174,12 +174,12 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def shows_text(arguments: argparse.Namespace) -> bool:
-    """Whether the standard output is for people: not where `--json -` makes it the JSON's."""
+    """Return True if standard output is for people; `--json -` reserves it for JSON."""
     return getattr(arguments, "json", None) != "-"
 
 
 def say(text: str, *, aside: bool = False) -> None:
-    """Print a line; `aside` (notes, progress) goes to the standard error, so that output can be piped."""
+    """Print a line; with `aside` (notes, progress) on standard error, so that the output can be piped."""
     _write(text + "\n", sys.stderr if aside else sys.stdout)
 
 
@@ -187,13 +187,13 @@ def _write(text: str, stream: TextIO) -> None:
     try:
         stream.write(text)
         stream.flush()
-    except BrokenPipeError:  # that of another connection is an error like any other
+    except BrokenPipeError:  # caught only here: elsewhere, e.g. on a network connection, it is an ordinary error
         raise OutputClosed from None
 
 
 @contextmanager
 def progress(total: int, action: str, unit: str) -> Iterator[Callable[[], Any]]:
-    """Progress with the time left, on the standard error; what it yields advances it by one."""
+    """Show progress and the time left on standard error; the yielded function advances it by one."""
     from hf_mmbalance import progress as shown
 
     with shown.bar(total=total, desc=action, unit=unit, disable=total < 2, leave=False) as bar:
@@ -201,10 +201,10 @@ def progress(total: int, action: str, unit: str) -> Iterator[Callable[[], Any]]:
 
 
 def write_result(place: str | None, result: Any) -> None:
-    """Write a result where `--json` says: a file, `-` for the standard output, None for nowhere.
+    """Write a result to the place given by `--json`: a file, `-` for standard output, None for nowhere.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: if the file cannot be written.
     """
     if place == "-":
         _write(json_text(result), sys.stdout)
@@ -214,13 +214,13 @@ def write_result(place: str | None, result: Any) -> None:
 
 
 def check_place(place: str | Path | None) -> None:
-    """Make the folder of a file that will be written; before long work, so that its result is not lost.
+    """Create the folder of an output file; called before long work, so that its result is not lost.
 
     Args:
-        place: of the file; `-` and None are nothing to check.
+        place: path of the file; `-` and None need no check.
 
     Raises:
-        OSError: a folder of that name, or one that cannot be made.
+        OSError: if the path is a folder, or its folder cannot be created.
     """
     if place is None or str(place) == "-":
         return
@@ -230,13 +230,13 @@ def check_place(place: str | Path | None) -> None:
 
 
 def run_command(command: Callable[[], int], name: str = "", resume: str = "", options: Iterable[str] = ()) -> int:
-    """Run a command; an error that can be remedied is one line on the standard error, not a traceback.
+    """Run a command; print an error that the user can fix as one line on standard error, not as a traceback.
 
     Args:
-        command: Returns the exit status.
-        name: Put before error messages, e.g. `grid build`.
-        resume: How to go on after Ctrl-C.
-        options: Names of its options; messages show them as they are typed.
+        command: Function that runs the command and returns the exit status.
+        name: Prefix of error messages, e.g. `grid build`.
+        resume: How to resume after Ctrl-C.
+        options: Names of the command's options; messages show them as they are typed.
 
     Returns:
         The exit status of the command, `REFUSED` or `INTERRUPTED`.
@@ -258,30 +258,30 @@ def run_command(command: Callable[[], int], name: str = "", resume: str = "", op
 
 
 def _escape_unprintable() -> None:
-    """Show characters that the standard output cannot encode as `\\xe9`; a name of a file must not end a command."""
+    """Show characters that standard output cannot encode as `\\xe9`, so that no file name can end a command."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def print_error(error: Exception | str, name: str = "") -> None:
-    """Print an error on the standard error, without secrets."""
+    """Print an error on standard error, without secrets."""
     text = message_of(error) if isinstance(error, Exception) else error
     sys.stderr.write(f"{name}{': ' if name else ''}error: {scrub(text)}\n")
 
 
 def is_expected(error: Exception) -> bool:
-    """Whether an error is about what the user gave; others are faults of ours and keep their traceback."""
+    """Return True if the user's input caused the error; any other error is a bug and keeps its traceback."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return isinstance(error, UserError | ValueError | OSError | ImportError) or "StrictDataclassError" in kinds
 
 
 _REMEDIES = {
-    errno.ENOSPC: "make room on the disk",
-    errno.EDQUOT: "make room: your quota is used up",
+    errno.ENOSPC: "free some disk space",
+    errno.EDQUOT: "free some space: your quota is used up",
     errno.EFBIG: "the file system or a limit allows no larger file",
-    errno.EROFS: "name a place that can be written",
-    errno.EACCES: "check the permissions, or name another place",
-    errno.EPERM: "check the permissions, or name another place",
+    errno.EROFS: "choose a writable path",
+    errno.EACCES: "check the permissions, or choose a different path",
+    errno.EPERM: "check the permissions, or choose a different path",
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "check the path",
     errno.EISDIR: "name a file, not a folder",
@@ -289,7 +289,7 @@ _REMEDIES = {
 
 
 def message_of(error: Exception) -> str:
-    """The error's message; for one of the operating system file, cause and remedy."""
+    """Return the error's message; for an error of the operating system, its file, cause and remedy."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         remedy = _REMEDIES.get(error.errno or 0)
         return f"{os.fsdecode(error.filename)}: {error.strerror}{f' ({remedy})' if remedy else ''}"
@@ -297,14 +297,14 @@ def message_of(error: Exception) -> str:
 
 
 def fields(entries: Mapping[str, Any]) -> str:
-    """Names and values, one line each; a list as its entries."""
+    """Format names and values, one pair per line; the entries of a list are joined by commas."""
     width = max(map(len, entries))
     values = [", ".join(map(str, entry)) if isinstance(entry, list) else entry for entry in entries.values()]
     return "\n".join(f"{name:<{width}}  {value}" for name, value in zip(entries, values, strict=True))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "", left: int = 1) -> str:
-    """Rows of text as a table: the first `left` columns to the left, the others to the right."""
+    """Format rows of text as a table: the first `left` columns left-aligned, the others right-aligned."""
     widths = [max(len(line[column]) for line in [head, *rows]) for column in range(len(head))]
     lines = []
     for line in [head, *rows]:

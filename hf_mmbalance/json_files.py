@@ -1,4 +1,4 @@
-"""JSON as this package writes it: always valid, and never half a file."""
+"""JSON files that are always valid and never half written."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 
 
 def json_text(content: Any) -> str:
-    """The content as JSON text; numbers that are not finite are null, since JSON has no NaN.
+    """Return the content as JSON text; numbers that are not finite become null, since JSON has no NaN.
 
-    NumPy scalars and arrays are written as numbers and lists, anything else that JSON does not know as its text.
+    NumPy scalars and arrays become numbers and lists. Any other type that JSON does not support becomes its `str`.
     """
     text = json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
-    # The name of a file may not be UTF-8: its stray bytes become escapes such as \udce9, which JSON has.
+    # A file name may not be valid UTF-8: its stray bytes become escapes such as \udce9, which JSON allows.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file so that a reader sees the old one or the new one, never half of it.
+    """Write a JSON file so that a reader sees either the old or the new version, never half of it.
 
     Raises:
-        OSError: the file cannot be written; the error names it, and no draft is left.
+        OSError: if the file cannot be written; the error names it, and no draft is left behind.
     """
     text = json_text(content)
     draft = path.with_name(f".{path.name}.{os.getpid()}")

@@ -1,4 +1,4 @@
-"""Text of others in our Markdown: shown as it is, never read as markup, HTML, an image or the end of a code block."""
+"""Foreign text in our Markdown: shown unchanged, never read as markup, HTML, an image or the end of a code block."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 
 _BREAKS = re.compile(r"[\s\x00-\x1f\x7f\u2028\u2029]+")
-# Characters that mean something anywhere in a line (an underscore inside a word does not), and those that do at its
+# Characters with a meaning anywhere in a line (an underscore only outside a word), and those with a meaning at its
 # start: headings, quotes, lists, rules.
 _INLINE = re.compile(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_]))")
 _START = re.compile(r"^(?=[#>+=-])|^(\d+)(?=[.)])")
@@ -14,10 +14,10 @@ LONGEST = 2000  # characters of one text
 
 
 def text(value: object) -> str:
-    """One line of plain text, also in the cell of a table.
+    """Return one line of plain text, which is also safe in a table cell.
 
-    Characters that Markdown reads are escaped; `<` and `&` become entities, so that no tag and no entity is left, and
-    so does what renderers turn into a link or a mention by themselves.
+    Characters with a meaning in Markdown are escaped. `<` and `&` become entities, so that no tag or entity is left,
+    and so do the characters from which renderers make links or mentions.
     """
     line = _BREAKS.sub(" ", str(value)).strip()
     line = line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
@@ -26,7 +26,7 @@ def text(value: object) -> str:
 
 
 def code(value: object) -> str:
-    """One line of code; its fence is longer than any run of backticks in it (CommonMark 6.1). Not for table cells."""
+    """Return inline code with a fence longer than any run of backticks in it (CommonMark 6.1); not for table cells."""
     line = _BREAKS.sub(" ", str(value)).strip() or " "
     fence = "`" * (_longest_run(line) + 1)
     space = " " if "`" in (line[0], line[-1]) else ""
@@ -34,7 +34,7 @@ def code(value: object) -> str:
 
 
 def fenced(value: object, language: str = "") -> str:
-    """A block of code; its fence is longer than any run of backticks in it."""
+    """Return a code block with a fence longer than any run of backticks in it."""
     block = str(value).replace("\r", "\n")
     fence = "`" * max(_longest_run(block) + 1, 3)
     return f"{fence}{language}\n{block}\n{fence}"

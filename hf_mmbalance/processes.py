@@ -1,4 +1,4 @@
-"""Processes of one launch must find each other, or the run must not start."""
+"""Coordination of the processes of one launch: they train together, or the run does not start."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ LOCK = ".lock"
 def prefer_cpu_where_there_is_no_accelerator() -> None:
     """Let several launched processes join on the CPU.
 
-    `accelerate launch` does not hand on the `use_cpu: true` of its config file; without this each process would take
-    itself for the only one and train by itself.
+    `accelerate launch` does not pass on the `use_cpu: true` of its config file. Without this function, each process
+    would assume that it is the only one and train by itself.
     """
     if launched_processes() > 1 and not torch.accelerator.is_available():
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
 
 def launched_processes() -> int:
-    """Processes that the launcher started, by the environment it gives them."""
+    """Return the number of processes that the launcher started, from its environment variables."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_joined(world_size: int) -> None:
-    """Refuse to train as several runs side by side.
+    """Check that all launched processes joined, so that they do not train as separate runs.
 
     Raises:
         ValueError: if fewer processes joined than were launched.
@@ -48,16 +48,16 @@ def check_joined(world_size: int) -> None:
 
 
 def answered_by_main(question: Callable[[], Answer]) -> Answer:
-    """Ask only the main process, and give its answer, or its error, to every process.
+    """Call `question` in the main process only, and return its answer, or raise its error, in every process.
 
-    What is read from disk while other processes may write there must not be asked twice.
+    Used for reads from disk, which could differ between processes while one of them writes there.
     """
     state = PartialState()
     answer: list[Any] = [None, None]
     if state.is_main_process:
         try:
             answer[0] = question()
-        except Exception as error:  # of any kind: the others wait for an answer
+        except Exception as error:  # of any kind, since the other processes wait for an answer
             answer[1] = error
     if state.num_processes > 1:
         told = broadcast_object_list([answer[0], _portable(answer[1])])
@@ -68,17 +68,17 @@ def answered_by_main(question: Callable[[], Answer]) -> Answer:
 
 
 def _portable(error: Exception | None) -> Exception | None:
-    """An error that can be sent to another process: itself, or one that says the same."""
+    """Return an error that can be sent to another process: the error itself, or one with the same message."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # what cannot be pickled, or read again, says so in many ways
+    except Exception:  # pickling and unpickling fail with many types of errors
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
 
 @contextmanager
 def local_main_process_first() -> Iterator[None]:
-    """As accelerate's; where that process fails, the others go on, and fail as it did, instead of waiting for it."""
+    """Like accelerate's, but if the main process fails, the others continue and fail too instead of waiting for it."""
     state = PartialState()
     if not state.is_local_main_process:
         state.wait_for_everyone()
@@ -91,13 +91,13 @@ def local_main_process_first() -> Iterator[None]:
 
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-    """Keep other runs out of `folder` for as long as this one trains; the system lets go when its process ends.
+    """Keep other runs out of `folder` while this one trains; the system releases the lock when the process ends.
 
-    A launcher that is killed leaves its processes behind, and they train and save on: a run resumed beside them would
-    mix its checkpoints with theirs.
+    A killed launcher leaves its processes behind, and they continue to train and save. The checkpoints of a run
+    resumed at the same time would be mixed with theirs.
 
     Raises:
-        ValueError: if another run is still at work there.
+        ValueError: if another run is still training there.
     """
     lock = FileLock(folder / LOCK, timeout=0)
 
@@ -116,7 +116,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         if lock.is_locked:
-            with suppress(OSError):  # a folder in which nothing else was written goes with its lock
+            with suppress(OSError):  # a folder that holds nothing but the lock is removed with it
                 (folder / LOCK).unlink()
                 folder.rmdir()
             lock.release()

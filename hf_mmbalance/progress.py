@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, a line now and then in a log file."""
+"""Progress of long work: a bar on a terminal, an occasional line in a log file."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SECONDS = 60.0  # between lines
 
 
 def bar(items: Iterable[Any] | None = None, *, disable: bool = False, **options: Any) -> tqdm:
-    """A `tqdm` for the standard error: lines a minute apart where that is not a terminal.
+    """Return a `tqdm` bar on standard error; if that is not a terminal, it prints a line every minute instead.
 
     Args:
-        items: to go through; None where `update` tells how far the work is.
+        items: items to iterate over; None if the caller reports progress with `update`.
         disable: show nothing, e.g. in processes other than the main one.
-        **options: of `tqdm`.
+        **options: options of `tqdm`.
     """
     if disable or sys.stderr.isatty():
         return tqdm(items, disable=disable, **options)
@@ -31,7 +31,7 @@ def bar(items: Iterable[Any] | None = None, *, disable: bool = False, **options:
 
 @contextmanager
 def without_transformers_bars() -> Iterator[None]:
-    """Leave out bars of transformers, such as that of the single file of every checkpoint."""
+    """Hide the progress bars of transformers, such as the one for the single file of every checkpoint."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -47,7 +47,7 @@ class _Lines(tqdm):
     def __init__(self, items: Iterable[Any] | None, **options: Any):
         lines = {
             "bar_format": "{desc}: {n_fmt} of {total_fmt} in {elapsed}, {remaining} left",
-            "file": io.StringIO(),  # for what clears a bar
+            "file": io.StringIO(),  # tqdm writes here to clear the bar
             "leave": False,
             **{name: SECONDS for name in ("delay", "mininterval", "maxinterval")},
             "miniters": 1,

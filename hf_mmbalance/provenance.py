@@ -1,4 +1,4 @@
-"""Where a trained model comes from: data and their revision, backbones, code, and the command that made it."""
+"""Origin of a trained model: data and their revision, backbones, code, and the command that trained it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def provenance(
     command: str,
     processes: int,
 ) -> dict[str, Any]:
-    """Everything a model card says of a model's origin, as plain values.
+    """Return everything that a model card says about the model's origin, as plain values.
 
     Args:
-        clips: the clips that were used.
-        source: the options with which they were loaded.
-        base_models: what `base_model` gives for each.
-        command: as it can be given again, without secrets.
-        processes: how many there were.
+        clips: clips that were used.
+        source: options with which they were loaded.
+        base_models: return value of `base_model` for each model.
+        command: command that can be run again, without secrets.
+        processes: number of processes.
     """
     return {
         "data": data_source(clips, source),
@@ -43,7 +43,7 @@ def provenance(
 
 
 def data_source(clips: ClipSplits, source: Any) -> dict[str, Any]:
-    """Name, commit on the Hub (None for data that are not from there), fingerprint, counts and notes."""
+    """Return the data's name, commit on the Hub (None if they are not from there), fingerprint, counts and notes."""
     on_hub = clips.commit is not None or (isinstance(source, HubOptions) and not Path(clips.name).exists())
     return {
         "name": clips.name if on_hub else os.path.basename(os.path.abspath(clips.name)),
@@ -58,7 +58,7 @@ def data_source(clips: ClipSplits, source: Any) -> dict[str, Any]:
 
 
 def fingerprint(clips: ClipSplits) -> str:
-    """The same for the same clips, labels and splits: a short hash of their ids, split by split."""
+    """Return a short hash of the clips' ids, split by split: it is the same for the same clips, labels and splits."""
     digest = hashlib.sha256()
     for split, part in clips.splits.items():
         digest.update(f"{split}\0{part.classes}\0".encode())
@@ -68,12 +68,12 @@ def fingerprint(clips: ClipSplits) -> str:
 
 
 def base_model(modality: str, name: str, revision: str | None) -> dict[str, str | None]:
-    """A pretrained tower (`whole` in place of a modality: a trained model) and the commit of one from the Hub."""
+    """Describe a pretrained tower, or a trained model (modality `whole`), with its commit if it is from the Hub."""
     from transformers.utils.hub import cached_file, extract_commit_hash
 
     commit = None
     if not Path(name).exists():
-        # It has just been loaded: the cache knows, and nothing is asked of the Hub.
+        # It has just been loaded, so that the cache knows its commit and no request to the Hub is needed.
         file = cached_file(
             name,
             "config.json",
@@ -87,19 +87,19 @@ def base_model(modality: str, name: str, revision: str | None) -> dict[str, str 
 
 
 def command(words: list[str]) -> str:
-    """A command as it can be given again; a token in it is cut out."""
+    """Return a command line that can be run again, with secrets removed."""
     return scrub(shlex.join(words))
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, of Python and of the libraries that a result depends on."""
+    """Return the versions of this package, of Python and of the libraries that a result depends on."""
     packages = ("torch", "torchaudio", "transformers", "datasets", "accelerate", "numpy")
     found = {package: version(package) for package in packages}
     return {"hf_mmbalance": hf_mmbalance.__version__, "python": platform.python_version(), **found}
 
 
 def code_version() -> str:
-    """Version of this package and, from a checkout, its commit."""
+    """Return the version of this package and, in a git checkout, its commit."""
     version = f"hf_mmbalance {hf_mmbalance.__version__}"
     root = Path(hf_mmbalance.__file__).resolve().parents[1]
     if not (root / ".git").exists():
@@ -113,4 +113,4 @@ def code_version() -> str:
         )
     except (OSError, subprocess.SubprocessError):
         return version
-    return f"{version}, commit {commit}" + (", with changes that were not committed" if changed else "")
+    return f"{version}, commit {commit}" + (", with uncommitted changes" if changed else "")

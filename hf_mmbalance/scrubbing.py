@@ -1,4 +1,4 @@
-"""Secrets in text: one list of patterns, for what is printed, written into results and published."""
+"""Removal of secrets from text that is printed, written into results or published, by one list of patterns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 REMOVED = "[secret removed]"
-# Formats that are secrets wherever they stand. A name such as hf_mmbalance is too short to be a token.
+# Formats that are secrets wherever they occur. A name such as hf_mmbalance is too short to be a token.
 _FORMATS = {
     "access token of the Hub": r"\b(?:(?:hf|api_org)_[A-Za-z0-9]{20,}|hf_(?:oauth|jwt)_[A-Za-z0-9_.-]{20,})",
     "GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{22,})",
@@ -24,23 +24,23 @@ _FORMATS = {
     "password in an address": r"(?<=://)[^/\s@:\"']*:[^/\s@\"']+(?=@)",
 }
 _ANY = re.compile("|".join(f"(?:{pattern})" for pattern in _FORMATS.values()))
-# What a name says is a secret: the value of such an option, key of a mapping, or environment variable.
+# Names whose value is a secret: options, keys of a mapping, and environment variables.
 _NAMED = re.compile(r"(?:token|password|passwd|secret|api_?key|access_?key)$", re.IGNORECASE)
 _OPTION = re.compile(r"(--[\w-]*(?:token|password|passwd|secret|api[_-]?key|access[_-]?key)[= ])('[^']*'|\S+)")
-SHORTEST = 8  # characters; a shorter value of the environment would be found in many words
+SHORTEST = 8  # characters; a shorter value of an environment variable would match parts of ordinary words
 
 
 def scrub(text: str) -> str:
-    """The text without secrets: tokens, keys, passwords, and the values of environment variables named like one."""
+    """Return the text without tokens, keys, passwords, and the values of environment variables named like one."""
     for value in _of_environment():
         text = text.replace(value, REMOVED)
     return _OPTION.sub(rf"\1{REMOVED}", _ANY.sub(REMOVED, text))
 
 
 def scrub_all(value: Any) -> Any:
-    """A JSON-like value with every text scrubbed; a text whose key is named like a secret is removed whole.
+    """Return a JSON-like value with every text scrubbed; a text whose key is named like a secret is removed entirely.
 
-    Placeholders such as `<HUB_TOKEN>`, which transformers writes in place of a token, stay.
+    Placeholders such as `<HUB_TOKEN>`, which transformers writes instead of a token, are kept.
     """
     if isinstance(value, str):
         return scrub(value)
@@ -57,7 +57,7 @@ def _is_secret_entry(key: Any, value: Any) -> bool:
 
 
 def find_secret(text: str) -> tuple[int, str] | None:
-    """Place in the text (its index) and kind of the first secret; None if there is none."""
+    """Return the index and the kind of the first secret in the text; None if there is none."""
     for value in _of_environment():
         if value in text:
             return text.index(value), "value of a secret environment variable"
@@ -70,5 +70,5 @@ def find_secret(text: str) -> tuple[int, str] | None:
 
 def _of_environment() -> list[str]:
     values = {value.strip() for name, value in os.environ.items() if _NAMED.search(name)}
-    # The longest first: where one contains another, nothing of it may be left.
+    # Longest first: if one value contains another, no part of it may be left.
     return sorted((value for value in values if len(value) >= SHORTEST), key=len, reverse=True)

@@ -1,4 +1,4 @@
-"""Names of splits and their customary aliases, in one place."""
+"""Names of splits and their common aliases."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ SPLIT_ALIASES = {
 
 
 def canonical_split(name: str) -> str:
-    """`name` without surrounding blanks, in lower case and under its canonical name; unknown names are kept."""
+    """Return the canonical name of a split, ignoring case and surrounding blanks; unknown names are kept."""
     lowered = name.strip().lower()
     return SPLIT_ALIASES.get(lowered, lowered)

@@ -1,4 +1,4 @@
-"""Tables as text (CSV and its relatives): encoding, separator and header are found, or named in the error."""
+"""Text tables (CSV and similar): encoding, separator and header are detected, or named in the error."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _FILE = re.compile(r".*(/|\\|\.(mp4|m4v|mov|mkv|webm|avi|flv|mpe?g|wmv|wav|flac|
 
 
 def read_text_table(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a table of text by the names in its first line.
+    """Read the rows of a text table as dictionaries with the column names of its first line.
 
     Args:
-        path: A file in UTF-8, or in UTF-16 with its mark, with one of `, ; tab |` between the columns.
-        required: Names of columns by which the header is recognised; not all of them need be there.
+        path: A file in UTF-8, or in UTF-16 with a byte order mark, with one of `, ; tab |` between the columns.
+        required: Column names by which the header is recognised; not all of them need to be present.
 
     Raises:
-        ValueError: another encoding, no header, two columns of one name, a line with more cells than the header; names
-            file and remedy.
+        ValueError: if the encoding is different, the header is missing, two columns have the same name, or a line has
+            more cells than the header; the message names file and remedy.
     """
     text = _decoded(path)
     first = next((line for line in text.splitlines() if line.strip()), "")
@@ -32,13 +32,13 @@ def read_text_table(path: Path, required: Sequence[str]) -> list[dict[str, str]]
     try:
         rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
-        raise ValueError(f"{path}: not a table of text ({error}); save it as CSV in UTF-8") from None
+        raise ValueError(f"{path}: not a text table ({error}); save it as CSV in UTF-8") from None
     if not rows:
         return []
     head = [name.strip() for name in rows[0][1]]
     if not set(head) & set(required) and any(_NUMBER.fullmatch(name) or _FILE.match(name) for name in head):
         raise ValueError(
-            f"{path}: the first line holds data, not the names of the columns ({first[:60]!r}); put a line such as"
+            f"{path}: the first line holds data, not column names ({first[:60]!r}); add a header such as"
             f" {separator.join(required)} above it"
         )
     twice = next((name for name in head if name and head.count(name) > 1), None)
@@ -70,7 +70,7 @@ def _decoded(path: Path) -> str:
 
 
 def _separator(line: str, path: Path, required: Sequence[str]) -> str:
-    """The separator under which the first line names most of the required columns, or else has most cells."""
+    """Return the separator that finds the most required column names in the line or, if equal, the most cells."""
     first = "\t" if path.suffix.lower() == ".tsv" else ","
 
     def merit(separator: str) -> tuple[int, int, bool]:

@@ -30,8 +30,8 @@ def fails_with(error: BaseException):
     [
         (ValueError("labels are wrong"), 2, "grid build: error: labels are wrong"),
         (console.UserError("no such repository"), 2, "grid build: error: no such repository"),
-        (OSError(28, "No space left on device", "out/x.json"), 2, "x.json: No space left on device (make room on the"),
-        (OSError(30, "Read-only file system", "x.html"), 2, "x.html: Read-only file system (name a place that can"),
+        (OSError(28, "No space left on device", "out/x.json"), 2, "x.json: No space left on device (free some disk"),
+        (OSError(30, "Read-only file system", "x.html"), 2, "x.html: Read-only file system (choose a writable"),
         (ValueError("see https://me:passw0rd@host/x"), 2, "see https://[secret removed]@host/x"),
         (KeyboardInterrupt(), 130, "grid build: error: interrupted; run it again"),
     ],

@@ -32,8 +32,8 @@ def test_the_header_decides_between_separators(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (b"path,label\na.mp4,sch\xf6n\n", r"line 2: not UTF-8 \(byte 0xf6, which is 'ö' in Windows-1252\).*iconv"),
-        (b"clips/a.mp4,dog\nclips/b.mp4,cat\n", "first line holds data.*put a line such as path,label"),
-        (b"a.wav;dog\n", "put a line such as path;label"),
+        (b"clips/a.mp4,dog\nclips/b.mp4,cat\n", "first line holds data.*add a header such as path,label"),
+        (b"a.wav;dog\n", "add a header such as path;label"),
         (b"path,label,label\na.mp4,dog,cat\n", "two columns are named 'label'; rename or remove one"),
         (b'path,label\n\n"a\nb.mp4",dog\na,b.mp4,dog\n', "line 5: 3 cells for 2 columns"),
         (b"path,label\na,b.mp4,dog\n", "line 2: 3 cells for 2 columns; put cells that hold ',' in double quotes"),

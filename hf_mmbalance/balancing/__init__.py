@@ -1,4 +1,4 @@
-"""Representation-level balancing: methods that act on how the towers learn, one file each, over one hook.
+"""Representation-level balancing: methods that change how the towers learn, one file each, built on one hook.
 
 Importing the package registers all methods.
 """

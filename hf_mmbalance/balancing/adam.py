@@ -1,4 +1,4 @@
-"""Parameters of a method's own, which no optimiser of the model knows: they learn by an Adam kept in its state."""
+"""Learned parameters of a balancing method: updated by an Adam in the method's state, not by the model's optimiser."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from hf_mmbalance.balancing.method import BalancingMethod
 
 
 def adam_state(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the state needs for a parameter with this initial value."""
+    """Return the entries of the state for a parameter with this initial value."""
     return {name: value, f"{name}.moment": torch.zeros_like(value), f"{name}.square": torch.zeros_like(value)}
 
 
 def learned(method: BalancingMethod, name: str) -> torch.Tensor:
-    """The parameter, for use in a batch's loss; its gradient is collected."""
+    """Return the parameter for use in a batch's loss; its gradient is collected."""
     value = method.state[name].clone().requires_grad_()
     value.register_hook(lambda gradient: method.collect(**{f"{name}.gradient": gradient}))
     return value
@@ -26,9 +26,9 @@ def adam_step(
     learning_rate: float,
     more: float | torch.Tensor = 0.0,
 ) -> None:
-    """Move the parameter by the step's mean gradient, plus `more` (Kingma & Ba, 2015; betas 0.9 and 0.999).
+    """Update the parameter by the step's mean gradient plus `more` (Kingma & Ba, 2015; betas 0.9 and 0.999).
 
-    After an overflow in float16 it stays where it is: the model's step is skipped, too.
+    After an overflow in float16 it stays unchanged, since the model's step is skipped, too.
     """
     gradient = method.mean_gradient(totals[f"{name}.gradient"]) + more
     if not torch.isfinite(gradient).all():

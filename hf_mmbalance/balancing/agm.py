@@ -12,7 +12,7 @@ from hf_mmbalance.balancing.scores import comparable_clips
 from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 
 
-LARGEST = 700.0  # exponent of which exp() is a finite number
+LARGEST = 700.0  # exponent whose exp() is still a finite number
 
 
 @register_balancing_method("agm")
@@ -20,12 +20,12 @@ class AGM(BalancingMethod):
     r"""Tower m's gradients are multiplied by exp(alpha * min(tau_m - r_m, 10)), once per optimiser step.
 
     The response of a modality is its Shapley value for the fused logits, phi_a = [f(a, v) - f(0, v) + f(a, 0)] / 2,
-    which the fusion head gives as contribution (0 = the modality is missing, not an input of zeros: no forward more).
-    With s_m the mean over the step's clips of CE(phi_m, y), and S_m the mean of s_m over all steps before:
+    which the fusion head returns as contribution (0 is a missing modality, not an input of zeros: no extra forward).
+    With s_m the mean over the step's clips of CE(phi_m, y), and S_m the mean of s_m over all earlier steps:
 
         r_m = exp(s_m' - s_m),   tau_m = exp(S_m' - S_m)
 
-    A modality that is further ahead than it has been so far learns more slowly. Means run over clips that have both.
+    A modality that is further ahead than before learns more slowly. Means are over clips that have both modalities.
 
     Args:
         alpha: Strength; published: 1.5. 0 is joint training.
@@ -60,7 +60,7 @@ class AGM(BalancingMethod):
         self.state["steps_counted"] = count + 1
 
     def coefficients(self, scores: list[float], means: list[float]) -> list[float]:
-        """exp(alpha * min(tau_m - r_m, 10)) from s `(2,)` and S `(2,)`."""
+        """Return exp(alpha * min(tau_m - r_m, 10)) from s `(2,)` and S `(2,)`."""
         ratios = [math.exp(min(scores[1 - m] - scores[m], LARGEST)) for m in range(2)]
         references = [math.exp(min(means[1 - m] - means[m], LARGEST)) for m in range(2)]
         return [

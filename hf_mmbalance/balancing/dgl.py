@@ -11,15 +11,15 @@ from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 
 @register_balancing_method("dgl")
 class DGL(BalancingMethod):
-    r"""Unimodal losses train the towers only, the fused loss everything behind them only.
+    r"""The unimodal losses train only the towers, the fused loss only what comes after them.
 
-    With f_m the towers' features: d/df_m := alpha * d(sum_n CE(z_n, y))/df_m, in place of the gradient of CE(z, y),
-    which trains the heads and the fusion. As in the published code, unimodal heads that the fused logits are made
-    from belong to the fusion: they learn by the fused loss.
+    With f_m the towers' features: d/df_m := alpha * d(sum_n CE(z_n, y))/df_m, instead of the gradient of CE(z, y),
+    which trains the heads and the fusion. As in the published code, unimodal heads whose logits make up the fused
+    logits belong to the fusion: they learn from the fused loss.
 
     Args:
         alpha: Weight of the unimodal losses; published: 4.
-        strength: Part of the fused gradient that is replaced; 0 is joint training, 1 the method.
+        strength: Fraction of the fused gradient that is replaced; 0 is joint training, 1 the full method.
     """
 
     needs_pooled_features = True
@@ -32,7 +32,7 @@ class DGL(BalancingMethod):
         self.alpha, self.strength = alpha, strength
 
     def loss(self, batch: TrainingBatch) -> torch.Tensor:
-        if self.strength and any(feature.requires_grad for feature in batch.features):  # not of frozen towers
+        if self.strength and any(feature.requires_grad for feature in batch.features):  # those of frozen towers do not
             self._replace(batch)
         return batch.loss
 
@@ -41,7 +41,7 @@ class DGL(BalancingMethod):
         own: list[torch.Tensor | None] = []
 
         def unimodal(upstream: torch.Tensor) -> None:
-            # Through the heads only. It arrives with the factor of the loss, so that loss scaling holds for both.
+            # Backward through the heads only. `upstream` has the factor of the loss: loss scaling applies to both.
             own.extend(
                 torch.autograd.grad(
                     batch.unimodal_loss, features, upstream * self.alpha, retain_graph=True, allow_unused=True
@@ -49,7 +49,7 @@ class DGL(BalancingMethod):
             )
 
         def replacement(place: int, fused: torch.Tensor) -> torch.Tensor:
-            if not own:  # the gradient of this very pass
+            if not own:  # the call comes from the unimodal backward itself
                 return fused
             found = own[place]
             mixed = (1 - self.strength) * fused

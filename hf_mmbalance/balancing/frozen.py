@@ -1,4 +1,4 @@
-"""Towers trained apart, then frozen while the decision is learned from their features (as in arXiv 2510.14411)."""
+"""Towers trained separately, then frozen while the decision is learned from their features (arXiv 2510.14411)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 
 @register_balancing_method("frozen")
 class Frozen(BalancingMethod):
-    """First sum_m CE(z_m, y) trains the towers and their heads; then CE(z, y) the heads and the fusion only.
+    """First sum_m CE(z_m, y) trains the towers and their heads; then CE(z, y) trains only the heads and the fusion.
 
     For fusion heads with parameters of their own, such as `concat`. A fitted head such as `adaptive` is fitted on
-    frozen towers anyhow: there the method `unimodal` is this setting.
+    frozen towers anyway: with it, the method `unimodal` is the same setting.
 
     Args:
-        pretraining: Part of the training in which the towers learn.
+        pretraining: Fraction of the training in which the towers learn.
     """
 
     unimodal_loss_weight = 1.0
@@ -40,7 +40,7 @@ class Frozen(BalancingMethod):
 
     @property
     def pretrained(self) -> bool:
-        """Whether the towers are frozen by now."""
+        """True once the towers are frozen."""
         return self.progress >= self.pretraining
 
     def loss(self, batch: TrainingBatch) -> torch.Tensor:

@@ -16,18 +16,18 @@ from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 class InfoReg(BalancingMethod):
     r"""CE(z, y) + sum_m CE(z_m, y); in the prime window, the tower that is ahead is held near its epoch's start.
 
-    Its gradient gains beta exp(tanh(s_m - s_m')) (theta - theta_0), with s the step's mean of softmax(z)[y] over clips
-    that have both modalities, and theta_0 the tower's parameters at the start of the epoch. The window is open in the
-    first epoch, and in an epoch e while (T_e - T_e-1) / T_e > `window`, where T is the mean over the last 10 epochs of
-    the trace of the Fisher information of the tower that is ahead: the sum over weight matrices of the mean squared
-    gradient, summed over the epoch's steps.
+    The term beta exp(tanh(s_m - s_m')) (theta - theta_0) is added to its gradient, with s the step's mean of
+    softmax(z)[y] over clips that have both modalities, and theta_0 the tower's parameters at the start of the epoch.
+    The window is open in the first epoch, and in epoch e if (T_e - T_e-1) / T_e > `window`. T is the mean over the
+    last 10 epochs of the trace of the Fisher information of the tower that is ahead: the sum over weight matrices of
+    the mean squared gradient, summed over the epoch's steps.
 
-    The published code takes sums of scores over a batch, whose tanh is 1 for batches of usual size, the audio tower's
-    trace for both, and beta .95 for audio and .1 for vision. One copy of the towers is kept, in checkpoints too. The
-    epoch is told by the training loop (`epoch`).
+    The published code uses sums of scores over a batch, whose tanh is 1 for usual batch sizes, the audio tower's trace
+    for both towers, and beta .95 for audio and .1 for vision. One copy of the towers is kept, also in checkpoints. The
+    training loop sets the epoch (`epoch`).
 
     Args:
-        beta: Strength, for each modality or one for all; published: [0.95, 0.1]. 0 is training by all losses.
+        beta: Strength, one per modality or one for all; published: [0.95, 0.1]. 0 is training with all losses.
         window: Relative growth of the trace above which the window is open; published: 0.05.
     """
 
@@ -45,7 +45,7 @@ class InfoReg(BalancingMethod):
 
     def start(self) -> None:
         self.state = {
-            # Traces of both towers: of the epoch that runs (last) and of the 11 before, 0 where there was none.
+            # Traces of both towers: of the current epoch (last) and of the 11 before it, 0 where there was none.
             "traces": torch.zeros(12, 2),
             "open": torch.ones(2),
             "epoch": torch.tensor(-1.0),
@@ -90,7 +90,7 @@ class InfoReg(BalancingMethod):
                     parameter.grad.add_(moved * (strength * self.loss_scale))
 
     def _trace(self, parameters: list[torch.nn.Parameter]) -> torch.Tensor:
-        """Sum over weight matrices of the mean squared gradient, without the loss scale."""
+        """Return the sum over weight matrices of the mean squared gradient, without the loss scale."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None and parameter.dim() > 1]
         if not gradients:
             return torch.zeros((), device=self.loss_scale.device)

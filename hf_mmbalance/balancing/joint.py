@@ -1,4 +1,4 @@
-"""Training by weighted losses only: the baselines that every method is compared with."""
+"""Training with weighted losses only: the baselines that every method is compared with."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class Joint(BalancingMethod):
 
 @register_balancing_method("joint_unimodal")
 class JointUnimodal(BalancingMethod):
-    """Joint loss and the sum of the unimodal ones: CE(z, y) + sum_m CE(z_m, y)."""
+    """Joint loss plus the sum of the unimodal losses: CE(z, y) + sum_m CE(z_m, y)."""
 
     unimodal_loss_weight = 1.0
 
 
 @register_balancing_method("unimodal")
 class Unimodal(BalancingMethod):
-    """Towers apart, each by its own loss: sum_m CE(z_m, y); their ensemble is the fusion head `mean_prob` (UME).
+    """Towers trained separately, each with its own loss: sum_m CE(z_m, y); their ensemble is `mean_prob` (UME).
 
     Raises:
-        ValueError: by `attach`, if the fusion head has parameters that only the fused loss would train.
+        ValueError: from `attach`, if the fusion head has parameters that only the fused loss would train.
     """
 
     fused_loss_weight = 0.0

@@ -21,26 +21,26 @@ class MCR(BalancingMethod):
     - L_MIPD = sum_m L_m, what each modality tells beyond the other: L_m = -mean JS(softmax z^(m) || softmax z), where
       z^(m) are the fused logits with modality m taken from another clip, by random permutations of the batch. It is a
       game: the parameters of modality n (tower and unimodal head) follow grad L_n + strategy * grad L_m.
-    - L_Con, what they share: the normalised features of both modalities, f_i and f_j of the same class against those
-      of other classes, mean over all such pairs of -log(e^(f_i f_j / t) / (e^(f_i f_j / t) + sum_k e^(f_i f_k / t))).
-    - L_CEB, what they share beside the class: mean squared difference of the features from g(z), z held constant; g is
-      two linear maps with a ReLU between.
+    - L_Con, what they share: normalised features f_i and f_j of the same class, from both modalities, against those of
+      other classes: mean over all such pairs of -log(e^(f_i f_j / t) / (e^(f_i f_j / t) + sum_k e^(f_i f_k / t))).
+    - L_CEB, what they share besides the class: mean squared difference between the features and g(z), with z held
+      constant; g is two linear maps with a ReLU in between.
 
-    Formulas are those of the released code where its documentation leaves them open. There, L_Con's denominator has
-    one positive, and g learns by the model's optimiser; here by an Adam of its own, since nothing of a method is part
-    of the model. Permutations are of features, of one forward; of clips that have both modalities; drawn by seed and
-    step. Pairs are those of a batch: two processes form the ones that two accumulated batches form.
+    Where the documentation leaves formulas open, they follow the released code. There, L_Con's denominator has one
+    positive, and g learns with the model's optimiser; here it has its own Adam, since no part of a method belongs to
+    the model. Permutations apply to the features of one forward pass, for clips that have both modalities, and are
+    drawn by seed and step. Pairs are formed in a batch: two processes form the same ones as two accumulated batches.
 
     Args:
-        information: Weight of L_MIPD; published: 0.1 (CREMA-D), 0.01 (AVE). All three weights 0 are training by the
-            sum of all losses.
+        information: Weight of L_MIPD; published: 0.1 (CREMA-D), 0.01 (AVE). With all three weights 0, training uses
+            the sum of all losses.
         contrast: Weight of L_Con; published: 1. Above 0, both towers' features must have the same width.
         bottleneck: Weight of L_CEB; published: 1 (transformers), 0 (ResNet).
-        strategy: k of the paper: -1 each modality reduces the other's influence (greedy), 0 it does not affect it
-            (independent), 1 it raises it, too (collaborative); published: -1.
-        permutations: Of every batch; published: 32.
+        strategy: k of the paper: with -1 each modality reduces the other's influence (greedy), with 0 it does not
+            affect it (independent), with 1 it also raises it (collaborative); published: -1.
+        permutations: Number of permutations of every batch; published: 32.
         temperature: t; published: 0.5.
-        learning_rate: Of g's Adam.
+        learning_rate: Learning rate of g's Adam.
     """
 
     two_modalities = True
@@ -100,7 +100,7 @@ class MCR(BalancingMethod):
         return loss
 
     def influence_loss(self, batch: TrainingBatch) -> torch.Tensor:
-        """L_MIPD; its gradients are those of the game, its value is sum_m L_m."""
+        """Return L_MIPD; its gradients are those of the game, its value is sum_m L_m."""
         rows = batch.modality_mask.all(1).nonzero().squeeze(1)
         count = len(rows)
         if count < 2:
@@ -118,12 +118,12 @@ class MCR(BalancingMethod):
         return total
 
     def _fused(self, batch: TrainingBatch, logits: torch.Tensor, rows: list[torch.Tensor]) -> torch.Tensor:
-        """Fused logits of clips of which modality m is taken from the batch's `rows[m]`."""
+        """Return the fused logits of clips whose modality m is taken from the batch's `rows[m]`."""
         taken = torch.stack([logits[row, m] for m, row in enumerate(rows)], dim=1)
         return self.fuse(batch, taken, torch.ones_like(taken[:, :, 0], dtype=torch.bool), rows)
 
     def bottleneck_loss(self, batch: TrainingBatch) -> torch.Tensor:
-        """L_CEB; a modality that a clip lacks adds 0."""
+        """Return L_CEB; a modality that a clip lacks adds 0."""
         hidden = (batch.fused.logits.detach() @ learned(self, "decoder.0").T).relu()
         difference = torch.cat(batch.features, dim=1).float() - hidden @ learned(self, "decoder.1").T
         widths = torch.tensor(self.model.fusion.feature_sizes, device=difference.device)
@@ -136,21 +136,21 @@ class MCR(BalancingMethod):
 
 
 def scaled_gradients(logits: torch.Tensor, player: int, strategy: float) -> torch.Tensor:
-    """The logits `(B, M, C)`; gradients of all modalities but the player's are multiplied by `strategy`."""
+    """Return the logits `(B, M, C)` with the gradients of all modalities but the player's multiplied by `strategy`."""
     factors = torch.full((logits.shape[1], 1), strategy, device=logits.device, dtype=logits.dtype)
     factors[player] = 1.0
     return factors * logits + (1 - factors) * logits.detach()
 
 
 def divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Jensen-Shannon divergence in nats of softmax distributions, `(N, C)` and `(N, C)` -> `(N,)`."""
+    """Return the Jensen-Shannon divergence in nats of softmax distributions, `(N, C)` and `(N, C)` -> `(N,)`."""
     p, q = first.log_softmax(-1), second.log_softmax(-1)
     mean = torch.logaddexp(p, q) - math.log(2)
     return 0.5 * ((p.exp() * (p - mean)).sum(-1) + (q.exp() * (q - mean)).sum(-1))
 
 
 def contrastive_loss(features: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
-    """L_Con of normalised features `(N, D)` with labels `(N,)`; 0 where no two have the same label."""
+    """Return L_Con of normalised features `(N, D)` with labels `(N,)`; 0 if no two have the same label."""
     similar = features @ features.T / temperature
     same = labels.unsqueeze(0) == labels.unsqueeze(1)
     negatives = similar.masked_fill(same, torch.finfo(similar.dtype).min).logsumexp(1, keepdim=True)

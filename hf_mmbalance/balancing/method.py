@@ -1,4 +1,4 @@
-"""The hook that every balancing method is: called by the model with each training batch, and once per optimiser step.
+"""The hook that every balancing method implements: called with each training batch, and once per optimiser step.
 
 ```python
 method = build_method("ogm", {"alpha": 0.5})
@@ -10,10 +10,10 @@ if accelerator.sync_gradients:
 ```
 
 **Exactness.** What a method reads from a batch is summed over the accumulated batches and over processes
-([`BalancingMethod.collect`]) before it acts, so that splitting a step does not change it. What it does to parameters'
-gradients it does in `before_step`, on gradients that accumulation and processes have already summed. These gradients
-may carry the loss scale of mixed precision; `loss_scale` is the factor, read from the gradients of the losses
-themselves, and non-finite values written here are seen by the scaler, which then skips the step.
+([`BalancingMethod.collect`]) before the method acts, so that splitting a step does not change the result. The method
+changes the parameters' gradients in `before_step`, when they are already summed over accumulated batches and
+processes. These gradients may carry the loss scale of mixed precision; `loss_scale` is this factor, read from the
+gradients of the losses themselves. The scaler sees non-finite values written here, and then skips the step.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 logger = logging.get_logger(__name__)
 
 PLAIN = "train in plain processes (accelerate_configs/multi_gpu.yaml)"
-#: What `attach` and the training loop set on a method.
+#: Attributes that `attach` and the training loop set on a method.
 SET_ON_METHODS = ("model", "step", "state", "seed", "epoch", "progress", "clip_index", "num_clips", "fused_weight",
                   "unimodal_weight")  # fmt: skip
 
 
 class _SetByLoop:
-    """What the training loop sets on a method before each batch: to read it unset is an error, not a constant.
+    """Attribute that the training loop sets on a method before each batch; reading it unset raises an error.
 
-    An instance's own attribute comes before a descriptor without `__set__`, so that setting it is all there is to it.
+    An instance's own attribute takes precedence over a descriptor without `__set__`, so that assignment just works.
     """
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -55,44 +55,44 @@ class _SetByLoop:
 
 
 class BalancingMethod:
-    """Base of all balancing methods; by itself it is training by the weights below.
+    """Base class of all balancing methods; by itself it trains with the loss weights below.
 
-    A method of one's own subclasses this, takes its options as keyword arguments of `__init__`, and overrides
-    `loss`, `modulate` or both.
+    Your own method subclasses it, accepts its options as keyword arguments of `__init__`, and overrides `loss`,
+    `modulate` or both.
 
     Raises:
-        ValueError: where a subclass is defined, if an option has the name of something that training sets.
+        ValueError: when a subclass is defined, if an option has the name of an attribute that training sets.
     """
 
-    #: Weights of the losses, where the model's config sets none.
+    #: Weights of the losses, used if the model's config sets none.
     fused_loss_weight: float = 1.0
     unimodal_loss_weight: float = 0.0
     #: Fusion head that the method is defined for; `None` for any.
     fusion: str | None = None
     #: The method needs unimodal logits that are parts of the decision and whose losses reach the towers.
     needs_split = True
-    #: The method compares one modality with the other; it is not defined for more.
+    #: The method compares one modality with the other; it is not defined for more than two.
     two_modalities = False
-    #: The method reads whole gradients, not only scales them: not defined where processes hold parts of them.
+    #: The method reads complete gradients instead of only scaling them: not defined if processes hold parts of them.
     needs_whole_gradients = False
-    #: The method knows clips by their places in the train split: `num_clips` and `clip_index` must be set.
+    #: The method identifies clips by their index in the train split: `num_clips` and `clip_index` must be set.
     needs_clip_index = False
-    #: The method decides from, or acts at, pooled features: not defined where vision's logits come from every frame.
+    #: The method decides from, or acts on, pooled features: not defined if vision's logits come from every frame.
     needs_pooled_features = False
 
     model: MMBalanceForAudioVisualClassification
-    #: Weights of the losses in use: the config's.
+    #: Weights of the losses in use, from the config.
     fused_weight: float
     unimodal_weight: float
-    #: Part of the training that is over, in [0, 1); set by the training loop, for methods that follow a schedule.
+    #: Fraction of the training that is done, in [0, 1); set by the training loop, for methods with a schedule.
     progress: float = _SetByLoop()  # type: ignore[assignment]
-    #: Epochs that are over; set by the loop, for methods that compare epochs.
+    #: Number of epochs done; set by the loop, for methods that compare epochs.
     epoch: int = _SetByLoop()  # type: ignore[assignment]
-    #: Place of each clip of the next batch in the train split, `(B,)`; set by the loop.
+    #: Index in the train split of each clip of the next batch, `(B,)`; set by the loop.
     clip_index: torch.Tensor | None = None
-    #: Clips of the train split; set by the loop.
+    #: Number of clips in the train split; set by the loop.
     num_clips: int | None = None
-    #: For methods that draw.
+    #: Seed for methods that draw random numbers.
     seed: int = 0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -102,26 +102,26 @@ class BalancingMethod:
             raise ValueError(f"{cls.__name__}: training sets {taken[0]!r} itself; give that option another name")
 
     def attach(self, model: MMBalanceForAudioVisualClassification) -> None:
-        """Start anew on a model, which from now on calls this method in training.
+        """Reset the method and attach it to a model, which then calls it in training.
 
         Raises:
             ValueError: if the method is not defined for the model's fusion head or number of modalities, or needs
-                `num_clips` and does not know it.
+                `num_clips` and it is not set.
         """
         self._check(model)
         config = model.config
         if config.fused_loss_weight is None:
             config.fused_loss_weight = self.fused_loss_weight
         if config.unimodal_loss_weight is None:
-            # Losses of heads for diagnosis do not reach the towers: these heads must learn by them under any method.
+            # Heads for diagnosis learn only from these losses, which do not reach the towers: every method needs them.
             diagnosis = model.fusion.unimodal_for_diagnosis
             config.unimodal_loss_weight = 1.0 if diagnosis else self.unimodal_loss_weight
         self.fused_weight, self.unimodal_weight = config.fused_loss_weight, config.unimodal_loss_weight
         self._check_weights()
         self.model = model
-        #: Optimiser steps done.
+        #: Number of optimiser steps done.
         self.step = 0
-        #: What a resumed run needs beside it, by name; the same in every process, on the device of the batches.
+        #: What else a resumed run needs, by name; the same in every process, on the device of the batches.
         self.state: dict[str, torch.Tensor] = {}
         self._totals: dict[str, torch.Tensor] = {}
         self._rows: dict[str, list[torch.Tensor]] = {}
@@ -144,36 +144,36 @@ class BalancingMethod:
         if self.needs_split and head.unimodal_for_diagnosis:
             raise ValueError(
                 f"{name} needs unimodal logits that are parts of the decision; the fusion head {fusion!r} has none:"
-                " use one that does, such as sum, concat, qmf or adaptive"
+                " use a head that has them, such as sum, concat, qmf or adaptive"
             )
         if self.needs_pooled_features and model.config.frame_pooling == "log_probs":
-            raise ValueError(f"{name} works on pooled features: use another frame_pooling than 'log_probs'")
+            raise ValueError(f"{name} works on pooled features: use a frame_pooling other than 'log_probs'")
         if self.needs_clip_index and self.num_clips is None:
-            raise ValueError(f"{name} knows each clip of the train split: set num_clips, their number, before attach")
+            raise ValueError(f"{name} tracks each clip of the train split: set num_clips, their number, before attach")
 
     def _check_weights(self) -> None:
         name, used = type(self).__name__, (self.fused_weight, self.unimodal_weight)
         if not any(used):
             raise ValueError(
-                f"{name} has no loss to learn by: fused_loss_weight and unimodal_loss_weight are both 0; leave them"
-                f" out of the config, or set them to {self.fused_loss_weight:g} and {self.unimodal_loss_weight:g}"
+                f"{name} has no loss to learn from: fused_loss_weight and unimodal_loss_weight are both 0; remove them"
+                f" from the config, or set them to {self.fused_loss_weight:g} and {self.unimodal_loss_weight:g}"
             )
         for part, weight in zip(("fused", "unimodal"), used, strict=True):
             if getattr(self, f"{part}_loss_weight") and not weight:
-                logger.warning("%s is defined with the %s loss, whose weight the config sets to 0", name, part)
+                logger.warning("%s is defined with the %s loss, but the config sets its weight to 0", name, part)
 
     def start(self) -> None:
-        """Set the initial `state`; `self.model` is known."""
+        """Set the initial `state`; `self.model` is already set."""
 
     def __call__(self, batch: TrainingBatch) -> torch.Tensor:
-        """The loss of a training batch; called by the model."""
+        """Return the loss of a training batch; called by the model."""
         if not torch.is_grad_enabled():
             return batch.loss
         index = self.clip_index
         if self.needs_clip_index and (index is None or index.shape != batch.labels.shape):
             raise ValueError(
-                f"{type(self).__name__} knows each clip of the train split: set clip_index, the places of the batch's"
-                " clips in it, before each batch"
+                f"{type(self).__name__} tracks each clip of the train split: set clip_index, the indices of the"
+                " batch's clips in it, before each batch"
             )
         device = batch.labels.device
         if any(value.device != device for value in self.state.values()):
@@ -186,15 +186,15 @@ class BalancingMethod:
         return loss
 
     def loss(self, batch: TrainingBatch) -> torch.Tensor:
-        """Loss of a batch, a scalar. Default: that of the config's weights."""
+        """Return the loss of a batch, a scalar. Default: the loss with the config's weights."""
         return batch.loss
 
     def before_step(self) -> None:
-        """Act on the gradients of a whole optimiser step; to be called once, in every process, before clipping.
+        """Act on the gradients of a complete optimiser step; call it once, in every process, before clipping.
 
         Raises:
             RuntimeError: if no batch went through the model since the last step.
-            ValueError: if gradients are sharded and the method needs whole ones.
+            ValueError: if gradients are sharded and the method needs complete ones.
         """
         if self._loss_scale is None:
             raise RuntimeError("before_step() without a backward: call it after the backward of a step's last batch")
@@ -210,23 +210,23 @@ class BalancingMethod:
         """Change the gradients of the parameters, and the state, once per optimiser step.
 
         Args:
-            totals: What [`collect`] and [`collect_rows`] were given in the step.
+            totals: Sums of what [`collect`] was given in the step, and rows of what [`collect_rows`] was given.
         """
 
-    # What methods use.
+    # Tools for methods.
 
     @property
     def loss_scale(self) -> torch.Tensor:
         """Factor of the step's gradients: 1, or that of the gradient scaler in float16."""
-        assert self._loss_scale is not None  # in `modulate` there was a backward
+        assert self._loss_scale is not None  # there was a backward before `modulate`
         return self._loss_scale
 
     def mean_gradient(self, total: torch.Tensor) -> torch.Tensor:
-        """A collected gradient of the loss as the step's mean over processes, without the loss scale."""
+        """Return a collected gradient of the loss as the step's mean over processes, without the loss scale."""
         return total / (self.loss_scale * world_size())
 
     def collect(self, **values: torch.Tensor) -> None:
-        """Add to sums over the step's batches and processes; the same names in every batch."""
+        """Add values to the sums over the step's batches and processes; use the same names in every batch."""
         for name, value in values.items():
             value = value.detach().float()
             self._totals[name] = self._totals[name] + value if name in self._totals else value
@@ -242,7 +242,7 @@ class BalancingMethod:
             loss.register_hook(act)
 
     def separate_gradients(self, loss: torch.Tensor, part: torch.Tensor, parameters: Sequence[nn.Parameter]) -> None:
-        """Have the gradient of one part of the loss kept apart, at the cost of one more backward.
+        """Keep the gradient of one part of the loss separately, at the cost of an extra backward pass.
 
         It is computed inside the backward of `loss`, with the gradient that arrives there: loss scaling and division
         by the accumulation steps are those of the loss.
@@ -259,9 +259,9 @@ class BalancingMethod:
             self.on_backward(loss, act)
 
     def separated(self, parameter: nn.Parameter) -> torch.Tensor:
-        """The gradient kept apart, as the step's mean over processes, on the scale of `parameter.grad`.
+        """Return the gradient kept separately, as the step's mean over processes, on the scale of `parameter.grad`.
 
-        To be asked for in every process, for the same parameters in the same order.
+        Call it in every process, for the same parameters in the same order.
         """
         gradient = self._separate.pop(parameter, None)
         gradient = torch.zeros_like(parameter) if gradient is None else gradient
@@ -271,8 +271,8 @@ class BalancingMethod:
         return gradient
 
     def tower_parameters(self) -> list[list[nn.Parameter]]:
-        """The trained parameters of each modality's tower: its backbone and, for vision, the pooling over frames."""
-        if not self._towers:  # looked up once per step: wrapping a model may exchange its parameters
+        """Return the trained parameters of each tower: its backbone and, for vision, the pooling over frames."""
+        if not self._towers:  # looked up once per step: wrapping a model may replace its parameters
             model = self.model
             modules: tuple[tuple[nn.Module, ...], ...] = (
                 (model.audio_model,),
@@ -291,13 +291,13 @@ class BalancingMethod:
         modality_mask: torch.Tensor,
         rows: Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Fused logits `(N, C)` of the model's head for unimodal logits and a mask that are not the batch's own.
+        """Return fused logits `(N, C)` of the model's head for unimodal logits and a mask other than the batch's own.
 
         Args:
-            batch: Whose features or tokens the head reads.
-            modality_logits: `(N, M, C)`.
-            modality_mask: `(N, M)`.
-            rows: For every modality `(N,)`, the clips of the batch that its logits are of; by default the batch's.
+            batch: Batch whose features or tokens the head reads.
+            modality_logits: Unimodal logits `(N, M, C)`.
+            modality_mask: Mask of the present modalities `(N, M)`.
+            rows: For every modality, the clips `(N,)` of the batch that its logits belong to; by default the batch's.
         """
         head = self.model.fusion
         read = batch.features if head.reads_pooled else batch.tokens
@@ -306,20 +306,20 @@ class BalancingMethod:
         return head(modality_logits, modality_mask, read).logits
 
     def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
-        """Draws of this step: the same in every process and in a resumed run, since keyed by seed and step."""
+        """Return the step's generator, keyed by seed and step: the same in every process and in a resumed run."""
         return torch.Generator(device).manual_seed(self.seed * 1_000_003 + self.step)
 
     def connected(self, loss: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
-        """A loss that leaves out some of the model, in a form that distributed training accepts.
+        """Return a loss that does not use all of the model, in a form that distributed training accepts.
 
-        There every parameter that the outputs depend on must get a gradient, if only of zeros.
+        There, every parameter that the outputs depend on must get a gradient, even if it is zero.
         """
         return loss if world_size() == 1 else loss + 0.0 * batch.loss
 
     def drop_empty_gradients(self) -> None:
-        """Leave parameters that the step's loss did not reach out of the step.
+        """Exclude the parameters that the step's loss did not reach from the step.
 
-        With a gradient of zeros, as distributed training gives them, momentum or weight decay would move them.
+        Distributed training gives them a gradient of zeros, with which momentum or weight decay would move them.
         """
         reached = [(p, p.grad) for p in self.model.parameters() if p.grad is not None]
         lengths = torch.stack(torch._foreach_norm([gradient for _, gradient in reached])).tolist()
@@ -338,14 +338,14 @@ class BalancingMethod:
     # Checkpoints.
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """All that a resumed run needs."""
+        """Return all that a resumed run needs."""
         return {"step": torch.tensor(self.step), **self.state}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on from a saved state.
+        """Continue from a saved state.
 
         Raises:
-            ValueError: if it is another method's.
+            ValueError: if the state belongs to a different method.
         """
         shapes, found = (
             {name: tuple(value.shape) for name, value in part.items()} for part in (self.state_dict(), state)
@@ -364,9 +364,9 @@ class BalancingMethod:
 
 
 def _check_gradients(model: nn.Module, whole: bool = False) -> None:
-    """Raise where another engine keeps the gradients to itself, or only a part of them is in this process."""
+    """Raise an error if another engine hides the gradients, or if this process holds only a part of them."""
     gradient = next((parameter.grad for parameter in model.parameters() if parameter.grad is not None), None)
     if gradient is None:
         raise ValueError(f"this balancing method changes gradients, which DeepSpeed does not show: {PLAIN}")
     if whole and hasattr(gradient, "placements"):
-        raise ValueError(f"this balancing method reads whole gradients, of which FSDP keeps parts: {PLAIN}")
+        raise ValueError(f"this balancing method reads complete gradients, which FSDP splits: {PLAIN}")

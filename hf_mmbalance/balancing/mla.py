@@ -11,20 +11,20 @@ from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 
 @register_balancing_method("mla")
 class MLA(BalancingMethod):
-    r"""One modality per optimiser step, in turn, through the classifier that all share (fusion head `mla`).
+    r"""One modality per optimiser step, in turn, through a classifier that all modalities share (fusion head `mla`).
 
-    Step t trains modality m = t mod M by CE(z_m, y). So that it does not undo what the others left in the classifier,
-    its weight gradient G `(C, D)` is projected, G := G P^T, where P starts as the identity and, after each modality's
-    step, with r the mean of its features, becomes (recursive least squares)
+    Step t trains modality m = t mod M with CE(z_m, y). To keep what the other modalities taught the classifier, its
+    weight gradient G `(C, D)` is projected, G := G P^T. P starts as the identity. After each modality's step, with r
+    the mean of its features, it becomes (recursive least squares)
 
         k = P r,   P := P - k k^T / (alpha + r^T k),   P := P / |P|_F,   alpha = 0.1^(1 + part of the epoch done)
 
-    P thus knows the modalities of the steps before, as in the paper; the published code would use that of the modality
-    in turn, and never does since it looks for a parameter name that does not occur. An epoch trains each tower on
-    1 / M of the clips: published settings, which train all of them on every batch, need M times as many epochs.
+    P thus covers the modalities of the earlier steps, as in the paper; the published code would use the current
+    modality's, but never does, since it looks for a parameter name that does not occur. An epoch trains each tower on
+    1 / M of the clips: published settings, which train all towers on every batch, need M times as many epochs.
 
     Args:
-        project: Whether gradients are projected.
+        project: Whether to project gradients.
     """
 
     fusion = "mla"
@@ -40,7 +40,7 @@ class MLA(BalancingMethod):
         self.state = {"projection": torch.eye(width), "clips_seen": torch.zeros(())}
 
     def turn(self) -> int:
-        """The modality of this step."""
+        """Return the modality of this step."""
         return self.step % len(self.model.config.modalities)
 
     def loss(self, batch: TrainingBatch) -> torch.Tensor:
@@ -67,7 +67,7 @@ class MLA(BalancingMethod):
 
 
 def extended(projection: torch.Tensor, feature: torch.Tensor, alpha: float) -> torch.Tensor:
-    """The projection `(D, D)` that also leaves out the direction of a feature `(D,)`, scaled to length 1."""
+    """Return the projection `(D, D)` with the direction of a feature `(D,)` also removed, scaled to length 1."""
     gain = projection @ feature
     projection = projection - torch.outer(gain, gain) / (alpha + feature @ gain)
     return projection / projection.norm()

@@ -16,10 +16,10 @@ from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 class MLB(BalancingMethod):
     r"""CE(z, y) + sum_m CE(z_m, y); tower m's gradients times k_m = 1 + tanh(alpha (s_m' / s_m - 1)).
 
-    s as in OGM, over clips that have both modalities. The modality that is ahead is slowed, the other hastened.
+    s as in OGM, over clips that have both modalities. The modality that is ahead is slowed, the other accelerated.
 
     Args:
-        alpha: Strength; published: 0.8. 0 is training by the sum of all losses.
+        alpha: Strength; published: 0.8. 0 is training with the sum of all losses.
     """
 
     two_modalities = True
@@ -40,7 +40,7 @@ class MLB(BalancingMethod):
             self.scale_towers(self.coefficients(totals["scores"].tolist()))
 
     def coefficients(self, scores: list[float]) -> list[float]:
-        """k_m for the two scores s_m; 1 where no clip has both modalities."""
+        """Return k_m for the two scores s_m; 1 if no clip has both modalities."""
         if not min(scores) > 0:
             return [1.0, 1.0]
         return [1 + math.tanh(self.alpha * (scores[1 - m] / scores[m] - 1)) for m in range(2)]

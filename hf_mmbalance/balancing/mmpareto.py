@@ -12,11 +12,11 @@ from hf_mmbalance.balancing.registry import register_balancing_method
 from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 
 
-ROUNDING = 1e-6  # of inner products in float32, relative
+ROUNDING = 1e-6  # relative rounding error of inner products in float32
 
 
 def min_norm_weight(joint: torch.Tensor, cross: torch.Tensor, unimodal: torch.Tensor) -> torch.Tensor:
-    """Weight w of g_j in the shortest vector w g_j + (1 - w) g_u, from <g_j, g_j>, <g_j, g_u>, <g_u, g_u>.
+    """Return the weight w of g_j in the shortest vector w g_j + (1 - w) g_u, from <g_j, g_j>, <g_j, g_u>, <g_u, g_u>.
 
     The derivative of |w g_j + (1 - w) g_u|^2 is 0 at w = <g_u, g_u - g_j> / |g_j - g_u|^2; clipped to [0, 1]
     (Desideri, 2012; two vectors).
@@ -32,9 +32,9 @@ class MMPareto(BalancingMethod):
         <g_j, g_u> > 0:  g = g_j + g_u
         otherwise:       g = 2 (w g_j + (1 - w) g_u), the shortest such vector, lengthened to |g_j + g_u| if shorter
 
-    and g times gamma. Heads learn by the sum of both losses. One more backward through the towers, for g_u; g_j is the
-    rest of the gradient. The length is restored for a tower as in the paper (the published code: for each parameter
-    tensor).
+    and g is multiplied by gamma. Heads learn from the sum of both losses. g_u takes an extra backward through the
+    towers; g_j is the rest of the gradient. The length is restored per tower, as in the paper (the published code: per
+    parameter tensor).
 
     Args:
         gamma: Factor of the towers' gradients; published: 1.5.
@@ -59,9 +59,9 @@ class MMPareto(BalancingMethod):
             self.combine(parameters, unimodal)
 
     def combine(self, parameters: Sequence[nn.Parameter], unimodal: Sequence[torch.Tensor]) -> None:
-        """Set the gradients, g_j + g_u so far, of one tower to g.
+        """Replace the gradients of one tower, so far g_j + g_u, by g.
 
-        Where the products are not finite (an overflow in float16, which the scaler sees), nothing is weighted.
+        If the products are not finite (an overflow in float16, which the scaler sees), nothing is weighted.
         """
         pairs = [(p.grad, g) for p, g in zip(parameters, unimodal, strict=True) if p.grad is not None]
         if not pairs:
@@ -76,7 +76,7 @@ class MMPareto(BalancingMethod):
         length = squares + 2 * weight * (1 - weight) * cross
         full = joint_joint + 2 * cross + own_own
         longer = (full / (4 * length)).sqrt()
-        # Opposite gradients cancel: what rounding leaves of the shortest vector has no direction to be lengthened in.
+        # Opposite gradients cancel: the rounding error that is left of the shortest vector must not be lengthened.
         lengthened = conflict & (length > ROUNDING * squares) & (longer > 1)
         factor = self.gamma * torch.where(lengthened, longer, torch.ones_like(longer))
         torch._foreach_mul_(joint, (2 * weight * factor).to(joint[0].dtype))
@@ -85,7 +85,7 @@ class MMPareto(BalancingMethod):
 
 
 def dot(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Inner product of two lists of tensors as one vector each."""
+    """Return the inner product of two lists of tensors, each taken as one vector."""
     return torch.stack([torch.linalg.vecdot(a.flatten(), b.flatten()) for a, b in zip(left, right, strict=True)]).sum(
         dtype=torch.float64
     )

@@ -9,7 +9,7 @@ from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassif
 
 @register_balancing_method("modality_dropout")
 class ModalityDropout(BalancingMethod):
-    """Joint training on clips that each modality leaves at a rate; one that would lose all keeps them.
+    """Joint training on clips that lose each modality at a given rate; a clip that would lose all keeps them.
 
     The model does the dropping (`config.modality_dropout`), so that it can be combined with any other method.
 
@@ -17,7 +17,7 @@ class ModalityDropout(BalancingMethod):
         rates: Probability for each modality, or one for all; 0.3 by default.
 
     Raises:
-        ValueError: by `attach`, for rates that the config does not take, or if it has others.
+        ValueError: from `attach`, if the config does not accept the rates, or already has different ones.
     """
 
     needs_split = False

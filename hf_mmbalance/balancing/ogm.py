@@ -15,20 +15,20 @@ from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 
 @register_balancing_method("ogm")
 class OGM(BalancingMethod):
-    r"""Slows the modality that is ahead: its tower's gradients are multiplied by k_m, once per optimiser step.
+    r"""Slows down the modality that is ahead: its tower's gradients are multiplied by k_m once per optimiser step.
 
     With s_m the sum over the step's clips of softmax(z_m)[y], and rho_m = s_m / s_m' (eq. 8 and 10 of the paper):
 
         k_m = 1 - tanh(alpha * rho_m)  if rho_m > 1,  else 1
 
-    The sums run over clips that have both modalities. The gradients are those of all the tower's trained parameters:
+    The sums are over clips that have both modalities. The gradients of all trained parameters of the tower are scaled:
     the published code's choice, 4-D convolution weights, would leave only the patch embedding of a transformer.
 
     Args:
         alpha: Strength; 0 is joint training.
-        noise: Multiple of each gradient tensor's own standard deviation that is added as Gaussian noise (the GE part);
-            as in the published code, to both towers and also where k = 1. 0 for none.
-        end: Part of the training after which the method rests; published: 0.5 (CREMA-D).
+        noise: Gaussian noise (the GE part), as a multiple of each gradient tensor's own standard deviation; as in the
+            published code, it is added to both towers, even if k = 1. 0 for none.
+        end: Fraction of the training after which the method stops acting; published: 0.5 (CREMA-D).
     """
 
     two_modalities = True
@@ -55,7 +55,7 @@ class OGM(BalancingMethod):
             self.add_noise()
 
     def coefficients(self, scores: list[float]) -> list[float]:
-        """k_m for the two scores s_m; 1 where no clip has both modalities."""
+        """Return k_m for the two scores s_m; 1 if no clip has both modalities."""
         factors = []
         for own, other in (scores, scores[::-1]):
             ratio = own / other if other else math.inf
@@ -63,7 +63,7 @@ class OGM(BalancingMethod):
         return factors
 
     def add_noise(self) -> None:
-        """Add the noise: the same in every process and in a resumed run, since it is keyed by seed and step."""
+        """Add the noise, keyed by seed and step: it is the same in every process and in a resumed run."""
         both = [parameter.grad for tower in self.tower_parameters() for parameter in tower]
         gradients = [gradient for gradient in both if gradient is not None and gradient.numel() > 1]
         if not gradients:
@@ -79,9 +79,9 @@ class OGM(BalancingMethod):
 
 
 def groups(tensors: list[torch.Tensor], size: int = 2**18) -> Iterator[list[torch.Tensor]]:
-    """The tensors in turn, as few of them at a time as hold `size` numbers.
+    """Yield the tensors in order, in groups of as few tensors as hold `size` numbers.
 
-    Hundreds of small draws cost more than their arithmetic; one large draw does not stay in the processor's cache.
+    Hundreds of small draws cost more than their arithmetic; one large draw does not fit in the processor's cache.
     """
     group: list[torch.Tensor] = []
     for tensor in tensors:
@@ -94,7 +94,7 @@ def groups(tensors: list[torch.Tensor], size: int = 2**18) -> Iterator[list[torc
 
 
 def deviations(tensors: list[torch.Tensor], factor: float = 1.0) -> list[torch.Tensor]:
-    """Standard deviation of every tensor times a factor: sqrt((|g|^2 - (sum g)^2 / n) / (n - 1))."""
+    """Return the standard deviation of every tensor times a factor: sqrt((|g|^2 - (sum g)^2 / n) / (n - 1))."""
     squares = torch.stack(torch._foreach_norm(tensors)).double().square()
     sums = torch.stack([tensor.sum() for tensor in tensors]).double()
     count = torch.tensor([tensor.numel() for tensor in tensors], device=sums.device)
@@ -104,7 +104,7 @@ def deviations(tensors: list[torch.Tensor], factor: float = 1.0) -> list[torch.T
 
 @register_balancing_method("ogm_ge")
 class OGMGE(OGM):
-    """OGM with its generalisation enhancement: noise of the gradients' own standard deviation."""
+    """OGM with its generalisation enhancement: noise with the gradients' own standard deviation."""
 
     def __init__(self, alpha: float = 0.8, noise: float = 1.0, end: float = 1.0):
         super().__init__(alpha, noise, end)

@@ -12,22 +12,23 @@ from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 
 @register_balancing_method("olm")
 class OLM(BalancingMethod):
-    r"""Losses of logits that are multiplied by coefficients w_k, one for each modality and one for the fused logits.
+    r"""Losses of logits that are multiplied by coefficients w_k, one per modality and one for the fused logits.
 
-    Task loss: sum_k CE(w_k z_k, y). Coefficients, by an Adam of their own, also minimise (as GradNorm, on logits)
+    Task loss: sum_k CE(w_k z_k, y). The coefficients have their own Adam and also minimise (as GradNorm, on logits)
 
         L_w = mean_i sum_k | n_ik - mean_l(n_il) r_k |
         n_ik = w_k |z_ik|,   r_k = (CE_k / CE_k,0) / mean_l(CE_l / CE_l,0)
 
     with norms, means and r_k constant in the gradient. Both losses reach the coefficients, as in the published code,
-    where both are sums over the batch: as means they have the same weights relative to each other, whatever its size.
+    where both are sums over the batch; as means, they keep the same relative weights for any batch size.
     CE_k,0 is the loss of the first step that has modality k (the published code takes it from the last batch of the
     first epoch).
-    Evaluation uses z_k as it is: the coefficients act on training only. A clip that lacks a modality adds no term for
-    it, and its mean runs over what it has.
+    Evaluation uses z_k unchanged: the coefficients affect only training. A clip without a modality adds no term for
+    it, and its mean is over the modalities that it has.
 
     Args:
-        learning_rate: Of the coefficients' Adam; published: 1e-3. 0 is training by the sum of all losses.
+        learning_rate: Learning rate of the coefficients' Adam; published: 1e-3. 0 is training with the sum of all
+            losses.
     """
 
     unimodal_loss_weight = 1.0
@@ -53,7 +54,7 @@ class OLM(BalancingMethod):
         return losses.sum()
 
     def task_losses(self, batch: TrainingBatch, weights: torch.Tensor) -> torch.Tensor:
-        """The losses CE(w_k z_k, y) `(M + 1,)`, means over clips, times the weights of the config."""
+        """Return the losses CE(w_k z_k, y) `(M + 1,)`, means over clips, times the weights of the config."""
         mask = batch.taught_mask
         every = batch.labels.unsqueeze(1).expand(mask.shape)
         unimodal = self.model.clip_losses(weights[:-1].view(1, -1, 1) * batch.modality_logits, every)
@@ -68,13 +69,13 @@ class OLM(BalancingMethod):
         first = self.state["first_loss"]
         first = self.state["first_loss"] = torch.where(first > 0, first, losses)
         ratio = torch.where(first > 0, losses / first, torch.nan)
-        ratio = torch.nan_to_num(ratio / ratio.nanmean())  # of a modality that no step has had, there is none
+        ratio = torch.nan_to_num(ratio / ratio.nanmean())  # NaN for a modality that no step has had so far
         norms = norm_gradient(self.state["coefficients"], totals["norms"], ratio)
         adam_step(self, "coefficients", totals, self.learning_rate, more=norms)
 
 
 def norm_gradient(coefficients: torch.Tensor, norms: torch.Tensor, ratio: torch.Tensor) -> torch.Tensor:
-    """Gradient of L_w: d/dw_k = mean_i sign(n_ik - mean_l(n_il) r_k) |z_ik|.
+    """Return the gradient of L_w: d/dw_k = mean_i sign(n_ik - mean_l(n_il) r_k) |z_ik|.
 
     Args:
         coefficients: w `(K,)`.

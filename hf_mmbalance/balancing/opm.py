@@ -14,23 +14,23 @@ from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 
 @register_balancing_method("opm")
 class OPM(BalancingMethod):
-    r"""Clips lose the modality that is ahead, at a rate that grows with its lead; the loss is CE(z) of what is left.
+    r"""Clips lose the modality that is ahead, at a rate that grows with its lead; the loss is CE(z) of the rest.
 
-    With s as in OGM, and rho_m = s_m / s_m', in a step that drops at all (with `probability`):
+    With s as in OGM, and rho_m = s_m / s_m', in steps that drop modalities (with `probability`):
 
         q_m = min(base * (1 + strength * tanh(rho_m - 1)), 1)  if rho_m > 1,  else 0
         f_m := f_m / (1 - theta),  theta = sum_m d_m q_m / sum_m d_m,  d_m the width of f_m
 
-    A modality that is dropped is missing for its clip, as it would be at test (the published code sets its feature to
-    0, which for the published head is the same but for half a bias); a clip keeps the only one it has. The scores are
-    sums over the step before: those of this step are complete only when its last batch has been through the model.
+    A dropped modality is missing for its clip, as it would be at test (the published code sets its feature to 0, which
+    for the published head is the same except for half a bias); a clip keeps its only modality. The scores are sums
+    over the step before: those of this step are complete only after its last batch.
     Draws are keyed by seed, step and clip, so that they do not depend on how a step is split.
 
     Args:
         base: Rate at the smallest lead; published: 0.4 to 0.5. 0 is joint training.
         strength: lambda; published: 0.5.
-        probability: Of a step that drops; published: 0.7.
-        warmup: Part of the training before which the method rests; published: the first 6 of 100 epochs.
+        probability: Probability that a step drops modalities; published: 0.7.
+        warmup: Fraction of the training before the method starts; published: the first 6 of 100 epochs.
     """
 
     two_modalities = True
@@ -68,7 +68,7 @@ class OPM(BalancingMethod):
         return self.connected(loss + self.unimodal_weight * batch.unimodal_loss, batch)
 
     def rates(self, scores: list[float]) -> list[float]:
-        """q_m for the two scores s_m; 0 where no clip has both modalities."""
+        """Return q_m for the two scores s_m; 0 if no clip has both modalities."""
         found = []
         for own, other in (scores, scores[::-1]):
             lead = own / other - 1 if other else math.inf

@@ -1,4 +1,4 @@
-"""Sums and rows over the processes of a distributed run; in a single process, what was given."""
+"""Sums and rows over the processes of a distributed run; a single process gets its input back."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import torch.distributed as dist
 
 
 def world_size() -> int:
-    """Number of processes that train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def sum_over_processes(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Sum of every tensor over the processes, in one exchange; the same names and shapes everywhere."""
+    """Sum every tensor over the processes, in one exchange; names and shapes must be the same everywhere."""
     if world_size() == 1 or not values:
         return values
     flat = torch.cat([value.flatten() for value in values.values()])
@@ -22,7 +22,7 @@ def sum_over_processes(values: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Rows `(N_p, ...)` of all processes, joined in the order of the processes; N_p may differ."""
+    """Join the rows `(N_p, ...)` of all processes in the order of the processes; N_p may differ."""
     if world_size() == 1:
         return rows
     count = torch.tensor([len(rows)], device=rows.device)

@@ -10,15 +10,15 @@ from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 
 
 def ranking_loss(confidence: torch.Tensor, history: torch.Tensor) -> torch.Tensor:
-    """max(0, g (c_i - c_j) + |h_i - h_j|), g = sign(h_i - h_j): a clip that was harder must be less confident.
+    """Return max(0, g (c_i - c_j) + |h_i - h_j|), g = sign(h_i - h_j): a clip that was harder must be less confident.
 
     Args:
-        confidence: c of the clips i of a batch, `(B,)`; j is the next one, that of the last the first.
+        confidence: c of the clips i of a batch, `(B,)`; j is the next clip, and the first follows the last.
         history: h, their accumulated losses on the scale [0, 1], `(B,)`.
 
     Returns:
-        Loss of every pair, `(B,)`. The published code has the other sign before |h_i - h_j|: there the wrong order is
-        allowed up to that difference.
+        Loss of every pair, `(B,)`. The published code has the opposite sign before |h_i - h_j|, and so allows the
+        wrong order up to that difference.
     """
     difference = history - history.roll(-1)
     return (difference.sign() * (confidence - confidence.roll(-1)) + difference.abs()).clamp(min=0)
@@ -29,12 +29,12 @@ class QMF(BalancingMethod):
     r"""CE(z, y) + sum_m CE(z_m, y) + weight * sum_m mean_i rank_m,i, confidence c_m = logsumexp(z_m) / 10.
 
     The history of a clip and modality is the sum of its losses over all steps so far, scaled to [0, 1] over the train
-    split. It is written after the step: what a loss compares with does not depend on how the step is split. Pairs are
-    neighbours in a batch, so that they do depend on it: two processes form the pairs that two accumulated batches
-    form. Pairs of which one lacks the modality do not count.
+    split. It is updated after the step, so that it does not depend on how the step is split. Pairs are neighbours in
+    a batch and do depend on the split: two processes form the same pairs as two accumulated batches. Pairs in which
+    one clip lacks the modality do not count.
 
     Args:
-        weight: Of the ranking losses; 0 is training by the other losses.
+        weight: Weight of the ranking losses; 0 is training with the other losses.
     """
 
     fusion = "qmf"
@@ -70,7 +70,7 @@ class QMF(BalancingMethod):
         return batch.loss + self.weight * torch.stack(ranks).sum()
 
     def scaled_history(self) -> torch.Tensor:
-        """The history `(N, M)`, each modality's on the scale [0, 1]."""
+        """Return the history `(N, M)`, scaled to [0, 1] for each modality."""
         history = self.state["history"]
         low, high = history.amin(0), history.amax(0)
         return (history - low) / (high - low).clamp(min=torch.finfo(history.dtype).tiny)

@@ -1,4 +1,4 @@
-"""ReconBoost: modalities in turn, most from what the others get wrong (Hua et al., ICML 2024, arXiv 2405.09321)."""
+"""ReconBoost: each modality learns most from what the others get wrong (Hua et al., ICML 2024, arXiv 2405.09321)."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 class ReconBoost(BalancingMethod):
     r"""Stages of one modality, in turn, each followed by epochs of CE(z, y) for all (the global rectification).
 
-    In a stage of modality m only its tower and head learn, by
+    In a stage of modality m only its tower and head learn, from
 
         mean_i (weight - reconcile * r_i) CE(z_m,i, y_i) / C + agreement * mean_ic (p_m,ic - p_m',ic)^2
 
-    with r the probability that the sum of the other modalities gives the true class, p = softmax z_m, m' the modality
-    of the stage before (absent in the first stage), and all of the others constant. A clip whose class the others
-    predict has less weight, as in gradient boosting. The formula is that of the released code.
+    with r the probability that the sum of the other modalities assigns to the true class, p = softmax z_m, m' the
+    modality of the stage before (absent in the first stage), and all values of the others constant. A clip whose class
+    the others predict has less weight, as in gradient boosting. The formula is that of the released code.
 
-    That code cuts the agreement off p_m as well, so that it is a constant; it shares one classifier between
-    the towers (here each has the head that the fusion gives it) and learns a factor of the fused logits, which changes
-    no decision. A clip that lacks m, or whose class m does not know, adds 0; r is uniform where it has nothing else.
-    Epochs are told by the training loop (`epoch`).
+    That code also detaches p_m in the agreement, which makes it a constant. It shares one classifier between the
+    towers (here each has the head that the fusion gives it) and learns a factor of the fused logits, which changes no
+    decision. A clip without m, or whose class m does not know, adds 0; r is uniform if the clip has nothing else. The
+    training loop sets the epoch (`epoch`).
 
     Args:
         stage_epochs: Epochs of a modality's stage; published: 4. 0 is joint training.
         joint_epochs: Epochs for all after each stage; published: 4.
-        weight: Published: 5 (CREMA-D), 4 (AVE).
-        reconcile: Published: 1.
-        agreement: Published: 0.5.
+        weight: Weight of the loss in the formula; published: 5 (CREMA-D), 4 (AVE).
+        reconcile: Strength of the reweighting by r; published: 1.
+        agreement: Weight of the agreement term; published: 0.5.
     """
 
     needs_whole_gradients = True
@@ -60,7 +60,7 @@ class ReconBoost(BalancingMethod):
         self.weight, self.reconcile, self.agreement = weight, reconcile, agreement
 
     def stage(self) -> int | None:
-        """The number of the stage that this epoch is in; `None` in the rectification after it."""
+        """Return the number of the stage of this epoch; `None` in the rectification after a stage."""
         number, place = divmod(self.epoch, self.stage_epochs + self.joint_epochs)
         return number if place < self.stage_epochs else None
 

@@ -16,10 +16,10 @@ BALANCING_METHODS: dict[str, type[BalancingMethod]] = {}
 
 
 def register_balancing_method(name: str) -> Callable[[type], type]:
-    """Class decorator that makes a method available as `--balancing name`.
+    """Return a class decorator that makes a method available as `--balancing name`.
 
     Raises:
-        ValueError: if another class already has the name.
+        ValueError: if a different class already has the name.
     """
 
     def register(cls: type) -> type:
@@ -33,7 +33,7 @@ def register_balancing_method(name: str) -> Callable[[type], type]:
 
 
 def build_method(name: str, options: dict[str, Any] | None = None) -> BalancingMethod:
-    """A method by its registered name, or that of `"path/to/my_method.py:MyMethod"`.
+    """Build a method from its registered name or from `"path/to/my_method.py:MyMethod"`.
 
     Args:
         name: Registered name, or file and class.
@@ -41,7 +41,7 @@ def build_method(name: str, options: dict[str, Any] | None = None) -> BalancingM
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if there is no such method (the message lists those there are), or it does not take the options.
+        ValueError: if there is no such method (the message lists the known ones), or it does not accept the options.
     """
     method = _load(name) if ".py:" in name else BALANCING_METHODS.get(name)
     if method is None:
@@ -52,18 +52,18 @@ def build_method(name: str, options: dict[str, Any] | None = None) -> BalancingM
     unknown = sorted(set(options) - set(taken))
     if unknown:
         known = ", ".join(f"{key} ({value!r})" for key, value in taken.items()) or "none"
-        raise ValueError(f"balancing_options: {name!r} does not take {', '.join(unknown)}; its options are {known}")
+        raise ValueError(f"balancing_options: {name!r} does not accept {', '.join(unknown)}; its options are {known}")
     for key, value in options.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"balancing_options: {key}={value} is not a number that {name!r} can use")
     try:
         return method(**options)
     except TypeError as error:
-        raise ValueError(f"balancing_options: {name!r} does not take these values, {options}: {error}") from error
+        raise ValueError(f"balancing_options: {name!r} does not accept these values, {options}: {error}") from error
 
 
 def options_of(method: type[BalancingMethod]) -> dict[str, Any]:
-    """Options of a method and their defaults."""
+    """Return the options of a method and their defaults."""
     return {name: entry.default for name, entry in inspect.signature(method).parameters.items()}
 
 

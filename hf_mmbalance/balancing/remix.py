@@ -11,25 +11,25 @@ from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 
 @register_balancing_method("remix")
 class Remix(BalancingMethod):
-    r"""First CE(z, y) + sum_m CE(z_m, y) / 2; then each clip by one modality n, the others missing.
+    r"""First CE(z, y) + sum_m CE(z_m, y) / 2; then each clip trains one modality n, with the others missing.
 
     n = argmin_m KL(p_m || uniform) over the modalities that the clip has and that know its class, p_m = softmax z_m;
     z^(n) are the fused logits of modality n only:
 
         CE(z^(n), y) + gamma * CE(z_n, y)
 
-    What differs from the published code, since batches are the loader's:
+    Differences from the published code, since the loader forms the batches:
 
-    - n comes from the pass that trains; there, from a pass in evaluation mode before each epoch.
-    - Clips of different n share a batch; there, batches are of one n, those for vision before those for audio. A clip
-      has no gradient in any tower but n's either way. Under plain SGD and to first order an epoch moves each tower as
-      far as there: every step by its share of the clips, in place of that share of the steps. Under optimisers that
-      normalise a gradient's size, such as Adam, the two differ.
+    - n comes from the training pass; there, from a pass in evaluation mode before each epoch.
+    - Clips with different n share a batch; there, each batch has one n, and those for vision precede those for audio.
+      Either way, a clip has a gradient only in the tower of n. With plain SGD and to first order, an epoch moves each
+      tower as far as there: every step by its share of the clips, instead of that share of the steps. With optimisers
+      that normalise a gradient's size, such as Adam, the two differ.
 
     Args:
         gamma: Weight of CE(z_n, y); published: 1.
-        warmup: Part of the training that is the first one; published: the first 10 of 60 epochs. 1 is training by the
-            sum of all losses.
+        warmup: Fraction of the training in the first phase; published: the first 10 of 60 epochs. 1 is training with
+            the sum of all losses.
     """
 
     unimodal_loss_weight = 0.5
@@ -55,7 +55,7 @@ class Remix(BalancingMethod):
 
 
 def assigned(modality_logits: torch.Tensor, modality_mask: torch.Tensor) -> torch.Tensor:
-    """True for the modality `(B, M)` that is closest to uniform, of those in the mask: KL(p || u) = log C - H(p)."""
+    """Return a mask `(B, M)` of the modality closest to uniform among those in the mask: KL(p || u) = log C - H(p)."""
     log_probs = modality_logits.log_softmax(-1)
     negative_entropy = (log_probs.exp() * log_probs).sum(-1).masked_fill(~modality_mask, torch.inf)
     return torch.zeros_like(modality_mask).scatter(1, negative_entropy.argmin(1, keepdim=True), True)

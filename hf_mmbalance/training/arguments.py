@@ -1,4 +1,4 @@
-"""Options of a training run, from the command line and a YAML file; every field has a help text."""
+"""Options of a training run, read from the command line and a YAML file; every field has a help text."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def _help(text: str, default: Any = None) -> Any:
 
 @dataclass
 class DataArguments:
-    """Which clips."""
+    """Options that select the clips."""
 
     dataset: str = _help(
         "'synthetic', 'grid', a folder of class folders, a CSV or Parquet file of path,label[,group][,split], or the"
         " name of a Hub or local dataset with audio and frames or video columns.",
         "synthetic",
     )
-    embeddings: str | None = _help("Folder that `mmbalance embed` wrote: its features are used, and no clip is read.")
+    embeddings: str | None = _help("Folder written by `mmbalance embed`; its features are used, no clips are read.")
     train_corruptions: list[str] = _help(
-        "Corruptions of train clips, drawn for each epoch: kinds, groups such as seen, or none.", ["none"]
+        "Corruptions of train clips, drawn in every epoch: kinds, groups such as seen, or none.", ["none"]
     )
 
 
 @dataclass
 class ModelArguments:
-    """Which towers, and how the decision is made."""
+    """Options of the towers and of the decision."""
 
     audio_model: str | None = _help("Hub name or folder of the audio backbone. Default: AST-base trained on AudioSet.")
     vision_model: str | None = _help("Hub name or folder of the vision backbone. Default: ViT-base, ImageNet-21k.")
@@ -67,11 +67,11 @@ class ModelArguments:
     model_name_or_path: str | None = _help("Start from a trained model of this package instead of two backbones.")
     audio_max_length: int | None = _help("Spectrogram frames (10 ms each) of AST. Default: fitted to the train clips.")
     audio_mean: float | None = _help(
-        "Mean of AST's log-mel input. Default: the backbone's, for new towers AudioSet's."
+        "Mean of AST's log-mel input. Default: the backbone's, or AudioSet's for new towers."
     )
-    audio_std: float | None = _help("Standard deviation of AST's log-mel input, default likewise.")
-    image_mean: list[float] | None = _help("Mean of every colour. Default: the backbone's, for new towers 0.5.")
-    image_std: list[float] | None = _help("Standard deviation of every colour, default likewise.")
+    audio_std: float | None = _help("Standard deviation of AST's log-mel input. Default: as for audio_mean.")
+    image_mean: list[float] | None = _help("Mean of every colour. Default: the backbone's, or 0.5 for new towers.")
+    image_std: list[float] | None = _help("Standard deviation of every colour. Default: as for image_mean.")
     trainable_layers: str = _help("'all', 0 to freeze the towers, or k to train only their last k layers.", "all")
     fusion: str = _help("Fusion head: a registered name, or 'path/to/my_head.py:MyHead'.", "adaptive")
     fusion_options: dict | str | None = _help("Options (JSON) of the fusion head, e.g. '{\"hidden_size\": 128}'.")
@@ -80,7 +80,7 @@ class ModelArguments:
         "Pooling over frames: 'mean', 'temporal' (a small transformer layer first) or 'log_probs'.", "mean"
     )
     classifier_dropout: float = _help("Dropout on tower features and in the temporal layer.", 0.0)
-    modality_dropout: list[float] = _help("Rate, for each modality, at which training clips lose it.", [0.0, 0.0])
+    modality_dropout: list[float] = _help("For each modality, the rate at which train clips lose it.", [0.0, 0.0])
     fused_loss_weight: float | None = _help("Weight of the fused loss for the towers. Default: the fusion head's own.")
     unimodal_loss_weight: float | None = _help("Weight of the unimodal losses. Default: the fusion head's own.")
     balancing: str | None = _help(
@@ -96,7 +96,7 @@ class ModelArguments:
     time_mask_width: int = _help("SpecAugment: widest time mask, in frames.", 8)
     attn_implementation: str | None = _help("Attention of both towers: 'sdpa', 'eager', 'flash_attention_2', ...")
     trust_remote_code: bool = _help("Run code that comes with backbones or models from the Hub.", False)
-    named = frozenset[str]()  # which options the command line has; no option itself
+    named = frozenset[str]()  # names of the options given on the command line; not an option itself
 
     def __post_init__(self) -> None:
         for name in ("audio_config", "vision_config", "fusion_options", "balancing_options"):
@@ -113,30 +113,30 @@ class ModelArguments:
 
 @dataclass
 class MMBalanceTrainingArguments(TrainingArguments):
-    """How long, how fast and where to; all of transformers' TrainingArguments, with defaults of our own."""
+    """Options of the training loop: all of transformers' `TrainingArguments`, some with defaults of this package."""
 
     output_dir: str | None = _help("Folder of the run. Default: outputs/<dataset>-<time>-s<seed>.", "")
     per_device_train_batch_size: int = _help("Clips per process and accumulation step.", 16)
     per_device_eval_batch_size: int = _help("Clips per process in evaluation.", 32)
     learning_rate: float = _help("Learning rate of towers and heads.", 1e-4)
     early_stopping_patience: int | None = _help("Stop after that many validations without improvement.")
-    eval_strategy: str = _help("When to read the validation split.", "epoch")
+    eval_strategy: str = _help("When to evaluate on the validation split.", "epoch")
     save_strategy: str = _help("When to save a checkpoint.", "epoch")
-    save_total_limit: int | None = _help("Checkpoints kept.", 2)
-    load_best_model_at_end: bool = _help("Take the weights that were best on validation.", True)
+    save_total_limit: int | None = _help("Number of checkpoints to keep.", 2)
+    load_best_model_at_end: bool = _help("Keep the weights that were best on validation.", True)
     metric_for_best_model: str | None = _help("Validation measure that selects the model.", "nll")
-    greater_is_better: bool | None = _help("Whether more of it is better. Default: for accuracies only.")
-    logging_steps: float = _help("Steps between lines of the log.", 20)
+    greater_is_better: bool | None = _help("Whether a higher value of it is better. Default: for accuracies only.")
+    logging_steps: float = _help("Steps between log lines.", 20)
     ddp_find_unused_parameters: bool | None = _help(
-        "Kept on: where no clip of a process's batch has a modality, its tower has no gradient.", True
+        "On by default: if no clip in a process's batch has a modality, its tower has no gradient.", True
     )
-    restore_callback_states_from_checkpoint: bool = _help("Early stopping goes on counting in a resumed run.", True)
-    seed: int = _help("Seed of weights, order, dropout and augmentation.", 0)
+    restore_callback_states_from_checkpoint: bool = _help("Early stopping continues its count in a resumed run.", True)
+    seed: int = _help("Random seed of weights, order, dropout and augmentation.", 0)
 
     def __post_init__(self) -> None:
         if self.hub_token is not None:
-            # Trainer pickles its arguments into every checkpoint, and a command line is seen by all on a machine.
-            raise ValueError("hub_token is not taken: log in with `hf auth login`, or set HF_TOKEN")
+            # Trainer pickles its arguments into every checkpoint, and all users of a machine can see command lines.
+            raise ValueError("hub_token is not accepted: log in with `hf auth login`, or set HF_TOKEN")
         sizes = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
         check_at_least(self, 1, *sizes)
         check_at_least(self, 0, "num_train_epochs")
@@ -144,19 +144,19 @@ class MMBalanceTrainingArguments(TrainingArguments):
             raise ValueError("max_steps=0 must be at least 1; to train nothing, set num_train_epochs=0")
         for name in ("fp16_full_eval", "bf16_full_eval", "dataloader_drop_last"):
             if getattr(self, name):
-                raise ValueError(f"{name} is not taken: every clip is used, and the model judged as it is served")
+                raise ValueError(f"{name} is not supported: every clip is used, and evaluation is as in serving")
         strategies = [str(getattr(value, "value", value)) for value in (self.eval_strategy, self.save_strategy)]
         if self.load_best_model_at_end and strategies[1] not in ("best", strategies[0]):
             raise ValueError(
-                f"eval_strategy={strategies[0]!r} and save_strategy={strategies[1]!r}: to take the weights that were"
-                " best, each evaluation needs a checkpoint; give both the same, or --load_best_model_at_end false"
+                f"eval_strategy={strategies[0]!r} and save_strategy={strategies[1]!r}: to keep the best weights, each"
+                " evaluation needs a checkpoint; give both the same value, or --load_best_model_at_end false"
             )
         if self.greater_is_better is None:
             self.greater_is_better = "accuracy" in (self.metric_for_best_model or "")
         super().__post_init__()
         uses = self.load_best_model_at_end, self.early_stopping_patience, self.save_strategy == "best"
         if not (any(uses) or self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")):
-            # Trainer would still track the best checkpoint, and keep it instead of the one whose weights are kept.
+            # Trainer would still track the best checkpoint, and keep it instead of the last, whose weights are used.
             self.metric_for_best_model = None
         patience = self.early_stopping_patience
         if patience is not None and (patience < 1 or strategies[0] == "no"):
@@ -165,9 +165,9 @@ class MMBalanceTrainingArguments(TrainingArguments):
                 f" {strategies[0]!r})"
             )
         if self.n_gpu > 1:
-            # Trainer would wrap the model in DataParallel, whose parts of a batch need not be equal: the mean of their
-            # losses would not be the batch's.
-            logger.warning("%d GPUs but one process, which uses one: start by accelerate launch", self.n_gpu)
+            # Trainer would wrap the model in DataParallel, which may split a batch into unequal parts: the mean of
+            # their losses would not be the loss of the batch.
+            logger.warning("%d GPUs but one process, which uses one GPU: start with accelerate launch", self.n_gpu)
             self._n_gpu = 1
 
 
@@ -183,11 +183,11 @@ class RunArguments:
     argv: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, with what `results.json` keeps of a run's configuration."""
+        """Return the configuration of the run as plain values, as stored in `results.json`."""
         training = self.training.to_dict()
         ours = {f.name for f in dataclasses.fields(MMBalanceTrainingArguments)} - {"hub_token"}
         source = {}
-        if self.data.embeddings is None:  # whose clips were read before
+        if self.data.embeddings is None:  # stored features need no options for reading clips
             source = {typed_name(name): value for name, value in dataclasses.asdict(self.source).items()}
         return {
             **dataclasses.asdict(self.data),
@@ -199,21 +199,21 @@ class RunArguments:
 
 
 def parse_arguments(argv: list[str] | None = None) -> RunArguments:
-    """Read `--config NAME` (its keys are the options' names), then options of the command line over it.
+    """Parse the file of `--config NAME` (its keys are option names) and the command line, which takes precedence.
 
-    Without `--config` and with the synthetic dataset, the built-in recipe of tiny towers holds.
+    Without `--config`, the synthetic dataset uses the built-in recipe with tiny towers.
 
     Raises:
-        ValueError: for a config file that is missing or holds an unknown key or an invalid value,
-            or an unknown option.
-        SystemExit: for a value of the wrong kind or `--help_all`, by argparse.
+        ValueError: if the config file is missing or holds an unknown key or an invalid value,
+            or if an option is unknown.
+        SystemExit: raised by argparse for a value of the wrong type and for `--help_all`.
     """
     argv = underscored(sys.argv[1:] if argv is None else argv)
     given = list(argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", metavar="NAME")
     chosen, argv = first.parse_known_args(argv)
-    for name in ("embeddings", *OVERRULES):  # which say what the other options are
+    for name in ("embeddings", *OVERRULES):  # which decide what the other options and settings are
         first.add_argument(f"--{name}")
     settings, dataset = _settings(chosen.config, vars(first.parse_known_args(argv)[0]))
     source_part = _source_part(dataset)
@@ -242,19 +242,19 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     if data.embeddings is not None:
         for name in (entry.name for entry in dataclasses.fields(source)):
             if name in model.named:
-                raise ValueError(f"--{name} says how clips are read, and with --embeddings none is: leave it out")
+                raise ValueError(f"--{name} says how clips are read, but --embeddings reads no clips: remove it")
     kind = options_class(dataset)
     options = {entry.name: getattr(source, typed_name(entry.name)) for entry in dataclasses.fields(kind)}
     return RunArguments(data, kind(**options), model, decision, training, given)
 
 
 def _settings(config_file: str | None, named: dict[str, str | None]) -> tuple[dict[str, Any], str]:
-    """What the config file (or the built-in recipe) sets and the command line does not overrule; and the data set."""
+    """Return the settings of the config file (or recipe) that the command line does not override, and the dataset."""
     settings = {} if config_file is None else read_config(config_file)
     if named["embeddings"] is not None and named["dataset"] is not None:
-        raise ValueError("--dataset has no place beside --embeddings, which are those of a data set: leave it out")
+        raise ValueError("--dataset cannot be combined with --embeddings, which belong to a dataset: remove it")
     if isinstance(settings.get("dataset"), list | dict):
-        raise ValueError(f"{config_file}: dataset: {settings['dataset']!r} is not the name of one data set")
+        raise ValueError(f"{config_file}: dataset: {settings['dataset']!r} is not the name of one dataset")
     if settings.get("dataset") is not None:
         settings["dataset"] = str(settings["dataset"])  # a folder may be called 2024
     dataset = named["dataset"] or settings.get("dataset") or "synthetic"
@@ -262,7 +262,7 @@ def _settings(config_file: str | None, named: dict[str, str | None]) -> tuple[di
         settings = read_config(SYNTHETIC)
     overruled = {key for option, keys in OVERRULES.items() if named[option] is not None for key in keys}
     if named["embeddings"] is not None or (named["dataset"] is None and "embeddings" in settings):
-        dataset = "synthetic"  # the default; what the file says of clips is of those that were embedded
+        dataset = "synthetic"  # the default; clip options in the file describe the clips that were embedded
         overruled = overruled.union({"dataset"}, *(_typed_names(options_class_of(source)) for source in SOURCES))
     return {key: value for key, value in settings.items() if key not in overruled}, dataset
 
@@ -281,7 +281,7 @@ def _parser(parts: Any, dataset: str) -> HfArgumentParser:
 
 
 def _with_lists(parser: HfArgumentParser, argv: list[str]) -> list[str]:
-    """The command line with lists that are written as in a YAML file, `--crop [0,0,1,1]`, as `--crop 0 0 1 1`."""
+    """Return the command line with lists written as in YAML, `--crop [0,0,1,1]`, changed to `--crop 0 0 1 1`."""
     several = {name for action in parser._actions if action.nargs in ("+", "*") for name in action.option_strings}
     words: list[str] = []
     for word in argv:
@@ -298,7 +298,7 @@ def _with_lists(parser: HfArgumentParser, argv: list[str]) -> list[str]:
 
 
 def _unknown_option(word: str, known: set[str], dataset: str) -> str:
-    """What to say of a word of the command line that no option takes."""
+    """Return the error message for a word of the command line that belongs to no option."""
     if not word.startswith("-"):
         return f"{word!r} belongs to no option; write --option VALUE, e.g. --dataset {word}"
     name = word.split("=")[0].lstrip("-")
@@ -307,13 +307,13 @@ def _unknown_option(word: str, known: set[str], dataset: str) -> str:
 
 
 def _not_of(dataset: str, name: str) -> str | None:
-    """What to say of an option that other data sets have; None for one that none has."""
+    """Return the error message for an option that only other datasets have; None if no dataset has it."""
     elsewhere = [source for source in SOURCES if name in _typed_names(options_class_of(source))]
-    return f"--{name} is not an option of data set {dataset!r}, but of {', '.join(elsewhere)}" if elsewhere else None
+    return f"--{name} is not an option of dataset {dataset!r}, but of {', '.join(elsewhere)}" if elsewhere else None
 
 
 def option_names() -> set[str]:
-    """Names of all options of all data sets."""
+    """Return the names of all options of all datasets."""
     parts = (DataArguments, ModelArguments, DecisionArguments, MMBalanceTrainingArguments)
     own = {f.name for part in parts for f in dataclasses.fields(part)}
     return own.union(*(_typed_names(options_class_of(source)) for source in SOURCES))
@@ -328,8 +328,8 @@ TOWER_FIELDS = (
     "audio_model", "audio_revision", "audio_config", "audio_max_length",
     "vision_model", "vision_revision", "vision_config",
 )  # fmt: skip
-# Clips are read or their features are; a tower is named, configured or comes with a trained model: what the command
-# line says of them takes the place of all that the file says.
+# Either clips or their features are read; a tower is named, configured or part of a trained model. An option on the
+# command line replaces the settings of the file that it excludes.
 OVERRULES = {
     "dataset": ("embeddings",),
     "audio_model": ("audio_config",),
@@ -341,19 +341,19 @@ OVERRULES = {
 
 
 def _without_foreign(settings: dict[str, Any], known: set[str], dataset: str) -> dict[str, Any]:
-    """The settings less what only the file's own dataset has a use for, where the command line names another."""
+    """Drop settings that only the file's own dataset uses, if the command line names a different one."""
     own = settings.get("dataset", dataset)
     if own == dataset:
         return settings
     foreign = {f.name for f in dataclasses.fields(_source_part(own))} - known
     left_out = [key for key in settings if key in foreign]
     if left_out:
-        logger.warning("left out for %s: %s of %r", dataset, ", ".join(left_out), own)
+        logger.warning("ignored for %s: %s of %r", dataset, ", ".join(left_out), own)
     return {key: value for key, value in settings.items() if key not in foreign}
 
 
 def _source_part(dataset: str) -> type:
-    """A dataset's options by the names that they have on the command line."""
+    """Return a dataclass of a dataset's options, under their names on the command line."""
     fields = []
     hints = typing.get_type_hints(options_class(dataset))
     for entry in dataclasses.fields(options_class(dataset)):
@@ -368,7 +368,7 @@ def _source_part(dataset: str) -> type:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """Read the mapping in a YAML file.
 
     Args:
         path: The file, or the name of a packaged config (a file of `hf_mmbalance/configs/`, without its suffix).
@@ -394,14 +394,14 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def _typed(action: argparse.Action, value: Any, name: str) -> Any:
-    """A value of the file, read as its option would read it from the command line."""
+    """Convert a value of the file as its option would convert it on the command line."""
     if value is None:
         return None
     several = action.nargs in ("+", "*")
     if several and not isinstance(value, list):
         raise ValueError(f"{name}: {value!r} is not a list; write [{value}]")
     if value is False and action.dest.endswith("_strategy"):
-        return "no"  # which YAML 1.1 reads as false
+        return "no"  # YAML 1.1 reads an unquoted no as false
     if action.type is str and type(value) in (int, float):
         return str(value)
     if action.type not in (int, float):

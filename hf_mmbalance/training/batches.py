@@ -1,4 +1,4 @@
-"""Clips as batches: examples keyed by epoch, masks on spectrograms, and the collator."""
+"""Batches of clips: examples keyed by epoch, masks on spectrograms, and the collator."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hf_mmbalance.model.reading_mmbalance import Clip
 
 
 class KeyedClips(Dataset):
-    """Clips that know how they were asked for: by `(index, epoch)` to be trained on, by `index` to be predicted.
+    """Clips that are read by `(index, epoch)` for training and by `index` for prediction.
 
-    A train example has its `epoch`, any other its `index`, by which rows gathered from several processes are ordered.
+    A train example carries its `epoch`. Any other carries its `index`, which orders rows gathered from all processes.
 
     Args:
         clips: The clips.
-        indexed: Train examples have their `index`, too: balancing methods with a history know clips by it.
+        indexed: Train examples also carry their `index`, by which balancing methods with a history identify clips.
     """
 
     def __init__(self, clips: ClipDataset, indexed: bool = False):
@@ -42,7 +42,7 @@ class KeyedClips(Dataset):
 class SpecAugment:
     """Masks over bands and time ranges of a spectrogram (Park et al., 2019), drawn for every clip and epoch.
 
-    What is drawn depends on seed, clip id and epoch alone, not on the order of batches or the number of workers.
+    The masks depend only on seed, clip id and epoch, not on the order of batches or the number of workers.
     """
 
     frequency_masks: int = 0
@@ -64,28 +64,29 @@ class SpecAugment:
 
 
 class ClipCollator:
-    """Examples to what the model takes, through the processor.
+    """Collator that turns examples into model inputs with the processor.
 
     Args:
         processor: The model's processor.
-        augment: Masks for training clips' spectrograms; an example with an `epoch` is one.
+        augment: Masks for the spectrograms of train clips, i.e. of examples with an `epoch`.
     """
 
     def __init__(self, processor: MMBalanceProcessor, augment: SpecAugment | None = None):
         self.processor, self.augment = processor, augment
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Tensors of the processor, `labels` `(B,)`, for examples with an `index` `clip_index` `(B,)`, and for those
-        without an `epoch` `clip_seconds` `(B,)`.
+        """Return the processor's tensors and `labels` `(B,)`.
+
+        Examples with an `index` add `clip_index` `(B,)`; those without an `epoch` add `clip_seconds` `(B,)`.
 
         Raises:
-            ValueError: for a clip that the processor refuses, naming it.
+            ValueError: if the processor refuses a clip; the message names it.
         """
         try:
             batch = self._process(examples) if "features" not in examples[0] else _features(examples)
         except (ValueError, RuntimeError) as error:
             for example in examples if len(examples) > 1 else ():
-                self([example])  # the clip at fault says so itself
+                self([example])  # raises for the clip at fault, naming only that one
             raise ValueError(f"clip {', '.join(repr(example['id']) for example in examples)}: {error}") from error
         if self.augment is not None and "input_values" in batch:
             for features, example in zip(batch["input_values"], examples, strict=True):
@@ -112,7 +113,7 @@ class ClipCollator:
 
 
 def _features(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Batch of clips whose features are known: they stand for the media."""
+    """Return a batch of stored features, which replace the media of their clips."""
     batch: dict[str, Any] = {}
     for part in ("features", "tokens"):
         columns = [np.stack([example[part][name] for example in examples]) for name in examples[0][part]]
@@ -122,7 +123,7 @@ def _features(examples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def missing_modalities(example: dict[str, Any]) -> set[str]:
-    """Modalities that a clip does not have."""
+    """Return the modalities that a clip does not have."""
     if "features" in example:
         return {name for name, vector in example["features"].items() if np.isnan(vector[0])}
     return {name for name, part in (("audio", "audio"), ("vision", "frames")) if example[part] is None}

@@ -1,4 +1,4 @@
-"""Model and processor of a run, from its arguments and the clips they have to fit."""
+"""Construction of a run's model and processor from its arguments and clips."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hf_mmbalance.training.batches import SpecAugment
 from hf_mmbalance.training.checks import check_classes
 
 
-# Fields of the model's config: what it is built from, and how its training goes.
+# Fields of the model's config: those that define what is built, and those that only affect training.
 BUILT_FIELDS = (
     "fusion",
     "fusion_options",
@@ -39,11 +39,11 @@ HEADS_ONLY_RATE = 1e-3  # usual learning rate of heads on frozen towers
 def build_model_and_processor(
     arguments: ModelArguments, clips: ClipSplits, seed: int
 ) -> tuple[MMBalanceForAudioVisualClassification, MMBalanceProcessor]:
-    """Compose what the arguments name, with as many classes and spectrogram frames as the clips need.
+    """Build the model that the arguments describe, with as many classes and spectrogram frames as the clips need.
 
     Raises:
-        ValueError: as [`compose_from_backbones`]; or if a trained model has other classes than the clips.
-        HubError: a backbone or model cannot be fetched from the Hub.
+        ValueError: as in [`compose_from_backbones`], or if a trained model has different classes from the clips.
+        HubError: if a backbone or model cannot be fetched from the Hub.
     """
     set_seed(seed)
     load = _compose if arguments.model_name_or_path is None else _load_trained
@@ -56,15 +56,15 @@ def build_model_and_processor(
 
 
 def frozen_notes(arguments: ModelArguments, learning_rate: float) -> list[str]:
-    """What a reader must know of frozen towers: random ones never learn, and heads want a larger learning rate."""
+    """Return notes about frozen towers: random ones never learn, and heads need a larger learning rate."""
     if str(arguments.trainable_layers) != "0":
         return []
     notes = []
     configured = [name for name in ("audio", "vision") if getattr(arguments, f"{name}_config") is not None]
     if configured and arguments.model_name_or_path is None:
         notes.append(
-            f"tower(s) with random weights are frozen and learn nothing: {', '.join(configured)}; leave"
-            " --trainable_layers out, or name pretrained towers"
+            f"tower(s) with random weights are frozen and learn nothing: {', '.join(configured)}; remove"
+            " --trainable_layers, or name pretrained towers"
         )
     elif learning_rate < HEADS_ONLY_RATE:
         notes.append(
@@ -77,7 +77,7 @@ def frozen_notes(arguments: ModelArguments, learning_rate: float) -> list[str]:
 
 
 def tower_names(arguments: ModelArguments) -> dict[str, TowerName]:
-    """The pretrained towers by modality; none where training starts from a trained model or from a config."""
+    """Return the pretrained towers by modality, without those that come from a config or a trained model."""
     if arguments.model_name_or_path is not None:
         return {}
     return {
@@ -133,26 +133,26 @@ def _compose(
 
 @contextmanager
 def _options_checked() -> Iterator[None]:
-    """A field of the config that was given as an option is reported as one, not as a config of another version."""
+    """Report an invalid config field that was given as an option as such, not as a config of another version."""
     try:
         yield
     except StrictDataclassError as error:
         if str(error.__cause__).startswith((*BUILT_FIELDS, *LOSS_FIELDS)):
-            raise ValueError(str(error.__cause__)) from None  # `explained` reads causes
+            raise ValueError(str(error.__cause__)) from None  # without a cause, which `explained` would read
         raise
 
 
 def spec_augment(arguments: ModelArguments, processor: MMBalanceProcessor, seed: int) -> SpecAugment | None:
-    """The spectrogram masks that the arguments ask for.
+    """Return the spectrogram masks that the arguments ask for, or None.
 
     Raises:
-        ValueError: the audio tower does not read spectrograms.
+        ValueError: if the audio tower does not read spectrograms.
     """
     if not (arguments.frequency_masks or arguments.time_masks):
         return None
     if not isinstance(processor.feature_extractor, ASTFeatureExtractor):
         raise ValueError(
-            "frequency_masks and time_masks are of spectrograms, and this audio tower reads raw sound: leave them out"
+            "frequency_masks and time_masks need spectrograms, but this audio tower reads raw audio: remove them"
         )
     return SpecAugment(
         arguments.frequency_masks,
@@ -170,7 +170,7 @@ def _load_trained(
     for field in TOWER_FIELDS:
         if getattr(arguments, field) is not None:
             raise ValueError(
-                f"--{field} has no place beside --model_name_or_path: {name} has its towers, leave it out"
+                f"--{field} cannot be combined with --model_name_or_path: {name} has its own towers, remove the option"
             )
     declared, _ = PreTrainedConfig.get_config_dict(name)
     check_head(declared, name, arguments.trust_remote_code)
@@ -179,7 +179,7 @@ def _load_trained(
     for field in BUILT_FIELDS:
         asked, built = getattr(arguments, field), getattr(model.config, field)
         if asked != built and (field in arguments.named or asked != getattr(ModelArguments, field, None)):
-            raise ValueError(f"--{field} {asked}: {name} was built with {built!r}; leave the option out")
+            raise ValueError(f"--{field} {asked}: {name} was built with {built!r}; remove the option")
     for field in LOSS_FIELDS:
         setattr(model.config, field, getattr(arguments, field))
     model.config.validate_choices()
@@ -205,7 +205,7 @@ def _backbone(arguments: ModelArguments, modality: str) -> str | PreTrainedConfi
     if given is None:
         return name or DEFAULTS[modality]
     if name is not None:
-        raise ValueError(f"{modality}_model={name!r} and {modality}_config are both given: leave one of the two out")
+        raise ValueError(f"{modality}_model={name!r} and {modality}_config are both given: remove one of the two")
     config = dict(given)
     model_type = config.pop("model_type", None)
     if model_type is None:

@@ -1,4 +1,4 @@
-"""What clips, model and arguments of a run must have in common, checked before training."""
+"""Checks before training that the clips, model and arguments of a run fit together."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ LOOKED_AT = 200  # train clips read first to see which modalities there are
 
 
 def check_splits(clips: ClipSplits, *needed: str) -> None:
-    """Splits that training cannot do without.
+    """Check that the splits that training needs have clips.
 
     Raises:
-        ValueError: naming those that have no clips.
+        ValueError: if some have none; the message names them.
     """
     missing = [split for split in needed if not len(clips.splits.get(split, ()))]
     if missing:
@@ -25,7 +25,10 @@ def check_splits(clips: ClipSplits, *needed: str) -> None:
 
 
 def absent_modalities(clips: ClipSplits) -> list[str]:
-    """Modalities that no train clip has: of 200 clips spread over the split or, where one lacks in those, of all."""
+    """Return the modalities that no train clip has.
+
+    Reads 200 clips spread over the split, and the others only if all of these lack a modality.
+    """
     train = clips.splits["train"]
     spread = np.unique(np.linspace(0, len(train) - 1, min(LOOKED_AT, len(train))).astype(int)).tolist()
     absent: set[str] | None = None
@@ -38,10 +41,10 @@ def absent_modalities(clips: ClipSplits) -> list[str]:
 
 
 def check_metric(name: str | None, modalities: list[str] | tuple[str, ...]) -> None:
-    """The measure that selects the model must be one that `evaluate` gives; better now than after an epoch.
+    """Check, before the first epoch, that `evaluate` returns the measure that selects the model.
 
     Raises:
-        ValueError: naming those there are.
+        ValueError: if it does not; the message lists the known measures.
     """
     known = ["nll", "loss", "accuracy", "accuracy_sum", *(f"accuracy_{modality}" for modality in modalities)]
     if name is not None and name.removeprefix("eval_") not in known:
@@ -49,29 +52,29 @@ def check_metric(name: str | None, modalities: list[str] | tuple[str, ...]) -> N
 
 
 def check_loss_weights(model: Any) -> None:
-    """A model must have a loss to learn by.
+    """Check that the model has a loss to learn from.
 
     Raises:
-        ValueError: both weights of the losses are 0.
+        ValueError: if the weights of both losses are 0.
     """
     fused, unimodal = model.loss_weights
     if not (fused or unimodal):
         raise ValueError(
-            f"fused_loss_weight={fused:g} and unimodal_loss_weight={unimodal:g}: the towers have no loss to learn by"
+            f"fused_loss_weight={fused:g} and unimodal_loss_weight={unimodal:g}: the towers have no loss to learn from"
         )
 
 
 def check_classes(config: Any, classes: list[str]) -> None:
-    """A model and a dataset must name the same classes in the same order.
+    """Check that a model and a dataset name the same classes in the same order.
 
     Raises:
-        ValueError: naming the first that differs.
+        ValueError: if they do not; the message names the first difference.
     """
     named = [config.id2label[index] for index in range(config.num_labels)]
     if named != list(classes):
         pairs = zip(named + ["(none)"] * len(classes), list(classes) + ["(none)"] * len(named), strict=False)
         ours, theirs = next((a, b) for a, b in pairs if a != b)
         raise ValueError(
-            f"the model has other classes than the dataset: {ours!r} where the dataset has {theirs!r}"
+            f"the model has different classes from the dataset: {ours!r} where the dataset has {theirs!r}"
             f" ({len(named)} and {len(classes)} classes); use a model trained on these classes, or start a new one"
         )

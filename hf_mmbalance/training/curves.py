@@ -9,7 +9,7 @@ from typing import Any
 from hf_mmbalance.decision import figures
 
 
-#: Title of a panel -> names in the log and their labels; `*` stands for whichever modality (or other ending).
+#: Title of a panel -> names in the log and their labels; `*` stands for any modality (or other ending).
 LINES = {
     "loss": [("loss", "train loss"), ("fused_loss", "fused part"), ("unimodal_loss", "unimodal part")],
     "NLL": [("eval_nll", "validation"), ("calibration_nll", "calibration (fitted on)")],
@@ -20,11 +20,11 @@ STYLES = ("-", "--", ":", "-.")
 
 
 def write_curves(history: list[dict[str, Any]], path: Path) -> Path | None:
-    """Draw the log of a run; None where it holds no curve (a run of a single step).
+    """Draw the log of a run; return None if it holds no curve (a run of a single step).
 
     Args:
         history: Trainer's `log_history`.
-        path: of the PNG.
+        path: path of the PNG file.
     """
     curves = {title: found for title, lines in LINES.items() if (found := _curves(history, lines))}
     if not curves:

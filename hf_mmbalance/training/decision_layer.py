@@ -24,28 +24,28 @@ if TYPE_CHECKING:
 
 @dataclass
 class DecisionArguments:
-    """How the decision layer is fitted; for the fusion head `adaptive` only."""
+    """Options for fitting the decision layer, used only by the fusion head `adaptive`."""
 
     decision_rung: str = field(
         default="auto", metadata={"help": "Rung of the decision layer by name; 'auto' chooses by cross-validation."}
     )
     known_groups: bool = field(
         default=False,
-        metadata={"help": "The place of use has the same groups (speakers, cameras) as the calibration clips."},
+        metadata={"help": "Deployment has the same groups (speakers, cameras) as the calibration clips."},
     )
     decision_balance: float = field(
         default=0.0, metadata={"help": "Pull of the fitted weights towards each modality's capability share."}
     )
     calibration_corruptions: list[str] = field(
         default_factory=lambda: ["seen"],
-        metadata={"help": "Corruptions of calibration clips at the last fit: kinds, groups such as seen, or none."},
+        metadata={"help": "Corruptions of calibration clips in the final fit: kinds, groups such as seen, or none."},
     )
     calibration_draws: int = field(
-        default=3, metadata={"help": "Versions of each calibration clip at the last fit, the clean one among them."}
+        default=3, metadata={"help": "Versions of each calibration clip in the final fit, including the clean one."}
     )
     save_features: bool = field(
         default=True,
-        metadata={"help": "Put the towers' features into decisions.parquet, by which `decide` fits the same layer."},
+        metadata={"help": "Save the towers' features in decisions.parquet, so that `decide` can fit the same layer."},
     )
 
     def __post_init__(self) -> None:
@@ -56,12 +56,12 @@ class DecisionArguments:
 
 
 def corruption_plan(names: list[str], draws: int = 3, seed: int = 0) -> CorruptionPlan | None:
-    """The plan for corruptions by name; None for `none`."""
+    """Return the plan of the named corruptions; None for `none`."""
     return None if names == ["none"] else CorruptionPlan.of(names, draws=draws, seed=seed)
 
 
 def calibration_draws(clips: ClipDataset, options: DecisionArguments, seed: int) -> ClipDataset:
-    """Every calibration clip as it is, followed by its corrupted versions."""
+    """Return every calibration clip unchanged, followed by its corrupted versions."""
     plan = corruption_plan(options.calibration_corruptions, options.calibration_draws, seed)
     if isinstance(clips, EmbeddedClips):
         return clips if plan is None else clips.with_draws(plan)
@@ -69,18 +69,18 @@ def calibration_draws(clips: ClipDataset, options: DecisionArguments, seed: int)
 
 
 def fit(table: DecisionTable, options: DecisionArguments, structure: str) -> Allocation:
-    """Fit the decision layer on the `calibration` rows of a table, by the code of `mmbalance decide` and its folds.
+    """Fit the decision layer on the `calibration` rows of a table, with the code and folds of `mmbalance decide`.
 
     Args:
         table: Calibration rows and, for statistics of features, train rows.
-        options: What was asked for.
-        structure: "default" keeps the parameters that every adaptive head has, so that checkpoints of one run load
-            into each other; "any" allows all rungs.
+        options: Options of the fit.
+        structure: "default" keeps to the parameters that every adaptive head has, so that all checkpoints of a run
+            have the same structure; "any" allows all rungs.
     """
     from hf_mmbalance.decision import fit_decision_layer
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # notes of the fit: `describe` repeats those of the last one
+        warnings.simplefilter("ignore")  # notes of the fit; `describe` shows those of the final one
         return fit_decision_layer(
             table,
             rung=options.decision_rung,
@@ -91,7 +91,7 @@ def fit(table: DecisionTable, options: DecisionArguments, structure: str) -> All
 
 
 def apply_head(head: torch.nn.Module, table: DecisionTable) -> FusionOutput:
-    """What a model's fusion head makes of a table's logits and features, on the head's device."""
+    """Apply a model's fusion head to a table's logits and features, on the head's device."""
     where = next((value.device for value in head.state_dict().values()), torch.device("cpu"))
 
     def tensor(values: np.ndarray) -> torch.Tensor:

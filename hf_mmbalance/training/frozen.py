@@ -1,4 +1,4 @@
-"""Frozen towers in training: run once over each clip, whose features then stand for it."""
+"""Training with frozen towers: they run once over each clip, and training reads the stored features."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ from hf_mmbalance.training.build import tower_names
 
 logger = logging.get_logger(__name__)
 
-FEATURES = "embeddings"  # folder in that of a run
+FEATURES = "embeddings"  # subfolder of a run's folder
 
 
 def stored_clips(arguments: RunArguments) -> ClipSplits:
-    """The clips whose features `--embeddings` holds.
+    """Load the clips whose features `--embeddings` holds.
 
     Raises:
-        EmbeddingError: the folder cannot be used.
-        ValueError: an option that asks for towers to be trained, or for augmentation of media that are not read.
+        EmbeddingError: if the folder cannot be used.
+        ValueError: if an option asks for training of the towers, or for augmentation of media that are not read.
     """
     model = arguments.model
     if str(model.trainable_layers) not in ("all", "0"):
-        raise ValueError(f"--trainable_layers {model.trainable_layers} has no place beside --embeddings: leave it out")
+        raise ValueError(
+            f"--trainable_layers {model.trainable_layers} cannot be combined with --embeddings: remove the option"
+        )
     model.trainable_layers = "0"  # towers that are not run cannot learn
     if model.frequency_masks or model.time_masks or arguments.data.train_corruptions != ["none"]:
         raise ValueError("--embeddings holds features, which SpecAugment and --train_corruptions cannot change:"
-                         " leave them out, or embed with --augmented")  # fmt: skip
+                         " remove them, or embed with --augmented")  # fmt: skip
     stored = Embeddings.read(str(arguments.data.embeddings))
     arguments.data.dataset = stored.plan["dataset"]
     if model.model_name_or_path is None:
@@ -48,17 +50,17 @@ def stored_clips(arguments: RunArguments) -> ClipSplits:
 
 
 def _name_towers(model: ModelArguments, stored: Embeddings) -> None:
-    """Where no tower is named, the model gets those that the features come from.
+    """Set each tower that is not named to the one that the features come from.
 
     Raises:
-        EmbeddingError: they have no name.
+        EmbeddingError: if that tower has no name.
     """
     for modality, tower in stored.plan["towers"].items():
         if getattr(model, f"{modality}_model") is None and getattr(model, f"{modality}_config") is None:
             if tower["name"] is None:
                 raise EmbeddingError(
-                    f"{stored.folder}: its {modality} features come from a tower without a name, made of a config or"
-                    f" of a trained model: give --{modality}_config or --model_name_or_path as they were given then"
+                    f"{stored.folder}: its {modality} features come from a tower without a name, built from a config"
+                    f" or a trained model: give --{modality}_config or --model_name_or_path as you did to embed"
                 )
             setattr(model, f"{modality}_model", tower["name"])
             setattr(model, f"{modality}_revision", getattr(model, f"{modality}_revision") or tower["revision"])
@@ -70,10 +72,10 @@ def frozen_clips(
     processor: MMBalanceProcessor,
     arguments: RunArguments,
 ) -> ClipSplits:
-    """The clips as training takes them: their features, where the towers are frozen and a clip is always the same.
+    """Return the clips for training, replaced by their features if the towers are frozen and no clip ever changes.
 
     Raises:
-        EmbeddingError: features of other towers than the model's.
+        EmbeddingError: if the features come from different towers than the model's.
     """
     first = next(iter(clips.splits.values()))
     if isinstance(first, EmbeddedClips):
@@ -99,7 +101,7 @@ def frozen_clips(
 
 
 def _why_not(clips: ClipSplits, model: MMBalanceForAudioVisualClassification, arguments: RunArguments) -> str | None:
-    """Why the towers' features cannot be kept, in words; None where they can."""
+    """Return the reason why the towers' features cannot be stored; None if they can."""
     if model.config.frame_pooling != "mean":
         return f"--frame_pooling {model.config.frame_pooling} learns from the features of single frames"
     if arguments.model.frequency_masks or arguments.model.time_masks:

@@ -1,4 +1,4 @@
-"""A run that receives a stop signal saves a checkpoint and says how to resume; it does not outlive the launcher."""
+"""Stop signals: a run saves a checkpoint and prints how to resume it, and does not outlive its launcher."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class Interrupted(Exception):
-    """Training was stopped by a signal, and a checkpoint is saved.
+    """Raised when a signal has stopped training and a checkpoint is saved.
 
     Args:
-        number: of the signal.
-        step: optimiser steps done.
+        number: number of the signal.
+        step: number of optimiser steps done.
     """
 
     def __init__(self, number: int, step: int):
@@ -35,10 +35,10 @@ class Interrupted(Exception):
 
 
 class StopOnSignal(TrainerCallback):
-    """While it is entered, SIGTERM and Ctrl-C end training after the step at hand, with a checkpoint.
+    """Context in which SIGTERM and Ctrl-C end training after the current step, with a checkpoint.
 
-    In the middle of an epoch the model is not evaluated: a resumed run must choose among the same epochs as one that
-    was never stopped. A second Ctrl-C interrupts at once.
+    The model is not evaluated in the middle of an epoch: a resumed run must choose its best checkpoint among the same
+    epochs as a run that was never stopped. A second Ctrl-C interrupts at once.
     """
 
     def __init__(self, trainer: MMBalanceTrainer):
@@ -64,7 +64,7 @@ class StopOnSignal(TrainerCallback):
         return bool(state.global_step % self.trainer.steps_per_epoch)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if PartialState().num_processes > 1:  # all stop after the same step, whichever received the signal
+        if PartialState().num_processes > 1:  # all processes stop after the same step, whichever got the signal
             received = torch.tensor(self.number, device=PartialState().device)
             torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
             self.number = int(received)
@@ -80,13 +80,13 @@ class StopOnSignal(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.number:
             raise Interrupted(self.number, state.global_step)
-        self.__exit__()  # what follows, the last fit, saves nothing that a signal could wait for
+        self.__exit__()  # the final fit follows; it writes no checkpoint for which a signal would have to wait
 
 
 def follow_launcher() -> None:
-    """Under `accelerate launch` on Linux: have the system send SIGTERM to this process when the launcher ends.
+    """Under `accelerate launch` on Linux, have the system send SIGTERM to this process when the launcher ends.
 
-    The launcher of a single process does not pass signals on, and would leave it training.
+    The launcher of a single process does not pass signals on, so that training would continue.
     """
     if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by the launcher
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)

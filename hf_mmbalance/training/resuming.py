@@ -1,4 +1,4 @@
-"""Going on with a run that was stopped: its checkpoints, the command, and whether it is still the same run."""
+"""Resuming a stopped run: its checkpoints, the command, and the check that it is still the same run."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from hf_mmbalance.training.arguments import ModelArguments, RunArguments
 from hf_mmbalance.training.checks import check_classes
 
 
-ORIGIN = "run.json"  # in a checkpoint: the clips and options of the run that made it
-#: Options that a checkpoint settles: the form of its model and the settings in the state of its optimiser.
+ORIGIN = "run.json"  # file in a checkpoint with the clips and options of the run that wrote it
+#: Options that a checkpoint fixes: the structure of its model and the settings in the state of its optimiser.
 SETTLED = (
     "model_name_or_path", "audio_model", "audio_config", "audio_max_length", "vision_model", "vision_config",
     "trainable_layers", "fusion", "fusion_options", "unimodal_head", "frame_pooling", "balancing", "optim",
     "optim_args", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
 )  # fmt: skip
-#: By which its best checkpoint was selected.
+#: Options by which its best checkpoint was selected.
 SELECTION = ("metric_for_best_model", "greater_is_better")
 
 
 def train_command(argv: list[str]) -> str:
-    """The command of a run as it can be given again."""
+    """Return the command of a run, which can be run again."""
     start = ["mmbalance", "train"] if Path(sys.argv[0]).name == "mmbalance" else ["accelerate", "launch", "train.py"]
     return command([*start, *argv])
 
 
 def resume_command(arguments: RunArguments) -> str:
-    """The command by which a run that was stopped goes on."""
+    """Return the command that resumes a stopped run."""
     kept: list[str] = []
     words = iter(arguments.argv)
     for word in words:
@@ -54,14 +54,14 @@ def resume_command(arguments: RunArguments) -> str:
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest `checkpoint-N` that was written to its end; a killed run may leave a half-written one behind."""
+    """Return the newest `checkpoint-N` that is complete; a killed run may leave a half-written one behind."""
     numbered = [path for path in folder.glob("checkpoint-*") if path.name.split("-", 1)[1].isdecimal()]
     complete = [path for path in numbered if is_complete(path)]
     return max(complete, key=lambda path: int(path.name.split("-", 1)[1]), default=None)
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether the file that is written last is there and whole."""
+    """Return True if the file that is written last exists and can be parsed."""
     try:
         json.loads((checkpoint / "trainer_state.json").read_text())
     except (OSError, ValueError):
@@ -70,28 +70,28 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 class KeepOrigin(TrainerCallback):
-    """Writes into every checkpoint from which clips and options it comes, and compares them when it is resumed.
+    """Records the clips and options of the run in every checkpoint, and compares them when a run is resumed.
 
     Args:
-        clips: of the run.
-        arguments: of the run.
-        checkpoint: the one to resume from, if any.
+        clips: clips of the run.
+        arguments: options of the run.
+        checkpoint: checkpoint to resume from, if any.
 
     Attributes:
-        changes: options (and number of processes) that differ from those of the run that made the checkpoint, e.g.
-            `num_train_epochs 3 -> 5`; those of earlier resumes come first.
+        changes: options (and number of processes) that differ from those of the run that wrote the checkpoint, e.g.
+            `num_train_epochs 3 -> 5`; changes of earlier resumes come first.
 
     Raises:
-        ValueError: the checkpoint has other classes or was trained on other clips.
+        ValueError: if the checkpoint has different classes or was trained on different clips.
     """
 
     def __init__(self, clips: ClipSplits, arguments: RunArguments, checkpoint: str | None):
         sizes = {split: len(part) for split, part in clips.splits.items()}
-        stored = clips.reading and clips.reading.stored  # how a built data set stores clips: it may be built again
+        stored = clips.reading and clips.reading.stored  # how a built dataset stores clips: it may have been rebuilt
         options = {**arguments.to_dict(), **_own_code(arguments.model), "stored": stored and stored.to_dict()}
         options["processes"] = arguments.training.world_size  # clips per step depend on it
         origin = {"fingerprint": fingerprint(clips), "clips": sizes, "arguments": options}
-        self.origin: dict[str, Any] = json.loads(json_text(scrub_all(origin)))  # as it will be read
+        self.origin: dict[str, Any] = json.loads(json_text(scrub_all(origin)))  # as it will be read back
         self.changes: list[str] = []
         if checkpoint is not None:
             check_classes(MMBalanceConfig.from_pretrained(checkpoint), clips.classes)
@@ -107,22 +107,22 @@ class KeepOrigin(TrainerCallback):
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """As transformers'; in a resumed run the patience is that asked for now, and a run that was over stays so."""
+    """As in transformers, but a resumed run uses the patience given now, and a run that had ended is not continued."""
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
-        self.early_stopping_patience = args.early_stopping_patience  # restored with the count
+        self.early_stopping_patience = args.early_stopping_patience  # the old value was restored with the count
         control.should_training_stop = self.early_stopping_patience_counter >= self.early_stopping_patience
 
 
 def changes_since(checkpoint: Path, now: dict[str, Any]) -> list[str]:
-    """How a run's origin differs from that of a checkpoint; `changes` of `KeepOrigin`.
+    """Return how a run's origin differs from that of a checkpoint; see `KeepOrigin.changes`.
 
-    Without the file (a checkpoint of another program) nothing can be compared.
+    Nothing is compared if the checkpoint has no such file, e.g. because a different program wrote it.
 
     Raises:
-        ValueError: the clips or the number of clips per step are others, so that the run's place in its epoch and the
-            splits would be wrong; or an option that the checkpoint settles has another value.
+        ValueError: if the clips or the number of clips per step differ, so that the run's place in its epoch and the
+            splits would be wrong, or if an option that the checkpoint fixes has a different value.
     """
     try:
         before = json.loads((checkpoint / ORIGIN).read_text(encoding="utf-8"))
@@ -131,8 +131,8 @@ def changes_since(checkpoint: Path, now: dict[str, Any]) -> list[str]:
     anew = f"start a new run from its weights with --model_name_or_path {checkpoint}"
     if before["fingerprint"] != now["fingerprint"]:
         raise ValueError(
-            f"{checkpoint} was trained on other clips ({_sizes(before['clips'])}; now {_sizes(now['clips'])}): go on"
-            f" with the same clips and splits, or {anew}"
+            f"{checkpoint} was trained on different clips ({_sizes(before['clips'])}; now {_sizes(now['clips'])}):"
+            f" resume with the same clips and splits, or {anew}"
         )
     old, new = before["arguments"], now["arguments"]
     changed = {
@@ -143,19 +143,19 @@ def changes_since(checkpoint: Path, now: dict[str, Any]) -> list[str]:
     selected = None not in (old["metric_for_best_model"], new["metric_for_best_model"])
     settled = [changed[name] for name in SETTLED + SELECTION * selected if name in changed]
     if settled:
-        raise ValueError(f"{checkpoint} cannot be resumed with {'; '.join(settled)}: leave that as it was, or {anew}")
+        raise ValueError(f"{checkpoint} cannot be resumed with {'; '.join(settled)}: undo that change, or {anew}")
     steps = [_clips_per_step(arguments) for arguments in (old, new)]
     if steps[0] != steps[1] and not new["auto_find_batch_size"]:
         raise ValueError(
-            f"{checkpoint} is a run of {steps[0]} clips per step, not {steps[1]} (per_device_train_batch_size times"
-            f" gradient_accumulation_steps times processes), and its steps and epochs are counted in them: choose"
-            f" numbers whose product is {steps[0]}, or {anew}"
+            f"{checkpoint} has {steps[0]} clips per step, not {steps[1]} (per_device_train_batch_size times"
+            f" gradient_accumulation_steps times processes), and its steps and epochs depend on this number: choose"
+            f" values whose product is {steps[0]}, or {anew}"
         )
     return [*before["changes"], *changed.values()]
 
 
 def _own_code(model: ModelArguments) -> dict[str, str]:
-    """Checksums of the user's own files among what a run is made of, by the option that names them."""
+    """Return checksums of the user's own files that the run uses, by the option that names them."""
     named = {name: Path(str(getattr(model, name)).rpartition(":")[0]) for name in ("fusion", "balancing")}
     return {
         f"the file of {name}": hashlib.sha256(file.read_bytes()).hexdigest()[:10]

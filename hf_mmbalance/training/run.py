@@ -58,19 +58,19 @@ RESUME_LAST = (True, "true", "True")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Train as the arguments say; see `python train.py --help`.
+    """Train with the given command-line arguments; see `python train.py --help`.
 
     Returns:
-        What is written to `results.json`.
+        The content of `results.json`.
 
     Raises:
-        ValueError: for arguments or data that cannot be used; nothing is written then.
+        ValueError: if arguments or data cannot be used; nothing is written then.
     """
     return run(parse_arguments(argv))
 
 
 def run(arguments: RunArguments) -> dict[str, Any]:
-    """Load clips, build, train, read validation and test once, write everything into the output folder."""
+    """Load clips, build and train the model, evaluate it on all splits, and write everything to the output folder."""
     training = arguments.training
     check_trackers(list(training.report_to or []))
     balancing = _balancing(arguments)
@@ -90,7 +90,7 @@ def run(arguments: RunArguments) -> dict[str, Any]:
         origin = origin_of(arguments, clips)
         _announce(clips, model, frozen_notes(arguments.model, training.learning_rate))
         if kept.changes:
-            logger.warning("note: resumed with other options than before: %s", "; ".join(kept.changes))
+            logger.warning("note: resumed with changed options: %s", "; ".join(kept.changes))
     if training.early_stopping_patience is not None:
         callbacks.append(EarlyStopping(training.early_stopping_patience))
     trainer = MMBalanceTrainer(
@@ -106,7 +106,7 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     folder = Path(str(training.output_dir))
     with only_run_in(folder):
         _train(trainer, checkpoint, arguments)
-        trainer.save_model(_internal_call=True)  # which does not push: there is no card yet
+        trainer.save_model(_internal_call=True)  # an internal call does not push: there is no card yet
     results, table = conclude(trainer, clips, arguments)
     trainer.log(final_values(results["rows"]))
     if trainer.is_world_process_zero():
@@ -122,7 +122,7 @@ def run(arguments: RunArguments) -> dict[str, Any]:
 
 
 def _train(trainer: MMBalanceTrainer, checkpoint: str | None, arguments: RunArguments) -> None:
-    """Train; a run that is told to stop says how to go on with it."""
+    """Train; if a signal stops the run, log how to resume it."""
     try:
         with StopOnSignal(trainer):
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -130,7 +130,7 @@ def _train(trainer: MMBalanceTrainer, checkpoint: str | None, arguments: RunArgu
         if trainer.is_world_process_zero():
             count = arguments.training.world_size
             same = f" (launched as before: {count} processes)" if count > 1 else ""
-            logger.warning("%s; go on with%s\n%s", stopped, same, resume_command(arguments))
+            logger.warning("%s; resume with%s\n%s", stopped, same, resume_command(arguments))
         raise
 
 
@@ -138,12 +138,12 @@ def _balancing(arguments: RunArguments) -> BalancingMethod | None:
     name, options = arguments.model.balancing, arguments.model.balancing_options
     assert not isinstance(options, str)  # read as JSON when the arguments were
     if name is None and options is not None:
-        raise ValueError("--balancing_options without --balancing: name the method")
+        raise ValueError("--balancing_options needs --balancing: name the method")
     return None if name is None else build_method(name, options)
 
 
 def clips_to_train_on(arguments: RunArguments) -> ClipSplits:
-    """The clips that the arguments name, train clips corrupted as they say; or what is stored of them."""
+    """Load the clips, with train corruptions applied if requested, or the stored features if there are embeddings."""
     if arguments.data.embeddings is not None:
         return stored_clips(arguments)
     clips = load_clips(arguments.data.dataset, **dataclasses.asdict(arguments.source))
@@ -154,7 +154,7 @@ def clips_to_train_on(arguments: RunArguments) -> ClipSplits:
 
 
 def origin_of(arguments: RunArguments, clips: ClipSplits) -> dict[str, Any]:
-    """Data, base models, command and code of a run, for its results and its card."""
+    """Return the data, base models, command and code of a run, for its results and its card."""
     return provenance(
         clips,
         arguments.source,
@@ -165,7 +165,7 @@ def origin_of(arguments: RunArguments, clips: ClipSplits) -> dict[str, Any]:
 
 
 def base_models(model: ModelArguments) -> list[dict[str, str | None]]:
-    """Pretrained towers (or the trained model that training started from) and the commit of those from the Hub."""
+    """Describe the pretrained towers (or the trained model that training started from), with commits on the Hub."""
     if model.model_name_or_path is not None:
         return [base_model("whole", model.model_name_or_path, None)]
     return [base_model(modality, tower.name, tower.revision) for modality, tower in tower_names(model).items()]
@@ -180,14 +180,14 @@ def _push(trainer: MMBalanceTrainer, folder: Path, repo_id: str) -> None:
     """Push the finished run with its card.
 
     Raises:
-        HubError: the run is whole in its folder all the same, and the message says how to push it from there.
+        HubError: if pushing fails; the run is complete in its folder, and the message says how to push it from there.
     """
     write_card(folder, repo_id)
     try:
         commit = trainer.push_to_hub()
     except HubError as error:
         raise HubError(
-            f"{error}\nThe run is whole in {folder}: `mmbalance push {folder} {repo_id}` pushes it."
+            f"{error}\nThe run is complete in {folder}: `mmbalance push {folder} {repo_id}` pushes it."
         ) from error
     assert commit is not None  # this is the main process
     logger.warning("pushed to %s, revision %s", commit.repo_url.url, pinned_revision(folder))
@@ -196,7 +196,7 @@ def _push(trainer: MMBalanceTrainer, folder: Path, repo_id: str) -> None:
 def settle_threads(model: torch.nn.Module) -> None:
     """On a CPU, run small towers on one thread unless `OMP_NUM_THREADS` says otherwise.
 
-    Their operations are too short to share: threads would wait for each other, on a busy machine for most of the time.
+    Their operations are too short to split: threads would wait for each other, on a busy machine most of the time.
     """
     small = sum(parameter.numel() for parameter in model.parameters()) < SMALL_MODEL
     if small and not torch.accelerator.is_available() and "OMP_NUM_THREADS" not in os.environ:
@@ -204,14 +204,14 @@ def settle_threads(model: torch.nn.Module) -> None:
 
 
 def settle_output_dir(arguments: RunArguments) -> str | None:
-    """Choose the run's folder, the same in every process, and the checkpoint to resume from.
+    """Choose the run's folder (the same in every process) and the checkpoint to resume from.
 
     Raises:
         ValueError: if the folder holds another run, or there is nothing to resume from.
     """
     training = arguments.training
     training.output_dir, checkpoint = answered_by_main(lambda: _settle(arguments))
-    # Trackers that close their run with training find it again by its name, for the final table.
+    # Trackers that close their run when training ends find it again by its name, to log the final table.
     training.run_name = training.run_name or Path(training.output_dir).name
     return checkpoint
 
@@ -222,32 +222,32 @@ def _settle(arguments: RunArguments) -> tuple[str, str | None]:
     resume = None if resume in (False, "false", "False") else resume
     if not training.output_dir:
         if resume in RESUME_LAST:
-            raise ValueError("--resume_from_checkpoint true needs --output_dir: the folder of the run to go on with")
+            raise ValueError("--resume_from_checkpoint true needs --output_dir: the folder of the run to resume")
         name = Path((arguments.data.embeddings or arguments.data.dataset).rstrip("/")).stem or "clips"
         training.output_dir = f"outputs/{name}-{time.strftime('%Y%m%d-%H%M%S')}-s{training.seed}"
     folder = Path(str(training.output_dir))
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output folder {folder} is a file: choose another --output_dir")
+        raise ValueError(f"output folder {folder} is a file: choose a different --output_dir")
     if resume in RESUME_LAST:
         checkpoint = last_complete_checkpoint(folder)
         if checkpoint is None:
-            raise ValueError(f"nothing to resume from: {folder} has no complete checkpoint; leave the option out")
+            raise ValueError(f"nothing to resume from: {folder} has no complete checkpoint; remove the option")
         return str(folder), str(checkpoint)
     named = None if resume is None else Path(str(resume))
     if named is not None and not is_complete(named):
-        raise ValueError(f"{named} is not a complete checkpoint of a run: it lacks a readable trainer_state.json")
+        raise ValueError(f"{named} is not a complete checkpoint of a run: it has no readable trainer_state.json")
     goes_on = named is not None and named.resolve().parent == folder.resolve()
     if not goes_on and folder.is_dir() and not all(map(_left_before_a_checkpoint, folder.iterdir())):
         raise ValueError(
-            f"output folder {folder} holds another run: choose a new --output_dir, or go on with that run by"
+            f"output folder {folder} holds another run: choose a new --output_dir, or resume that run with"
             " --resume_from_checkpoint true"
         )
     return str(folder), None if named is None else str(named)
 
 
 def _left_before_a_checkpoint(path: Path) -> bool:
-    """Whether a run that ended before its first whole checkpoint left this behind: another may take its place."""
-    # `embed` takes the features that fit; `runs` is TensorBoard's.
+    """Return True if a run that ended before its first complete checkpoint left this path, which a new run may use."""
+    # `embed` reuses the features that fit; `runs` belongs to TensorBoard.
     half_written = path.name.startswith("checkpoint-") and not is_complete(path)
     return half_written or path.name in (LOCK, FEATURES, "runs")
 
@@ -263,7 +263,7 @@ def _announce(clips: ClipSplits, model: Any, notes: list[str]) -> None:
 def conclude(
     trainer: MMBalanceTrainer, clips: ClipSplits, arguments: RunArguments
 ) -> tuple[dict[str, Any], DecisionTable]:
-    """Run the final model over every split (test for the first time) and measure."""
+    """Run the final model over every split (test for the first time) and compute the results."""
     tables = dict(trainer.fit_tables)
     for split, part in clips.splits.items():
         if len(part) and split not in tables:
@@ -300,7 +300,7 @@ def conclude(
 
 
 def render(results: dict[str, Any], clips: ClipSplits) -> str:
-    """What is printed at the end: rows of the last split, how close to the optimum, the decision layer in use."""
+    """Format the text printed at the end: rows of the last split, share of the optimum, the decision layer in use."""
     split = results["rows"][-1]["split"]
     rows = [row for row in results["rows"] if row["split"] == split]
     parts = [f"\n{results['dataset']}, {split} split", render_rows(rows)]

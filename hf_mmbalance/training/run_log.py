@@ -1,4 +1,4 @@
-"""What a run says while it trains: parts of the loss, the decision layer, readable lines, trackers that are there."""
+"""Log of a training run: parts of the loss, the decision layer, readable lines, and a check of the trackers."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from hf_mmbalance.decision import Allocation
     from hf_mmbalance.decision.results import Row
 
-#: Tracker -> module and package, where they are not called as the tracker.
+#: Tracker -> module and package, where their names differ from the tracker's.
 MODULES = {"azure_ml": "azureml", "flyte": "flytekit"}
 PACKAGES = {"azure_ml": "azureml-mlflow", "flyte": "flytekit", "comet_ml": "comet-ml"}
 
 
 def check_trackers(names: list[str]) -> None:
-    """Refuse a tracker that transformers does not know, or that is not installed, before anything is loaded.
+    """Check, before anything is loaded, that transformers knows every tracker and that it is installed.
 
     Raises:
-        ValueError: names the tracker and what to install.
+        ValueError: if not; the message names the tracker and what to install.
     """
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
@@ -39,44 +39,44 @@ def check_trackers(names: list[str]) -> None:
         modules = ["tensorboard", "tensorboardX"] if name == "tensorboard" else [MODULES.get(name, name)]
         if not any(importlib.util.find_spec(module) for module in modules):
             package = PACKAGES.get(name, name)
-            raise ValueError(f"--report_to {name}: {name} is not installed; `pip install {package}`, or leave it out")
+            raise ValueError(f"--report_to {name}: {name} is not installed; `pip install {package}`, or remove it")
 
 
 class LossParts:
-    """Keeps the parts of the loss, before weighting, of the train batches since the last line of the log."""
+    """Collects the parts of the loss, before weighting, over the train batches since the last log line."""
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
         self._batches = 0
 
     def add(self, outputs: Any) -> None:
-        """Count a train batch, by what the model returned for it."""
+        """Add the parts of a train batch, from the outputs of the model."""
         self._batches += 1
         for name in ("fused_loss", "unimodal_loss"):
             if outputs.get(name) is not None:
                 self._sums[name] = self._sums.get(name, 0.0) + outputs[name].detach().float()
 
     def take(self) -> dict[str, float]:
-        """Means of this process's batches since the last call; empty where no head gives parts."""
+        """Return the means over this process's batches since the last call; empty if the model returns no parts."""
         found = {name: float(total) / self._batches for name, total in self._sums.items()}
         self._sums, self._batches = {}, 0
         return found
 
 
 def learning_rates(optimizer: Any) -> dict[str, float]:
-    """Learning rate of every group of parameters, where they differ."""
+    """Return the learning rate of every parameter group if they differ, else nothing."""
     groups = [] if optimizer is None else optimizer.param_groups
     rates = [float(group["lr"]) for group in groups]
     return {f"learning_rate_{index}": rate for index, rate in enumerate(rates)} if len(set(rates)) > 1 else {}
 
 
 def decision_values(allocation: Allocation, table: DecisionTable, fused: np.ndarray) -> dict[str, float]:
-    """What was fitted, as numbers: accuracy and NLL on the calibration clips as they are, temperatures, weights.
+    """Return the fit as numbers: accuracy and NLL on the uncorrupted calibration clips, temperatures, weights.
 
     Args:
         allocation: The fitted decision layer.
-        table: Calibration rows, and others that do not count here.
-        fused: `(N, C)` its logits of these rows.
+        table: Calibration rows; any other rows are ignored.
+        fused: `(N, C)` logits of the decision layer for these rows.
     """
     rows = (np.asarray(table.splits) == "calibration") & (table.draw_numbers == 0)
     state = allocation.state_
@@ -91,7 +91,7 @@ def decision_values(allocation: Allocation, table: DecisionTable, fused: np.ndar
 
 
 def final_values(rows: list[Row]) -> dict[str, float]:
-    """The final table as numbers for trackers: `test_<method>_<measure>`."""
+    """Return the final table as numbers for trackers: `test_<method>_<measure>`."""
     return {
         f"test_{row['method']}_{measure}": row[measure]
         for row in rows
@@ -101,7 +101,7 @@ def final_values(rows: list[Row]) -> dict[str, float]:
 
 
 def line_of(logs: dict[str, Any]) -> str | None:
-    """One readable line for an entry of the log; None for one that needs no line."""
+    """Return one readable line for an entry of the log; None if it needs no line."""
     where = f"epoch {logs['epoch']:.4g}" if "epoch" in logs else "run"
     if "train_runtime" in logs:
         return f"{where}: trained in {logs['train_runtime']:.1f} s, mean train loss {logs['train_loss']:.4g}"
@@ -137,12 +137,12 @@ class LineProgress(ProgressCallback):
             return
         if self.training_bar is not None:
             self.training_bar.write(line)
-        else:  # the last fit comes after training
+        else:  # the final fit comes after training
             say(line)
 
 
 class LinePrinter(PrinterCallback):
-    """The same lines where there is no bar."""
+    """The same lines without a progress bar."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         line = line_of(logs)
@@ -151,7 +151,7 @@ class LinePrinter(PrinterCallback):
 
 
 def use_readable_lines(trainer: Trainer) -> None:
-    """Put readable lines in the place of Trainer's dictionaries, and leave out its bar where no terminal shows it."""
+    """Log readable lines instead of Trainer's dictionaries, and hide its bar if there is no terminal to show it."""
     for theirs, ours in ((ProgressCallback, LineProgress), (PrinterCallback, LinePrinter)):
         if trainer.pop_callback(theirs) is not None:
             trainer.add_callback(ours if sys.stderr.isatty() else LinePrinter)

@@ -58,12 +58,12 @@ BALANCING_STATE = "balancing.pt"
 
 
 class FollowEpochs(TrainerCallback):
-    """Tells the order of clips which epoch it is, and has the decision layer fitted at the last step of each epoch.
+    """Sets the epoch of the clip order, and has the decision layer fitted at the last step of each epoch.
 
     The epoch is set on the order directly: in a run resumed in the middle of an epoch, accelerate wraps the sampler
-    one level deeper than its `set_epoch` reaches. The fit belongs to the last step, not to the epoch's end: a
-    checkpoint that `save_steps` writes there must hold it, since a run resumed from it starts with the next epoch. An
-    epoch that `max_steps` cuts short ends there, too: its evaluation must not read the fit of the epoch before.
+    one level deeper than its `set_epoch` reaches. The fit happens at the last step, not at the end of the epoch: a
+    checkpoint that `save_steps` writes at that step must contain it, since a run resumed from it starts with the next
+    epoch. `max_steps` also ends an epoch: its evaluation must not use the fit of the epoch before.
     """
 
     def __init__(self, trainer: MMBalanceTrainer):
@@ -71,7 +71,7 @@ class FollowEpochs(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         best = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
-        if best.is_dir():  # of a resumed run whose folder was moved, or is named from another place
+        if best.is_dir():  # a resumed run whose folder was moved, or is given relative to a different folder
             state.best_model_checkpoint = str(best)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -84,27 +84,28 @@ class FollowEpochs(TrainerCallback):
 
 
 class MMBalanceTrainer(Trainer):
-    """Trains an [`MMBalanceForAudioVisualClassification`] on clips.
+    """Trainer for [`MMBalanceForAudioVisualClassification`] on clips.
 
-    Towers learn from the train split. A fusion head that is `fitted` is fitted on the calibration split: after every
-    epoch within the parameters that every such head has, and when training has ended with every rung allowed. Any
-    other head learns with the towers. `evaluate` reads the validation split.
+    The towers learn from the train split. A fusion head that is `fitted` is fitted on the calibration split: after
+    every epoch with only the parameters that every such head has, and after training with every rung allowed. Any
+    other head learns together with the towers. `evaluate` uses the validation split.
 
     Args:
-        model: The model; or None, with `model_init` among the rest.
+        model: The model, or None if `model_init` is given as a keyword argument.
         args: Training arguments, transformers' own or [`MMBalanceTrainingArguments`].
-        clips: The dataset, from `load_clips` or a `datasets.DatasetDict` with a label column and sound, images or
-            video in others (read as `HubOptions()`; parts of train become the splits it lacks). `train` and
-            `validation` are required, `calibration` by fitted heads.
-        processor: Saved with every checkpoint.
+        clips: The dataset: what `load_clips` returns, or a `datasets.DatasetDict` with a label column and columns of
+            audio, images or video (read as with `HubOptions()`; splits that it lacks are taken from train). `train`
+            and `validation` are required, and `calibration` for fitted heads.
+        processor: Processor of the model, saved with every checkpoint.
         augment: Masks for the spectrograms of train clips.
-        decision: How the decision layer is fitted.
-        balancing: How the towers learn, from `build_method`; None for the loss of the config's weights.
-        **kwargs: As [`transformers.Trainer`].
+        decision: Options for fitting the decision layer.
+        balancing: Balancing method from `build_method`, which decides how the towers learn; None for the loss with
+            the config's weights.
+        **kwargs: As in [`transformers.Trainer`].
 
     Raises:
-        ValueError: if the model's classes are not those of the clips, a split that is needed is missing, or the
-            model is to be selected by a measure that `evaluate` does not give.
+        ValueError: if the model's classes are not those of the clips, a required split is missing, or the model is to
+            be selected by a measure that `evaluate` does not return.
     """
 
     eval_dataset: ClipDataset
@@ -139,7 +140,7 @@ class MMBalanceTrainer(Trainer):
         self.absent = absent_modalities(clips)
         self.allocation: Allocation | None = None
         self.fit_tables: dict[str, DecisionTable] = {}
-        #: Longest clip that was predicted so far.
+        #: Duration of the longest clip predicted so far.
         self.longest_seconds = 0.0
         super().__init__(
             model=model,
@@ -153,8 +154,8 @@ class MMBalanceTrainer(Trainer):
         use_readable_lines(self)
         if self.label_smoother is not None:
             raise ValueError(
-                "label_smoothing_factor puts one loss of the fused logits in the place of the model's: use"
-                " label_smoothing, of the model's config"
+                "label_smoothing_factor replaces the model's loss with one of the fused logits: use label_smoothing"
+                " of the model's config instead"
             )
         check_classes(self.model.config, clips.classes)
         check_metric(self.args.metric_for_best_model, self.model.config.modalities)
@@ -164,12 +165,12 @@ class MMBalanceTrainer(Trainer):
         elif self.decision.decision_rung != "auto":
             rung, head = self.decision.decision_rung, self.model.config.fusion
             raise ValueError(f"decision_rung={rung!r}: a {head!r} head is not fitted; use the fusion head 'adaptive'")
-        if model is not None:  # that of `model_init` has been noted
+        if model is not None:  # a model from `model_init` has already been prepared
             self._prepare_model(model)
         self.add_callback(FollowEpochs(self))
 
     def call_model_init(self, trial: Any = None) -> Any:
-        """As the Trainer's; the model knows which modalities no train clip has, and its balancing method."""
+        """Create the model like `Trainer`, then note which modalities no train clip has and attach the balancing."""
         model = super().call_model_init(trial)
         self._prepare_model(model)
         return model
@@ -179,7 +180,7 @@ class MMBalanceTrainer(Trainer):
         needed = model.fusion.required_balancing
         if needed is not None and not isinstance(self.balancing, BALANCING_METHODS[needed]):
             raise ValueError(
-                f"the fusion head {model.config.fusion!r} learns by a loss of its own: --balancing {needed}"
+                f"the fusion head {model.config.fusion!r} learns from its own loss: add --balancing {needed}"
             )
         if self.balancing is None:
             check_loss_weights(model)
@@ -188,26 +189,26 @@ class MMBalanceTrainer(Trainer):
             self.balancing.attach(model)
 
     def _note_untrained(self, model: Any) -> None:
-        """Write into a model's config what it will never have learned from; a saved model keeps what it learned."""
+        """Record in the config the modalities that the model never learns from; a saved model keeps those it knows."""
         config = model.config
         before = config.untrained_modalities if config.name_or_path else self.absent
         config.untrained_modalities = [name for name in self.absent if name in before]
         for name in config.untrained_modalities:
             logger.warning(
-                "no train clip of %s has %s: the model will leave it out, and refuse clips that have nothing else",
+                "no train clip of %s has %s: the model will ignore it, and refuse clips that have nothing else",
                 self.clips.name, name,
             )  # fmt: skip
 
     @property
     def fits(self) -> bool:
-        """Whether the model's decision layer is fitted, not trained."""
+        """True if the model's decision layer is fitted rather than trained."""
         return bool(self.accelerator.unwrap_model(self.model).fusion.fitted)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of which an optimiser step's clips depend on seed, epoch and step alone.
+        """Return the train batches; the clips of an optimiser step depend only on seed, epoch and step.
 
-        Splitting a step over processes or accumulation deals out the same clips. The last step of an epoch is filled
-        up with clips drawn a second time.
+        They stay the same if a step is split over processes or accumulated batches. The last step of an epoch is
+        filled up with clips drawn a second time.
         """
         args = self.args
         size = self._train_batch_size
@@ -235,13 +236,13 @@ class MMBalanceTrainer(Trainer):
             persistent_workers=args.dataloader_persistent_workers and args.dataloader_num_workers > 0,
             prefetch_factor=args.dataloader_prefetch_factor,
             worker_init_fn=_init_worker,
-            # A generator of its own: a pass over a loader must not move the random state that dropout draws from.
+            # Its own generator: a pass over a loader must not advance the random state that dropout draws from.
             generator=torch.Generator(),
             **options,
         )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's; then the decision layer is fitted for the weights that are kept, every rung allowed."""
+        """Train like `Trainer`, then fit the decision layer for the weights that are kept, with every rung allowed."""
         output = super().train(*args, **kwargs)
         if self.fits:
             self.fit_tables = {
@@ -258,8 +259,8 @@ class MMBalanceTrainer(Trainer):
                 table.references["fused"] = apply_head(head, table).logits.double().cpu().numpy()
         return output
 
-    def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]  # all of them named by the caller
-        """As the Trainer's; a resumed run that is over, by its steps or by early stopping, is not trained on."""
+    def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]  # the caller passes all by name
+        """Run an epoch like `Trainer`, unless a resumed run has already ended by its steps or early stopping."""
         if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             super()._run_epoch(**kwargs)
 
@@ -267,8 +268,8 @@ class MMBalanceTrainer(Trainer):
         """Fit the decision layer in the main process and write it into the model of every process.
 
         Args:
-            table: Calibration rows, and train rows for statistics of features. Default: the calibration clips as they
-                are, predicted by the model as it stands.
+            table: Calibration rows, and train rows for statistics of features. Default: the uncorrupted calibration
+                clips, predicted by the current model.
             structure: "default", or "any" to allow parameters that not every adaptive head has.
         """
         if table is None:
@@ -278,12 +279,12 @@ class MMBalanceTrainer(Trainer):
         self.allocation = chosen
         if self.state.epoch is not None:
             head = self.accelerator.unwrap_model(self.model).fusion
-            due = self.control.should_log  # a line of train loss may be due at this step; logging takes the mark away
+            due = self.control.should_log  # the train loss may be due at this step, and self.log clears the flag
             self.log(decision_values(chosen, table, apply_head(head, table).logits.double().cpu().numpy()))
             self.control.should_log = due
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As the Trainer's; a line of train loss also gets its parts, and the learning rates where they differ."""
+        """Log like `Trainer`; an entry with the train loss also gets its parts, and learning rates that differ."""
         if "loss" in logs:
             logs = logs | self.loss_parts.take() | learning_rates(self.optimizer)
         super().log(logs, start_time)
@@ -294,7 +295,7 @@ class MMBalanceTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Accuracy and negative log-likelihood of the fusion, of each modality and of their plain sum."""
+        """Return accuracy and NLL of the fusion, and accuracy of each modality and of their plain sum."""
         table = self.predict_table(self.eval_dataset if eval_dataset is None else eval_dataset, "validation")
         metrics = _measures(table, metric_key_prefix)
         self.log(metrics)
@@ -304,20 +305,20 @@ class MMBalanceTrainer(Trainer):
     def predict(  # type: ignore[override]  # clips, not rows
         self, test_dataset: ClipDataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
-        """Fused logits `(N, C)` and labels of clips, and the measures of `evaluate`."""
+        """Return the fused logits `(N, C)` and labels of clips, and the measures of `evaluate`."""
         table = self.predict_table(test_dataset, "test")
         return PredictionOutput(table.references["fused"], table.labels, _measures(table, metric_key_prefix))
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """As the Trainer's; the parts of the loss are kept for the log."""
+        """Compute the loss like `Trainer`, and keep its parts for the log."""
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self.loss_parts.add(outputs)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """As the Trainer's; a balancing method acts on the gradients of a whole optimiser step."""
+        """Run a step like `Trainer`; a balancing method acts on the gradients of a complete optimiser step."""
         balancing = self.balancing
         if balancing is not None:
             balancing.clip_index = inputs.pop("clip_index").to(self.args.device)
@@ -329,16 +330,17 @@ class MMBalanceTrainer(Trainer):
         return loss
 
     def predict_table(self, clips: ClipDataset, split: str) -> DecisionTable:
-        """Run the model over clips, in every process, and gather; after training without autocast, as it is served.
+        """Run the model over clips in all processes and gather the outputs; after training without autocast.
 
-        Train clips are read as training reads them, augmented (in epoch 0): they say what is typical for the towers.
+        Train clips are augmented as in training (epoch 0), since they show what is typical for the towers.
 
         Returns:
-            Unimodal logits and features of every clip, in the order of `clips`; `reference.fused` are the model's own
-            fused logits. Rows of clips with `clips` and `draws` (corrupted versions) say whose version they are.
+            Unimodal logits and features of every clip, in the order of `clips`; `reference.fused` holds the model's
+            own fused logits. If `clips` holds corrupted versions (it has `clips` and `draws`), each row names the
+            clip that it is a version of.
 
         Raises:
-            ValueError: if logits are not finite, which is what training that diverged leaves.
+            ValueError: if logits are not finite, which means that training diverged.
         """
         outputs = self._run(ClipsOfEpoch(clips, 0) if split == "train" else clips, split)
         broken = ~np.isfinite(outputs["logits"]).all(axis=1)
@@ -371,7 +373,7 @@ class MMBalanceTrainer(Trainer):
         model.eval()
         forward: Any = model
         if not (self.is_in_train or self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            # As it is served: in the precision of its weights, without the autocast that accelerate put around it.
+            # As in serving: in the precision of the weights, without the autocast that accelerate wraps around it.
             forward = partial(type(model).forward, model)
         names = [f"features.{modality}" for modality in self.model.config.modalities]
         head = self.accelerator.unwrap_model(self.model).fusion
@@ -390,14 +392,14 @@ class MMBalanceTrainer(Trainer):
                 parts.setdefault(name, []).append(values.float() if values.is_floating_point() else values)
         joined = {name: torch.cat(values).numpy() for name, values in parts.items()}
         self.longest_seconds = max(self.longest_seconds, float(joined.pop("clip_seconds").max()))
-        # Clips up to this long are served whole, as they are here.
+        # Clips up to this length are served in one piece, as here.
         self.processor.reading["longest_seconds"] = math.ceil(1000 * self.longest_seconds) / 1000
-        # Accelerate repeats clips so that every process has as many: one row for each clip, in order.
+        # Accelerate repeats clips so that every process has equally many: keep one row for each clip, in order.
         _, first = np.unique(joined.pop("clip_index"), return_index=True)
         return {name: values[first] for name, values in joined.items()}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """As the Trainer's; one that cannot be written is removed, so that a resumed run takes the one before."""
+        """Save like `Trainer`, but remove a checkpoint that cannot be written: a resumed run uses the one before."""
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -405,7 +407,7 @@ class MMBalanceTrainer(Trainer):
                 raise
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             shutil.rmtree(folder, ignore_errors=True)
-            remedy = "make room or name another --output_dir, then resume with --resume_from_checkpoint true"
+            remedy = "free disk space or change --output_dir, then resume with --resume_from_checkpoint true"
             raise UserError(f"{folder} could not be written ({str(error).splitlines()[0]}): {remedy}") from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -415,17 +417,17 @@ class MMBalanceTrainer(Trainer):
             self.processor.save_pretrained(output_dir if output_dir is not None else self.args.output_dir)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository, in the main process; from there on it is pushed by this package (one commit a time)."""
+        """Create the repository, in the main process; this package pushes to it, in one commit at a time."""
         if self.is_world_process_zero():
             name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
             private = self.args.hub_private_repo if private is None else private
             self.hub_model_id = prepare_repo(name, private=private, revision=self.args.hub_revision, token=token)
             self.checkpoint_pushes = CheckpointPushes(self.hub_model_id, self.args)
 
-    def push_to_hub(  # type: ignore[override]  # no model card of Trainer's
+    def push_to_hub(  # type: ignore[override]  # without Trainer's model card
         self, commit_message: str = "Upload trained model", **kwargs: Any
     ) -> CommitInfo | None:
-        """Push what is in the output folder, with its card, in one commit; from the main process only."""
+        """Push the output folder with its card in one commit, from the main process only."""
         if self.hub_model_id is None:
             self.init_hf_repo()
         if not self.is_world_process_zero():
@@ -448,7 +450,7 @@ class MMBalanceTrainer(Trainer):
             self.checkpoint_pushes.finish()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As the Trainer's; a fitted head first gets the form that it had in the checkpoint."""
+        """Load like `Trainer`, after giving a fitted head the structure that it has in the checkpoint."""
         own = self.accelerator.unwrap_model(self.model)
         options = MMBalanceConfig.from_pretrained(resume_from_checkpoint).fusion_options
         if own.fusion.fitted and options != own.config.fusion_options:
@@ -475,12 +477,12 @@ class MMBalanceTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        # Process 0 writes trainer_state.json next, the mark of a complete checkpoint: no other may still be writing.
+        # Process 0 writes trainer_state.json next, which marks a complete checkpoint: no other may still be writing.
         self.accelerator.wait_for_everyone()
 
 
 def _measures(table: DecisionTable, prefix: str) -> dict[str, float]:
-    """Accuracy and negative log-likelihood of the fusion, accuracy of each modality and of their plain sum."""
+    """Return accuracy and NLL of the fusion, and accuracy of each modality and of their plain sum."""
     fused = table.references["fused"]
     nll = measures.nll(fused, table.labels)
     found = {
@@ -497,13 +499,13 @@ def _measures(table: DecisionTable, prefix: str) -> dict[str, float]:
 
 
 def _disk_refused(error: Exception) -> bool:
-    """Whether a file could not be written; safetensors and torch.save have errors of their own for it."""
+    """Return True if a file could not be written; safetensors and torch.save raise errors of their own for it."""
     if isinstance(error, OSError):  # errors of a push are OSErrors without a number
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
     return any(words in str(error) for words in ("I/O error", "StreamWriter", "unexpected pos"))
 
 
 def _init_worker(worker_id: int) -> None:
-    # A signal to the whole group of processes is the trainer's to answer; workers end with it.
+    # A signal to the whole process group is handled by the trainer, and workers end with the trainer.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -143,7 +143,7 @@ def test_a_batch_without_any_sound(name):
 
 @pytest.mark.parametrize("name", ["opm", "dgl"])
 def test_vision_that_is_decided_frame_by_frame_is_refused_where_pooled_features_are_needed(name):
-    with pytest.raises(ValueError, match="works on pooled features: use another frame_pooling than 'log_probs'"):
+    with pytest.raises(ValueError, match="works on pooled features: use a frame_pooling other than 'log_probs'"):
         attached(name, model=tiny_model(fusion="sum", frame_pooling="log_probs"))
 
 
@@ -232,7 +232,7 @@ def test_sharded_gradients_are_refused_where_whole_ones_are_needed(name):
     model = attached(name)
     backward_only(model)
     next(p for p in model.parameters() if p.grad is not None).grad.placements = ("a part",)
-    with pytest.raises(ValueError, match="of which FSDP keeps parts"):
+    with pytest.raises(ValueError, match="which FSDP splits"):
         model.balancing.before_step()
 
 
@@ -260,7 +260,7 @@ def test_a_pass_without_gradients_counts_for_nothing():
 
 
 def test_weights_without_any_loss_are_refused():
-    with pytest.raises(ValueError, match="OGM has no loss to learn by: .* or set them to 1 and 0"):
+    with pytest.raises(ValueError, match="OGM has no loss to learn from: .* or set them to 1 and 0"):
         attached("ogm", model=tiny_model(fusion="sum", fused_loss_weight=0.0))
     attached("mmpareto", model=tiny_model(fusion="sum", fused_loss_weight=0.0))  # says so, and goes on
 

@@ -39,7 +39,7 @@ def test_unknown_names_and_options_list_what_there_is():
         ValueError, match="balancing='omg' is unknown: choose one of agm, dgl.* or 'my_method.py:MyMethod'"
     ):
         build_method("omg")
-    with pytest.raises(ValueError, match=r"'ogm' does not take beta; its options are alpha \(0.8\), noise \(0.0\)"):
+    with pytest.raises(ValueError, match=r"'ogm' does not accept beta; its options are alpha \(0.8\), noise \(0.0\)"):
         build_method("ogm", {"beta": 1})
     with pytest.raises(ValueError, match="its options are none"):
         build_method("joint", {"beta": 1})
@@ -103,7 +103,7 @@ def test_a_strength_that_is_not_a_number():
     ("name", "options"), [("ogm", {"alpha": "high"}), ("opm", {"base": None}), ("modality_dropout", {"rates": None})]
 )
 def test_values_of_the_wrong_kind(name, options):
-    with pytest.raises(ValueError, match=f"'{name}' does not take these values, .*{next(iter(options))}"):
+    with pytest.raises(ValueError, match=f"'{name}' does not accept these values, .*{next(iter(options))}"):
         build_method(name, options)
 
 

@@ -80,7 +80,7 @@ def test_a_new_model_of_a_search_starts_the_method_anew(tmp_path):
 
 
 def test_the_head_pdf_is_not_trained_without_its_method(tmp_path):
-    with pytest.raises(ValueError, match="the fusion head 'pdf' learns by a loss of its own: --balancing pdf"):
+    with pytest.raises(ValueError, match="the fusion head 'pdf' learns from its own loss: add --balancing pdf"):
         tiny_trainer(tmp_path, tiny_model("pdf"))
 
 
@@ -97,8 +97,8 @@ def test_train_py(tmp_path):
     ("options", "message"),
     [
         (("--balancing", "omg"), "balancing='omg' is unknown"),
-        (("--balancing", "ogm", "--balancing_options", '{"beta": 1}'), "'ogm' does not take beta"),
-        (("--balancing_options", '{"alpha": 1}'), "--balancing_options without --balancing"),
+        (("--balancing", "ogm", "--balancing_options", '{"beta": 1}'), "'ogm' does not accept beta"),
+        (("--balancing_options", '{"alpha": 1}'), "--balancing_options needs --balancing"),
         (("--balancing", "ogm", "--balancing_options", "alpha=1"), "--balancing_options 'alpha=1' is not valid JSON"),
         (("--balancing", "ogm", "--fusion", "film"), "the fusion head 'film' has none"),
     ],

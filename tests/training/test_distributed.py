@@ -275,7 +275,7 @@ def test_a_run_that_is_told_to_stop_saves_a_checkpoint_and_says_how_to_go_on(
     said += process.communicate(timeout=100)[0]
     assert process.returncode == status or processes == 2, said
     last = checkpoints(stopped)[-1]
-    assert f"stopped by {number} after step {last.name[11:]}; go on with" in said
+    assert f"stopped by {number} after step {last.name[11:]}; resume with" in said
     assert f"--output_dir {stopped} --resume_from_checkpoint true" in said
     assert "Traceback" not in said or processes == 2  # the launcher's own
     assert "eval_nll" not in state_of(last)["log_history"][-1]

@@ -60,7 +60,7 @@ def test_features_of_other_towers_are_refused(cached, tmp_path):
 
 def test_what_features_cannot_give_is_refused(cached, tmp_path):
     stored = ("--embeddings", str(cached / "embeddings"))
-    with pytest.raises(ValueError, match="--trainable_layers 1 has no place beside --embeddings"):
+    with pytest.raises(ValueError, match="--trainable_layers 1 cannot be combined with --embeddings"):
         main([*_towers(), *_training(tmp_path / "a"), *stored, "--trainable_layers", "1"])
     with pytest.raises(ValueError, match="SpecAugment and --train_corruptions cannot change"):
         main([*_towers(), *_training(tmp_path / "b"), *stored, "--frequency_masks", "1"])
@@ -139,7 +139,7 @@ def test_a_run_from_features_says_of_which_clips_and_towers_they_are(from_hub, t
 
 
 def test_a_data_set_beside_features_is_refused(from_hub):
-    with pytest.raises(ValueError, match="--dataset has no place beside --embeddings"):
+    with pytest.raises(ValueError, match="--dataset cannot be combined with --embeddings"):
         main(["--embeddings", str(from_hub / "features"), "--dataset", "grid"])
 
 

@@ -66,7 +66,7 @@ def test_a_folder_that_holds_another_run(tmp_path):
 def test_features_of_a_run_that_ended_before_its_first_checkpoint_are_not_another_run(tmp_path):
     (tmp_path / "embeddings").mkdir()
     assert settle("--output_dir", str(tmp_path)) == (None, str(tmp_path))
-    with pytest.raises(ValueError, match="no complete checkpoint; leave the option out"):
+    with pytest.raises(ValueError, match="no complete checkpoint; remove the option"):
         settle("--output_dir", str(tmp_path), "--resume_from_checkpoint", "true")
 
 
@@ -187,7 +187,7 @@ def test_a_checkpoint_of_other_classes(finished, tmp_path, way):
         options = ["--model_name_or_path", str(finished), "--output_dir", str(tmp_path / "run")]
     before = sorted(os.listdir(tmp_path / "run")) if way == "resume" else None
     towers = [] if way == "continue" else list(TINY)
-    with pytest.raises(ValueError, match="other classes .* '\\(none\\)' where the dataset has 'class3'"):
+    with pytest.raises(ValueError, match="different classes .* '\\(none\\)' where the dataset has 'class3'"):
         run_module.main([*towers, *options, "--classes", "4", "--use_cpu", "true"])
     assert (sorted(os.listdir(tmp_path / "run")) if way == "resume" else None) == before
     assert way == "resume" or not (tmp_path / "run").exists()
@@ -282,11 +282,11 @@ def test_a_modality_that_no_clip_has(tmp_path, capsys):
         (["--image_mean", "0.5"], r"--image_mean \[0.5\] must be three numbers"),
         (["--decision_balance", "-1"], "--decision_balance must be at least 0, got -1.0"),
         (["--classifier_dropout", "2"], r"^error: --classifier_dropout 2.0 must lie in \[0, 1\)$"),
-        (["--fused_loss_weight", "0", "--unimodal_loss_weight", "0"], "the towers have no loss to learn by"),
+        (["--fused_loss_weight", "0", "--unimodal_loss_weight", "0"], "the towers have no loss to learn from"),
         (["--max_steps", "0"], "--max_steps 0 must be at least 1; to train nothing, set --num_train_epochs 0"),
         (["--num_train_epochs", "-1"], "--num_train_epochs must be at least 0, got -1.0"),
-        (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor puts one loss .*: use --label_smoothing,"),
-        (["--bf16_full_eval"], "--bf16_full_eval is not taken"),
+        (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor replaces .*: use --label_smoothing "),
+        (["--bf16_full_eval"], "--bf16_full_eval is not supported"),
         (["--frames", "0"], "frames must be at least 1, got 0"),
         (["--decision_rung", "temprature"], "--decision_rung 'temprature' is unknown: choose auto or one of sum"),
         (["--calibration_clips", "0"], "no clips in split.s. calibration"),
@@ -322,25 +322,25 @@ def test_a_resumed_run_tells_what_was_changed_and_refuses_what_cannot_be(tmp_pat
     first = tiny_run(run, "--num_train_epochs", "1")
     assert first["resumed_with"] == []
     for options, words in (
-        (("--train_clips", "16"), r"was trained on other clips \(train 24, .*; now train 16, "),
-        (("--learning_rate", "5e-3"), "cannot be resumed with learning_rate 0.01 -> 0.005: leave that as it was, or"),
+        (("--train_clips", "16"), r"was trained on different clips \(train 24, .*; now train 16, "),
+        (("--learning_rate", "5e-3"), "cannot be resumed with learning_rate 0.01 -> 0.005: undo that change, or"),
         (("--frame_pooling", "temporal", "--seed", "1"), "with frame_pooling mean -> temporal: "),
         (("--trainable_layers", "1"), "with trainable_layers all -> 1: "),
         (("--metric_for_best_model", "accuracy"), "metric_for_best_model nll -> accuracy; greater_is_better False ->"),
-        (("--per_device_train_batch_size", "4"), "is a run of 8 clips per step, not 4 .* whose product is 8"),
+        (("--per_device_train_batch_size", "4"), "has 8 clips per step, not 4 .* whose product is 8"),
     ):
         with pytest.raises(ValueError, match=rf"checkpoint-3 .*{words}"):
             tiny_run(run, *options, *resume)
     with caplog.at_level("WARNING"):
         longer = tiny_run(run, "--num_train_epochs", "2", "--report_to", "none", *resume)
     assert longer["resumed_with"] == ["num_train_epochs 1.0 -> 2.0"]
-    assert "resumed with other options than before: num_train_epochs 1.0 -> 2.0" in caplog.text
+    assert "resumed with changed options: num_train_epochs 1.0 -> 2.0" in caplog.text
     halves = ("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2")
     again = tiny_run(run, "--num_train_epochs", "2", *halves, "--load_best_model_at_end", "false", *resume)
     assert set(again["resumed_with"]) >= {"num_train_epochs 1.0 -> 2.0", "gradient_accumulation_steps 1 -> 2"}
     for origin in run.glob("checkpoint-*/run.json"):
         origin.write_text(origin.read_text().replace('"processes": 1', '"processes": 2'))
-    with pytest.raises(ValueError, match="is a run of 16 clips per step, not 8"):
+    with pytest.raises(ValueError, match="has 16 clips per step, not 8"):
         tiny_run(run, "--num_train_epochs", "2", *resume)
 
 

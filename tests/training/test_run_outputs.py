@@ -228,13 +228,13 @@ def test_training_on_from_a_trained_model(run, tmp_path):
     for option, words in (
         (["--fusion", "sum"], "--fusion sum: .* was built with 'adaptive'"),
         (["--frame_pooling", "temporal"], "was built with 'mean'"),
-        (["--audio_max_length", "32"], "--audio_max_length has no place beside --model_name_or_path"),
-        (["--audio_revision", "v1"], "--audio_revision has no place beside --model_name_or_path"),
+        (["--audio_max_length", "32"], "--audio_max_length cannot be combined with --model_name_or_path"),
+        (["--audio_revision", "v1"], "--audio_revision cannot be combined with --model_name_or_path"),
     ):
         with pytest.raises(ValueError, match=words):
             main([*more, "--model_name_or_path", str(folder), "--output_dir", str(tmp_path / "no"), *option])
     (tmp_path / "more" / "config.json").write_text(json.dumps({**config, "classifier_dropout": 0.1}))
-    with pytest.raises(ValueError, match=r"--classifier_dropout 0.0: .* was built with 0.1; leave"):  # the default
+    with pytest.raises(ValueError, match=r"--classifier_dropout 0.0: .* was built with 0.1; remove"):  # the default
         main([*more, "--model_name_or_path", str(tmp_path / "more"), "--output_dir", str(tmp_path / "no"),
               "--classifier_dropout", "0"])  # fmt: skip
 
@@ -254,5 +254,5 @@ def test_a_checkpoint_that_the_disk_refuses_is_named_and_removed(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert re.match(r"error: .*checkpoint-\d+ could not be written \(.+\): make room", last)
+    assert re.match(r"error: .*checkpoint-\d+ could not be written \(.+\): free disk space", last)
     assert not list((tmp_path / "run").glob("checkpoint-*"))
