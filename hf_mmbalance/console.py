@@ -173,6 +173,16 @@ def shard(text: str) -> tuple[int, int]:
     return index, count
 
 
+def hide_bars_in_log_files() -> None:
+    """Turn off the progress bars of Hugging Face libraries if the standard error is not a terminal.
+
+    A bar fills a log file with a line per update. Call this before the libraries are imported.
+    """
+    if not sys.stderr.isatty():
+        for library in ("HUB", "DATASETS"):  # transformers follows the first
+            os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")
+
+
 def shows_text(arguments: argparse.Namespace) -> bool:
     """Return True if standard output is for people; `--json -` reserves it for JSON."""
     return getattr(arguments, "json", None) != "-"

@@ -155,3 +155,14 @@ def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path):
 
 def test_fields_are_one_line_each():
     assert console.fields({"repo": "me/x", "configs": ["a", "b"]}) == "repo     me/x\nconfigs  a, b"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_of_other_libraries_are_hidden_in_log_files_only(terminal, monkeypatch):
+    names = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that what is set is taken back
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    console.hide_bars_in_log_files()
+    assert [os.environ.get(name) for name in names] == ([None] * 2 if terminal else ["1"] * 2)

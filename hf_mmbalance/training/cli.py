@@ -18,6 +18,7 @@ def train(argv: list[str] | None = None) -> int:
     if {"-h", "--help"} & set(argv):  # answered before torch and transformers are imported
         console.say(first_screen())
         return console.DONE
+    console.hide_bars_in_log_files()
     from hf_mmbalance.training.interruption import Interrupted, follow_launcher
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
