@@ -39,7 +39,7 @@ def text_of(found: Comparison) -> str:
     lines.append(console.table(head, cells, left=2))
     if found["differences"]:
         lines.append("\npaired differences on the same clips; p by sign flips of whole"
-                     f" {found['ci_unit']}s, in brackets after Holm's correction over {len(found['differences'])}")  # fmt: skip
+                     f" {found['ci_unit']}s, Holm correction over {len(found['differences'])}")  # fmt: skip
         head = ["first", "second", "accuracy, points", "p (Holm)", "NLL", "p (Holm)"]
         rows = [[d["first"], d["second"], *_difference(d, "accuracy", 100, 1), *_difference(d, "nll", 1, 3)]
                 for d in found["differences"]]  # fmt: skip
