@@ -1,9 +1,9 @@
-"""The decision layer: calibrate, allocate, diagnose, report; works on tables of unimodal logits from any model."""
+"""The decision layer: calibration, allocation, diagnosis and reports for tables of unimodal logits from any model."""
 
 from hf_mmbalance._lazy import lazy_exports
 
 
-#: Name -> module; no name is also a module's, since importing a module would put it in the name's place.
+#: Public name -> module. No name may equal that of a submodule: importing the submodule would replace the name.
 _NAMES = {
     "Allocation": "allocation",
     "Balance": "contributions",

@@ -50,25 +50,26 @@ STRUCTURES = ("any", "default")
 
 
 class Allocation(ClassifierMixin, BaseEstimator):
-    """Calibrated, allocated fusion of unimodal logits; a scikit-learn classifier over `X (N, M, C)`.
+    """Decision layer fitted on unimodal logits `X (N, M, C)`, with the interface of a scikit-learn classifier.
 
-    Fit it on clips that the towers did not learn from. A missing modality is an all-NaN row of `X`.
+    Fit it on clips that the towers were not trained on. A missing modality is an all-NaN row of `X`.
 
     Args:
-        rung: "auto" chooses by group cross-validation; or a rung of the ladder by name.
-        folds: of the group cross-validation.
-        seed: of the folds.
-        known_groups: the place of use has the same groups (one speaker, one camera): folds are over clips, and few
-            groups do not rule out the freer rungs.
-        balance: weight of a penalty that pulls the weights' shares towards capability shares, in nats; above 0 the
-            rung `class` (`global` where the groups are too few) is fitted and taken.
-        prior: `(C,)` class prior of the place of use where it is known and differs from the fitting clips'; it takes
-            their prior's place in every rung.
-        structure: "default" keeps to rungs that add no buffer to the model's head; "any" allows all.
-        strengths: precisions of the prior that shrinks a rung to its parent, strongest first.
+        rung: name of a rung of the ladder, or "auto" to choose one by group cross-validation.
+        folds: number of folds of the group cross-validation.
+        seed: random seed of the folds.
+        known_groups: True if the groups at deployment are those of the fit (one speaker, one camera): folds are then
+            over clips, and the freer rungs are allowed even with few groups.
+        balance: weight, in nats, of a penalty that pulls the shares of the weights towards capability shares; above 0,
+            "auto" fits and uses the rung `class` (`global` if there are too few groups).
+        prior: `(C,)` class prior at deployment, if it is known and differs from that of the fitting clips; it replaces
+            their prior in every rung.
+        structure: "default" allows only rungs that add no buffer to the model's head; "any" allows all.
+        strengths: precisions to try for the prior that shrinks a rung to its parent, strongest first.
 
-    After `fit`: `chosen_` (rung or `best_single`), `reason_`, `notes_`, `state_` (`HeadState` in use), `ladder_`
-    (all rungs and their held-out scores), `classes_`, `prior_` (class prior of the fit), `profile_` (for shifts).
+    Attributes after `fit`: `chosen_` (rung or `best_single`), `reason_`, `notes_`, `state_` (`HeadState` in use),
+    `ladder_` (all rungs and their held-out scores), `classes_`, `prior_` (class prior of the fitting clips) and
+    `profile_` (used by `check_shift`).
     """
 
     def __init__(
@@ -107,18 +108,19 @@ class Allocation(ClassifierMixin, BaseEstimator):
         Args:
             X: `(N, M, C)` unimodal logits or log-probabilities.
             y: `(N,)` class indices.
-            groups: `(N,)` group of every clip; None takes every clip as its own group.
-            features: one `(N, D_m)` per modality (None where there are none), in the order of X; for the rung
-                `typicality`. The names of a mapping are kept: later ones may come in any order.
-            reference: features (as above) and labels of the towers' own training clips, for class means and
-                covariance; None takes them from the fitting clips, out of fold.
-            clips: `(N,)` name of the clip that a row is a draw of; None takes every row as its own clip.
-            draws: `(N,)` 0 for the clean clip, else the number of a corrupted draw of it; None for zeros.
-            known: `(M, C)` bool, the classes that each modality knows; None for all. Logits of the others may have any
-                finite value.
+            groups: `(N,)` group of every clip; None counts every clip as its own group.
+            features: one `(N, D_m)` array per modality in the order of X (None for a modality without features), or a
+                mapping by modality name; used by the rung `typicality`. A mapping sets the modality names, and later
+                mappings can be in any order.
+            reference: features (as above) and labels of the clips that the towers were trained on, for class means and
+                covariance; None takes these from the fitting clips, out of fold.
+            clips: `(N,)` name of the clip that each row is a draw of; None counts every row as its own clip.
+            draws: `(N,)` 0 for the clean clip, else the number of its corrupted draw; None for zeros.
+            known: `(M, C)` bool, the classes that each modality knows; None for all. Logits of the other classes can
+                have any finite value.
 
         Raises:
-            ValueError: if shapes, values or options are unusable.
+            ValueError: if shapes, values or options are invalid.
         """
         found = checked_clips(X, y, groups, clips, draws, known)
         number, classes = found.data.logits.shape[1:]
@@ -126,16 +128,16 @@ class Allocation(ClassifierMixin, BaseEstimator):
         modalities = list(features) if named else [f"modality {m}" for m in range(number)]
         if len(modalities) != number:
             raise ValueError(
-                f"features of {', '.join(modalities)} for {number} modalities; give None where there are none."
+                f"features of {', '.join(modalities)} for {number} modalities; give None for those without features."
             )
         return self._fit(found, modalities, [str(c) for c in range(classes)], features, reference)
 
     def fit_table(self, table: DecisionTable, reference: DecisionTable | None = None) -> Self:
-        """`fit` on the rows of a decision table, keeping its names of classes and modalities.
+        """Fit on the rows of a decision table and keep its class and modality names.
 
         Args:
-            table: rows to fit on; `features.*` are used where they are there.
-            reference: rows of the towers' training clips, of which only features and labels are used.
+            table: rows to fit on; their `features.*` columns are used if present.
+            reference: rows of the towers' training clips; only their features and labels are used.
         """
         clips = checked_clips(table.logits, table.labels, table.groups, table.clips, table.draws, table.known)
         training = None
@@ -169,7 +171,7 @@ class Allocation(ClassifierMixin, BaseEstimator):
         return self
 
     def _fit_typicality(self, features: Any, reference: tuple[Any, Any] | None) -> list[str]:
-        """Fit `statistics_` and give the clips of the fit their typicality; returns notes."""
+        """Fit `statistics_`, set the typicality of the fitting clips and return notes."""
         self.statistics_: dict[str, np.ndarray] = {}
         clips = self._clips
         data = clips.data
@@ -204,14 +206,14 @@ class Allocation(ClassifierMixin, BaseEstimator):
         )
 
     def choose_among(self, rungs: Sequence[str]) -> None:
-        """Choose again, by the same rule, among some of the rungs that were fitted (and the fallbacks).
+        """Choose again by the same rule, among only these fitted rungs and the fallbacks.
 
         Raises:
-            ValueError: where none of them, or nothing at all, was fitted; or after `load`, which keeps one rung.
+            ValueError: if none of these rungs, or no rung at all, was fitted; or after `load`, which keeps one rung.
         """
         check_is_fitted(self, "state_")
         if not hasattr(self, "ladder_") or not self.ladder_.scores:
-            raise ValueError("there is one rung only, and nothing to choose among.")
+            raise ValueError("there is only one rung, so there is nothing to choose from.")
         allowed = [rung for rung in self.ladder_.states if rung in rungs]
         if not allowed:
             raise ValueError(f"none of {', '.join(rungs)} was fitted; these were: {', '.join(self.ladder_.states)}.")
@@ -219,7 +221,7 @@ class Allocation(ClassifierMixin, BaseEstimator):
         self.state_ = self.complete(self.ladder_.states[self.chosen_])
 
     def complete(self, state: HeadState) -> HeadState:
-        """A state of the ladder as it is used: under the prior in use, with the statistics that typicality needs."""
+        """Return a ladder state ready for use: with `prior` applied and the statistics that typicality needs."""
         if self.prior is not None:
             shift = np.log(checked_prior(self.prior, len(self.prior_))) - np.log(self.prior_)
             state = state.replace(prior_shift=shift)
@@ -228,32 +230,32 @@ class Allocation(ClassifierMixin, BaseEstimator):
         return state.replace(**self.statistics_)
 
     def rebalanced(self, balance: float) -> HeadState:
-        """The rung `class` (`global` where that was not fitted) refitted under a balance penalty, for comparison.
+        """Refit the rung `class` (`global` where `class` was not fitted) with a balance penalty, for comparison.
 
         Raises:
             ValueError: after `load`, which keeps no clips.
         """
         if not hasattr(self, "_clips"):
-            raise ValueError("a loaded allocation holds no clips to refit on; fit it anew.")
+            raise ValueError("a loaded allocation has no clips to refit on; fit it again.")
         with one_thread():
             return rebalanced(self.ladder_, self._clips, balance)
 
     def fuse(self, X: Any, features: Any = None) -> Fused:
-        """Logits, weights, contributions and trust of clips `X (N, M, C)` with features as in `fit`.
+        """Return logits, weights, contributions and trust of clips `X (N, M, C)`, with features as in `fit`.
 
-        Without features every clip counts as typical; where the allocation uses typicality, a warning says so.
+        Without features every clip counts as typical; if the allocation uses typicality, a warning says so.
         """
         logits = self._checked(X)
         if features is None and SLOPE in self.state_.arrays:
             warnings.warn(
-                "this allocation weights modalities by their features, and none are given: every clip counts as"
+                "this allocation weights modalities by their features, but none are given: every clip counts as"
                 " typical",
                 stacklevel=2,
             )
         return self.state_.fuse(logits, self.typicality(logits, features))
 
     def typicality(self, X: Any, features: Any = None) -> np.ndarray | None:
-        """Typicality t `(N, M)`; None without features or where none was fitted."""
+        """Return the typicality t `(N, M)`; None without features, or if typicality was not fitted."""
         if features is None or not self.statistics_:
             return None
         logits = self._checked(X)
@@ -263,18 +265,18 @@ class Allocation(ClassifierMixin, BaseEstimator):
         return state.typicality(given, ~np.isnan(logits[:, :, 0]))
 
     def decision_function(self, X: Any, features: Any = None) -> np.ndarray:
-        """Fused logits `(N, C)`."""
+        """Return fused logits `(N, C)`."""
         return self.fuse(X, features).logits
 
     def predict_proba(
         self, X: Any, prior: str | Sequence[float] | np.ndarray | None = None, features: Any = None
     ) -> np.ndarray:
-        """Fused probabilities `(N, C)`.
+        """Return fused probabilities `(N, C)`.
 
         Args:
-            X: `(N, M, C)`.
-            prior: class prior of these clips where it differs from the fitting clips' and nothing else does: `(C,)`
-                probabilities, or "estimate" to infer it from X (Saerens et al. 2002). None keeps that of the fit.
+            X: `(N, M, C)` unimodal logits.
+            prior: class prior of these clips, if it differs from that of the fit and nothing else does: `(C,)`
+                probabilities, or "estimate" to infer it from X (Saerens et al. 2002). None keeps the prior of the fit.
             features: as in `fit`.
         """
         log_probs = log_softmax(self.decision_function(X, features))
@@ -290,16 +292,16 @@ class Allocation(ClassifierMixin, BaseEstimator):
         return np.exp(shift_prior(log_probs, in_use, new))
 
     def predict(self, X: Any, features: Any = None) -> np.ndarray:
-        """Class index of every clip, `(N,)`; ties by `measures.predict`."""
+        """Return the class index of every clip, `(N,)`; `measures.predict` breaks ties."""
         best = predict(self.decision_function(X, features))
         return np.asarray(self.classes_[best])
 
     def score(self, X: Any, y: Any, sample_weight: Any = None, features: Any = None) -> float:
-        """Accuracy of `predict` on clips with class indices `y (N,)`."""
+        """Return the accuracy of `predict` on clips with class indices `y (N,)`."""
         return float(accuracy_score(y, self.predict(X, features), sample_weight=sample_weight))
 
     def check_shift(self, X: Any, *, warn: bool = True) -> list[str]:
-        """In what these logits are unlike the fitting ones, as sentences; also warns unless told not to."""
+        """Return how these logits differ from those of the fit, one sentence each; also warn if `warn` is True."""
         check_is_fitted(self, "state_")
         log_probs = own_log_probs(self._checked(X), self.state_.known)
         found = self.profile_.differences(log_probs, self.modality_names_)
@@ -308,7 +310,7 @@ class Allocation(ClassifierMixin, BaseEstimator):
         return found
 
     def describe(self) -> dict[str, Any]:
-        """What is in use, as plain values by name; `lines` says the same in a few lines for a person."""
+        """Return what is in use as plain values by name; `lines` holds the same as a few lines of text."""
         check_is_fitted(self, "state_")
         found = describe_state(self.state_, self.modality_names_, self.class_names_)
         lines = [f"rung {self.chosen_}: {self.reason_}", *found["lines"]]
@@ -317,15 +319,15 @@ class Allocation(ClassifierMixin, BaseEstimator):
     def write_to(self, model: Any) -> None:
         """Install this allocation as `model.fusion` and record it in `model.config`, so that saving keeps it.
 
-        A head of the same structure stays in place and gets new values.
+        A head that has the same structure stays in place; only its values change.
 
         Args:
-            model: a model with `fusion` and `config.fusion`, `config.fusion_options`; modalities and classes in the
-                order of the fit.
+            model: model with the attributes `fusion`, `config.fusion` and `config.fusion_options`, and with modalities
+                and classes in the order of the fit.
 
         Raises:
-            ValueError: if the model has another number of modalities or classes, other names or order of them, or
-                features of another width.
+            ValueError: if the number, names or order of the model's modalities or classes, or the width of its
+                features, differ from the fit.
         """
         from hf_mmbalance.decision.write_to_model import write_to_model
 
@@ -349,16 +351,16 @@ class Allocation(ClassifierMixin, BaseEstimator):
             "profile": self.profile_.as_dict(),
         }
         arrays: dict[str, Any] = dict(self.state_.arrays)
-        description = json.dumps(content, default=lambda value: value.item())  # numbers of numpy
+        description = json.dumps(content, default=lambda value: value.item())  # NumPy numbers to Python ones
         np.savez_compressed(folder / FILE_NAME, description=np.array(description), **arrays)
         return folder / FILE_NAME
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Allocation:
-        """Read what `save` wrote; `ladder_` (the other rungs) is not kept.
+        """Load what `save` wrote; `ladder_` (the other rungs) is not stored.
 
         Raises:
-            ValueError: if the folder holds no allocation, or a damaged one.
+            ValueError: if the folder has no allocation, or a damaged one.
         """
         path = Path(folder) / FILE_NAME
         if not path.is_file():
@@ -375,7 +377,7 @@ class Allocation(ClassifierMixin, BaseEstimator):
             made.profile_ = LogitProfile(**content["profile"])
             if made.state_.shape != (made.n_modalities_, len(made.classes_)):
                 raise ValueError(f"weights of shape {made.state_.shape}")
-        except Exception as error:  # a damaged archive may raise anything: zlib, zipfile, struct, MemoryError
+        except Exception as error:  # a damaged archive can raise anything: zlib, zipfile, struct, MemoryError
             raise ValueError(f"{path}: damaged, or not written by Allocation.save ({error!r}).") from error
         made.statistics_ = {
             name: value for name, value in arrays.items() if name.startswith("typicality_") and name != SLOPE
@@ -405,12 +407,12 @@ class Allocation(ClassifierMixin, BaseEstimator):
 
 
 def fit_decision_layer(table: DecisionTable, **options: Any) -> Allocation:
-    """Fit the decision layer on a table's calibration rows: what training and `mmbalance decide` both call.
+    """Fit the decision layer on a table's calibration rows, as training and `mmbalance decide` do.
 
     Args:
-        table: rows of split `calibration` (all draws); those of `train`, if there are any, give only the class means
-            and covariance of features. Rows of other splits are not touched.
-        **options: of [`Allocation`].
+        table: table with rows of split `calibration`, all draws of which are fitted on. Rows of split `train`, if any,
+            only give the class means and covariance of features. Rows of other splits are not used.
+        **options: arguments of [`Allocation`].
 
     Raises:
         TableError: if the table has no calibration rows.

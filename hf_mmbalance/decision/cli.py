@@ -17,21 +17,22 @@ from hf_mmbalance.decision.table import DecisionTable, TableError
 from hf_mmbalance.decision.table_files import table_name, table_path
 
 
-DECIDE = """Fit every form of the decision layer, and compare them: on clips of a table of logits that no fit has used.
+DECIDE = """Fit every form of the decision layer, and compare them: on held-out clips of a table of logits.
 
-The forms are rungs of a ladder, from nothing fitted to many parameters: sum, prior_sum, temperature, typicality,
-global, bias, vector, class, dirichlet. Cross-validation chooses one (`adaptive` in the table; the mark * is on its
-rung). Accuracy is in percent.
+The forms are the rungs of a ladder, from nothing fitted to many parameters: sum, prior_sum, temperature, typicality,
+global, bias, vector, class, dirichlet. Cross-validation chooses one, marked * in the table; the row `adaptive` is the
+chosen layer. Accuracy is in percent.
 
 example:
-  mmbalance decide decisions.parquet                                   (split calibration -> split test)
+  mmbalance decide decisions.parquet                                   (fit on calibration, evaluate on test)
   mmbalance decide outputs/run_a outputs/run_b                         (one after the other; see also: compare)
   mmbalance decide votes.parquet --group_folds 5 --seed 0 --json -     (pooled out-of-fold predictions)
 """
-DIAGNOSE = """Show which modality a decision layer relies on: why, and what that loses.
+DIAGNOSE = """Show which modality a decision layer relies on: with the reasons and the cost.
 
-Lean: how much more a modality counts than its share of what the modalities can do by themselves. Lost: of the clips
-that at least one modality gets right, the part that the decision gets wrong. The page of --report explains all words.
+Lean: by how much a modality counts for more than its share of what the modalities can do by themselves. Lost: of
+the clips that at least one modality gets right, the fraction that the decision gets wrong. The page written by
+--report explains all terms.
 
 example:
   mmbalance diagnose decisions.parquet --report report.html --json diagnosis.json
@@ -42,26 +43,26 @@ example:
 def add_decide(verbs: Any) -> None:
     """Add the verb `decide`."""
     parser = console.add_verb(verbs, "decide", DECIDE, run_decide)
-    parser.add_argument("tables", type=Path, nargs="+", metavar="TABLE|RUN", help="decision table (.parquet, .npz,"
-                        " .csv) or run folder, one or more")  # fmt: skip
+    parser.add_argument("tables", type=Path, nargs="+", metavar="TABLE|RUN", help="one or more decision tables"
+                        " (.parquet, .npz, .csv) or run folders")  # fmt: skip
     _fit_options(parser)
-    parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep the fitted allocation (allocation.npz);"
-                        " of several tables each in a folder of its name below")  # fmt: skip
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="save the fitted allocation (allocation.npz);"
+                        " with several tables, each in a subfolder named after its table")  # fmt: skip
 
 
 def add_diagnose(verbs: Any) -> None:
     """Add the verb `diagnose`."""
     parser = console.add_verb(verbs, "diagnose", DIAGNOSE, run_diagnose)
-    parser.add_argument("tables", type=Path, nargs="+", metavar="TABLE|RUN", help="one or more; the first is"
-                        " shown in full, the rest in the comparison")  # fmt: skip
+    parser.add_argument("tables", type=Path, nargs="+", metavar="TABLE|RUN", help="tables or run folders; the report"
+                        " shows the first in full and the rest in the comparison")  # fmt: skip
     _fit_options(parser)
-    parser.add_argument("--report", type=Path, metavar="HTML", help="write one page; figures as PNG, SVG and PDF go"
-                        " into a folder beside it")  # fmt: skip
+    parser.add_argument("--report", type=Path, metavar="HTML", help="write an HTML page; figures as PNG, SVG and PDF"
+                        " go into a folder next to it")  # fmt: skip
     parser.add_argument("--draws", type=console.positive, default=1000, help="bootstrap draws (default: %(default)s)")
 
 
 def run_decide(arguments: argparse.Namespace) -> int:
-    """Run `decide`; returns the exit status."""
+    """Run `decide` and return the exit status."""
     console.check_place(arguments.json)
     if arguments.save:
         arguments.save.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,7 @@ def run_decide(arguments: argparse.Namespace) -> int:
 
 
 def run_diagnose(arguments: argparse.Namespace) -> int:
-    """Run `diagnose`; returns the exit status."""
+    """Run `diagnose` and return the exit status."""
     from hf_mmbalance.decision.diagnosis import diagnose
 
     for place in (arguments.json, arguments.report):
@@ -110,10 +111,10 @@ def run_diagnose(arguments: argparse.Namespace) -> int:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """A name per table or run folder: its own, or its path where two have the same.
+    """Return a name for each table or run folder: its own name, or its path if two have the same name.
 
     Raises:
-        ValueError: if one is given twice.
+        ValueError: if a path is given twice.
     """
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
@@ -123,12 +124,12 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _as_folder(name: str) -> str:
-    """A name that is a path as the name of one folder."""
+    """Turn a name that can be a path into the name of one folder."""
     return re.sub(r"[\\/:]+", "_", name).strip("_.") or "table"
 
 
 def print_ladder(report: dict[str, Any]) -> None:
-    """The table of `decide` for a person."""
+    """Print the table of `decide`."""
     judged = clips_and_draws(report["n_clips"], report["n"])
     fitted = clips_and_draws(report["n_clips_fit"], report["n_fit"])
     console.say(f"{judged} judged, fitted on {fitted}; {report['groups']} groups, intervals over {report['ci_unit']}s")
@@ -158,7 +159,7 @@ def print_ladder(report: dict[str, Any]) -> None:
 
 
 def print_diagnosis(name: str, report: dict[str, Any]) -> None:
-    """The short form of `diagnose` for a person; the page and the JSON hold the rest."""
+    """Print the short form of `diagnose`; the page and the JSON hold the rest."""
     clips = clips_and_draws(report["n_clips"], report["n"])
     console.say(f"== {name}: {clips}, {report['groups']} groups; rung {report['chosen']}")
     console.say("\n".join(summary(report)))
@@ -197,17 +198,17 @@ def _number(value: float | None, form: str, width: int) -> str:
 
 def _fit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fit_split", metavar="SPLIT", help="split to fit on (default: calibration)")
-    parser.add_argument("--eval_split", metavar="SPLIT", help="split to judge on (default: test)")
+    parser.add_argument("--eval_split", metavar="SPLIT", help="split to evaluate on (default: test)")
     parser.add_argument("--group_folds", type=int, metavar="K", help="cross-fit over K folds of groups instead; the"
-                        " default (5) where the table has no calibration and test split")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of the folds (default: %(default)s)")
-    parser.add_argument("--rung", default="auto", metavar="NAME", help="a rung by name (default: auto, chosen by"
+                        " default, with K = 5, if the table lacks a calibration or a test split")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument("--rung", default="auto", metavar="NAME", help="use this rung (default: auto, chosen by"
                         " cross-validation)")  # fmt: skip
-    parser.add_argument("--known_groups", action="store_true", help="the place of use has the same groups (one"
-                        " speaker, one camera): folds over clips, and all rungs")  # fmt: skip
-    parser.add_argument("--balance", type=float, default=0.0, metavar="WEIGHT", help="above 0, pull weights towards"
-                        " what each modality can do by itself, on the rung class (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--prior", metavar="P1,P2,...", help="class prior of the place of use, where it is known")
+    parser.add_argument("--known_groups", action="store_true", help="the groups at deployment are the same (one"
+                        " speaker, one camera): use folds over clips, and allow all rungs")  # fmt: skip
+    parser.add_argument("--balance", type=float, default=0.0, metavar="WEIGHT", help="above 0, pull the weights of the"
+                        " rung class towards what each modality can do by itself (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--prior", metavar="P1,P2,...", help="class prior at deployment, if known")
     parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one per line or a JSON list")
     console.add_json_option(parser, "report")
 
@@ -241,14 +242,14 @@ def _decide(path: Path, arguments: argparse.Namespace) -> Any:
         evaluated.add_head("model", trained)
     elif path.is_dir() and "reference.fused" in evaluated.fusions:
         evaluated.notes.append(
-            "the run's own head has no weights to show: its decisions are the row reference.fused, and weights, trust"
-            " and lean are those of the decision layer fitted here"
+            "the run's own head has no weights to show: its decisions are in the row reference.fused, and weights,"
+            " trust and lean are those of the decision layer fitted here"
         )
     return evaluated
 
 
 def read_prior(text: str) -> list[float]:
-    """Probabilities separated by commas.
+    """Parse probabilities separated by commas.
 
     Raises:
         TableError: if one is not a number.
@@ -260,10 +261,10 @@ def read_prior(text: str) -> list[float]:
 
 
 def read_classes(path: Path | None) -> list[str] | None:
-    """Class names from a file: a JSON list, or one per line.
+    """Read class names from a file: a JSON list, or one name per line.
 
     Raises:
-        TableError: if it is not UTF-8 or a broken list.
+        TableError: if the file is not UTF-8, or holds a broken JSON list.
     """
     if path is None:
         return None

@@ -1,4 +1,4 @@
-"""Runs and tables side by side: the same clips, each decision layer, seeds of one configuration together."""
+"""Comparison of runs and tables on the same clips, with the seeds of one configuration taken together."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ from hf_mmbalance.metrics.paired import holm, sign_flip_p
 from hf_mmbalance.metrics.sums import MEASURES, UnitSums
 
 
-#: Arguments in which seeds of one configuration may differ.
+#: Arguments that can differ between seeds of one configuration.
 OF_ONE_RUN = PLACES | {"seed", "data_seed"}
-#: Below this, values of a clip differ by rounding only.
+#: Smaller differences between the values of a clip are rounding errors.
 EQUAL = 1e-6
 FITTED_HERE = "fitted here"
-#: Head of a run -> how its decision layer came about.
+#: Head of a run -> how its decision layer was made.
 KINDS = {"adaptive": "fitted", "sum": "no parameters", "mean_prob": "no parameters"}
 
 
 @dataclass
 class Source:
-    """One run or table, read.
+    """One run or table, read from its files.
 
     Args:
-        name: of the run's folder or the file.
-        table: the clips to judge.
-        configuration: runs with equal ones are seeds of one another; None for a table, which has none.
-        seed: of the run and of its data; None for a table.
-        fusion: head of the run; None for a table.
-        refitted: `(N, C)` fused logits of a decision layer fitted here, on clips it does not judge.
-        notes: of that fit.
+        name: name of the run's folder or of the file.
+        table: clips to evaluate on.
+        configuration: arguments of the run but the seed; runs that share them are seeds of one configuration. None for
+            a table.
+        seed: seeds of the run and of its data; None for a table.
+        fusion: fusion head of the run; None for a table.
+        refitted: `(N, C)` fused logits of a decision layer fitted here, on clips other than those it decides.
+        notes: notes on the table and on that fit.
     """
 
     name: str
@@ -57,14 +58,14 @@ class Source:
 
 @dataclass
 class Entry:
-    """One line of a comparison: a method of a configuration, on the same clips in every seed.
+    """One line of a comparison: a method of a configuration, on the same clips for every seed.
 
     Args:
-        configuration: its name.
+        configuration: name of the configuration.
         method: a modality, `sum`, or the decision layer.
-        kind: how the decision layer came about; "modality" for one of those.
-        logits: per seed `(N, C)`, NaN rows where the method does not answer.
-        decides: whether it is a decision layer to compare, not a baseline of one.
+        kind: how the decision layer was made; "modality" for a single modality.
+        logits: one `(N, C)` array per seed, with NaN rows where the method does not answer.
+        decides: True for a decision layer to compare, False for a baseline.
     """
 
     configuration: str
@@ -75,7 +76,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The configuration for its own head, else `configuration: method`."""
+        """Name of the configuration for its own head, else `configuration: method`."""
         own = self.decides and self.kind != FITTED_HERE
         return self.configuration if own else f"{self.configuration}: {self.method}"
 
@@ -83,18 +84,18 @@ class Entry:
 def read_source(
     path: Path, *, name: str | None = None, split: str = "test", refit: bool = False, **options: Any
 ) -> Source:
-    """Read a run folder or a decision table; fit a decision layer where there is none of its own.
+    """Read a run folder or a decision table; fit a decision layer if it has none of its own.
 
     Args:
         path: folder of a run, or decision table.
-        name: what it is called; by default as the folder or the file.
-        split: clips to judge; a table without it is judged out of fold, as by `mmbalance decide`, unless another split
-            than test was asked for.
-        refit: fit a decision layer to the logits of a run, beside its own.
-        **options: of `decide_table`.
+        name: name to show; by default that of the folder or file.
+        split: split to evaluate on. A table without it is evaluated out of fold, as `mmbalance decide` does, unless
+            you ask for a split other than test.
+        refit: also fit a decision layer to the logits of a run that has its own.
+        **options: arguments of `decide_table`.
 
     Raises:
-        TableError: a table that cannot be used, or without such a split; damaged results of a run.
+        TableError: if the table cannot be used or lacks the split, or the results of a run are damaged.
     """
     file = table_path(path)
     with warnings.catch_warnings(record=True) as caught:
@@ -109,7 +110,7 @@ def read_source(
         if own:
             source.table = table.select(split)
         if refit or not own:
-            # The rows of a run that are judged, so that both of its decision layers answer the same clips.
+            # Use the same split of a run again, so that both of its decision layers answer the same clips.
             named = own or split != "test"
             judged = decide_table(table, eval_split=split if named else None, **options)
             source.table, source.refitted = judged.table, judged.fusions["adaptive"]
@@ -120,7 +121,7 @@ def read_source(
 
 
 def _read_results(source: Source, file: Path) -> None:
-    """Head, configuration and seed of a run, from its `results.json`."""
+    """Set head, configuration and seed of a run from its `results.json`."""
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         source.fusion = results.get("fusion")
@@ -136,13 +137,13 @@ def _configuration(arguments: dict[str, Any]) -> str:
 
 
 def align(sources: Sequence[Source]) -> DecisionTable:
-    """Put rows and classes of every source in the order of the first.
+    """Put the rows and classes of every source into the order of the first.
 
     Returns:
         The first source's table.
 
     Raises:
-        TableError: other clips, labels, groups or classes; names the source and what differs.
+        TableError: if clips, labels, groups or classes differ; the message names the source and what differs.
     """
     first = sources[0]
     for source in sources[1:]:
@@ -183,12 +184,12 @@ def _difference(source: Source, first: Source, what: str, ours: list[str], their
 
 
 def entries_of(sources: Sequence[Source]) -> list[Entry]:
-    """Lines of the comparison: by configuration its decision layers, then the sum and every modality."""
+    """Return the lines of the comparison: per configuration its decision layers, then its baselines and modalities."""
     grouped: dict[tuple[str, int], list[Source]] = {}
     same: Counter[tuple[str, tuple[Any, Any] | None]] = Counter()
     for index, source in enumerate(sources):
         configuration = source.configuration or f"table {index}"
-        # A run with the seed of another one is no further seed: it opens a configuration of its own.
+        # A second run with the same seed is not another seed: it starts a configuration of its own.
         grouped.setdefault((configuration, same[configuration, source.seed]), []).append(source)
         same[configuration, source.seed] += 1
     found: list[Entry] = []
@@ -211,7 +212,7 @@ def entries_of(sources: Sequence[Source]) -> list[Entry]:
 
 
 def _names(groups: list[list[Source]]) -> list[str]:
-    """A name per configuration: of its runs without the seed's number, of its first run, or that with a number."""
+    """Return a name per configuration: its runs' name without the seed, its first run's name, or a numbered one."""
     short = [_without_seed(members[0]) for members in groups]
     names = [name if short.count(name) == 1 else members[0].name for name, members in zip(short, groups, strict=True)]
     numbered = [f"{name} ({names[: place + 1].count(name)})" for place, name in enumerate(names)]
@@ -219,7 +220,7 @@ def _names(groups: list[list[Source]]) -> list[str]:
 
 
 def _without_seed(run: Source) -> str:
-    """The name of a run without the seed at its end (`-s0`, `_seed1`); a table has none, and keeps its name."""
+    """Return the name of a run without the seed at its end (`-s0`, `_seed1`); a table keeps its name."""
     if run.configuration is None:
         return run.name
     return re.sub(r"([-_.]s|[-_.]?seed)[-_]?\d+$", "", run.name) or run.name
@@ -228,22 +229,22 @@ def _without_seed(run: Source) -> str:
 def compare_sources(
     sources: Sequence[Source], *, baseline: str | None = None, draws: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
-    """Judge every decision layer and every modality of some runs or tables on the clips that all of them hold.
+    """Evaluate every decision layer and every modality of runs or tables on the same clips.
 
     Args:
-        sources: what `read_source` returned.
-        baseline: configuration that the others are compared with; None compares each pair of them.
-        draws: of the bootstrap and of the sign flips.
-        seed: of both.
+        sources: runs and tables from `read_source`.
+        baseline: configuration to compare all others with; None compares every pair.
+        draws: number of bootstrap draws; the sign flips use five times as many.
+        seed: random seed of both.
 
     Returns:
-        `n` rows to judge, draws of `n_clips` clips; `rows`, one per method of a configuration: for accuracy,
-        macro-F1, NLL and ECE the mean over seeds, its 95 % interval over clips (groups, where there are at least 5)
-        and the standard deviation over seeds; `differences`, paired, with p by sign flips of whole groups and the same
-        after Holm's correction.
+        A dict with the number of evaluated rows `n` and of the clips they are draws of, `n_clips`; `rows`, one per
+        method of a configuration, with the mean over seeds of accuracy, macro-F1, NLL and ECE, its 95 % interval over
+        clips (over groups if there are at least 5) and the standard deviation over seeds; and paired `differences`,
+        with p values by sign flips of whole groups before and after Holm's correction.
 
     Raises:
-        TableError: sources on different clips or classes, an unknown baseline.
+        TableError: if the sources have different clips or classes, or the baseline is unknown.
     """
     table = align(sources)
     entries = entries_of(sources)
@@ -287,7 +288,7 @@ def _row(entry: Entry, table: DecisionTable, unit: np.ndarray, counts: np.ndarra
 
 
 def _pairs(entries: list[Entry], baseline: str | None) -> list[tuple[Entry, Entry]]:
-    """Decision layers against each other and, within a configuration, against the sum of the same towers."""
+    """Pair decision layers with each other and, within a configuration, with the sum of the same towers."""
     heads = [entry for entry in entries if entry.decides]
     if baseline is not None:
         chosen = [entry for entry in heads if baseline in (entry.configuration, entry.name)]
@@ -319,7 +320,7 @@ def _paired(first: Entry, second: Entry, table: DecisionTable, draws: int, seed:
 
 
 def _mean_over_seeds(entry: Entry, table: DecisionTable, of_clips: Any) -> np.ndarray:
-    """Mean over seeds of a value per clip; NaN where the method does not answer."""
+    """Return the mean over seeds of a value per clip; NaN where the method does not answer."""
     values = np.full((len(entry.logits), len(table)), np.nan)
     for seed, logits in enumerate(entry.logits):
         there = ~np.isnan(logits).any(axis=1)

@@ -11,15 +11,15 @@ from typing import Any
 from hf_mmbalance import console
 
 
-#: The local folder or file behind a name on the command line, and what the user should know of it.
+#: Returns the local folder or file for a name on the command line, and notes about it for the user.
 Find = Callable[[str], tuple[Path, list[str]]]
 
 COMPARE = """Compare runs, tables and models on the Hub: on the same test clips.
 
-Runs that differ in nothing but their seed count as one configuration: mean over seeds, and their spread. Each run's
-own head is judged (fitted after the towers, trained with them, or without parameters), beside the plain sum of its
-towers and each modality; for a table of another program a decision layer is fitted here. A model on the Hub is judged
-by the table that was pushed with it (`mmbalance push`, or --push_to_hub in training).
+Runs that differ only in their seed count as one configuration, shown by its mean and spread over seeds. Each run's own
+head (fitted after the towers, trained with them, or without parameters) is shown with the plain sum of its towers and
+each modality; for a table from another program, a decision layer is fitted here. For a model on the Hub, the table
+that was pushed with it is used (`mmbalance push`, or --push_to_hub in training).
 
 example:
   mmbalance compare outputs/adaptive-s0 outputs/adaptive-s1 outputs/concat-s0 outputs/concat-s1
@@ -30,24 +30,25 @@ example:
 
 
 def add_compare(verbs: Any, find: Find) -> None:
-    """Add the verb `compare`; `find` looks up names of models on the Hub too."""
+    """Add the verb `compare`; `find` also looks up names of models on the Hub."""
     parser = console.add_verb(verbs, "compare", COMPARE, partial(run_compare, find=find))
-    parser.add_argument("sources", nargs="+", metavar="RUN|TABLE|MODEL", help="run folders, decision tables, models on"
-                        " the Hub (user/name or user/name@revision)")  # fmt: skip
-    parser.add_argument("--eval_split", default="test", metavar="SPLIT", help="clips to judge (default: %(default)s)")
-    parser.add_argument("--baseline", metavar="NAME", help="compare all with this configuration (default: each pair)")
-    parser.add_argument("--refit", action="store_true", help="fit a decision layer to the logits of every run too,"
-                        " whatever head it has")  # fmt: skip
+    parser.add_argument("sources", nargs="+", metavar="RUN|TABLE|MODEL", help="run folders, decision tables, or models"
+                        " on the Hub (user/name or user/name@revision)")  # fmt: skip
+    parser.add_argument("--eval_split", default="test", metavar="SPLIT", help="split to evaluate on"
+                        " (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--baseline", metavar="NAME", help="compare all with this configuration (default: all pairs)")
+    parser.add_argument("--refit", action="store_true", help="also fit a decision layer to the logits of every run,"
+                        " whichever head it has")  # fmt: skip
     parser.add_argument("--draws", type=console.positive, default=2000, help="bootstrap draws (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows as CSV")
     parser.add_argument("--latex", type=Path, metavar="FILE", help="write the rows as a LaTeX table")
-    parser.add_argument("--figure", type=Path, metavar="NAME", help="draw the intervals: NAME.png, .svg and .pdf")
+    parser.add_argument("--figure", type=Path, metavar="NAME", help="plot the intervals to NAME.png, .svg and .pdf")
     console.add_json_option(parser, "comparison")
 
 
 def run_compare(arguments: argparse.Namespace, find: Find) -> int:
-    """Run `compare`; returns the exit status."""
+    """Run `compare` and return the exit status."""
     from hf_mmbalance.decision.compare import compare_sources, read_source
     from hf_mmbalance.decision.compare_output import latex_of, text_of, write_csv
     from hf_mmbalance.decision.table_files import table_name

@@ -1,4 +1,4 @@
-"""A comparison as a table for a shell, a CSV file and a LaTeX table."""
+"""Output of a comparison: text for the terminal, a CSV file and a LaTeX table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hf_mmbalance.metrics.sums import MEASURES
 
 
 Comparison = dict[str, Any]
-#: Measure -> title, factor and digits as printed.
+#: Measure -> printed title, factor and number of digits.
 SHOWN = {
     "accuracy": ("accuracy", 100, 1),
     "macro_f1": ("macro-F1", 100, 1),
@@ -23,7 +23,7 @@ SAME_SEEDS = "± standard deviation over seeds"
 
 
 def text_of(found: Comparison) -> str:
-    """The comparison for a person."""
+    """Return the comparison as text."""
     several = f"; {SAME_SEEDS}" if any(row["seeds"] > 1 for row in found["rows"]) else ""
     lines = [
         f"{clips_and_draws(found['n_clips'], found['n'])}, {len(found['classes'])} classes, {found['groups']} groups;"
@@ -39,7 +39,7 @@ def text_of(found: Comparison) -> str:
     lines.append(console.table(head, cells, left=2))
     if found["differences"]:
         lines.append("\npaired differences on the same clips; p by sign flips of whole"
-                     f" {found['ci_unit']}s, Holm over {len(found['differences'])}")  # fmt: skip
+                     f" {found['ci_unit']}s, Holm correction over {len(found['differences'])}")  # fmt: skip
         head = ["first", "second", "accuracy, points", "p (Holm)", "NLL", "p (Holm)"]
         rows = [[d["first"], d["second"], *_difference(d, "accuracy", 100, 1), *_difference(d, "nll", 1, 3)]
                 for d in found["differences"]]  # fmt: skip
@@ -74,7 +74,7 @@ def _p(value: float) -> str:
 
 
 def write_csv(path: Path, found: Comparison) -> None:
-    """One row per method of a configuration; intervals as two columns."""
+    """Write one row per method of a configuration, with each interval in two columns."""
     ends = [f"{measure}{part}" for measure in MEASURES for part in ("", "_low", "_high", "_sd")]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -87,7 +87,7 @@ def write_csv(path: Path, found: Comparison) -> None:
 
 
 def latex_of(found: Comparison) -> str:
-    """A table for the packages booktabs and amsmath; the best accuracy and NLL of a decision layer are bold."""
+    """Return a table for the packages booktabs and amsmath; the best accuracy and NLL of decision layers are bold."""
     layers = [row for row in found["rows"] if row["kind"] != "modality" and row["accuracy"] is not None]
     best = {"accuracy": max((row["accuracy"] for row in layers), default=None),
             "nll": min((row["nll"] for row in layers), default=None)}  # fmt: skip

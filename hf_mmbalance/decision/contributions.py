@@ -27,11 +27,11 @@ VALUES = ("accuracy", "log_likelihood")
 
 @dataclass
 class Balance:
-    """Balance of one fusion; every array comes with bootstrap draws along a leading axis.
+    """Balance of one fusion; every array has its bootstrap draws along the first axis.
 
     Args:
-        capability: `(1 + draws, M, C)`, entry 0 the estimate, the rest its bootstrap draws.
-        contribution: `(1 + draws, M, C)` Shapley values, unclipped.
+        capability: `(1 + draws, M, C)`; entry 0 is the estimate, the others are its bootstrap draws.
+        contribution: `(1 + draws, M, C)` Shapley values, not clipped at 0.
     """
 
     capability: np.ndarray
@@ -39,12 +39,12 @@ class Balance:
 
     @property
     def capability_share(self) -> np.ndarray:
-        """`(1 + draws, M, C)`."""
+        """Capability clipped at 0 and normalised over modalities, `(1 + draws, M, C)`."""
         return shares(self.capability)[0]
 
     @property
     def participation(self) -> np.ndarray:
-        """`(1 + draws, M, C)`."""
+        """Contribution clipped at 0 and normalised over modalities, `(1 + draws, M, C)`."""
         return shares(self.contribution)[0]
 
     @property
@@ -58,7 +58,7 @@ class Balance:
         return np.asarray(relative_balance_index(self.participation, self.capability_share))
 
     def as_dict(self, table: DecisionTable) -> dict[str, Any]:
-        """Estimates and 95 % intervals by name, for JSON."""
+        """Return estimates and 95 % intervals by name, for JSON."""
         names = table.modalities
         report: dict[str, Any] = {
             "index": float(self.index[0]),
@@ -82,7 +82,7 @@ class Balance:
 
 
 def interval(draws: np.ndarray, level: float = 0.95) -> list[float] | None:
-    """Percentile interval of bootstrap draws; None where all are undefined."""
+    """Return the percentile interval of bootstrap draws; None if all are undefined."""
     draws = draws[np.isfinite(draws)]
     if not len(draws):
         return None
@@ -92,16 +92,17 @@ def interval(draws: np.ndarray, level: float = 0.95) -> list[float] | None:
 def subset_values(
     fitted: Fitted, table: DecisionTable, value: str = "accuracy", prior: np.ndarray | None = None
 ) -> np.ndarray:
-    """Value of every subset of modalities on every clip, `(2^M, N)`, the others masked, nothing retrained.
+    """Return the value `(2^M, N)` of every subset of modalities on every clip, the others masked, nothing retrained.
 
     Args:
-        fitted: the fusion.
-        table: the clips.
-        value: "accuracy" (nothing is worth 1/C) or "log_likelihood" (nothing is worth the log prior of the label).
+        fitted: heads of the fusion, with the rows that each of them decides.
+        table: clips to evaluate on.
+        value: "accuracy" (1/C for the empty subset) or "log_likelihood" (log prior of the label for the empty subset).
         prior: `(C,)` class prior of the fitting split; uniform if None. Only for "log_likelihood".
 
     Returns:
-        Entry `s`: the subset whose members are the set bits of `s`. A clip that lacks all of them is worth nothing.
+        Entry `s` is for the subset whose members are the set bits of `s`. A clip that lacks all of them gets the value
+        of the empty subset.
     """
     if value not in VALUES:
         raise ValueError(f"value is {value!r}; choose among {', '.join(VALUES)}.")
@@ -136,9 +137,9 @@ def balance(
     draws: int = 1000,
     seed: int = 0,
 ) -> Balance:
-    """Balance of a fusion on the clips of a table.
+    """Compute the balance of a fusion on the clips of a table.
 
-    Two fusions of one table with the same seed are resampled alike, so the difference of their draws is paired.
+    With the same seed, two fusions of one table are resampled in the same way: differences of their draws are paired.
     """
     phi = shapley(subset_values(fitted, table, value, prior))
     right = (predict(np.where(table.mask[..., None], table.log_probs, 0.0)) == table.labels[:, None]).astype(float)
@@ -149,7 +150,7 @@ def balance(
 
 
 def class_mean_draws(values: np.ndarray, table: DecisionTable, *, draws: int, seed: int) -> np.ndarray:
-    """Class means of per-clip values `(K, N)` (NaN left out) and their bootstrap draws, `(1 + draws, K, C)`."""
+    """Return class means of per-clip values `(K, N)`, without NaN, and their bootstrap draws, `(1 + draws, K, C)`."""
     classes = len(table.classes)
     unit, counts = resampled_counts(table.units, len(table), draws=draws, seed=seed)
     units = counts.shape[1]

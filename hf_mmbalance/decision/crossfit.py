@@ -1,4 +1,4 @@
-"""Cross-fitting: out-of-fold unimodal logits, for when there are no spare clips to fit an allocation on."""
+"""Cross-fitting: out-of-fold unimodal logits, if there are no spare clips to fit an allocation on."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def cross_fit_logits(
     seed: int = 0,
     floor: float = 1e-6,
 ) -> np.ndarray:
-    """Log-probabilities of every clip from towers that were not trained on its group.
+    """Return log-probabilities of every clip from towers that were not trained on its group.
 
     Args:
         estimators: modality -> unfitted scikit-learn classifier with `predict_proba`.
-        features: modality -> `(N, ...)`; a clip whose features hold NaN lacks that modality.
+        features: modality -> `(N, ...)` array; a clip whose features contain NaN lacks that modality.
         labels: `(N,)` class indices 0..C-1.
-        groups: `(N,)`; None takes every clip as its own group.
-        folds: how many.
-        seed: of the folds.
-        floor: smallest probability, so that the log is finite; also what a class unseen in a fold gets.
+        groups: `(N,)` group of every clip; None counts every clip as its own group.
+        folds: number of folds.
+        seed: random seed of the folds.
+        floor: smallest probability, which keeps the log finite; also that of a class unseen in a fold.
 
     Returns:
-        `(N, M, C)` log-probabilities, modalities in the order of `estimators`, NaN rows where missing: what
-        `Allocation.fit(logits, labels, groups)` takes.
+        `(N, M, C)` log-probabilities for `Allocation.fit(logits, labels, groups)`, with modalities in the order of
+        `estimators` and NaN rows where a modality is missing.
 
     Raises:
-        ValueError: if the names differ, lengths differ, or a fold leaves a modality nothing to learn from.
+        ValueError: if names or lengths differ, or a modality has too few classes to learn from outside a fold.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0:

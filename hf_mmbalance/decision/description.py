@@ -1,4 +1,4 @@
-"""A decision layer in words and plain values."""
+"""Description of a decision layer: plain values and lines of text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hf_mmbalance.decision.state import ORDER, SLOPE, HeadState
 
 
 def describe_state(state: HeadState, modalities: Sequence[str], classes: Sequence[str]) -> dict[str, Any]:
-    """Temperatures, prior, weights, biases and slopes by name, and `lines` that say the same for a person."""
+    """Return temperatures, prior, weights, biases and slopes by name, and `lines` with the same as text."""
 
     def by_modality(values: np.ndarray) -> dict[str, Any]:
         return dict(zip(modalities, values.tolist(), strict=True))
@@ -42,7 +42,7 @@ def _lines(state: HeadState, found: dict[str, Any]) -> list[str]:
     lines.append(f"prior {prior.min():.3g} to {prior.max():.3g}, counted once")
     if np.any(state["prior_shift"]):
         shift = np.exp(state["prior_shift"])
-        lines.append(f"prior of the place of use, {shift.min():.3g} to {shift.max():.3g} times that of the fit")
+        lines.append(f"prior at deployment, {shift.min():.3g} to {shift.max():.3g} times that of the fit")
     if np.any(state["bias"]):
         lines.append(f"class bias {state['bias'].min():+.3g} to {state['bias'].max():+.3g}")
     if state.calibration != "temperature":

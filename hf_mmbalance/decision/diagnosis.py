@@ -1,4 +1,4 @@
-"""`diagnose`: where a decision layer leans, why, what it loses, and what each part of the allocation brings."""
+"""`diagnose`: where a decision layer leans, why, what it loses, and what each part of the allocation adds."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ from hf_mmbalance.metrics.measures import (
 ABLATION = {"global": "global", "+ bias": "bias", "+ class weights": "class"}
 #: Weights of the balance penalty that the accuracy-balance curve shows.
 PENALTIES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
-#: Shapley values need 2^M fusions of all clips per method; 12 modalities are 4,096.
+#: Shapley values need 2^M fusions of all clips per method: 4,096 for 12 modalities.
 MAX_MODALITIES = 12
 LISTED_CLIPS = 12
-#: What is left of a decision besides the modalities' terms: prior and class bias.
+#: The part of a decision that is not a modality's term: prior and class bias.
 BIAS = "bias"
 
 
 def diagnose(judged: DecisionReport, *, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """All measures of a judged table, as plain values for JSON and the report.
+    """Compute all measures of an evaluated table, as plain values for JSON and the report.
 
     Args:
-        judged: a judged table (`decide_splits` or `decide_folds`).
-        draws: bootstrap draws.
-        seed: of the bootstrap.
+        judged: evaluated table from `decide_splits` or `decide_folds`.
+        draws: number of bootstrap draws.
+        seed: random seed of the bootstrap.
 
     Raises:
-        ValueError: with more than 12 modalities.
+        ValueError: if there are more than 12 modalities.
     """
     table = judged.table
     if len(table.modalities) > MAX_MODALITIES:
         raise ValueError(
-            f"{len(table.modalities)} modalities: exact Shapley values are computed up to {MAX_MODALITIES}."
+            f"{len(table.modalities)} modalities: exact Shapley values are computed for at most {MAX_MODALITIES}."
         )
     prior, method = judged.allocation.prior_, in_use(judged)
     balances = {name: balance(fitted, table, draws=draws, seed=seed) for name, fitted in judged.states.items()}
@@ -77,12 +77,12 @@ def diagnose(judged: DecisionReport, *, draws: int = 1000, seed: int = 0) -> dic
 
 
 def in_use(judged: DecisionReport) -> str:
-    """The fusion that a diagnosis is about: a run's own head where its weights are known, else the one fitted here."""
+    """Return the fusion to diagnose: a run's own head if its weights are known, else the one fitted here."""
     return "model" if "model" in judged.states else "adaptive"
 
 
 def layer_in_use(judged: DecisionReport, method: str) -> dict[str, Any]:
-    """What the decision layer gives: temperatures, slopes, trust by clip, and its paired difference to the sum."""
+    """Describe the decision layer: temperatures, slopes, trust by clip, and its paired difference from the sum."""
     table = judged.table
     state = judged.states["model"][0].state if method == "model" else judged.allocation.state_
     by_name = lambda values: dict(zip(table.modalities, np.asarray(values).tolist(), strict=True))  # noqa: E731
@@ -115,9 +115,9 @@ def _judged(judged: DecisionReport) -> list[str]:
 
 
 def balance_curve(judged: DecisionReport, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Accuracy, NLL and balance index of the class weights under growing penalties towards capability shares.
+    """Return accuracy, NLL and balance index of class weights under growing penalties towards capability shares.
 
-    Empty where no weights can be fitted, or where the allocation was loaded and holds no clips.
+    Empty if no weights can be fitted, or if the allocation was loaded and has no clips.
     """
     if not all("class" in part.ladder_.scores for _, part in judged.parts):
         return []
@@ -143,7 +143,7 @@ def balance_curve(judged: DecisionReport, *, seed: int = 0) -> list[dict[str, An
 
 
 def _index_differences(balances: dict[str, Balance]) -> list[dict[str, Any]]:
-    """Paired differences of the balance index between `adaptive` and the others."""
+    """Return paired differences of the balance index between `adaptive` and the others."""
     own = balances["adaptive"].index
     found = []
     for name, other in balances.items():
@@ -154,7 +154,7 @@ def _index_differences(balances: dict[str, Balance]) -> list[dict[str, Any]]:
 
 
 def modality_detail(table: DecisionTable, m: int) -> dict[str, Any]:
-    """One modality by itself: accuracy, calibration, recall and AUC per class, distributions of its logits."""
+    """Measure one modality by itself: accuracy, calibration, recall and AUC per class, distributions of its logits."""
     here = table.mask[:, m]
     if not here.any():
         return {"n": 0}
@@ -192,9 +192,9 @@ def modality_detail(table: DecisionTable, m: int) -> dict[str, Any]:
 
 
 def _isotonic_ece(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, clips: np.ndarray) -> float | None:
-    """ECE of one isotonic regression per class against the rest (Zadrozny & Elkan, 2002), out of fold.
+    """Return the out-of-fold ECE of one isotonic regression per class against the rest (Zadrozny & Elkan, 2002).
 
-    What a free monotone calibration reaches: a floor to judge temperatures by.
+    This is what a free monotone calibration reaches, a floor to compare the temperatures with.
     """
     if len(set(clips)) < 50 or scores.shape[1] > 64:
         return None
@@ -219,7 +219,7 @@ def _histogram(values: np.ndarray, bins: int = 30) -> dict[str, list[float]]:
 
 
 def calibration_detail(judged: DecisionReport, method: str) -> dict[str, Any]:
-    """ECE (equal width, equal mass), NLL, Brier and reliability data of one method."""
+    """Return ECE (equal width, equal mass), NLL, Brier score and reliability data of one method."""
     logits = judged.fusions[method]
     there = ~np.isnan(logits).any(axis=1)
     scores, labels = logits[there], judged.table.labels[there]
@@ -236,7 +236,7 @@ def calibration_detail(judged: DecisionReport, method: str) -> dict[str, Any]:
 
 
 def ablation(judged: DecisionReport) -> list[dict[str, Any]]:
-    """Global weights, with a class bias, and with class weights too: accuracy and paired differences."""
+    """Compare global weights, those with a class bias, and class weights: accuracy and paired differences."""
     if not all(rung in judged.fusions for rung in ABLATION.values()):
         return []
     return [
@@ -247,7 +247,7 @@ def ablation(judged: DecisionReport) -> list[dict[str, Any]]:
 
 
 def rescued(judged: DecisionReport, method: str) -> dict[str, Any]:
-    """Rescued and lost parts of one fusion, by modality name."""
+    """Return the rescued and lost fractions of one fusion, by modality name."""
     table = judged.table
     each = _own_right(table)
     found = rescued_and_lost(each, correct(judged.fusions[method], table.labels))
@@ -267,7 +267,7 @@ def _own_right(table: DecisionTable) -> np.ndarray:
 
 
 def contributions(judged: DecisionReport, method: str = "adaptive") -> np.ndarray:
-    """Terms `(N, M, C)` of one fusion; what they leave of the fused logits is the bias."""
+    """Return the terms `(N, M, C)` of one fusion; the fused logits minus their sum are the bias."""
     table = judged.table
     terms = np.empty(table.logits.shape)
     for part in judged.states[method]:
@@ -276,10 +276,10 @@ def contributions(judged: DecisionReport, method: str = "adaptive") -> np.ndarra
 
 
 def lost_clips(judged: DecisionReport, method: str = "adaptive") -> dict[str, Any]:
-    """Clips that some modality gets right and one fusion gets wrong, and what pulled them off the label.
+    """Return clips that some modality gets right and the fusion gets wrong, and what pulled them off the label.
 
-    The culprit is the modality whose term points most to the predicted class against the label, or the bias (with the
-    prior), if that points more to it.
+    The culprit is the modality whose term most favours the predicted class over the label, or the bias (with the
+    prior) if that favours it more.
     """
     table = judged.table
     predicted = predict(judged.fusions[method])
@@ -312,7 +312,7 @@ def lost_clips(judged: DecisionReport, method: str = "adaptive") -> dict[str, An
 
 
 def _telling_clips(judged: DecisionReport, method: str, number: int = 4) -> list[int]:
-    """Clips to show: two that fusion rescues from a wrong modality and two that it loses, the clearest of each."""
+    """Return the clearest clips to show: two that fusion rescues from a wrong modality and two that it loses."""
     table = judged.table
     right = _own_right(table)
     log_p = log_softmax(judged.fusions[method])
@@ -329,7 +329,7 @@ def _telling_clips(judged: DecisionReport, method: str, number: int = 4) -> list
 
 
 def waterfall(judged: DecisionReport, row: int, method: str = "adaptive") -> dict[str, Any]:
-    """How the margin of the label over its strongest rival comes about in one clip: bias plus each modality's term."""
+    """Split the margin of a clip's label over its strongest rival into the bias and each modality's term."""
     table = judged.table
     fused = judged.fusions[method][row]
     label = int(table.labels[row])
@@ -349,7 +349,7 @@ def waterfall(judged: DecisionReport, row: int, method: str = "adaptive") -> dic
 
 
 def feature_geometry(table: DecisionTable) -> dict[str, Any]:
-    """Geometry of each modality's features and CKA between modalities; empty where the table has no features."""
+    """Return the geometry of each modality's features and CKA between modalities; empty without features."""
     report: dict[str, Any] = {"modalities": {}, "cka": []}
     kept: dict[str, np.ndarray] = {}
     for name, features in table.features.items():

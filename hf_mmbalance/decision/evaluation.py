@@ -1,4 +1,4 @@
-"""The whole ladder, fallbacks and baselines of a table, judged on clips the fit did not use."""
+"""Evaluation of the complete ladder, fallbacks and baselines of a table, on clips that the fit did not use."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from hf_mmbalance.metrics.measures import bootstrap_ci, ci_unit, clip_nll, corre
 
 @dataclass
 class FittedPart:
-    """A fitted head and the rows of a table that it judges.
+    """A fitted head and the rows of a table that it decides.
 
     Args:
         rows: `(n,)` indices into the table.
         state: the head.
-        typicality: `(n, M)` of these rows under this head, or None.
+        typicality: `(n, M)` typicality of these rows under this head, or None.
     """
 
     rows: np.ndarray
@@ -33,13 +33,13 @@ class FittedPart:
 
     @classmethod
     def of(cls, rows: np.ndarray, state: HeadState, table: DecisionTable) -> FittedPart:
-        """The part with the typicality of its rows from the table's features; None where it has none."""
+        """Create a part, with the typicality of its rows if the table has features."""
         features = [table.features[name][rows] if name in table.features else None for name in table.modalities]
         known = any(value is not None for value in features)
         return cls(rows, state, state.typicality(features, table.mask[rows]) if known else None)
 
     def fuse(self, logits: np.ndarray, keep: np.ndarray | None = None) -> Fused:
-        """Decide on logits `(N, M, C)` of the whole table, for this part's rows or those of them in `keep (n,)`."""
+        """Decide from logits `(N, M, C)` of the complete table, for all rows of this part or those in `keep (n,)`."""
         rows, typicality = self.rows, self.typicality
         if keep is not None:
             rows, typicality = rows[keep], None if typicality is None else typicality[keep]
@@ -48,17 +48,17 @@ class FittedPart:
 
 @dataclass
 class DecisionReport:
-    """Fusions of a table with what each of them gives on clips it was not fitted on.
+    """Fusions of a table, each evaluated on clips that it was not fitted on.
 
     Args:
-        table: the judged rows.
+        table: the evaluated rows.
         fusions: method -> its fused logits `(N, C)`, in the order of the report.
-        states: method -> the fitted heads and the rows they judge; only for the ladder.
-        allocation: fitted on the whole fitting part: what `--save` keeps.
-        parts: (rows, allocation) that judged them.
-        fit_clips, fit_rows: number of clips, and of draws of them, that the allocation was fitted on.
+        states: method -> the fitted heads and the rows they decide; only for the ladder.
+        allocation: allocation fitted on all fitting rows, which `--save` keeps.
+        parts: pairs of rows and the allocation that decides them.
+        fit_clips, fit_rows: number of clips, and of their draws, that the allocation was fitted on.
         scaled_sum_nll: `(N,)` NLL of the fallback `sum`, the plain sum under one fitted temperature.
-        notes: what the reader must know.
+        notes: sentences that the reader of the report must know.
     """
 
     table: DecisionTable
@@ -72,10 +72,10 @@ class DecisionReport:
     notes: list[str] = field(default_factory=list)
 
     def add_head(self, name: str, state: HeadState) -> None:
-        """Judge one more fusion, such as a trained model's own head, beside the refitted ones.
+        """Add one more fusion to evaluate, such as a trained model's own head.
 
         Raises:
-            TableError: if the head has other modalities or classes than the table.
+            TableError: if the head's modalities or classes differ in number from the table's.
         """
         if state.shape != self.table.logits.shape[1:]:
             raise TableError(
@@ -88,7 +88,7 @@ class DecisionReport:
         self.fusions[name] = part.fuse(self.table.logits).logits
 
     def per_clip(self, method: str) -> tuple[np.ndarray, np.ndarray]:
-        """Correctness and NLL of every row; NaN where the method does not answer (modality or reference missing)."""
+        """Return correctness and NLL of every row; NaN where the method lacks the modality or reference it needs."""
         logits = self.fusions[method]
         there = ~np.isnan(logits).any(axis=1)
         hit, loss = np.full(len(logits), np.nan), np.full(len(logits), np.nan)
@@ -98,7 +98,7 @@ class DecisionReport:
         return hit, loss
 
     def row(self, method: str) -> dict[str, Any]:
-        """One line of the report."""
+        """Return one line of the report."""
         hit, loss = self.per_clip(method)
         there = ~np.isnan(hit)
         if not there.any():
@@ -119,7 +119,7 @@ class DecisionReport:
         }
 
     def difference(self, method: str, baseline: str) -> dict[str, Any]:
-        """Paired difference of accuracy and NLL with cluster-bootstrap intervals, over rows that both answer."""
+        """Return paired differences of accuracy and NLL, with cluster-bootstrap intervals, on rows both answer."""
         pairs = [a - b for a, b in zip(self.per_clip(method), self.per_clip(baseline), strict=True)]
         there = ~np.isnan(pairs[0])
         result: dict[str, Any] = {"method": method, "baseline": baseline, "n": int(there.sum())}
@@ -130,7 +130,7 @@ class DecisionReport:
         return result
 
     def as_dict(self) -> dict[str, Any]:
-        """The report of `mmbalance decide --json`."""
+        """Return the report of `mmbalance decide --json`."""
         table, allocation = self.table, self.allocation
         in_use = self.states["model"][0].state if "model" in self.states else allocation.state_
         rivals = [table.modalities[allocation.ladder_.best_single], "sum", "prior_sum", "best_single"]
@@ -168,21 +168,21 @@ def decide_table(
     seed: int = 0,
     **options: Any,
 ) -> DecisionReport:
-    """Judge a table in the way that its splits allow: `calibration` -> `test`, else out of fold.
+    """Evaluate a table as its splits allow: fit on `calibration` and evaluate on `test`, else out of fold.
 
     Args:
-        table: any.
-        fit_split, eval_split: splits to fit and judge on; None for calibration and test.
-        folds: cross-fit over folds of groups instead; 5 where the table has no calibration and test split.
-        seed: of the folds.
-        **options: of `Allocation`.
+        table: any decision table.
+        fit_split, eval_split: splits to fit and to evaluate on; None for calibration and test.
+        folds: number of group folds to cross-fit over instead; 5 if the table lacks a calibration or a test split.
+        seed: random seed of the folds.
+        **options: arguments of `Allocation`.
 
     Raises:
-        TableError: if folds and splits are both given, there are fewer than two folds, or only the towers' training
-            clips could be judged.
+        TableError: if folds and splits are both given, there are fewer than two folds, or the table has only the
+            towers' training clips.
     """
     if folds is not None and (fit_split or eval_split):
-        raise TableError("give --group_folds, or --fit_split and --eval_split, not both.")
+        raise TableError("give either --group_folds, or --fit_split and --eval_split, not both.")
     if folds is not None and folds < 2:
         raise TableError(f"--group_folds {folds}: there must be at least 2 folds.")
     fit, judged = fit_split or "calibration", eval_split or "test"
@@ -192,7 +192,7 @@ def decide_table(
     if folds is None and set(table.splits) == {"train"}:
         raise TableError(
             "every row has split 'train': the towers' own training clips say nothing about new ones. Export clips that"
-            " the towers did not learn from, or give --group_folds if the logits are out of fold."
+            " the towers were not trained on, or give --group_folds if the logits are out of fold."
         )
     report = decide_folds(table, folds=folds or 5, seed=seed, **options)
     if folds is None:
@@ -203,63 +203,63 @@ def decide_table(
 def decide_splits(
     table: DecisionTable, *, fit_split: str = "calibration", eval_split: str = "test", **options: Any
 ) -> DecisionReport:
-    """Fit on one split, judge on another.
+    """Fit on one split and evaluate on a different one.
 
     Args:
-        table: holds both splits; rows of `train` give the statistics of features for typicality.
-        fit_split: clips the towers did not learn from.
-        eval_split: clips to judge on.
-        **options: of `Allocation`.
+        table: table with both splits; its rows of `train` give the statistics of features for typicality.
+        fit_split: split of clips that the towers were not trained on.
+        eval_split: split to evaluate on.
+        **options: arguments of `Allocation`.
 
     Raises:
-        TableError: if a split is empty or both are the same.
+        TableError: if a split is empty or both have the same clips.
     """
     fit, judged = table.select(fit_split), table.select(eval_split)
     if set(fit.ids) & set(judged.ids):
-        raise TableError(f"fit split {fit_split!r} and evaluation split {eval_split!r} are the same clips.")
+        raise TableError(f"fit split {fit_split!r} and evaluation split {eval_split!r} have the same clips.")
     notes = []
     if "train" in fit.splits:
         notes.append("fitted on the towers' own training clips: an over-fitted tower is trusted too much")
     both = len(set(fit.groups) & set(judged.groups))
     if both:
-        notes.append(f"{both} group(s) are in both {fit_split!r} and {eval_split!r}: the figures may flatter")
+        notes.append(f"{both} group(s) are in both {fit_split!r} and {eval_split!r}: the results may be optimistic")
     allocation, warned = _fit(fit, _reference(table, fit), options)
     notes += warned + [f"shift: {text}" for text in allocation.check_shift(judged.logits, warn=False)]
     return _assemble(judged, [(np.arange(len(judged)), allocation)], allocation, fit, notes)
 
 
 def decide_folds(table: DecisionTable, *, folds: int = 5, seed: int = 0, **options: Any) -> DecisionReport:
-    """Cross-fit over group folds: every clip is judged by an allocation fitted on the other folds' groups.
+    """Cross-fit over group folds: an allocation fitted on the groups of the other folds decides every clip.
 
-    With `known_groups` the folds are over clips, as in the fit: the place of use has the same groups.
+    With `known_groups` the folds are over clips, as in the fit, because deployment has the same groups.
 
-    Rows of split `train` are left out where there are others: they only give the statistics of features.
+    Rows of split `train` only give the statistics of features, unless there are no other rows.
 
     Args:
-        table: its rows take part, whatever their split, but for `train`.
-        folds: outer folds; every fit cross-validates inside its own part.
-        seed: of the folds.
-        **options: of `Allocation`.
+        table: table whose rows take part whatever their split, except `train`.
+        folds: number of outer folds; every fit cross-validates inside its own part.
+        seed: random seed of the folds.
+        **options: arguments of `Allocation`.
 
     Raises:
-        TableError: if there are fewer than two groups, unless they are known.
+        TableError: if there are fewer than two groups, unless `known_groups` is set.
     """
     notes: list[str] = []
     judged = table
     train = np.array([split == "train" for split in table.splits])
     if train.all():
-        notes.append("every row has split 'train': unless these logits are out of fold, the figures flatter")
+        notes.append("every row has split 'train': unless these logits are out of fold, the results are optimistic")
     elif train.any():
         judged = table.take(~train)
         notes.append(
-            f"{int(train.sum())} rows of split 'train' are not judged; out of fold over the other {len(judged)}"
+            f"{int(train.sum())} rows of split 'train' are not judged; the other {len(judged)} are, out of fold"
             f" (splits {', '.join(sorted(set(judged.splits)))})"
         )
     known = bool(options.get("known_groups"))
     if len(set(judged.groups)) < 2 and not known:
         raise TableError(
-            "one group only: group folds need at least two; use --fit_split and --eval_split, or --known_groups where"
-            " the place of use has the same group."
+            "only one group: group folds need at least two; use --fit_split and --eval_split, or --known_groups if"
+            " deployment has the same group."
         )
     reference = _reference(table, judged)
     groups = np.zeros(len(judged)) if known else np.asarray(judged.groups)
@@ -274,7 +274,7 @@ def decide_folds(table: DecisionTable, *, folds: int = 5, seed: int = 0, **optio
 
 
 def _reference(table: DecisionTable, fit: DecisionTable) -> DecisionTable | None:
-    """Rows of the towers' training clips, unless they are fitted on themselves."""
+    """Return the rows of the towers' training clips, unless the fit is on these rows."""
     return table.select("train") if "train" in table.splits and "train" not in fit.splits else None
 
 
@@ -301,7 +301,7 @@ def _assemble(
             states[name] = [
                 FittedPart.of(rows, part.complete(part.ladder_.states[name]), table) for rows, part in parts
             ]
-    # The row `sum` is the sum as everyone adds it up; under one fitted temperature it is the fallback.
+    # The row `sum` is the plain sum, nothing fitted; the fallback `sum` has one fitted temperature.
     scaled = fused_logits(table.logits, states["sum"])
     states["sum"] = [FittedPart(rows, table.plain_sum()) for rows, _ in parts]
     states["prior_sum"] = [FittedPart(rows, part.complete(prior_sum(part))) for rows, part in parts]
@@ -317,7 +317,7 @@ def _assemble(
 
 
 def _excluded_by_prior(allocation: Allocation, table: DecisionTable) -> list[str]:
-    """Classes that occur among the clips to judge though the prior of the place of use is 0."""
+    """Return a note if the evaluated clips have classes whose prior at deployment is 0."""
     if allocation.prior is None:
         return []
     excluded = [c for c in np.unique(table.labels) if allocation.prior[c] == 0]
@@ -326,18 +326,18 @@ def _excluded_by_prior(allocation: Allocation, table: DecisionTable) -> list[str
     names, clips = ", ".join(table.classes[c] for c in excluded), int(np.isin(table.labels, excluded).sum())
     return [
         f"the prior given for {names} is 0, but {clips} of the judged clips have that label: almost none of them can"
-        " be decided right"
+        " be decided correctly"
     ]
 
 
 def prior_sum(allocation: Allocation) -> HeadState:
-    """The sum with the prior of the fitting clips counted once: no parameters."""
+    """Return the sum with the prior of the fitting clips counted once; it has no parameters."""
     plain = HeadState.plain_sum(*allocation.state_.shape).with_known(allocation.state_.known)
     return plain.replace(log_prior=np.log(allocation.prior_))
 
 
 def baselines(table: DecisionTable) -> dict[str, np.ndarray]:
-    """Fused logits of what needs no fit: each modality by itself, `sum` and `mean_prob` over those present."""
+    """Return the logits of methods without a fit: each modality, and `sum` and `mean_prob` of those present."""
     log_probs = table.log_probs
     found = {name: log_probs[:, m] for m, name in enumerate(table.modalities)}
     found["sum"] = table.plain_sum().fuse(table.logits).logits
@@ -347,7 +347,7 @@ def baselines(table: DecisionTable) -> dict[str, np.ndarray]:
 
 
 def fused_logits(logits: np.ndarray, fitted: list[FittedPart]) -> np.ndarray:
-    """Fused logits `(N, C)` where every part of the rows has its own head."""
+    """Return fused logits `(N, C)`, with the rows of each part decided by its own head."""
     fused = np.empty((len(logits), logits.shape[2]))
     for part in fitted:
         fused[part.rows] = part.fuse(logits).logits

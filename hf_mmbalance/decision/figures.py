@@ -1,4 +1,4 @@
-"""Figures of a diagnosis, each drawn once: for the page (SVG that follows its theme) and for print."""
+"""Figures of a diagnosis, each drawn once for the page (SVG that follows its theme) and for print."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: One per modality, as many as a diagnosis takes; the first ones are close to Okabe & Ito's for the colour-blind. The
-#: page overrides them by CSS variables in its dark theme.
+#: One per modality, as many as a diagnosis accepts; the first are close to Okabe & Ito's for the colour-blind. CSS
+#: variables override them in the dark theme of the page.
 COLOURS = (
     *("#0072b2", "#d55e00", "#009e73", "#aa4499", "#997700", "#56b4e9"),
     *("#332288", "#aacc66", "#442222", "#ee99aa", "#0000ee", "#888888"),
@@ -51,9 +51,9 @@ STYLE: Any = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
-    "text.parse_math": False,  # labels are those of others: "$5" is not a formula
+    "text.parse_math": False,  # labels come from user data: "$5" is not a formula
 }
-#: Families by preference; those behind the first serve scripts that it lacks.
+#: Font families by preference; later ones supply scripts that the first lacks.
 FAMILIES = (
     *("Helvetica", "Arial", "DejaVu Sans", "Noto Sans", "Arial Unicode MS"),
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Hiragino Sans", "PingFang SC", "Microsoft YaHei", "Malgun Gothic"),
@@ -64,9 +64,9 @@ Report = dict[str, Any]
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The project's style, without touching the caller's matplotlib settings.
+    """Apply the project's style without changing the caller's matplotlib settings.
 
-    A script that no font of this machine has is shown as boxes in PNG, and as text in SVG: no warning per glyph.
+    A script that no installed font has is drawn as boxes in PNG and as text in SVG, without a warning per glyph.
     """
     import matplotlib
     from matplotlib.font_manager import fontManager
@@ -79,7 +79,7 @@ def styled() -> Iterator[None]:
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write a figure as PNG (200 dpi), SVG and PDF with real text, in place of the path's suffix."""
+    """Write a figure as PNG (200 dpi), SVG and PDF with real text, replacing the path's suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     stem = path.with_suffix("") if path.suffix in (".png", ".svg", ".pdf") else path
     files = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "svg", "pdf")]
@@ -90,7 +90,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
 
 
 def shown_classes(report: Report) -> list[int]:
-    """Classes a figure shows: all up to 20, else the 20 with the largest lean."""
+    """Return the classes that a figure shows: all up to 20, else the 20 with the largest lean."""
     classes = len(report["classes"])
     if classes <= MAX_CLASSES:
         return list(range(classes))
@@ -100,7 +100,7 @@ def shown_classes(report: Report) -> list[int]:
 
 
 def weights_by_class(report: Report) -> Figure:
-    """Capability, weight and lean of every modality, class by class."""
+    """Draw capability, weight and lean of every modality, class by class."""
     classes, names = shown_classes(report), report["modalities"]
     found = report["balance"][report["in_use"]["method"]]
     figure, axes = panels(1, 3, (9.2, 1.3 + 0.13 * (len(names) + 1) * len(classes)), sharey=True)
@@ -124,7 +124,7 @@ def weights_by_class(report: Report) -> Figure:
 
 
 def trust_by_clip(report: Report) -> Figure:
-    """How much the decision layer trusts each modality, clip by clip: where it is right and where it is wrong."""
+    """Draw how much the decision layer trusts each modality, for clips that the modality gets right and wrong."""
     trust = report["in_use"]["trust"]
     figure, axes = panels(1, len(trust), (4.4 * len(trust), 2.5), sharey=True)
     for m, (ax, (name, found)) in enumerate(zip(axes, trust.items(), strict=True)):
@@ -143,12 +143,12 @@ def trust_by_clip(report: Report) -> Figure:
         ax.set(xlim=(0, 1), xlabel="trust")
         ax.legend(loc="best", fontsize=8)
         ax.grid(axis="y")
-    axes[0].set_ylabel("part of the clips")
+    axes[0].set_ylabel("fraction of clips")
     return figure
 
 
 def participation(report: Report) -> Figure:
-    """Participation against capability share, one point per class, one panel per fusion."""
+    """Draw participation against capability share, one point per class, one panel per fusion."""
     methods = [name for name in ("sum", "class", "model", "adaptive") if name in report["balance"]]
     figure, axes = panels(1, len(methods), (3.1 * len(methods), 3.4), sharey=True)
     classes = shown_classes(report)
@@ -173,7 +173,7 @@ def participation(report: Report) -> Figure:
 
 
 def reliability_diagrams(report: Report) -> Figure:
-    """Accuracy against confidence of every modality, the sum and `adaptive`."""
+    """Draw accuracy against confidence for every modality, the sum and `adaptive`."""
     methods = [name for name in [*report["modalities"], "sum", "model", "adaptive"] if name in report["calibration"]]
     figure, axes = panels(1, len(methods), (2.5 * len(methods), 2.9), sharey=True)
     for ax, method in zip(axes, methods, strict=True):
@@ -193,7 +193,7 @@ def reliability_diagrams(report: Report) -> Figure:
 
 
 def waterfalls(report: Report) -> Figure:
-    """How the margin of the label over its rival adds up in single clips."""
+    """Draw how the margin of the label over its rival adds up in single clips."""
     clips = report["clips"]
     figure, axes = panels(1, max(1, len(clips)), (2.7 * max(1, len(clips)), 3.2), sharey=False)
     for ax, clip in zip(axes, clips, strict=False):
@@ -218,7 +218,7 @@ def waterfalls(report: Report) -> Figure:
 
 
 def index_by_method(reports: Sequence[Report], names: Sequence[str]) -> Figure:
-    """Relative balance index with intervals, fusions of several tables side by side."""
+    """Draw the relative balance index with intervals, with the fusions of several tables side by side."""
     methods = list(dict.fromkeys(method for report in reports for method in report["balance"]))
     height = 1.0 + 0.24 * len(methods) * max(1, len(reports)) ** 0.7
     figure, axes = panels(1, 1, (6.4, height), sharey=False)
@@ -243,7 +243,7 @@ def index_by_method(reports: Sequence[Report], names: Sequence[str]) -> Figure:
 
 
 def margins(report: Report) -> Figure:
-    """Histogram of every modality's logit margin (largest minus second), the scale behind a lean."""
+    """Draw a histogram of every modality's logit margin (largest minus second), the scale behind a lean."""
     names = [name for name in report["modalities"] if report["modality_detail"][name]["n"]]
     figure, axes = panels(1, 1, (6.4, 2.4), sharey=False)
     for name in names:
@@ -252,14 +252,14 @@ def margins(report: Report) -> Figure:
         colour = COLOURS[report["modalities"].index(name) % len(COLOURS)]
         axes[0].stairs(count, data["edges"], color=colour, linewidth=1.5)
         axes[0].stairs(count, data["edges"], color=colour, fill=True, alpha=0.15)
-    axes[0].set(xlabel="largest minus second logit", ylabel="part of the clips")
+    axes[0].set(xlabel="largest minus second logit", ylabel="fraction of clips")
     axes[0].grid(axis="y")
     _legend(figure, report["modalities"])
     return figure
 
 
 def balance_curve(report: Report) -> Figure:
-    """Accuracy against balance index of class weights under growing penalties towards capability shares."""
+    """Draw accuracy against balance index for class weights under growing penalties towards capability shares."""
     figure, axes = panels(1, 1, (6.4, 2.9), sharey=False)
     ax, points = axes[0], [point for point in report["balance_curve"] if point["index"] is not None]
     x, y = [point["index"] for point in points], [100 * point["accuracy"] for point in points]
@@ -274,14 +274,14 @@ def balance_curve(report: Report) -> Figure:
 
 
 def comparison(found: Report) -> Figure:
-    """Accuracy and NLL with intervals of every line of a comparison (`mmbalance compare`)."""
+    """Draw accuracy and NLL with intervals for every line of a comparison (`mmbalance compare`)."""
     rows = [row for row in found["rows"] if row["n"]]
     names = list(dict.fromkeys(row["configuration"] for row in rows))
     figure, axes = panels(1, 2, (9.2, 0.9 + 0.26 * len(rows)), sharey=True)
     for ax, (measure, title, factor) in zip(axes, (("accuracy", "accuracy, %", 100), ("nll", "NLL", 1)), strict=True):
         for y, row in enumerate(rows):
             colour = COLOURS[names.index(row["configuration"]) % len(COLOURS)]
-            layer = row["kind"] not in ("modality", "no parameters")  # shown by another marker
+            layer = row["kind"] not in ("modality", "no parameters")  # has a different marker
             ax.plot([factor * end for end in row[f"{measure}_ci"]], [y, y], color=colour, linewidth=1.8, alpha=0.6)
             ax.scatter([factor * row[measure]], [y], s=30, color=colour, marker="D" if layer else "o", zorder=3)
         ax.set_xlabel(title)
@@ -292,7 +292,7 @@ def comparison(found: Report) -> Figure:
     return figure
 
 
-#: File name -> drawing of one report; only `index_by_method` takes several.
+#: File name -> function that draws one report; `index_by_method`, which accepts several, is not among them.
 FIGURES: dict[str, Callable[[Report], Figure]] = {
     "weights_by_class": weights_by_class,
     "trust": trust_by_clip,
@@ -309,13 +309,13 @@ def draw(function: Callable[..., Figure], *arguments: Any) -> Figure:
     with styled():
         figure = function(*arguments)
         figure.draw_without_rendering()
-    # The layout is settled now; saving in three formats must not settle it again.
+    # The layout is final now; saving in three formats must not compute it again.
     figure.set_layout_engine("none")
     return figure
 
 
 def themed_svg(figure: Figure, salt: str) -> str:
-    """SVG text for the page: transparent, text as text, colours as CSS variables with the print colour as default."""
+    """Return SVG for the page: transparent, with real text and CSS variables that default to the print colours."""
     import matplotlib
 
     buffer = io.StringIO()
@@ -326,7 +326,7 @@ def themed_svg(figure: Figure, salt: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     for colour, variable in THEME.items():
         text = text.replace(colour, f"var({variable}, {colour})")
-    # Ids repeat between figures of one page (figure_1, axes_1, ...); clip paths are hashed and stay.
+    # Remove ids that repeat between figures of a page (figure_1, axes_1, ...), but keep the hashed ids of clip paths.
     text = re.sub(r' id="(?!p[0-9a-f]{8,}|m[0-9a-f]{8,})[^"]*"', "", text)
     return re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', _svg_tag, text, count=1)
 
@@ -338,7 +338,7 @@ def _svg_tag(match: re.Match[str]) -> str:
 
 
 def panels(rows: int, columns: int, size: tuple[float, float], *, sharey: bool) -> tuple[Figure, list[Axes]]:
-    """An empty figure of `size` inches and its axes, row by row."""
+    """Return an empty figure of `size` inches and its axes, row by row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -369,12 +369,12 @@ def _legend(figure: Figure, names: Sequence[str]) -> None:
 
 
 def legend_columns(figure: Figure, names: Sequence[str]) -> int:
-    """How many columns of a legend fit into the figure: a wider one would be cut off at its edges."""
-    widest = 0.6 + 0.075 * max(map(len, names))  # inches: marker, gaps and letters of 9 points
+    """Return how many columns of a legend fit into the figure; a wider legend would be cut off at the edges."""
+    widest = 0.6 + 0.075 * max(map(len, names))  # inches: marker, gaps and 9-point letters
     return max(1, min(len(names), int(figure.get_size_inches()[0] / widest)))
 
 
 def _short(text: str, length: int = 22) -> str:
-    """Beginning and end of a long text: classes and files often differ only at their end."""
+    """Shorten a long text to its beginning and end: names of classes and files often differ only at the end."""
     kept = length - 1
     return text if len(text) <= length else f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"

@@ -1,4 +1,4 @@
-"""What a decision layer learns, part by part: prior, temperatures, typicality slopes, own maps, weights.
+"""Fits of the parts of a decision layer: prior, temperatures, typicality slopes, own maps, weights.
 
 Every loss is the mean NLL of the head's own functions plus a normal prior around the parent state, |theta - parent|^2
 strength / (2 N). Classes without clips keep the parent's values and do not compete in the loss.
@@ -24,10 +24,10 @@ SLOPE_BOUND = 3.0
 SMALLEST_WEIGHT = 1e-4
 #: Precision of the normal prior on log T and on slopes.
 SCALAR_STRENGTH = 1.0
-#: Strength of the pull of a Dirichlet map's bias and diagonal, relative to that of its off-diagonal.
+#: Strength of the pull on a Dirichlet map's bias and diagonal, relative to that on its off-diagonal.
 DIRICHLET_BIAS, DIRICHLET_DIAGONAL = 0.3, 0.03
-BLOCK = 1 << 18  # numbers of an array that a loss works on at a time
-#: Pseudo-counts per class that the smoothing of a prior chooses among.
+BLOCK = 1 << 18  # array elements that a loss processes at a time
+#: Pseudo-counts per class to choose from when smoothing a prior.
 PSEUDO_COUNTS = np.exp(np.linspace(np.log(0.1), np.log(1e5), 60))
 
 
@@ -37,8 +37,8 @@ class FitData:
 
     Args:
         logits: `(N, M, C)`, NaN rows where a modality is missing.
-        labels: `(N,)`.
-        typicality: `(N, M)`, 0 where it is not known; None without features.
+        labels: `(N,)` class indices.
+        typicality: `(N, M)`, 0 where it is unknown; None without features.
         known: `(M, C)` bool, the classes that each modality knows; None for all.
     """
 
@@ -53,16 +53,16 @@ class FitData:
         self.target = torch.from_numpy(np.searchsorted(self.seen, self.labels))
 
     def take(self, rows: np.ndarray) -> FitData:
-        """Some of the clips."""
+        """Return some of the clips."""
         typicality = None if self.typicality is None else self.typicality[rows]
         return FitData(self.logits[rows], self.labels[rows], typicality, self.known)
 
     def plain_sum(self) -> HeadState:
-        """The neutral state of the modalities and classes of these clips."""
+        """Return the neutral state for the modalities and classes of these clips."""
         return HeadState.plain_sum(*self.logits.shape[1:]).with_known(self.known)
 
     def modality(self, m: int) -> FitData | None:
-        """The clips that have modality m, with that modality only; None if no clip has it."""
+        """Return the clips that have modality m, with that modality only; None if no clip has it."""
         rows = self.mask[:, m].numpy()
         if not rows.any():
             return None
@@ -71,26 +71,27 @@ class FitData:
         return FitData(self.logits[rows, m : m + 1], self.labels[rows], typicality, known)
 
     def several(self) -> FitData:
-        """The clips with at least two modalities: the others say nothing about weights."""
+        """Return the clips with at least two modalities: the others say nothing about weights."""
         rows = self.mask.sum(1).numpy() > 1
         return self if rows.all() else self.take(rows)
 
 
 def blocks(rows: int, width: int) -> list[slice]:
-    """Slices of rows of `width` numbers that fit into a processor's cache.
+    """Return slices of rows of `width` numbers, each small enough for a processor's cache.
 
-    A loss of many clips and classes spends most of its time in memory otherwise: each step of it makes arrays of all.
+    Without them, a loss over many clips and classes spends most of its time on memory access, since each of its steps
+    creates arrays over all clips.
     """
     size = max(1, BLOCK // width)
     return [slice(first, first + size) for first in range(0, rows, size)]
 
 
 def own_nll(own: FitData, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean NLL of clips reduced to one modality, over the classes that occur among the labels.
+    """Return the mean NLL of clips reduced to one modality, over the classes that occur among the labels.
 
     Args:
-        own: the clips.
-        parameters: of that modality, by the names of the head's buffers.
+        own: clips with that modality only.
+        parameters: parameters of that modality, by the names of the head's buffers.
     """
     typicality = None if own.typicality is None else torch.from_numpy(own.typicality)
     clips, _, classes = own.log_probs.shape
@@ -105,21 +106,21 @@ def own_nll(own: FitData, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def pull(theta: torch.Tensor, anchor: np.ndarray, strength: float | np.ndarray, clips: int) -> torch.Tensor:
-    """Negative log of the normal prior around `anchor`, per clip."""
+    """Return the negative log of the normal prior around `anchor`, per clip."""
     return (torch.as_tensor(strength) * (theta - torch.from_numpy(anchor)).square()).sum() * (0.5 / clips)
 
 
 def fit_prior(labels: np.ndarray, classes: int, clips: Sequence[Any] | np.ndarray | None = None) -> np.ndarray:
-    """Log class prior `(C,)` of the labels, smoothed towards uniform as far as the counts allow.
+    """Return the log class prior `(C,)` of the labels, smoothed towards uniform as far as the counts allow.
 
-    A symmetric Dirichlet prior with the pseudo-count of largest marginal likelihood (empirical Bayes): counts that are
-    equal but for chance give a uniform prior, uneven counts stay uneven. A class without clips gets the
-    smallest frequency among those that have some: nothing is known against it.
+    The smoothing is a symmetric Dirichlet prior whose pseudo-count has the largest marginal likelihood (empirical
+    Bayes): counts that differ only by chance give a uniform prior, uneven counts stay uneven. A class without clips
+    gets the smallest frequency of the other classes, since nothing is known against it.
 
     Args:
-        labels: `(N,)`.
-        classes: C.
-        clips: `(N,)` name of the clip that a row is a draw of, which counts once; None: every row is a clip.
+        labels: `(N,)` class indices.
+        classes: number of classes C.
+        clips: `(N,)` name of the clip that each row is a draw of; each clip counts once. None: every row is a clip.
     """
     from scipy.special import gammaln
 
@@ -136,16 +137,16 @@ def fit_prior(labels: np.ndarray, classes: int, clips: Sequence[Any] | np.ndarra
 
 
 def fit_temperatures(data: FitData, state: HeadState, *, temperature: bool = True, slope: bool = False) -> HeadState:
-    """Temperature and typicality slope of every modality from its own NLL.
+    """Fit temperature and typicality slope of every modality by its own NLL.
 
     Args:
-        data: clips; slopes need their typicality.
-        state: what stays as it is; also the start.
+        data: clips to fit on; slopes need their typicality.
+        state: starting point, whose other parameters stay unchanged.
         temperature: fit log T (Guo et al., 2017).
-        slope: fit the slope; it is at most 0, as a clip that is less typical says no more.
+        slope: fit the slope; it is at most 0, since a less typical clip is not more informative.
 
     Returns:
-        `state` with `log_temperature` and, if asked for, `typicality_slope`; 0 for a modality that no clip has.
+        `state` with `log_temperature` and, if `slope`, `typicality_slope`, which is 0 for a modality that no clip has.
     """
     log_temperature, slopes = state["log_temperature"].copy(), np.zeros(state.shape[0])
     for m in range(state.shape[0]):
@@ -179,22 +180,22 @@ def fit_temperatures(data: FitData, state: HeadState, *, temperature: bool = Tru
 
 
 def one_modality(state: HeadState, m: int) -> dict[str, torch.Tensor]:
-    """The part of a state that calibrates modality m, as tensors for `calibrate`."""
+    """Return the part of a state that calibrates modality m, as tensors for `calibrate`."""
     names = ("log_temperature", SLOPE, "calibration_scale", "calibration_map", "calibration_bias", "class_mask")
     own = {name: torch.from_numpy(state[name][m : m + 1]) for name in names if name in state.arrays}
     return own | {"log_prior": torch.from_numpy(state["log_prior"])}
 
 
 def fit_maps(data: FitData, state: HeadState, strength: float, kind: str, start: HeadState | None = None) -> HeadState:
-    """A map of every modality's log-probabilities from its own NLL, at the temperatures and slopes of `state`.
+    """Fit a map of every modality's log-probabilities by its own NLL, at the temperatures and slopes of `state`.
 
     Args:
-        data: clips.
-        state: parent, without maps; the map is shrunk to the identity.
+        data: clips to fit on.
+        state: parent state, without maps; each map is shrunk to the identity.
         strength: precision of the normal prior.
         kind: "vector" (a scale and a bias per class) or "dirichlet" (full map and bias; off-diagonal and intercept
             regularisation of Kull et al., 2019, section 3.4).
-        start: solution at a neighbouring strength.
+        start: solution at a neighbouring strength, to start from.
     """
     modalities, classes = state.shape
     full = kind == "dirichlet"
@@ -211,7 +212,7 @@ def fit_maps(data: FitData, state: HeadState, strength: float, kind: str, start:
         if own is None:
             continue
         parameters = one_modality(state, m)
-        # The bias is fitted behind the temperature, where it is in nats.
+        # The bias is fitted after the division by the temperature, where it is in nats.
         temperature = float(np.exp(state["log_temperature"][m]))
 
         def loss(
@@ -243,16 +244,16 @@ def fit_weights(
     balance: float = 0.0,
     start: HeadState | None = None,
 ) -> HeadState:
-    """Weights, one per modality (`tied`) or per modality and class, and maybe a bias per class.
+    """Fit weights, one per modality (`tied`) or per modality and class, and optionally a bias per class.
 
     Args:
-        data: clips; only those with at least two modalities count, and without any the parent stays.
-        state: parent; its calibration and prior stay.
+        data: clips to fit on; only those with at least two modalities count. Without any, the parent is returned.
+        state: parent state; its calibration and prior stay unchanged.
         strength: precision of the normal prior around the parent.
         tied: one weight per modality.
-        with_bias: fit the bias too.
+        with_bias: also fit the bias.
         balance: weight of the mean over classes of KL(capability share || share of the weight), in nats.
-        start: solution at a neighbouring strength.
+        start: solution at a neighbouring strength, to start from.
     """
     data = data.several()
     if not len(data.labels):
@@ -288,9 +289,9 @@ def fit_weights(
 
 
 def weighting_loss(data: FitData, state: HeadState) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Mean NLL of the clips, over the classes that occur, as a function of weights `(M, S)` and a bias `(S,)`.
+    """Return the mean NLL of clips, over the S classes that occur, as a function of weights `(M, S)` and bias `(S,)`.
 
-    Calibration and prior are those of `state`, and the evidence that they give is computed once.
+    Calibration and prior are those of `state`; the evidence they give is computed only once.
     """
     own = {name: torch.from_numpy(np.asarray(value)) for name, value in state.arrays.items()}
     typicality = None if data.typicality is None else torch.from_numpy(data.typicality)
@@ -310,17 +311,17 @@ def weighting_loss(data: FitData, state: HeadState) -> Callable[[torch.Tensor, t
 
 
 def share_divergence(weights: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean over classes of KL(target || share of the weight) for weights and target shares `(M, C)`."""
+    """Return the mean over classes of KL(target || share of the weight) for weights and target shares `(M, C)`."""
     share = weights / weights.sum(0, keepdim=True)
     return (torch.xlogy(target, target) - target * share.log()).sum(0).mean()
 
 
 def scaled_sum(data: FitData) -> HeadState:
-    """The plain sum under one fitted temperature; the only modality of a clip is under its own temperature.
+    """Fit the plain sum under one temperature; a modality that is alone in a clip has its own temperature.
 
     With weights T_m / T the temperatures cancel: sum_m (T_m / T) l_m / T_m = (sum_m l_m) / T. Where a modality does
-    not know some class they cancel up to a constant per clip between the classes that it knows and the others. In a
-    clip with some of more than two modalities they cancel in part: there the head moves every weight towards 1.
+    not know some class, they cancel up to a constant per clip between the classes that it knows and the others. In a
+    clip with only some of more than two modalities they cancel in part, since the head moves every weight towards 1.
     """
     neutral = data.plain_sum()
     own = fit_temperatures(data, neutral)
@@ -334,10 +335,10 @@ def scaled_sum(data: FitData) -> HeadState:
 
 
 def single(state: HeadState, order: Sequence[int]) -> HeadState:
-    """Of each clip one modality under its temperature: the first of `order` that it has.
+    """Return a state that uses one modality of each clip, at its temperature: the first of `order` that the clip has.
 
-    With two modalities the weights of a head say this, as the only modality of a clip has weight 1. With more they
-    cannot: where one is missing, the weights of others lie between 0 and 1.
+    With two modalities the weights of a head can express this, since the only modality of a clip has weight 1. With
+    more they cannot: where one is missing, the weights of the others lie between 0 and 1.
     """
     weights = np.zeros(state.shape)
     weights[order[0]] = 1.0

@@ -1,4 +1,4 @@
-"""Folds that keep a group (actor, speaker, source video) on one side, and standard errors that respect groups."""
+"""Folds that never split a group (actor, speaker, source video), and standard errors that respect groups."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 
 def group_folds(groups: Sequence[Any] | np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
-    """Fold of every clip, `(N,)`: groups are shuffled, then dealt, the largest first, to the smallest fold.
+    """Return the fold of every clip, `(N,)`: groups are shuffled, then assigned, largest first, to the smallest fold.
 
     Args:
         groups: `(N,)` group of every clip.
-        folds: how many; fewer where there are fewer groups.
-        seed: of the shuffle.
+        folds: number of folds; fewer if there are fewer groups.
+        seed: random seed of the shuffle.
 
     Raises:
         ValueError: if there are fewer than two groups or folds.
@@ -22,7 +22,7 @@ def group_folds(groups: Sequence[Any] | np.ndarray, folds: int, seed: int = 0) -
     names, index, size = np.unique(np.asarray(groups).astype(str), return_inverse=True, return_counts=True)
     folds = min(folds, len(names))
     if folds < 2:
-        raise ValueError(f"{len(names)} group(s) and {folds} fold(s): folds need at least two of both.")
+        raise ValueError(f"{len(names)} group(s) and {folds} fold(s): there must be at least two of each.")
     order = np.random.default_rng(seed).permutation(len(names))
     order = order[np.argsort(-size[order], kind="stable")]
     filled, fold_of = np.zeros(folds), np.empty(len(names), dtype=np.int64)
@@ -33,7 +33,7 @@ def group_folds(groups: Sequence[Any] | np.ndarray, folds: int, seed: int = 0) -
 
 
 def clip_folds(labels: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
-    """Fold of every clip, `(N,)`, stratified by label, for data of a single group."""
+    """Return the fold of every clip, `(N,)`, stratified by label, for data of a single group."""
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(np.asarray(labels)[order], kind="stable")]
     result = np.empty(len(labels), dtype=np.int64)
@@ -42,14 +42,14 @@ def clip_folds(labels: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
 
 
 def draw_folds(labels: np.ndarray, groups: np.ndarray, clips: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
-    """Fold of every row, `(N,)`: of groups, or of clips where there is one group; draws of one clip stay together.
+    """Return the fold of every row, `(N,)`, over groups, or over clips if there is one group; draws stay together.
 
     Args:
-        labels: `(N,)`; all draws of a clip have one label.
-        groups: `(N,)`.
-        clips: `(N,)` name of the clip that a row is a draw of.
-        folds: how many at most.
-        seed: of the shuffle.
+        labels: `(N,)` class indices; all draws of a clip have the same label.
+        groups: `(N,)` group of every row.
+        clips: `(N,)` name of the clip that each row is a draw of.
+        folds: largest number of folds.
+        seed: random seed of the shuffle.
     """
     if len(np.unique(groups)) > 1:
         return group_folds(groups, folds, seed)
@@ -58,13 +58,13 @@ def draw_folds(labels: np.ndarray, groups: np.ndarray, clips: np.ndarray, folds:
 
 
 def standard_error(values: np.ndarray, *units: Sequence[Any] | np.ndarray) -> float:
-    """Standard error of the mean of values: the largest of the plain one and those clustered by each of `units`.
+    """Return the standard error of the mean: the largest of the plain one and those clustered by each of `units`.
 
-    A clustered estimate is too small when clusters are few (its sum of squares has few terms), never when many.
+    A clustered estimate is too small with few clusters (its sum of squares has few terms), but not with many.
 
     Args:
-        values: `(N,)`.
-        *units: names `(N,)` of clusters: groups, or clips where rows are draws of clips.
+        values: `(N,)` values to average.
+        *units: `(N,)` names of clusters: groups, or clips where rows are draws of clips.
     """
     values = np.asarray(values, dtype=np.float64)
     n = len(values)

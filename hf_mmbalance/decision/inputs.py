@@ -1,4 +1,4 @@
-"""Checks of what an allocation is fitted on and used with: logits, labels, features, names of groups and clips."""
+"""Checks of the inputs of an allocation: logits, labels, features, names of groups and clips."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hf_mmbalance.decision.ladder import Clips
 
 
 def checked_clips(X: Any, y: Any, groups: Any, clips: Any, draws: Any, known: Any) -> Clips:
-    """The arguments of `Allocation.fit` of these names as the clips of a fit.
+    """Check these arguments of `Allocation.fit` and return them as the clips of a fit.
 
     Raises:
-        ValueError: if shapes or values are unusable, or draws of a clip differ in group or label.
+        ValueError: if shapes or values are invalid, or draws of a clip differ in group or label.
     """
     logits = checked_logits(X)
     labels = checked_labels(y, logits)
@@ -31,28 +31,28 @@ def checked_clips(X: Any, y: Any, groups: Any, clips: Any, draws: Any, known: An
 
 
 def checked_logits(X: Any) -> np.ndarray:
-    """`X` as float64 `(N, M, C)`.
+    """Return `X` as float64 `(N, M, C)`.
 
     Raises:
-        ValueError: if the shape is another, a row is partly NaN or infinite, or a clip has no modality.
+        ValueError: if the shape is wrong, a row is partly NaN or infinite, or a clip has no modality.
     """
     logits = np.asarray(X, dtype=np.float64)
     if logits.ndim != 3 or not len(logits) or logits.shape[1] < 2 or logits.shape[2] < 2:
         raise ValueError(f"X has shape {logits.shape}; expected (N, M, C) with N >= 1, M >= 2 and C >= 2.")
     missing: np.ndarray = np.all(np.isnan(logits), axis=2)
     if not np.all(np.all(np.isfinite(logits), axis=2) | missing):
-        raise ValueError("X holds NaN or inf within a row; a missing modality is an all-NaN row.")
+        raise ValueError("X holds NaN or inf within a row; mark a missing modality with an all-NaN row.")
     nothing: np.ndarray = np.all(missing, axis=1)
     if nothing.any():
-        raise ValueError(f"{int(nothing.sum())} clip(s) have no modality at all; leave them out.")
+        raise ValueError(f"{int(nothing.sum())} clip(s) have no modality at all; remove them.")
     return logits
 
 
 def checked_known(known: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """`known` as bool `(M, C)`.
+    """Return `known` as bool `(M, C)`.
 
     Raises:
-        ValueError: for another shape, or a modality that knows less than two classes.
+        ValueError: if the shape is wrong, or a modality knows fewer than two classes.
     """
     found = np.asarray(known, dtype=bool)
     if found.shape != tuple(shape):
@@ -63,10 +63,10 @@ def checked_known(known: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def checked_labels(y: Any, logits: np.ndarray) -> np.ndarray:
-    """`y` as int64 `(N,)` within the classes of the logits.
+    """Return `y` as int64 `(N,)`, with values among the classes of the logits.
 
     Raises:
-        ValueError: if it is not.
+        ValueError: if shape, type or values are wrong.
     """
     labels = np.asarray(y)
     if labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
@@ -77,16 +77,16 @@ def checked_labels(y: Any, logits: np.ndarray) -> np.ndarray:
 
 
 def checked_features(features: Any, clips: int, modalities: Sequence[str]) -> list[np.ndarray | None]:
-    """Features as one `(N, D_m)` array or None per modality, in the order of `modalities`.
+    """Return features as one `(N, D_m)` array or None per modality, in the order of `modalities`.
 
     Args:
-        features: a mapping by name, of some or all modalities; or a sequence in their order.
-        clips: N.
-        modalities: M names.
+        features: a mapping by name with some or all modalities, or a sequence in their order.
+        clips: number of clips N.
+        modalities: names of the M modalities.
 
     Raises:
-        ValueError: for names or a number of modalities that do not fit, another number of rows, or a row that is
-            partly NaN or infinite.
+        ValueError: if names, the number of modalities or the number of rows do not fit, or a row is partly NaN or
+            infinite.
     """
     if isinstance(features, Mapping):
         unknown = [str(name) for name in features if name not in modalities]
@@ -97,7 +97,7 @@ def checked_features(features: Any, clips: int, modalities: Sequence[str]) -> li
         given = list(features)
         if len(given) != len(modalities):
             raise ValueError(
-                f"features of {len(given)} modalities for {len(modalities)}; give None where there are none."
+                f"features of {len(given)} modalities for {len(modalities)}; give None for those without features."
             )
     found: list[np.ndarray | None] = []
     for name, value in zip(modalities, given, strict=True):
@@ -108,8 +108,8 @@ def checked_features(features: Any, clips: int, modalities: Sequence[str]) -> li
             bad = ~np.isfinite(array).all(axis=1) & ~np.isnan(array).all(axis=1)
             if bad.any():
                 raise ValueError(
-                    f"features of {name} hold NaN or inf within {int(bad.sum())} row(s); features that are not"
-                    " known are an all-NaN row."
+                    f"features of {name} hold NaN or inf within {int(bad.sum())} row(s); mark unknown"
+                    " features with an all-NaN row."
                 )
         found.append(array)
     return found
@@ -118,16 +118,16 @@ def checked_features(features: Any, clips: int, modalities: Sequence[str]) -> li
 def checked_reference(
     reference: tuple[Any, Any] | None, own: list[np.ndarray | None], modalities: Sequence[str], classes: int
 ) -> tuple[list[np.ndarray | None], np.ndarray] | None:
-    """Features and labels of the towers' training clips; None where none of them has features.
+    """Return features and labels of the towers' training clips; None if none of them has features.
 
     Args:
-        reference: features and labels, as given.
+        reference: features and labels as given to `fit`.
         own: checked features of the fitting clips.
-        modalities: M names.
-        classes: C.
+        modalities: names of the M modalities.
+        classes: number of classes C.
 
     Raises:
-        ValueError: if features have other widths than those of the fitting clips, or labels are not of their classes.
+        ValueError: if features have different widths from those of the fitting clips, or labels are invalid.
     """
     if reference is None:
         return None
@@ -139,20 +139,20 @@ def checked_reference(
         return None
     pairs = [(a, b) for a, b in zip(own, features, strict=True) if a is not None and b is not None]
     if any(a.shape[1] != b.shape[1] for a, b in pairs):
-        raise ValueError("features of the reference clips have other widths than those of the fitting clips.")
+        raise ValueError("features of the reference clips have different widths from those of the fitting clips.")
     return features, labels
 
 
 def checked_column(values: Any, name: str, default: np.ndarray) -> np.ndarray:
-    """`values` as an array with one entry per clip; `default` for None.
+    """Return `values` as an array with one entry per clip; `default` for None.
 
     Raises:
-        ValueError: for another number of entries, or None or NaN among them.
+        ValueError: if the number of entries is wrong, or some are None or NaN.
     """
     found = default if values is None else np.asarray(values)
     if found.shape != default.shape:
         raise ValueError(f"{name} has {len(found) if found.ndim else 1} entries for {len(default)} clips.")
     empty = sum(value is None or value != value for value in found.tolist())  # NaN is not equal to itself
     if empty:
-        raise ValueError(f"{name} has {empty} empty entries; one name for all of them would make them one.")
+        raise ValueError(f"{name} has {empty} empty entries; fill them in, or they would all count as the same one.")
     return found

@@ -1,4 +1,4 @@
-"""The ladder: every rung under group cross-validation, the strength of its shrinkage, and the rule of choice."""
+"""The ladder: cross-validation of every rung over groups, the strength of its shrinkage, and the rule of choice."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hf_mmbalance.metrics.measures import clip_nll, correct
 from hf_mmbalance.progress import bar as progress_bar
 
 
-#: Rung -> parent, from stiff to free; `sum` is the root. Without features the parent of `typicality` takes its place.
+#: Rung -> parent, from stiff to free; `sum` is the root. Without features, the parent of `typicality` replaces it.
 PARENTS: dict[str, str | None] = {
     "sum": None,
     "prior_sum": "sum",
@@ -37,18 +37,18 @@ PARENTS: dict[str, str | None] = {
     "dirichlet": "typicality",
 }
 FALLBACKS = ("sum", "prior_sum", "best_single")
-#: What can be chosen where the groups are too few to judge a rung on a new one.
+#: Rungs that can be chosen if there are too few groups to test a rung on new ones.
 STIFF = ("sum", "prior_sum", "temperature", "typicality", "global")
-#: Rungs that add no buffer to the head: checkpoints of one run must load into each other.
+#: Rungs that add no buffer to the head, so that all checkpoints of a run have the same structure.
 DEFAULT_STRUCTURE = ("sum", "prior_sum", "temperature", "global", "bias", "class")
-#: With `global`: what biases and class weights bring; shown also where they cannot be chosen.
+#: Next to `global` they show what biases and class weights add; shown even where they cannot be chosen.
 SHOWN = ("bias", "class")
 STRENGTHS = (300.0, 30.0, 3.0)
 MIN_CLIPS = 10
 MIN_GROUPS = 3
 MAX_CLASSES = 64
-BAR_AFTER = 3.0  # seconds that a fit takes before a progress bar is shown
-#: Rungs with parameters per class, whose meaning depends on the modality knowing the class.
+BAR_AFTER = 3.0  # seconds before a fit shows a progress bar
+#: Rungs with parameters per class, which only have a meaning if the modality knows the class.
 BY_CLASS = ("vector", "class", "dirichlet")
 
 
@@ -58,9 +58,9 @@ class Clips:
 
     Args:
         data: logits, labels and typicality.
-        groups: `(N,)`.
-        names: `(N,)` clip that a row is a draw of.
-        draws: `(N,)`, 0 for the clean clip.
+        groups: `(N,)` group of every row.
+        names: `(N,)` clip that each row is a draw of.
+        draws: `(N,)` number of the draw, 0 for the clean clip.
     """
 
     data: FitData
@@ -69,19 +69,19 @@ class Clips:
     draws: np.ndarray
 
     def standard_error(self, values: np.ndarray, rows: np.ndarray | None = None) -> float:
-        """Standard error of the mean of per-row values that respects groups and draws."""
+        """Return the standard error of the mean of per-row values, respecting groups and draws."""
         rows = np.ones(len(values), dtype=bool) if rows is None else rows
         return standard_error(values[rows], self.names[rows], self.groups[rows])
 
 
 @dataclass
 class RungScore:
-    """What cross-validation says of one rung.
+    """Cross-validation result of one rung.
 
     Args:
         nll: `(N,)` held-out NLL of every row.
         hit: `(N,)` held-out correctness.
-        strength: chosen precision of the prior around the parent; None where nothing is shrunk.
+        strength: chosen precision of the prior around the parent; None if the rung is not shrunk.
     """
 
     nll: np.ndarray
@@ -95,11 +95,11 @@ class Ladder:
 
     Args:
         states: rung or fallback (`sum`, `best_single`) -> state fitted on all data.
-        scores: the same keys -> held-out scores; empty where nothing could be cross-validated.
+        scores: the same keys -> held-out scores; empty if nothing could be cross-validated.
         chosen: name of the state to use.
         best_single: index of the modality of the fallback `best_single`.
-        reason: one sentence that says why.
-        notes: what was left out or fell back, as sentences.
+        reason: one sentence that says why it was chosen.
+        notes: sentences on what was left out or replaced by a fallback.
     """
 
     states: dict[str, HeadState]
@@ -114,7 +114,7 @@ class Ladder:
 class _Part:
     """One fitting part (a fold's training side, or all data) with the states fitted on it so far.
 
-    `names` are those of the clips that its rows are draws of.
+    `names` holds the clip that each row is a draw of.
     """
 
     data: FitData
@@ -124,7 +124,7 @@ class _Part:
 
 @dataclass
 class Options:
-    """How a ladder is fitted; see [`Allocation`]."""
+    """Options of the fit of a ladder; see [`Allocation`]."""
 
     folds: int = 5
     seed: int = 0
@@ -139,19 +139,19 @@ def fit_ladder(clips: Clips, options: Options) -> Ladder:
     """Fit every allowed rung and choose one.
 
     Raises:
-        ValueError: for a rung that does not exist.
+        ValueError: if the rung does not exist.
     """
     data = clips.data
     allowed, notes = allowed_rungs(clips, options)
     if options.rung is not None:
         if options.rung not in allowed:
             ancestry(options.rung)
-            notes.append(f"rung {options.rung!r} was asked for but these clips do not allow it")
+            notes.append(f"rung {options.rung!r} was requested, but these clips do not allow it")
         allowed = [name for name in allowed if name in ancestry(options.rung)]
     fold = _folds(clips, options)
     if fold is None:
         number = len(np.unique(clips.names))
-        notes.append(f"{number} clips of {len(data.seen)} class(es) are too few to fit: plain sum")
+        notes.append(f"{number} clips of {len(data.seen)} class(es) are too few to fit: the plain sum is used")
         plain = data.plain_sum()
         return Ladder({"sum": plain}, {}, "sum", 0, "too few clips to fit anything", notes)
     held_out = [fold == k for k in range(int(fold.max()) + 1)]
@@ -168,17 +168,17 @@ def fit_ladder(clips: Clips, options: Options) -> Ladder:
             scores[name] = _fit_and_score(name, parts, held_out, data, options, bar)
             bar.update(int(done) - bar.n)  # the search may end before the last strength
     if options.rung in allowed:
-        chosen, reason = str(options.rung), "asked for"
+        chosen, reason = str(options.rung), "requested"
     else:
         chosen, reason = choose(scores, clips, allowed)
     return Ladder(parts[-1].states, scores, chosen, best_single, reason, notes)
 
 
 def ancestry(rung: str) -> list[str]:
-    """The rung and its parents up to `sum`.
+    """Return the rung and its parents up to `sum`.
 
     Raises:
-        ValueError: for a name that is not a rung.
+        ValueError: if the name is not a rung.
     """
     if rung not in PARENTS:
         raise ValueError(f"rung {rung!r} is unknown; choose among {', '.join(PARENTS)}.")
@@ -187,21 +187,21 @@ def ancestry(rung: str) -> list[str]:
 
 
 def allowed_rungs(clips: Clips, options: Options) -> tuple[list[str], list[str]]:
-    """Rungs that these clips can support, stiff to free, and notes on what was left out."""
+    """Return the rungs that these clips can support, from stiff to free, and notes on what was left out."""
     data, notes = clips.data, []
     allowed = [rung for rung in PARENTS if options.structure == "any" or rung in DEFAULT_STRUCTURE]
     classes, number = data.logits.shape[2], len(np.unique(clips.groups))
     if data.typicality is None or not data.typicality.any():
         allowed = [rung for rung in allowed if rung != "typicality"]
     elif not clips.draws.any() and "typicality" in allowed:
-        notes.append("typicality is fitted on clean clips only; calibration draws with corruptions make it reliable")
+        notes.append("typicality is fitted on clean clips only; corrupted calibration draws make it reliable")
     if number < MIN_GROUPS and not options.known_groups:
         allowed = [rung for rung in allowed if rung in STIFF]
         notes.append(
-            f"{number} group(s): too few to judge a rung on groups that it was not fitted on, so only"
-            f" {', '.join(STIFF)} and the best single modality can be chosen (at least {MIN_GROUPS} groups, or"
-            " --known_groups where the place of use has the same groups, are needed for more);"
-            f" {', '.join(SHOWN)} are shown beside them"
+            f"{number} group(s): too few to test a rung on groups that it was not fitted on, so only"
+            f" {', '.join(STIFF)} and the best single modality can be chosen (more rungs need at least {MIN_GROUPS}"
+            " groups, or --known_groups if the groups at deployment are the same);"
+            f" {', '.join(SHOWN)} are shown for comparison"
         )
     elif classes > MAX_CLASSES:
         allowed = [rung for rung in allowed if rung != "dirichlet"]
@@ -224,7 +224,7 @@ def allowed_rungs(clips: Clips, options: Options) -> tuple[list[str], list[str]]
     if len(absent):
         notes.append(
             f"{len(absent)} class(es) have no clip to fit on (indices {absent[:10].tolist()}): they keep"
-            " the values of the stiffer rung and no bias"
+            " the values of the parent rung and have no bias"
         )
     for m in np.flatnonzero(~present.any(axis=0)):
         notes.append(f"modality {m} is missing in every clip: it stays uncalibrated, at weight 1")
@@ -232,7 +232,7 @@ def allowed_rungs(clips: Clips, options: Options) -> tuple[list[str], list[str]]
 
 
 def some_class_unknown(data: FitData) -> bool:
-    """Whether some modality does not know all classes."""
+    """Return True if some modality does not know all classes."""
     return data.known is not None and not data.known.all()
 
 
@@ -245,7 +245,7 @@ def _folds(clips: Clips, options: Options) -> np.ndarray | None:
 
 
 def _fallbacks(parts: list[_Part], held_out: list[np.ndarray], data: FitData, scores: dict[str, RungScore]) -> int:
-    """Fit and score `sum` and `best_single`; returns the best single modality."""
+    """Fit and score `sum` and `best_single`; return the best single modality."""
     for part in parts:
         part.states["sum"] = scaled_sum(part.data)
     scores["sum"] = _score([part.states["sum"] for part in parts[:-1]], held_out, data)
@@ -253,10 +253,10 @@ def _fallbacks(parts: list[_Part], held_out: list[np.ndarray], data: FitData, sc
     present = data.mask.numpy().any(axis=0)
 
     def loss(m: int) -> float:
-        """Held-out NLL of a modality; in clips without it the others stand in, so that all are judged by all clips."""
+        """Return the held-out NLL of a modality; others replace it in clips without it, so that all clips count."""
         order = [m, *(other for other in modalities if other != m)]
         nll = _score([single(part.states["sum"], order) for part in parts[:-1]], held_out, data).nll.mean()
-        return float(nll) if present[m] else np.inf  # one that no clip has would equal the best
+        return float(nll) if present[m] else np.inf  # a modality that no clip has would tie with the best
 
     order = sorted(modalities, key=loss)
     for part in parts:
@@ -278,7 +278,7 @@ def _score(
 def _fit_and_score(
     rung: str, parts: list[_Part], held_out: list[np.ndarray], data: FitData, options: Options, bar: tqdm
 ) -> RungScore:
-    """Fit one rung on every part along the strengths, choose the strength, keep the states of that strength."""
+    """Fit one rung on every part at each strength, choose a strength and keep its states."""
     folds, score = parts[:-1], None
     before: list[HeadState | None] = [None] * len(folds)
     strengths = options.strengths if rung in SHRUNK else (1.0,)
@@ -307,7 +307,7 @@ SHRUNK = ("global", "bias", "vector", "class", "dirichlet")
 
 
 def fit_rung(rung: str, part: _Part, strength: float, start: HeadState | None, balance: float = 0.0) -> HeadState:
-    """One rung at one strength, started from its parent or from the solution at the strength before."""
+    """Fit one rung at one strength, starting from its parent or from the solution at the previous strength."""
     data = part.data
     parent_name = PARENTS[rung]
     while parent_name not in part.states:
@@ -326,7 +326,7 @@ def fit_rung(rung: str, part: _Part, strength: float, start: HeadState | None, b
 
 
 def rebalanced(ladder: Ladder, clips: Clips, balance: float) -> HeadState:
-    """The rung `class` (`global` where it was not fitted) under a balance penalty, at the strengths of the ladder."""
+    """Refit `class` (`global` where `class` was not fitted) with a balance penalty, at the strengths of the ladder."""
     part = _Part(clips.data, clips.names, dict(ladder.states))
     found = ladder.states.get("global", ladder.states["sum"])
     for rung in ("global", "bias", "class"):
@@ -338,13 +338,13 @@ def rebalanced(ladder: Ladder, clips: Clips, balance: float) -> HeadState:
 
 
 def choose(scores: dict[str, RungScore], clips: Clips, candidates: Sequence[str]) -> tuple[str, str]:
-    """The rule of choice: the simplest rung within one paired standard error of the best in held-out NLL.
+    """Choose the simplest rung within one paired standard error of the best in held-out NLL.
 
-    A rung is out where it loses more than one paired standard error of held-out accuracy to the best fallback, on all
-    draws or on the clean ones; and nothing is taken that does not beat the fallbacks in mean held-out NLL.
+    A rung is excluded if it loses more than one paired standard error of held-out accuracy to the best fallback, on
+    all draws or on the clean ones. A rung that does not beat the fallbacks in mean held-out NLL is never chosen.
 
     Returns:
-        Name (a rung or `best_single`) and the reason.
+        Name of the choice (a rung or `best_single`) and the reason.
     """
     out = [name for name in candidates if name not in FALLBACKS and _loses_accuracy(scores, clips, name)]
     kept = [name for name in candidates if name not in out]
@@ -362,7 +362,7 @@ def choose(scores: dict[str, RungScore], clips: Clips, candidates: Sequence[str]
 
 
 def _loses_accuracy(scores: dict[str, RungScore], clips: Clips, name: str) -> bool:
-    """Whether a rung's held-out accuracy is below the best fallback's, on all draws or on the clean ones."""
+    """Return True if a rung's held-out accuracy is below the best fallback's, on all draws or on the clean ones."""
     for rows in (np.ones(len(clips.draws), dtype=bool), clips.draws == 0):
         if not rows.any():
             continue

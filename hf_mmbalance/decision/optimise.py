@@ -1,4 +1,4 @@
-"""Minimising a loss written with torch (the head's own functions) by L-BFGS-B."""
+"""Minimisation, by L-BFGS-B, of a loss written in torch with the head's own functions."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Bounds = Sequence[tuple[float | None, float | None]]
 def minimise(
     loss: Callable[[torch.Tensor], torch.Tensor], start: np.ndarray, bounds: Bounds | None = None
 ) -> np.ndarray:
-    """The minimiser of `loss`, a scalar of a flat float64 tensor.
+    """Return the minimiser of `loss`, a scalar function of a flat float64 tensor.
 
-    Stops where a step gains less than 1e-6 nats per clip, far below any standard error.
+    The search stops when a step gains less than 1e-6 nats per clip, far below any standard error.
 
     Args:
-        loss: differentiable by autograd.
-        start: first point.
-        bounds: lower and upper end per parameter; None where free.
+        loss: function that autograd can differentiate.
+        start: starting point.
+        bounds: lower and upper bound per parameter; None where there is none.
     """
 
     def value_and_gradient(theta: np.ndarray) -> tuple[float, np.ndarray]:
@@ -40,7 +40,7 @@ def minimise(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for torch and BLAS: the products are small and many, a second one costs more than it brings."""
+    """Limit torch and BLAS to one thread: with many small products, a second thread costs more than it gains."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Reports as plain values that are always valid JSON: what is not defined is null, with the reason beside it."""
+"""Reports as plain values that are always valid JSON: undefined values are null, listed with the reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 #: Name of a value, or of values by modality -> why it can be undefined.
 REASONS = {
     "lost": "no modality gets any of these clips right",
-    "rescued": "no clip is got right by this modality only",
+    "rescued": "this modality is never the only one to get a clip right",
     "index": "no class has judged clips of every modality",
     "value": "no class has judged clips of every modality",
     "scatter_ratio": "the features do not vary within classes",
@@ -19,12 +19,12 @@ REASONS = {
 
 
 def clips_and_draws(clips: int, rows: int) -> str:
-    """`60 clips`, or `60 clips (180 draws)` where there are several draws of a clip."""
+    """Return `60 clips`, or `60 clips (180 draws)` if there are several draws of a clip."""
     return f"{clips:,} clips" + (f" ({rows:,} draws)" if rows > clips else "")
 
 
 def plain_report(report: dict[str, Any]) -> dict[str, Any]:
-    """The report with null for NaN and infinities, and a list `undefined` of {path, reason}."""
+    """Return the report with null for NaN and infinities, and a list `undefined` of {path, reason}."""
     undefined: list[dict[str, str]] = []
     found: dict[str, Any] = _plain(report, "", undefined)
     return found | {"undefined": undefined}

@@ -1,4 +1,4 @@
-"""`report`: one self-contained HTML page of a diagnosis, and its figures as PNG, SVG and PDF for print."""
+"""Report of a diagnosis: one self-contained HTML page, and its figures as PNG, SVG and PDF for print."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from hf_mmbalance.decision.report_text import GLOSSARY, layer_name, summary
 Report = dict[str, Any]
 PAGE = Path(__file__).with_name("report.html")
 CAPTIONS = {
-    "weights_by_class": "What each modality can do by itself, what the decision layer gives it, and the difference."
+    "weights_by_class": "What each modality can do by itself, which weight the decision layer gives it, and the lean."
     " Thin lines are 95 % bootstrap intervals.",
-    "trust": "Calibrated probability that a modality by itself is right, for every clip. Good trust puts the clips it"
-    " gets right (filled) to the right of those it gets wrong (dashed).",
-    "participation": "Each point is one modality in one class. On the diagonal a modality takes part for exactly what"
-    " it can do; above it the decision leans to it.",
-    "reliability": "Confidence against accuracy in 15 bins; larger dots hold more clips. On the diagonal a confidence"
-    " means what it says.",
+    "trust": "Calibrated probability that a modality by itself is right, for every clip. With good trust, the clips it"
+    " gets right (filled) are to the right of those it gets wrong (dashed).",
+    "participation": "Each point is one modality in one class. On the diagonal, a modality counts for exactly what"
+    " it can do; above the diagonal, the decision leans to it.",
+    "reliability": "Accuracy against confidence in 15 bins; larger dots hold more clips. On the diagonal, confidence"
+    " equals accuracy.",
     "waterfalls": "How the log odds of the label against its strongest rival add up in single clips: two that the"
-    " fusion rescues from a wrong modality, two that it loses. Below zero the clip is lost.",
-    "margins": "How far each modality's best logit stands above its second: where the scales differ, the sum leans"
+    " fusion rescues from a wrong modality, and two that it loses. A clip with a sum below zero is lost.",
+    "margins": "How far each modality's best logit is above its second. If the scales differ, the sum leans"
     " before any weight is fitted.",
-    "balance_curve": "Class weights pulled towards capability shares by a growing penalty (beside each point): what"
+    "balance_curve": "Class weights pulled towards capability shares by a growing penalty (shown at each point): what"
     " balance costs or gains in accuracy.",
-    "index": "Relative balance index of every fusion, with 95 % bootstrap intervals. Being balanced is not being"
-    " accurate: read it beside the table above.",
+    "index": "Relative balance index of every fusion, with 95 % bootstrap intervals. A balanced fusion need not be"
+    " accurate: read the index together with the table above.",
 }
 TITLES = {
     "weights_by_class": "Capability, weight and lean by class",
@@ -53,14 +53,14 @@ def write_report(
     names: Sequence[str] | None = None,
     figure_folder: str | os.PathLike[str] | None = None,
 ) -> list[Path]:
-    """Write the page, and the figures as files where a folder is given.
+    """Write the page and, if a folder is given, the figures as files.
 
     Args:
-        reports: what `diagnose` returned, one per model; the first is shown in full, all in one table and in the
-            balance index.
-        path: of the HTML page.
-        names: of the models, for the side-by-side figure.
-        figure_folder: where the figures also go as PNG, SVG and PDF files; by default they are in the page only.
+        reports: results of `diagnose`, one per model; the first is shown in full, all of them in one table and in
+            the balance index.
+        path: path of the HTML page.
+        names: names of the models, for the comparison of all.
+        figure_folder: folder for the figures as PNG, SVG and PDF files; by default they are in the page only.
 
     Returns:
         The files written, the page first.
@@ -109,7 +109,7 @@ def _lead(report: Report) -> str:
     return (
         f"{judged}, {report['groups']} groups, {len(report['classes'])} classes, modalities"
         f" {escape(', '.join(report['modalities']))}. Intervals are 95 % bootstrap over {report['ci_unit']}s."
-        f" Shown is {layer_name(report)}. The rung fitted here is <b>{escape(report['chosen'])}</b>:"
+        f" This page shows {layer_name(report)}. The rung fitted here is <b>{escape(report['chosen'])}</b>:"
         f" {escape(report['reason'])}.{more}"
     )
 
@@ -207,13 +207,13 @@ def _lost(report: Report) -> str:
         for c in lost["clips"]
     ]
     return (
-        f"<p>Rescued: of the clips that only this modality gets right, the part that the fusion gets right too"
-        f" ({escape(weak)} is right least often). Lost: of the clips that any modality gets right, the part that the"
-        f" fusion gets wrong.</p>"
+        f"<p>Rescued: of the clips that only this modality gets right, the fraction that the fusion also gets right"
+        f" ({escape(weak)} is right least often). Lost: of the clips that any modality gets right, the fraction that"
+        f" the fusion gets wrong.</p>"
         + _table(["method", *(f"rescued, {name} only" for name in names), "lost"], rescue)
         + f"<h3>Lost by {layer_name(report)} ({lost['n']} clips), by what pulled them off the label</h3>"
         + _table(["class", *pulls], by_class)
-        + "<h3>The hardest pulls</h3>"
+        + "<h3>The strongest pulls</h3>"
         + _table(["clip", "label", "predicted", "right modalities", "pulled by", "log odds"], clips)
     )
 

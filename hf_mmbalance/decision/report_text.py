@@ -1,4 +1,4 @@
-"""What a report says in words: four sentences on top, and the words it uses below."""
+"""Text of a report: the four sentences at the top and the glossary at the bottom."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from hf_mmbalance.decision.plain import clips_and_draws
 
 Report = dict[str, Any]
 GLOSSARY = {
-    "95 % interval": "where the number would mostly lie if other clips (groups) of the same kind had been drawn",
-    "balance index": "1 if every modality takes part for exactly what it can do by itself, lower otherwise",
-    "bias": "what a decision adds to each class whatever the clip: a class bias, and the prior",
+    "95 % interval": "where the number would mostly lie for other clips (groups) of the same kind",
+    "balance index": "1 if every modality counts for exactly what it can do by itself, lower otherwise",
+    "bias": "what the decision adds to each class for every clip: a class bias and the prior",
     "capability": "how often a modality by itself recognises a class, above chance",
     "contribution": "exact Shapley value of a modality: what it adds to the decision, averaged over all orders",
     "ECE": "expected calibration error: by how much confidence and accuracy differ on average; 0 is best",
-    "effective weight": "how far a modality's log-probability of a class moves the score of that class: weight over"
-    " temperature, times the diagonal of its own map",
+    "effective weight": "how far a modality's log-probability of a class moves the score of that class: weight divided"
+    " by temperature, times the diagonal of the modality's own map",
     "lean": "participation minus capability share: what the decision gives a modality beyond what it can do",
-    "NLL": "negative log-likelihood of the labels in nats: small if the decision is right and knows how certain it is",
-    "participation": "the contribution of a modality as a share of those of all",
+    "NLL": "negative log-likelihood of the labels in nats: small if decisions are right and confidence is realistic",
+    "participation": "a modality's share of the contributions of all modalities",
     "prior": "how frequent the classes are; a sum of log-probabilities counts it once for each modality",
     "rung": "one form of the decision layer, from nothing fitted (sum) to a full map per modality (dirichlet)",
-    "temperature": "divides a modality's logits: above 1 it was over-confident",
+    "temperature": "number that divides a modality's logits; above 1, the modality was over-confident",
     "trust": "calibrated probability that a modality by itself is right about a clip",
-    "typicality slope": "how much a clip unlike the training clips raises the temperature of a modality",
+    "typicality slope": "how much the temperature of a modality rises for a clip that is unlike the training clips",
 }
 
 
 def layer_name(report: Report) -> str:
-    """What the shown decision layer is called in prose."""
+    """Return the name of the shown decision layer for use in a sentence."""
     return "the model's decision layer" if report["in_use"]["method"] == "model" else "the decision layer fitted here"
 
 
 def summary(report: Report) -> list[str]:
-    """Four plain sentences: how good, which modality is the stronger, where the decision leans, what it loses."""
+    """Return four sentences: how good the decision is, which modality is stronger, where it leans, what it loses."""
     return [_accuracy(report), _modalities(report), _lean(report), _lost(report)]
 
 
@@ -68,11 +68,11 @@ def _lean(report: Report) -> str:
     found = report["balance"][report["in_use"]["method"]]
     leans = {name: value["value"] for name, value in found["mean_lean"].items() if value["value"] is not None}
     if not leans:
-        return "Whether the decision leans to a modality cannot be said: no class has judged clips of every modality."
+        return "The lean of the decision is not known: no class has judged clips of every modality."
     name, value = max(leans.items(), key=lambda pair: pair[1])
     low, high = found["mean_lean"][name]["ci"] or (None, None)
     if low is None or low <= 0:
-        return f"On average over classes the decision leans to no modality clearly ({name} most, by {value:+.2f})."
+        return f"On average over classes, the decision has no clear lean (most to {name}, by {value:+.2f})."
     by_class = found["lean"][name]
     most = max((c for c, lean in enumerate(by_class) if lean is not None), key=lambda c: by_class[c])
     return (

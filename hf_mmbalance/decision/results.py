@@ -1,4 +1,4 @@
-"""Numbers of a finished run: a table a person can read, `results.json`, and the logits of every split."""
+"""Results of a finished run: a readable table, `results.json`, and the logits of every split."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ PLACES = frozenset(
 
 
 def measure(method: str, split: str, logits: np.ndarray, table: DecisionTable, clips: np.ndarray) -> Row:
-    """Accuracy, its 95 % interval and what that resamples, macro-F1, NLL and ECE of one method on the clips marked.
+    """Measure one method on some clips: accuracy, its 95 % interval and resampling unit, macro-F1, NLL and ECE.
 
     Args:
         method, split: Names for the row.
-        logits: `(N, C)`.
+        logits: `(N, C)` logits of the method.
         table: Labels and groups of the N clips.
-        clips: `(N,)` bool, those that the method can answer.
+        clips: `(N,)` bool, True for the clips that the method can answer.
     """
     labels, logits = table.labels[clips], logits[clips]
     groups = np.asarray(table.groups)[clips]
@@ -53,13 +53,13 @@ def measure(method: str, split: str, logits: np.ndarray, table: DecisionTable, c
 
 
 def plain_sum(table: DecisionTable, log_prior: np.ndarray | None = None) -> np.ndarray:
-    """Sum of log-probabilities over the modalities present `(N, C)`; with a log prior `(C,)`, that counted once."""
+    """Return the sum of log-probabilities over modalities present, `(N, C)`; a log prior `(C,)` is counted once."""
     state = table.plain_sum()
     return (state if log_prior is None else state.replace(log_prior=log_prior)).fuse(table.logits).logits
 
 
 def rows_of(table: DecisionTable, split: str, log_prior: np.ndarray) -> list[Row]:
-    """Rows of each modality, the plain sum of the same towers without and with the prior, and the fusion."""
+    """Return rows for each modality, the plain sum of the same towers without and with the prior, and the fusion."""
     every = np.ones(len(table.labels), dtype=bool)
     rows = [
         measure(modality, split, table.log_probs[:, index], table, table.mask[:, index])
@@ -72,7 +72,7 @@ def rows_of(table: DecisionTable, split: str, log_prior: np.ndarray) -> list[Row
 
 
 def chance_notes(rows: list[Row], table: DecisionTable) -> list[str]:
-    """Methods that cannot be told from always naming the largest class: their interval reaches down to its share."""
+    """Return a note on methods whose interval reaches down to the accuracy of always naming the largest class."""
     share = float(np.bincount(table.labels).max() / len(table.labels))
     named = [row["method"] for row in rows if row["n"] and row["accuracy_ci"][0] <= share]
     if not named:
@@ -82,7 +82,7 @@ def chance_notes(rows: list[Row], table: DecisionTable) -> list[str]:
 
 
 def mean_weights(weights: np.ndarray | None, table: DecisionTable) -> dict[str, list[float]] | None:
-    """Mean weight that the decision layer gave each modality for each class, over clips with every modality.
+    """Return the mean weight of each modality for each class in the decision layer, over clips with every modality.
 
     Args:
         weights: `(N, M, C)`; None for a head without weights.
@@ -95,7 +95,7 @@ def mean_weights(weights: np.ndarray | None, table: DecisionTable) -> dict[str, 
 
 
 def render_rows(rows: list[Row]) -> str:
-    """The rows as a table; accuracy and its interval in percent. The last row is of all clips."""
+    """Return the rows as a table, with accuracy and its interval in percent; the last row covers all clips."""
     lines = [f"{'method':<10} {'accuracy':>9} {'95 % CI':>15} {'macro-F1':>9} {'NLL':>7} {'ECE':>6} {'n':>6}"]
     for row in rows:
         if not row["n"]:
@@ -108,12 +108,12 @@ def render_rows(rows: list[Row]) -> str:
         )
     unit = rows[-1]["ci_unit"]
     others = [row["method"] for row in rows if row["n"] and row["ci_unit"] != unit]
-    more = f"; of {', '.join(others)}, in fewer groups, over clips" if others else ""
+    more = f"; for {', '.join(others)}, with fewer groups, over clips" if others else ""
     return "\n".join([*lines, f"(intervals: bootstrap over {unit}s{more})"])
 
 
 def write_outputs(folder: Path, results: dict[str, Any], table: DecisionTable | None) -> None:
-    """Write `results.json`, without secrets, and `decisions.parquet` (of a table), each whole or not at all."""
+    """Write `results.json`, without secrets, and the table as `decisions.parquet`; each completely or not at all."""
     if table is not None:
         table.write(folder / "decisions.part.parquet")
         os.replace(folder / "decisions.part.parquet", folder / RUN_TABLE)

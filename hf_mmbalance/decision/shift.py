@@ -1,4 +1,4 @@
-"""When the clips are unlike those the allocation was fitted on: a warning, and a correction for shifted priors."""
+"""Clips that are unlike those the allocation was fitted on: a check, and a correction for shifted priors."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from hf_mmbalance.decision.folds import standard_error
 from hf_mmbalance.metrics.measures import log_softmax
 
 
-#: A mean has moved if it lies this many (fitting) standard deviations off ...
+#: A mean has moved if it differs by this many standard deviations (of the fitting clips) ...
 MOVED_SPREADS = 0.5
-#: ... and this many standard errors of the difference, so that chance does not warn.
+#: ... and by this many standard errors of the difference, so that chance causes no warning.
 MOVED_ERRORS = 4.0
 MOVED_RATE = 0.2
 
 
 @dataclass
 class LogitProfile:
-    """How each modality's logits looked on the fitting clips.
+    """Summary of each modality's logits on the fitting clips.
 
     Args:
-        entropy: `(M,)` mean entropy over log C, NaN for a modality that was never present.
-        entropy_spread: `(M,)` standard deviation over clips.
+        entropy: `(M,)` mean entropy divided by log C, NaN for a modality that was never present.
+        entropy_spread: `(M,)` standard deviation of that over clips.
         entropy_error: `(M,)` group-clustered standard error of the mean.
         probability: `(M, C)` mean probability of every class.
-        missing: `(M,)` part of the clips without the modality.
+        missing: `(M,)` fraction of clips without the modality.
         clips: number of clips.
     """
 
@@ -40,7 +40,7 @@ class LogitProfile:
 
     @classmethod
     def of(cls, logits: np.ndarray, groups: np.ndarray) -> LogitProfile:
-        """Profile of `(N, M, C)` logits, NaN rows where missing."""
+        """Return the profile of `(N, M, C)` logits, with NaN rows where a modality is missing."""
         present = ~np.isnan(logits[:, :, 0])
         rows: list[tuple[float, float, float]] = []
         probability = np.full(logits.shape[1:], np.nan)
@@ -56,7 +56,7 @@ class LogitProfile:
         return cls(mean, spread, error, probability.tolist(), (1 - present.mean(axis=0)).tolist(), len(logits))
 
     def differences(self, logits: np.ndarray, modalities: list[str]) -> list[str]:
-        """What is unlike the fitting clips, one sentence each; empty where nothing is."""
+        """Return how logits differ from those of the fitting clips, one sentence each; empty if they do not."""
         present, found = ~np.isnan(logits[:, :, 0]), []
         for m, name in enumerate(modalities):
             here = present[:, m]
@@ -68,7 +68,7 @@ class LogitProfile:
                 continue
             entropy, p = _entropy(logits[here, m])
             moved = float(entropy.mean()) - self.entropy[m]
-            # Of few clips the spread says little: one clip has none.
+            # The spread of a few clips says little, and a single clip has none.
             spread = max(entropy.std(), self.entropy_spread[m])
             error = np.hypot(self.entropy_error[m], spread / np.sqrt(len(entropy)))
             if abs(moved) > max(MOVED_SPREADS * self.entropy_spread[m], MOVED_ERRORS * error):
@@ -79,24 +79,24 @@ class LogitProfile:
             chance = MOVED_ERRORS * np.sqrt(p.shape[1] / 4) * np.sqrt(1 / len(entropy) + 1 / self.clips)
             if distance > max(MOVED_RATE, 0.5 * chance):
                 found.append(
-                    f"{name} spreads its probability over other classes than in the fit (distance {distance:.2f})"
+                    f"{name} spreads its probability over different classes from the fit (distance {distance:.2f})"
                 )
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return asdict(self)
 
 
 def estimate_prior(log_probs: np.ndarray, prior: np.ndarray, *, steps: int = 200) -> np.ndarray:
-    """Class prior of unlabelled clips by expectation maximisation (Saerens, Latinne & Decaestecker 2002, eq. 2.9).
+    """Estimate the class prior of unlabelled clips by EM (Saerens, Latinne & Decaestecker 2002, eq. 2.9).
 
-    Only sound where the classes' prior moved and nothing else did.
+    This is only sound if the class prior changed and nothing else did.
 
     Args:
-        log_probs: `(N, C)` log posterior under the fitting prior.
-        prior: `(C,)` fitting prior.
-        steps: most iterations.
+        log_probs: `(N, C)` log posterior under the prior of the fit.
+        prior: `(C,)` prior of the fit.
+        steps: largest number of iterations.
 
     Returns:
         `(C,)` estimated prior.
@@ -113,7 +113,7 @@ def estimate_prior(log_probs: np.ndarray, prior: np.ndarray, *, steps: int = 200
 
 
 def checked_prior(prior: Any, classes: int) -> np.ndarray:
-    """A class prior `(C,)` as float64, no probability below 1e-12.
+    """Return a class prior `(C,)` as float64, with no probability below 1e-12.
 
     Raises:
         ValueError: if it is not `classes` probabilities that sum to 1.
@@ -125,7 +125,7 @@ def checked_prior(prior: Any, classes: int) -> np.ndarray:
 
 
 def shift_prior(log_probs: np.ndarray, prior: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Log posterior `(N, C)` under another class prior (Bayes' rule)."""
+    """Return the log posterior `(N, C)` under a different class prior (Bayes' rule)."""
     return log_softmax(log_probs + np.log(np.maximum(new, 1e-12)) - np.log(prior))
 
 

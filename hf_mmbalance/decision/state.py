@@ -1,4 +1,4 @@
-"""The state of an adaptive head as arrays in float64; what it decides is computed by the head's own functions."""
+"""State of an adaptive head as float64 arrays; its decisions are computed by the head's own functions."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
     from hf_mmbalance.model.fusion_adaptive_mmbalance import AdaptiveFusion
 
-#: Buffer that says that a head uses typicality.
+#: Buffer whose presence means that a head uses typicality.
 SLOPE = "typicality_slope"
-#: Modalities `(M,)`, best first, of a state that decides by the first of them that a clip has; no buffer of a head.
+#: Modalities `(M,)`, best first, of a state that decides each clip by the first that it has; not a buffer of a head.
 ORDER = "order"
 
 
 @dataclass
 class Fused:
-    """What a head decides: `logits (N, C)`, `weights (N, M, C)`, `contributions (N, M, C)` and `trust (N, M)`."""
+    """Decision of a head: `logits (N, C)`, `weights (N, M, C)`, `contributions (N, M, C)` and `trust (N, M)`."""
 
     logits: np.ndarray
     weights: np.ndarray
@@ -37,21 +37,21 @@ class Fused:
 
 @dataclass(frozen=True)
 class HeadState:
-    """Buffers of `model.fusion` when `fusion="adaptive"`; every rung and fallback of the ladder is a value of it.
+    """Buffers of `model.fusion` when `fusion="adaptive"`; every rung and fallback of the ladder is such a state.
 
     See [`AdaptiveFusion`] for the equation and the shapes.
 
     Args:
-        arrays: name of a buffer -> float64 array. `typicality_*` but the slope describe the towers' features and may
-            be left out where typicality is given by the caller. `order` (see `ORDER`) is the one entry that no head
-            can hold.
+        arrays: name of a buffer -> float64 array. All `typicality_*` except the slope describe the towers' features;
+            they are not needed if the caller passes typicality. `order` (see `ORDER`) is the only entry that a head
+            cannot hold.
     """
 
     arrays: Mapping[str, np.ndarray]
 
     @classmethod
     def plain_sum(cls, modalities: int, classes: int) -> HeadState:
-        """The neutral state: uniform prior, every weight 1, nothing calibrated."""
+        """Return the neutral state: uniform prior, every weight 1, nothing calibrated."""
         return cls(
             {
                 "log_prior": np.full(classes, -np.log(classes)),
@@ -63,7 +63,7 @@ class HeadState:
         )
 
     def with_known(self, known: np.ndarray | None) -> HeadState:
-        """A copy whose modalities know the classes `known (M, C)`; None for all, which needs no buffer."""
+        """Return a copy whose modalities know the classes `known (M, C)`; None for all, which needs no buffer."""
         if known is None or np.all(known):
             return self
         return self.replace(class_mask=np.asarray(known, dtype=np.float64))
@@ -72,7 +72,7 @@ class HeadState:
         return self.arrays[name]
 
     def replace(self, **changes: np.ndarray) -> HeadState:
-        """A copy with some arrays changed or added."""
+        """Return a copy with some arrays changed or added."""
         return replace(self, arrays={**self.arrays, **changes})
 
     @property
@@ -103,10 +103,10 @@ class HeadState:
         return found
 
     def head(self, feature_sizes: Sequence[int] = ()) -> AdaptiveFusion:
-        """The model's head with this state, in float64.
+        """Return the model's head with this state, in float64.
 
         Args:
-            feature_sizes: width of every modality's features; taken from the state where it has them.
+            feature_sizes: width of every modality's features; by default taken from the state, if it has them.
 
         Raises:
             ValueError: if the state decides by an order of more than two modalities.
@@ -127,7 +127,7 @@ class HeadState:
         return head.eval()
 
     def fuse(self, logits: np.ndarray, typicality: np.ndarray | None = None) -> Fused:
-        """Decide on logits `(N, M, C)` (NaN rows where missing) with typicality `(N, M)` (None: 0)."""
+        """Decide from logits `(N, M, C)` (NaN rows where missing) and typicality `(N, M)` (None means 0)."""
         import torch
 
         from hf_mmbalance.model.fusion_adaptive_mmbalance import calibrate, combine
@@ -144,7 +144,7 @@ class HeadState:
         return Fused(fused.numpy(), weights.numpy(), contributions.numpy(), trust.numpy())
 
     def _first_of_order(self, mask: torch.Tensor) -> torch.Tensor:
-        """`(N, M)` bool, of the modalities present only the first of `order`."""
+        """Return `(N, M)` bool: of the modalities present, only the first of `order`."""
         import torch
 
         order = torch.from_numpy(self[ORDER]).long()
@@ -152,10 +152,10 @@ class HeadState:
         return torch.zeros_like(mask).scatter_(1, first[:, None], True) & mask
 
     def typicality(self, features: Sequence[np.ndarray | None], mask: np.ndarray) -> np.ndarray | None:
-        """Typicality `(N, M)` of features, one `(N, D_m)` (or None) per modality; None where the state uses none.
+        """Return the typicality `(N, M)` of features, one `(N, D_m)` (or None) per modality; None if not in use.
 
         Raises:
-            ValueError: if features have another width than those of the fit.
+            ValueError: if features have a different width from those of the fit.
         """
         import torch
 
@@ -177,10 +177,11 @@ class HeadState:
         return np.asarray(found)
 
     def class_weights(self) -> np.ndarray:
-        """`(M, C)`: how far a modality's log-probability of a class moves that class's score where t = 0.
+        """Return `(M, C)`: how far a modality's log-probability of a class moves that class's score at t = 0.
 
-        The weight over the temperature, times the diagonal of the modality's own map less the mean of the rest of its
-        column (a constant per column moves all classes alike). 0 for a class that the modality does not know.
+        This is the weight divided by the temperature, times the diagonal of the modality's own map minus the mean of
+        the rest of its column (a constant per column moves all classes equally). It is 0 for a class that the modality
+        does not know.
         """
         factor = self.known * self["weights"] / np.exp(self["log_temperature"])[:, None]
         if "calibration_scale" in self.arrays:
@@ -193,10 +194,10 @@ class HeadState:
 
 
 def own_log_probs(logits: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """What each modality says by itself, `(N, M, C)` log-probabilities; NaN rows stay.
+    """Return each modality's own prediction as log-probabilities `(N, M, C)`; NaN rows stay.
 
-    Within the classes that it knows the log-softmax of its logits, times their share of the classes; any other class
-    keeps its even prior 1 / C, as in the plain sum of a clip that has no other modality.
+    Over the classes that it knows, this is the softmax of its logits times their share of all classes. Every other
+    class keeps the uniform prior 1 / C, as in the plain sum of a clip that has no other modality.
 
     Args:
         logits: `(N, M, C)`, NaN rows where missing.
@@ -210,7 +211,7 @@ def own_log_probs(logits: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def as_tensors(logits: np.ndarray) -> tuple[Any, Any]:
-    """Log-probabilities `(N, M, C)` (0 where missing) and mask `(N, M)` of logits with NaN rows, as torch tensors."""
+    """Return log-probabilities `(N, M, C)` (0 where missing) and mask `(N, M)` of logits with NaN rows, as tensors."""
     import torch
 
     mask = ~np.isnan(logits).any(axis=2)
@@ -220,10 +221,10 @@ def as_tensors(logits: np.ndarray) -> tuple[Any, Any]:
 
 
 def state_of_run(folder: str | os.PathLike[str]) -> HeadState | None:
-    """The head in a saved model, read without its towers; None where it is neither `adaptive` nor `sum`.
+    """Load the head of a saved model without its towers; None if it is neither `adaptive` nor `sum`.
 
     Args:
-        folder: holds `config.json` and `model.safetensors` (or its shards).
+        folder: folder with `config.json` and `model.safetensors` (or its shards).
 
     Raises:
         ValueError: if the files are damaged.

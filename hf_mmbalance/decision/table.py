@@ -1,4 +1,4 @@
-"""The decision table: what any model gives to the decision layer."""
+"""The decision table: the logits that any model hands to the decision layer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hf_mmbalance.splits import canonical_split
 
 
 KINDS = ("logits", "log_probs")
-#: Rows and methods of reports; a modality of this name could not be told from them.
+#: Rows and methods of reports; a modality of the same name could not be distinguished from them.
 RESERVED = frozenset(
     ("sum", "prior_sum", "mean_prob", "best_single", "temperature", "typicality", "global", "bias", "vector", "class",
      "dirichlet", "adaptive", "model", "fused")
@@ -30,24 +30,24 @@ class DecisionTable:
     """Unimodal logits of N clips from M modalities over C classes.
 
     Args:
-        ids: N different names of clips.
-        groups: N names of groups (actor, speaker, source video: what must not be on both sides of a split).
-        splits: N split names, without case; customary aliases (`val`, `dev`, ...) become train, calibration,
-            validation, test.
-        labels: `(N,)` class indices, or names of classes.
-        logits: `(N, M, C)` float64, a NaN row where the modality is missing.
-        classes: C names.
-        modalities: M names.
+        ids: N unique names.
+        groups: N group names (actor, speaker, source video: what must not be on both sides of a split).
+        splits: N split names, ignoring case; common aliases (`val`, `dev`, ...) become train, calibration, validation,
+            test.
+        labels: `(N,)` class indices or class names.
+        logits: `(N, M, C)` float64, with a NaN row where the modality is missing.
+        classes: names of the C classes.
+        modalities: names of the M modalities.
         features: modality -> `(N, D)`, optional; NaN rows where missing.
         references: name -> `(N, C)` logits to compare with, never fused.
         kind: "logits" or "log_probs" (rows of log-probabilities).
-        clips: N names of the clips that rows are draws of; None for the ids. Draws of a clip have one group and label.
-        draws: `(N,)` 0 for the clean clip, else the number of a corrupted draw of it; None for zeros.
-        known: `(M, C)` bool, the classes that each modality knows; None for all. A modality gives no evidence for
-            others, and its logits of them may have any finite value.
+        clips: N names of the clips that rows are draws of; None for the ids. Draws of a clip share group and label.
+        draws: `(N,)` 0 for the clean clip, else the number of its corrupted draw; None for zeros.
+        known: `(M, C)` bool, the classes that each modality knows; None for all. A modality gives no evidence for the
+            others, and its logits for them can have any finite value.
 
     Raises:
-        TableError: for anything the decision layer could not work with (see docs/decision.md, "Bad input").
+        TableError: if the decision layer cannot work with the data (see docs/decision.md, "Bad input").
     """
 
     ids: list[str]
@@ -90,7 +90,7 @@ class DecisionTable:
 
     @property
     def units(self) -> list[str]:
-        """What intervals resample: groups, or clips where there are fewer than 5 groups."""
+        """Units that intervals resample: groups, or clips if there are fewer than 5 groups."""
         return self.groups if len(set(self.groups)) >= MIN_GROUPS_FOR_CLUSTERS else self.clip_names
 
     @property
@@ -101,12 +101,12 @@ class DecisionTable:
 
     @property
     def clip_count(self) -> int:
-        """Number of clips, however many draws of them there are."""
+        """Number of clips, each counted once with all its draws."""
         return len(set(self.clip_names))
 
     @property
     def draw_numbers(self) -> np.ndarray:
-        """`(N,)` 0 for clean clips."""
+        """`(N,)` numbers of the draws, 0 for clean clips."""
         assert self.draws is not None
         return self.draws
 
@@ -118,15 +118,15 @@ class DecisionTable:
 
     @property
     def log_probs(self) -> np.ndarray:
-        """`(N, M, C)` what each modality says by itself (see `own_log_probs`), NaN where missing."""
+        """`(N, M, C)` own prediction of each modality (see `own_log_probs`), NaN where missing."""
         return own_log_probs(self.logits, self.known_classes)
 
     def plain_sum(self) -> HeadState:
-        """The sum of the modalities' log-probabilities, nothing fitted."""
+        """Return the sum of the modalities' log-probabilities, with nothing fitted."""
         return HeadState.plain_sum(*self.logits.shape[1:]).with_known(self.known)
 
     def take(self, index: np.ndarray | Sequence[int]) -> DecisionTable:
-        """Rows by integer or boolean index."""
+        """Return rows by integer or boolean index."""
         rows = np.asarray(index)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         return replace(
@@ -143,10 +143,10 @@ class DecisionTable:
         )
 
     def select(self, split: str) -> DecisionTable:
-        """Rows of one split.
+        """Return the rows of one split.
 
         Raises:
-            TableError: if no clip has that split; the message lists the splits there are.
+            TableError: if no clip has that split; the message lists the existing splits.
         """
         split = canonical_split(split)
         rows = np.flatnonzero(np.asarray(self.splits) == split)
@@ -157,12 +157,12 @@ class DecisionTable:
 
     @classmethod
     def concatenate(cls, tables: Sequence[DecisionTable]) -> DecisionTable:
-        """Tables of the same classes and modalities (the splits of one run, say), one below the other.
+        """Join tables with the same classes and modalities, such as the splits of one run, one below the other.
 
-        Features and references are kept where every table has them.
+        Features and references are kept if every table has them.
 
         Raises:
-            TableError: if they disagree, or a clip is in two of them.
+            TableError: if the tables do not match, or an id is in two of them.
         """
         first = tables[0]
         for table in tables[1:]:
@@ -188,14 +188,14 @@ class DecisionTable:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], classes: Sequence[str] | None = None) -> DecisionTable:
-        """Read a `.parquet`, `.npz` or `.csv` table (`text_columns` tells how a CSV holds logits).
+        """Read a `.parquet`, `.npz` or `.csv` table (see `text_columns` for logits in a CSV file).
 
         Args:
-            path: the file.
-            classes: C class names; needed only where the file carries none (pandas drops them) and names are wanted.
+            path: path of the file.
+            classes: names of the C classes; only needed if the file has none (pandas drops them) and you want names.
 
         Raises:
-            TableError: if the file is not a decision table or holds what cannot be used.
+            TableError: if the file is not a decision table, or its content cannot be used.
         """
         try:
             columns, meta = read_file(Path(path))
@@ -206,7 +206,7 @@ class DecisionTable:
             raise TableError(f"{path}: a column cannot be used ({type(error).__name__}: {error}).") from error
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the table; the suffix (`.parquet` or `.npz`) chooses the format. Numbers are stored as float32."""
+        """Write the table; the suffix (`.parquet` or `.npz`) selects the format. Numbers are stored as float32."""
         columns: dict[str, np.ndarray] = {
             "id": np.array(self.ids, dtype=str),
             "group": np.array(self.groups, dtype=str),
@@ -226,7 +226,7 @@ class DecisionTable:
 
 
 def _groups(groups: Sequence[Any], clips: list[str]) -> list[str]:
-    """Group names; a clip whose group is null is its own group, as a shared one called "None" would be made up."""
+    """Return group names; a clip without a group is its own group, since a shared group "None" would be made up."""
     missing = [g is None or (isinstance(g, float) and np.isnan(g)) for g in groups]
     if len(groups) != len(clips) or not any(missing):
         return [str(g) for g in groups]
@@ -262,22 +262,22 @@ def _check_shapes(table: DecisionTable) -> None:
             " 'logits.<modality>' columns."
         )
     if classes < 2:
-        raise TableError("one class only; there is nothing to decide.")
+        raise TableError("only one class; there is nothing to decide.")
     for name, number in zip(table.modalities, table.known_classes.sum(axis=1), strict=True):
         if number < 2:
-            raise TableError(f"modality {name!r} knows {number} of {classes} classes; it needs at least 2.")
+            raise TableError(f"modality {name!r} knows {number} of {classes} classes; it must know at least 2.")
     for kind, names in (("class", table.classes), ("modality", table.modalities)):
         if len(set(names)) < len(names):
             raise TableError(f"a {kind} name occurs twice: {names}.")
     taken = sorted(RESERVED & set(table.modalities))
     if taken:
         raise TableError(
-            f"a modality is called {taken[0]!r}, which names a row of the reports; rename 'logits.{taken[0]}', e.g. to"
+            f"a modality is called {taken[0]!r}, like a row of the reports; rename 'logits.{taken[0]}', e.g. to"
             f" 'logits.{taken[0]}_tower'."
         )
     for name, value in table.features.items():
         if name not in table.modalities:
-            raise TableError(f"'features.{name}' names no modality; modalities are {', '.join(table.modalities)}.")
+            raise TableError(f"'features.{name}' matches no modality; modalities are {', '.join(table.modalities)}.")
         if value.ndim != 2 or len(value) != n:
             raise TableError(f"'features.{name}' has shape {value.shape}; expected ({n}, D).")
     for name, value in table.references.items():
@@ -308,7 +308,7 @@ def _check_values(table: DecisionTable) -> None:
         if len(partly):
             raise TableError(
                 f"'features.{name}' of clip {table.ids[partly[0]]!r} holds NaN or inf ({len(partly)} such clips);"
-                " features that are not known are a null (all-NaN) row."
+                " store unknown features as a null (all-NaN) row."
             )
     owner: dict[str, tuple[str, int]] = {}
     for clip, group, label in zip(table.clip_names, table.groups, table.labels.tolist(), strict=True):
@@ -317,8 +317,8 @@ def _check_values(table: DecisionTable) -> None:
     nothing = np.flatnonzero(~table.mask.any(axis=1))
     if len(nothing):
         raise TableError(
-            f"clip {table.ids[nothing[0]]!r} has no modality at all ({len(nothing)} such clips): leave"
-            " such rows out of the table."
+            f"clip {table.ids[nothing[0]]!r} has no modality at all ({len(nothing)} such clips): remove"
+            " such rows from the table."
         )
 
 
@@ -327,8 +327,8 @@ def _check_rows(table: DecisionTable, rows: np.ndarray, name: str) -> None:
     bad = np.flatnonzero(~missing & ~np.isfinite(rows).all(axis=1))
     if len(bad):
         raise TableError(
-            f"{name!r} of clip {table.ids[bad[0]]!r} holds NaN or inf ({len(bad)} such clips); a missing"
-            " modality is a null (all-NaN) row, log(0) should be clipped, e.g. log(p + 1e-12)."
+            f"{name!r} of clip {table.ids[bad[0]]!r} holds NaN or inf ({len(bad)} such clips); store a missing"
+            " modality as a null (all-NaN) row, and clip log(0), e.g. by log(p + 1e-12)."
         )
     present = rows[~missing]
     if not len(present):
@@ -352,7 +352,7 @@ def _assemble(columns: dict[str, Any], meta: dict[str, Any], classes: Sequence[s
     if missing or not modalities:
         raise TableError(
             f"column(s) missing: {', '.join(missing) or 'logits.<modality>'}; a decision table has id,"
-            f" group, split, label and logits.<modality>, this file has {', '.join(columns)}."
+            f" group, split, label and logits.<modality>, but this file has {', '.join(columns)}."
         )
     extra = sorted(set(found) - set(modalities))
     if extra:
@@ -385,7 +385,7 @@ def _assemble(columns: dict[str, Any], meta: dict[str, Any], classes: Sequence[s
 
 
 def _warn_of_assumptions(columns: dict[str, Any]) -> None:
-    """Warn of what is assumed in the place of columns that the file lacks."""
+    """Warn about what is assumed for columns that the file lacks."""
     if "group" not in columns:
         warnings.warn(
             "no 'group' column: every clip counts as its own group, so clips of one speaker or source can"
@@ -403,23 +403,23 @@ def _warn_of_assumptions(columns: dict[str, Any]) -> None:
 
 
 def _class_names(given: Sequence[str] | None, stored: list[str] | None, width: int) -> list[str]:
-    """Names of the classes: those given, else the file's, else numbers."""
+    """Return the class names: those given, else those of the file, else numbers."""
     names = list(given if given is not None else stored or map(str, range(width)))
     if len(names) != width:
         raise TableError(f"{len(names)} class names for logits of {width} classes.")
     if stored and names != stored and set(names) == set(stored):
         raise TableError(
             f"the logits are of the classes {', '.join(stored[:10])}{', ...' * (width > 10)}, in this order; the names"
-            " given (--classes) have another order."
+            " given (--classes) have a different order."
         )
     return names
 
 
 def _indices(labels: Any, classes: list[str]) -> np.ndarray:
-    """Class indices of labels that are indices or names.
+    """Return the class indices of labels that are indices or names.
 
     Raises:
-        TableError: for anything else.
+        TableError: if labels are anything else.
     """
     values = np.asarray(labels)
     if values.dtype.kind in "iu" and values.ndim == 1:
@@ -434,8 +434,8 @@ def _indices(labels: Any, classes: list[str]) -> np.ndarray:
     if unknown is not None:
         raise TableError(
             f"label {unknown!r} is not one of the classes ({', '.join(classes[:10])}{', ...' * (len(classes) > 10)});"
-            " store class indices as integers, or names of the classes (--classes FILE names them where the file does"
-            " not)."
+            " store class indices as integers, or names of the classes (use --classes FILE if the file does not name"
+            " them)."
         )
     return np.array([place[str(label)] for label in values], dtype=np.int64)
 

@@ -1,7 +1,7 @@
-"""Files of decision tables: Parquet, `.npz` of plain arrays, and text; as columns and what is said of the classes.
+"""Files of decision tables: Parquet, `.npz` of plain arrays, and text, read as columns and metadata.
 
-Columns by name: `(N,)` of texts or integers, or a float matrix `(N, width)` with NaN rows for null ones. Metadata:
-`classes`, `modalities`, `kind` and `known`, those that the file has.
+Columns by name are `(N,)` arrays of texts or integers, or float matrices `(N, width)` with NaN rows for null ones.
+Metadata are `classes`, `modalities`, `kind` and `known`, as far as the file has them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Columns = dict[str, Any]
 Metadata = dict[str, Any]
 #: Name of the table in the output folder of a run.
 RUN_TABLE = "decisions.parquet"
-#: Columns that hold a row of numbers per clip.
+#: Prefixes of columns that hold a row of numbers per clip.
 MATRICES = ("logits.", "features.", "reference.")
 
 
@@ -29,15 +29,15 @@ class TableError(ValueError):
 
 
 def table_path(path: Path) -> Path:
-    """The table itself: the file, or the one in the output folder of a run.
+    """Return the path of the table: the file itself, or the table in the output folder of a run.
 
     Raises:
-        TableError: if the folder holds none.
+        TableError: if the folder has none.
     """
     if not path.is_dir():
         return path
     if not (path / RUN_TABLE).is_file():
-        what = "a saved model without the table of its run" if (path / "config.json").is_file() else "not of a run"
+        what = "a saved model without the table of its run" if (path / "config.json").is_file() else "not a run folder"
         raise TableError(
             f"{path}: the folder holds no {RUN_TABLE}, so it is {what}; give the output folder of a run, a model that"
             " was pushed with its run (`mmbalance push`), or a decision table."
@@ -46,15 +46,15 @@ def table_path(path: Path) -> Path:
 
 
 def table_name(path: Path) -> str:
-    """What a table is called: as its run folder, or its file without suffix."""
+    """Return the name of a table: that of its run folder, or of its file without suffix."""
     return Path(os.path.abspath(path)).name if path.is_dir() else path.stem
 
 
 def read_file(path: Path) -> tuple[Columns, Metadata]:
-    """Columns and metadata of a file; the suffix tells its format.
+    """Read columns and metadata of a file; the suffix tells its format.
 
     Raises:
-        TableError: there is no such file, or it is not a table of this format; without its name.
+        TableError: if there is no such file, or it is not a table of this format; the message does not name the file.
     """
     if not path.is_file():
         raise TableError("no such file; give a decision table (.parquet, .npz or .csv).")
@@ -65,10 +65,10 @@ def read_file(path: Path) -> tuple[Columns, Metadata]:
 
 
 def write_file(path: str | os.PathLike[str], columns: Columns, meta: Metadata) -> None:
-    """Write `.parquet` or `.npz`, with the folders above.
+    """Write a `.parquet` or `.npz` file, and create its parent folders.
 
     Raises:
-        TableError: another suffix; names the file.
+        TableError: if the suffix is different; the message names the file.
     """
     path = Path(path)
     writer = WRITERS.get(path.suffix)
@@ -82,7 +82,7 @@ def _read_npz(path: Path) -> tuple[Columns, Metadata]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             columns: Columns = {name: archive[name] for name in archive.files}
-    except Exception as error:  # a damaged archive may raise anything: zlib, zipfile, struct, MemoryError
+    except Exception as error:  # a damaged archive can raise anything: zlib, zipfile, struct, MemoryError
         raise TableError(f"not a readable .npz of plain arrays ({type(error).__name__}: {error}).") from error
     meta: Metadata = {}
     for name in ("classes", "modalities"):
@@ -107,7 +107,7 @@ def _read_parquet(path: Path) -> tuple[Columns, Metadata]:
 
     try:
         table = pq.read_table(path)
-    except Exception as error:  # a damaged file may raise anything: ArrowException, OSError, MemoryError
+    except Exception as error:  # a damaged file can raise anything: ArrowException, OSError, MemoryError
         raise TableError(f"not a readable Parquet file ({type(error).__name__}: {error}).") from error
     raw = table.schema.metadata or {}
     meta: Metadata = {}
@@ -144,7 +144,7 @@ READERS = {".parquet": _read_parquet, ".npz": _read_npz, ".csv": _read_text, ".t
 
 
 def _names_of(text: bytes, name: str) -> list[str]:
-    """Names from the file's metadata."""
+    """Parse names from the file's metadata."""
     try:
         found = json.loads(text)
     except ValueError as error:
@@ -155,7 +155,7 @@ def _names_of(text: bytes, name: str) -> list[str]:
 
 
 def _known_of(values: Any) -> np.ndarray:
-    """`(M, C)` bool from the file's 0 and 1."""
+    """Convert 0 and 1 from the file to `(M, C)` bool."""
     found = np.asarray(values)
     if found.ndim != 2 or found.dtype.kind not in "biu" or not np.isin(found, (0, 1)).all():
         raise TableError("'known' must hold 0 or 1 for every modality (row) and class (column).")
@@ -163,7 +163,7 @@ def _known_of(values: Any) -> np.ndarray:
 
 
 def _matrix(column: Any, name: str) -> np.ndarray:
-    """A column of lists as a float array `(N, width)`; null rows become NaN."""
+    """Convert a column of lists to a float array `(N, width)`; null rows become NaN."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

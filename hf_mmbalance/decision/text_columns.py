@@ -1,4 +1,4 @@
-"""Decision tables as text (CSV): what spreadsheets and `DataFrame.to_csv` write."""
+"""Decision tables as text (CSV), as written by spreadsheets and `DataFrame.to_csv`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _LIST = re.compile(r"[\s,;]+")
 
 
 def read_columns(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Columns of a decision table and what its header says of the classes.
+    """Read the columns of a decision table, and the class names that its header gives.
 
     A matrix is either one column of lists (`logits.audio` with cells such as `[0.1, 2.3]`, as pandas writes them) or
-    one column per class (`logits.audio.dog`, `logits.audio.cat`, in the same order for every modality; the part behind
-    the second dot is the class). Columns numbered 0, 1, 2, ... name no classes, and labels are then indices. Empty
-    cells are missing.
+    one column per class (`logits.audio.dog`, `logits.audio.cat`, in the same order for every modality; the part after
+    the second dot is the class). Columns numbered 0, 1, 2, ... do not name classes, and labels are then indices. Empty
+    cells are missing values.
 
     Raises:
-        ValueError: a cell that is not a number, or columns of different classes; names column and row.
+        ValueError: if a cell is not a number, or columns are for different classes; the message names column and row.
     """
     rows = read_text_table(path, ("id", "label", "group", "split"))
     if not rows:
@@ -44,12 +44,12 @@ def read_columns(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         columns[name] = np.stack([_numbers(part, [row[part] for row in rows]) for part in parts], axis=1)
     meta = _classes({name: parts for name, parts in wide.items() if not name.startswith("features.")})
     if "label" in columns and any(name.isdigit() for name in meta.get("classes", ())):
-        columns["label"] = [row["label"].strip() for row in rows]  # names, not places in the header
+        columns["label"] = [row["label"].strip() for row in rows]  # class names, not positions in the header
     return columns, meta
 
 
 def _classes(wide: dict[str, list[str]]) -> dict[str, Any]:
-    """Class names from the columns, unless they are only numbered from 0 in order."""
+    """Return class names from the column names, unless these are only numbered from 0 in order."""
     named = {name: [part.split(".", 2)[2] for part in parts] for name, parts in wide.items()}
     first = next(iter(named.values()), [])
     for name, classes in named.items():
@@ -69,7 +69,7 @@ def _plain(name: str, cells: list[str]) -> Any:
 
 
 def _numbers(name: str, cells: list[str], row: int | None = None) -> np.ndarray:
-    """The numbers of a column's cells, or of the list in one `row` of it; NaN where empty."""
+    """Return the numbers in a column's cells, or in the list of its cell in one `row`; NaN where empty."""
     found = np.full(len(cells), np.nan)
     for place, cell in enumerate(cells):
         if cell.strip():

@@ -1,8 +1,9 @@
-"""Typicality: how far a clip is from those of training for a tower, from the tower's features.
+"""Typicality: how far a clip is from a tower's training clips, by the tower's features.
 
 Class means and one shared covariance of the training clips' features give the Mahalanobis distance of a clip to the
-nearest class mean; how far its log lies above that of the clean clips of the fit, in their standard deviations, is the
-clip's t (cf. Lee et al., 2018, for the distance, and Yuksekgonul et al., 2023, for recalibration by atypicality).
+nearest class mean. The clip's t is how far the log of this distance lies above its mean over the clean clips of the
+fit, in their standard deviations (cf. Lee et al., 2018, for the distance, and Yuksekgonul et al., 2023, for
+recalibration by atypicality).
 """
 
 from __future__ import annotations
@@ -17,31 +18,31 @@ from hf_mmbalance.decision.state import SLOPE, HeadState
 from hf_mmbalance.model.fusion_adaptive_mmbalance import TYPICALITY_BOUND
 
 
-#: Added to the covariance's diagonal, relative to its mean diagonal.
+#: Added to the diagonal of the covariance, relative to the mean of that diagonal.
 SHRINKAGE = 0.1
-#: Numbers that the statistics of one tower may take (2 MB as float32).
+#: Largest number of values in the statistics of one tower (2 MB as float32).
 MAX_NUMBERS = 2**19
 MIN_CLIPS = 20
-#: One array `(N, D_m)` per modality, None where a modality has no features, NaN rows where they are not known.
+#: One array `(N, D_m)` per modality, None where a modality has no features, NaN rows where they are unknown.
 Features = Sequence[np.ndarray | None]
 #: Buffers of the head by name.
 Arrays = dict[str, np.ndarray]
 
 
 def tower_statistics(features: np.ndarray, labels: np.ndarray, classes: int) -> Arrays | None:
-    """Mean, basis, precision, centres and rest of one tower (see [`AdaptiveFusion`]).
+    """Compute mean, basis, precision, centres and rest of one tower (see [`AdaptiveFusion`]).
 
-    All D directions are kept where that takes at most 2 MB. Otherwise the basis holds the directions in which class
-    means differ (at most half of it), then those of the largest covariance; the rest counts as isotropic, and class
-    means as equal within it.
+    All D directions are kept if that takes at most 2 MB. Otherwise the basis holds the directions in which class means
+    differ (at most half of it), then those of the largest covariance. The rest counts as isotropic, with equal class
+    means.
 
     Args:
-        features: `(N, D)`; rows with NaN are left out.
-        labels: `(N,)`.
-        classes: C.
+        features: `(N, D)` features; rows with NaN are ignored.
+        labels: `(N,)` class indices.
+        classes: number of classes C.
 
     Returns:
-        `mean (D,)`, `basis (r, D)`, `precision (r,)`, `centres (C, r)`, `rest ()`; None where fewer than 20 clips have
+        `mean (D,)`, `basis (r, D)`, `precision (r,)`, `centres (C, r)`, `rest ()`; None if fewer than 20 clips have
         features or no feature varies within a class.
     """
     known = np.isfinite(features).all(axis=1)
@@ -64,20 +65,20 @@ def tower_statistics(features: np.ndarray, labels: np.ndarray, classes: int) -> 
     else:
         between = np.linalg.svd(centres, full_matrices=False)[2][: min(len(seen) - 1, rank // 2)]
         largest = np.linalg.eigh(covariance)[1][:, ::-1].T[:rank]
-        # QR keeps the first rank independent directions: class means first, then the largest of the covariance.
+        # QR keeps the first `rank` independent directions: class means first, then those of largest covariance.
         basis = np.linalg.qr(np.concatenate([between, largest]).T)[0].T[:rank]
         outside = np.trace(covariance) - np.trace(basis @ covariance @ basis.T)
         rest = 1.0 / (outside / (width - rank) + shrunk)
     variance, turn = np.linalg.eigh(basis @ covariance @ basis.T)
     basis = turn.T @ basis
-    all_centres = np.repeat(centres[:1] @ basis.T, classes, axis=0)  # a class without clips repeats another's
+    all_centres = np.repeat(centres[:1] @ basis.T, classes, axis=0)  # a class without clips copies another's
     all_centres[seen] = centres @ basis.T
     precision = 1.0 / (np.maximum(variance, 0.0) + shrunk)
     return {"mean": mean, "basis": basis, "precision": precision, "centres": all_centres, "rest": np.array(rest)}
 
 
 def statistics(features: Features, labels: np.ndarray, classes: int) -> tuple[Arrays, list[int]]:
-    """Buffers `typicality_*` of all towers, not yet standardised, and the modalities that have none."""
+    """Return buffers `typicality_*` of all towers, not yet standardised, and the modalities that have none."""
     modalities = len(features)
     arrays: Arrays = {
         "typicality_location": np.zeros(modalities),
@@ -96,7 +97,7 @@ def statistics(features: Features, labels: np.ndarray, classes: int) -> tuple[Ar
 
 
 def log_distances(arrays: Mapping[str, np.ndarray], shape: tuple[int, int], features: Features) -> np.ndarray:
-    """Log distances `(N, M)` to the nearest class mean, by the head; NaN where they are not known."""
+    """Return log distances `(N, M)` to the nearest class mean, computed by the head; NaN where unknown."""
     state = HeadState.plain_sum(*shape).replace(**arrays, **{SLOPE: np.zeros(shape[0])})
     head = state.head()
     clips = next(len(value) for value in features if value is not None)
@@ -121,24 +122,24 @@ def fit_typicality(
     folds: int = 5,
     seed: int = 0,
 ) -> tuple[Arrays, np.ndarray, list[str]]:
-    """Statistics of all towers and the typicality of the clips of the fit.
+    """Compute the statistics of all towers and the typicality of the fitting clips.
 
     Args:
-        features: of the clips of the fit.
-        labels: `(N,)`.
+        features: features of the fitting clips.
+        labels: `(N,)` class indices.
         mask: `(N, M)` bool, modalities present.
-        classes: C.
+        classes: number of classes C.
         reference: features and labels of the towers' training clips; None takes means and covariance from the clean
             draws of the fit itself, and every clip's typicality from folds without its group.
-        groups: `(N,)`.
+        groups: `(N,)` group of every row.
         clips: `(N,)` names of the clips that rows are draws of.
-        draws: `(N,)`, 0 for the clean clip.
-        folds: of the cross-fit.
-        seed: of the folds.
+        draws: `(N,)` number of the draw, 0 for the clean clip.
+        folds: number of folds of the cross-fit.
+        seed: random seed of the folds.
 
     Returns:
-        Buffers `typicality_*` but the slope (empty where no modality has usable features), typicality `(N, M)` with 0
-        where it is not known, and notes.
+        Buffers `typicality_*` except the slope (empty if no modality has usable features), typicality `(N, M)` with 0
+        where it is unknown, and notes.
     """
     notes, clean = [], draws == 0
     learned, learned_labels = (_rows(features, clean), labels[clean]) if reference is None else reference
@@ -174,7 +175,7 @@ def fit_typicality(
 def out_of_fold_distances(
     features: Features, labels: np.ndarray, classes: int, clean: np.ndarray, fold: np.ndarray
 ) -> np.ndarray:
-    """Log distances `(N, M)` of every clip by the statistics of the `clean (N,)` clips of the other folds."""
+    """Return log distances `(N, M)` of every clip, from statistics of the `clean (N,)` clips of the other folds."""
     found = np.full((len(labels), len(features)), np.nan)
     for k in range(int(fold.max()) + 1):
         learn, judge = clean & (fold != k), fold == k

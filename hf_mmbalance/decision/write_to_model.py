@@ -1,4 +1,4 @@
-"""A fitted allocation as the fusion head of a model."""
+"""Installation of a fitted allocation as the fusion head of a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def write_to_model(allocation: Allocation, model: Any) -> None:
-    """See [`Allocation.write_to`]."""
+    """Install an allocation as the fusion head of a model; see [`Allocation.write_to`]."""
     _check_model(allocation, model)
     old, options = model.fusion, allocation.state_.options
     head = allocation.state_.head(old.feature_sizes).float()
@@ -29,10 +29,10 @@ def write_to_model(allocation: Allocation, model: Any) -> None:
 
 
 def _check_model(allocation: Allocation, model: Any) -> None:
-    """Check that the model has the modalities and classes of the fit, and features of their widths.
+    """Check that the model's modalities, classes and feature widths are those of the fit.
 
     Raises:
-        ValueError: if it has not.
+        ValueError: if they are not.
     """
     classes, modalities, state = allocation.class_names_, allocation.modality_names_, allocation.state_
     have = (model.fusion.num_modalities, model.fusion.num_labels)
@@ -44,14 +44,14 @@ def _check_model(allocation: Allocation, model: Any) -> None:
         raise ValueError(f"the model's classes {labels[:5]}... are not those of the fit {classes[:5]}...")
     towers = list(getattr(model.config, "modalities", modalities))
     if not modalities[0].startswith("modality ") and towers != modalities:
-        raise ValueError(f"the model's modalities are {towers}, those of the fit {modalities}.")
+        raise ValueError(f"the model's modalities are {towers}, those of the fit are {modalities}.")
     known = np.asarray(getattr(model.config, "known_classes", np.ones(have)), dtype=bool)
     if not np.array_equal(known, state.known):
         raise ValueError(
             f"the model's modalities know {known.sum(axis=1).tolist()} of {have[1]} classes, those of the fit"
-            f" others ({state.known.sum(axis=1).tolist()}): fit on a table whose `known` is the model's"
+            f" different ones ({state.known.sum(axis=1).tolist()}): fit on a table with the `known` of the model"
         )
     for m, name in enumerate(modalities):
         mean = state.arrays.get(f"typicality_mean_{m}")
         if mean is not None and len(mean) != (width := model.fusion.feature_sizes[m]):
-            raise ValueError(f"the model's {name} features have width {width}, those of the fit {len(mean)}.")
+            raise ValueError(f"the model's {name} features have width {width}, those of the fit have {len(mean)}.")

@@ -11,7 +11,7 @@ MAX_PAIRS = 200_000
 
 
 def effective_rank(features: Any) -> float:
-    """exp of the entropy of the normalised singular values of centred features (Roy & Vetterli 2007); 1 to D."""
+    """Return exp(entropy) of the normalised singular values of centred features (Roy & Vetterli 2007); 1 to D."""
     x = np.asarray(features, dtype=np.float64)
     values = np.linalg.svd(x - x.mean(axis=0), compute_uv=False)
     if values.sum() == 0:
@@ -21,7 +21,7 @@ def effective_rank(features: Any) -> float:
 
 
 def scatter_ratio(features: Any, labels: Any) -> float:
-    """Between-class over within-class scatter: tr(S_b) / tr(S_w), around means; inf if tr(S_w) is 0."""
+    """Return between-class over within-class scatter: tr(S_b) / tr(S_w), around means; inf if tr(S_w) is 0."""
     x, labels = np.asarray(features, dtype=np.float64), np.asarray(labels)
     _, index, count = np.unique(labels, return_inverse=True, return_counts=True)
     means = np.zeros((len(count), x.shape[1]))
@@ -33,9 +33,9 @@ def scatter_ratio(features: Any, labels: Any) -> float:
 
 
 def alignment(features: Any, labels: Any) -> float:
-    """Mean squared distance of pairs of one class on the unit sphere (Wang & Isola 2020, eq. 2).
+    """Return the mean squared distance of pairs of one class on the unit sphere (Wang & Isola 2020, eq. 2).
 
-    Clips of the same class are the positive pairs. NaN where no class has two clips.
+    Clips of the same class are the positive pairs. NaN if no class has two clips.
     """
     x, labels = _unit(features), np.asarray(labels)
     total, pairs = 0.0, 0
@@ -49,7 +49,7 @@ def alignment(features: Any, labels: Any) -> float:
 
 
 def uniformity(features: Any, *, seed: int = 0) -> float:
-    """log of the mean of exp(-2 d^2) over pairs on the unit sphere (Wang & Isola 2020, eq. 3); lower: more spread.
+    """Return log mean exp(-2 d^2) over pairs on the unit sphere (Wang & Isola 2020, eq. 3); lower: more spread.
 
     If there are more than 200,000 pairs, a sample of this size is used.
     """
@@ -63,7 +63,10 @@ def uniformity(features: Any, *, seed: int = 0) -> float:
 
 
 def linear_cka(first: Any, second: Any) -> float:
-    """Linear centred kernel alignment of two feature sets of the same clips (Kornblith et al. 2019, eq. 4); 0 to 1."""
+    """Return the linear centred kernel alignment, 0 to 1, of two feature sets of the same clips.
+
+    See Kornblith et al. 2019, eq. 4.
+    """
     x, y = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if len(x) != len(y):
         raise ValueError(f"CKA compares features of the same clips; got {len(x)} and {len(y)} rows.")
@@ -73,7 +76,7 @@ def linear_cka(first: Any, second: Any) -> float:
 
 
 def feature_norms(features: Any) -> np.ndarray:
-    """Euclidean norm of every row, `(N,)`."""
+    """Return the Euclidean norm of every row, `(N,)`."""
     return np.linalg.norm(np.asarray(features, dtype=np.float64), axis=1)
 
 

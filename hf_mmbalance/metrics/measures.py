@@ -1,8 +1,8 @@
 """All measures of this project: accuracy, calibration, intervals, capability, participation, balance.
 
-numpy only, so that the file also works without the package, next to an `evaluate` module. Logits are `(N, C)` (or
-`(N, M, C)` where a modality axis is named), labels `(N,)` integers; rows of logits need not be normalised, every
-measure normalises them.
+This file needs only numpy, so that it also works without the package, next to an `evaluate` module. Logits are
+`(N, C)` (or `(N, M, C)` where a modality axis is named), labels are `(N,)` integers. Logits need not be normalised:
+every measure normalises them.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ MIN_GROUPS_FOR_CLUSTERS = 5
 
 
 def log_softmax(z: Any, axis: int = -1) -> np.ndarray:
-    """Log-probabilities of logits, in float64; a row that holds NaN stays NaN."""
+    """Return log-probabilities of logits, in float64; a row that holds NaN stays NaN."""
     z = np.asarray(z, dtype=np.float64)
     z = z - z.max(axis=axis, keepdims=True)
     return z - np.log(np.exp(z).sum(axis=axis, keepdims=True))
 
 
 def softmax(z: Any, axis: int = -1) -> np.ndarray:
-    """Probabilities of logits, in float64."""
+    """Return probabilities of logits, in float64."""
     return np.exp(log_softmax(z, axis))
 
 
 def predict(logits: Any) -> np.ndarray:
-    """Predicted class of every row: the largest logit; among classes within 1e-6 of it the lowest index.
+    """Return the predicted class of every row: the largest logit; among classes within 1e-6 of it, the lowest index.
 
-    The tolerance makes the result the same in float32 and float64: votes tie often, and rounding must not decide.
+    The tolerance makes the result the same in float32 and float64: votes often tie, and rounding must not decide.
 
     Args:
         logits: `(..., C)`.
@@ -47,24 +47,24 @@ def predict(logits: Any) -> np.ndarray:
 
 
 def correct(logits: Any, labels: Any) -> np.ndarray:
-    """1.0 where the predicted class (see `predict`) is the label, else 0.0; `(N,)`."""
+    """Return 1.0 where the predicted class (see `predict`) is the label, else 0.0; `(N,)`."""
     logits, labels = _checked(logits, labels)
     return (predict(logits) == labels).astype(np.float64)
 
 
 def clip_nll(logits: Any, labels: Any) -> np.ndarray:
-    """Negative log-likelihood of every clip in nats; `(N,)`."""
+    """Return the negative log-likelihood of every clip in nats; `(N,)`."""
     logits, labels = _checked(logits, labels)
     return -log_softmax(logits)[np.arange(len(labels)), labels]
 
 
 def accuracy(logits: Any, labels: Any) -> float:
-    """Fraction of the clips whose predicted class is the label."""
+    """Return the fraction of clips whose predicted class is the label."""
     return float(correct(logits, labels).mean())
 
 
 def macro_f1(logits: Any, labels: Any) -> float:
-    """Mean F1 over the classes that occur among labels or predictions (a class that occurs in neither has no F1)."""
+    """Return the mean F1 over the classes that occur among labels or predictions (other classes have no F1)."""
     logits, labels = _checked(logits, labels)
     predicted, classes = predict(logits), logits.shape[1]
     hits = np.bincount(labels[predicted == labels], minlength=classes)
@@ -73,12 +73,12 @@ def macro_f1(logits: Any, labels: Any) -> float:
 
 
 def nll(logits: Any, labels: Any) -> float:
-    """Mean negative log-likelihood in nats."""
+    """Return the mean negative log-likelihood in nats."""
     return float(clip_nll(logits, labels).mean())
 
 
 def brier(logits: Any, labels: Any) -> float:
-    """Mean squared distance of the probability vector to the one-hot label, summed over classes: 0 best, 2 worst."""
+    """Return the mean squared distance of probabilities to the one-hot label, summed over classes: 0 best, 2 worst."""
     logits, labels = _checked(logits, labels)
     error = softmax(logits)
     error[np.arange(len(labels)), labels] -= 1
@@ -86,7 +86,7 @@ def brier(logits: Any, labels: Any) -> float:
 
 
 def reliability(logits: Any, labels: Any, bins: int = 15, adaptive: bool = False) -> dict[str, np.ndarray]:
-    """Data of a reliability diagram of the predicted class.
+    """Return the data of a reliability diagram of the predicted class.
 
     Args:
         logits: `(N, C)`.
@@ -116,7 +116,7 @@ def reliability(logits: Any, labels: Any, bins: int = 15, adaptive: bool = False
 
 
 def ece(logits: Any, labels: Any, bins: int = 15, adaptive: bool = False) -> float:
-    """Expected calibration error of the predicted class: mean |accuracy - confidence| over bins (Guo 2017, eq. 3).
+    """Return the expected calibration error: mean |accuracy - confidence| of predictions over bins (Guo 2017, eq. 3).
 
     Args:
         logits: `(N, C)`.
@@ -134,19 +134,19 @@ def ece(logits: Any, labels: Any, bins: int = 15, adaptive: bool = False) -> flo
 
 
 def ci_unit(groups: Sequence[Any] | np.ndarray | None) -> str:
-    """What a bootstrap resamples: "group" if there are at least 5 groups, else "clip"."""
+    """Return what a bootstrap resamples: "group" if there are at least 5 groups, else "clip"."""
     if groups is None or len(set(map(str, groups))) < MIN_GROUPS_FOR_CLUSTERS:
         return "clip"
     return "group"
 
 
 def resampled_counts(groups: Any, n: int, *, draws: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Bootstrap draws, as the number of times that each unit was drawn.
+    """Return bootstrap draws, as the number of times that each unit was drawn.
 
     Args:
-        groups: `(N,)` group of every clip, or None; fewer than 5 groups make the clip the unit (`ci_unit`).
+        groups: `(N,)` group of every clip, or None; with fewer than 5 groups, the unit is the clip (`ci_unit`).
         n: number of clips.
-        draws: bootstrap samples.
+        draws: number of bootstrap samples.
         seed: seed of the generator.
 
     Returns:
@@ -164,15 +164,15 @@ def resampled_counts(groups: Any, n: int, *, draws: int = 2000, seed: int = 0) -
 def bootstrap_ci(
     values: Any, groups: Any = None, *, level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean over clips, resampling whole groups where there are at least 5.
+    """Return the percentile bootstrap interval of a mean over clips, resampling whole groups if there are at least 5.
 
-    A paired comparison of two methods is the interval of the difference of their per-clip values.
+    For a paired comparison of two methods, pass the differences of their per-clip values.
 
     Args:
         values: `(N,)` value of every clip (correctness, NLL, their difference between two methods, ...).
         groups: `(N,)` group of every clip, or None.
         level: coverage.
-        draws: bootstrap samples.
+        draws: number of bootstrap samples.
         seed: seed of the generator.
 
     Returns:
@@ -206,12 +206,12 @@ def bootstrap_ci(
 
 
 def class_means(values: Any, labels: Any, classes: int) -> np.ndarray:
-    """Mean of per-clip values over the clips of each class; NaN values are left out, a class without any value is NaN.
+    """Return the mean of per-clip values over the clips of each class, ignoring NaN; a class without values is NaN.
 
     Args:
-        values: `(..., N)`.
-        labels: `(N,)`.
-        classes: C.
+        values: `(..., N)` per-clip values.
+        labels: `(N,)` class indices.
+        classes: number of classes C.
 
     Returns:
         `(..., C)`.
@@ -224,7 +224,7 @@ def class_means(values: Any, labels: Any, classes: int) -> np.ndarray:
 
 
 def capability(modality_logits: Any, labels: Any) -> np.ndarray:
-    """Recall of each single modality above chance (1/C), per class, over the clips where it is present; unclipped.
+    """Return recall above chance (1/C) of each single modality, per class, over clips where it is present; unclipped.
 
     Args:
         modality_logits: `(N, M, C)`, NaN rows where a modality is missing.
@@ -241,7 +241,7 @@ def capability(modality_logits: Any, labels: Any) -> np.ndarray:
 
 
 def auc(scores: Any, positive: Any) -> float:
-    """Area under the ROC curve: probability that a positive outranks a negative, ties half; NaN without both."""
+    """Return the ROC AUC: the probability that a positive outranks a negative, ties count half; NaN without both."""
     scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
     count, rest = int(positive.sum()), int((~positive).sum())
     if not count or not rest:
@@ -252,13 +252,13 @@ def auc(scores: Any, positive: Any) -> float:
 
 
 def shares(values: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Values of modalities clipped at 0 and normalised over them; uniform where none is above 0.
+    """Clip the values of modalities at 0 and normalise them over modalities; uniform where none is above 0.
 
     Args:
         values: `(..., M, C)`; NaN (a class without clips) stays NaN.
 
     Returns:
-        Shares `(..., M, C)` and `(..., C)` bool, True where the share had to be made uniform.
+        Shares `(..., M, C)` and `(..., C)` bool, True where the share is uniform for lack of values above 0.
     """
     values = np.asarray(values, dtype=np.float64)
     clipped = np.maximum(values, 0)
@@ -269,7 +269,7 @@ def shares(values: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shapley(values: Any) -> np.ndarray:
-    """Exact Shapley values over all subsets of modalities (Shapley 1953).
+    """Compute exact Shapley values over all subsets of modalities (Shapley 1953).
 
     Args:
         values: `(2^M, ...)`; entry `s` is the value of the subset whose members are the set bits of `s` (bit m =
@@ -293,16 +293,16 @@ def shapley(values: Any) -> np.ndarray:
 
 
 def additive_subsets(modality_logits: Any, weights: Any = None, bias: Any = None) -> np.ndarray:
-    """Fused logits of every subset of modalities under an additive decision layer, with the other modalities masked.
+    """Return fused logits of every subset of modalities under an additive decision layer, masking the others.
 
-    As in the model's `adaptive` head with a uniform prior: weights act on evidence e = log p + log C. With |S| of M
-    modalities and r = (|S| - 1) / (M - 1) a weight is 1 + r (w - 1) and the bias r b, so that a modality by itself
-    gives its own probabilities.
+    As in the model's `adaptive` head with a uniform prior, weights act on evidence e = log p + log C. With |S| of M
+    modalities present and r = (|S| - 1) / (M - 1), a weight is 1 + r (w - 1) and the bias is r b, so that a single
+    modality returns its own probabilities.
 
     Args:
         modality_logits: `(N, M, C)`, NaN rows where a modality is missing.
-        weights: `(M, C)` with every modality present; or `(N, M, C)` as used for each clip, such as a model's
-            `modality_weights`; None for the plain sum.
+        weights: `(M, C)` weights for clips with every modality, or `(N, M, C)` weights used for each clip, such as a
+            model's `modality_weights`; None for the plain sum.
         bias: `(C,)`; None for zeros.
 
     Returns:
@@ -314,7 +314,7 @@ def additive_subsets(modality_logits: Any, weights: Any = None, bias: Any = None
     evidence = np.where(present[..., None], z + np.log(classes), 0.0)
     beyond = np.zeros((1, modalities, classes)) if weights is None else np.asarray(weights, dtype=np.float64) - 1
     if beyond.ndim == 3 and weights is not None:
-        used = (present.sum(axis=1) - 1) / (modalities - 1)  # r of the modalities present: the weights contain it
+        used = (present.sum(axis=1) - 1) / (modalities - 1)  # r of the modalities present, which the weights contain
         beyond = np.where((used > 0)[:, None, None], beyond / np.maximum(used, 1e-12)[:, None, None], 0.0)
     b = np.zeros(classes) if bias is None else np.asarray(bias, dtype=np.float64)
     fused = np.full((2**modalities, n, classes), np.nan)
@@ -329,11 +329,11 @@ def additive_subsets(modality_logits: Any, weights: Any = None, bias: Any = None
 
 
 def relative_balance_index(participation: Any, capability_share: Any) -> np.ndarray | float:
-    """1 - mean over classes of half the L1 distance between participation and capability share (1: they are equal).
+    """Return 1 - mean over classes of half the L1 distance of participation and capability share (1: they are equal).
 
     Args:
         participation: `(..., M, C)`.
-        capability_share: `(..., M, C)`; classes that are NaN in either are left out, and NaN is returned for none.
+        capability_share: `(..., M, C)`; classes that are NaN in either are ignored; NaN if none is left.
     """
     distance = 0.5 * np.abs(np.asarray(participation) - np.asarray(capability_share)).sum(axis=-2)
     with warnings.catch_warnings():
@@ -343,7 +343,7 @@ def relative_balance_index(participation: Any, capability_share: Any) -> np.ndar
 
 
 def rescued_and_lost(modality_correct: Any, fused_correct: Any) -> dict[str, Any]:
-    """How the fusion decides the clips that exactly one, or at least one, modality gets right.
+    """Measure how the fusion decides the clips that exactly one, or at least one, modality gets right.
 
     Args:
         modality_correct: `(N, M)`; a missing modality counts as wrong.
@@ -383,7 +383,7 @@ def _checked(logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
             f" lie in 0..{logits.shape[1] - 1}."
         )
     if np.isnan(logits).any():
-        raise ValueError("logits contain NaN; leave out the clips where the modality is missing.")
+        raise ValueError("logits contain NaN; remove the clips where the modality is missing.")
     if not np.isfinite(logits.max(axis=1)).all():
         raise ValueError("a row of logits has no finite maximum (a class at inf, or all at -inf).")
     return logits, labels

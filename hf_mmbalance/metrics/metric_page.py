@@ -11,11 +11,11 @@ import gradio as gr
 
 
 def page(name: str, predictions: list[Any], references: list[int]) -> gr.Blocks:
-    """The page of the metric `<name>.py` in the folder of this file.
+    """Return the page of the metric `<name>.py` in the folder of this file.
 
     Args:
         name: Name of the metric.
-        predictions: Example shown at the start.
+        predictions: Example predictions, shown at the start.
         references: Labels of the example.
     """
     here = Path(__file__).parent

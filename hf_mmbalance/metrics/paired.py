@@ -1,4 +1,4 @@
-"""Paired comparisons: a randomisation test over whole groups, and Holm's correction for many of them."""
+"""Paired comparisons: a randomisation test over whole groups, and Holm's correction for several tests."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ EXACT_UNITS = 12  # up to this many, all sign patterns are tried
 
 
 def sign_flip_p(differences: Any, units: Any, *, draws: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p of a mean paired difference: were both methods alike, each unit's sum could have the other sign.
+    """Return the two-sided p value of a mean paired difference, by flipping the signs of whole units.
 
-    All patterns are tried for up to 12 units with a difference, else `draws` random ones and the observed pattern
-    (Phipson & Smyth, 2010: p is never 0).
+    If both methods were equal, the sum of each unit could as well have the other sign. All sign patterns are tried for
+    up to 12 units with a difference, else `draws` random ones and the observed one (Phipson & Smyth, 2010: p is never
+    0).
 
     Args:
         differences: `(N,)` difference of every clip between two methods.
-        units: `(N,)` what flips as a whole: the group of every clip, or the clip.
-        draws: sign patterns.
-        seed: of the patterns.
+        units: `(N,)` unit of every clip that flips as a whole: its group, or the clip itself.
+        draws: number of random sign patterns.
+        seed: random seed of the patterns.
     """
     unit = np.unique(np.asarray(units).astype(str), return_inverse=True)[1].reshape(-1)
     total = np.bincount(unit, np.asarray(differences, dtype=np.float64))
     total = total[total != 0]
     if not len(total):
         return 1.0
-    # Sums of equal size must count as equal: they differ by rounding, which is relative to what is summed.
+    # Sums of equal size must count as equal although rounding, relative to the size of the terms, makes them differ.
     most = abs(total.sum()) - 1e-12 * np.abs(total).sum()
     if len(total) <= EXACT_UNITS:
         patterns = 1.0 - 2.0 * ((np.arange(2 ** len(total))[:, None] >> np.arange(len(total))) & 1)
@@ -42,7 +43,7 @@ def sign_flip_p(differences: Any, units: Any, *, draws: int = 10_000, seed: int 
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P values after Holm's step-down correction (1979), in the order given: each at least what comes before it."""
+    """Return p values after Holm's step-down correction (1979), in the given order; they keep their ranking."""
     order = np.argsort(p_values, kind="stable")
     corrected = np.empty(len(p_values))
     highest = 0.0

@@ -1,4 +1,4 @@
-"""Measures of resampled clips from sums per unit, so that a bootstrap need not look at single clips again."""
+"""Measures of resampled clips from sums per unit, so that a bootstrap does not process single clips again."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from hf_mmbalance.metrics.measures import clip_nll, correct, predict, softmax
 
 
 MEASURES = ("accuracy", "macro_f1", "nll", "ece")
-BINS = 15  # as `measures.ece`
+BINS = 15  # as in `measures.ece`
 
 
 @dataclass(frozen=True)
 class UnitSums:
-    """What accuracy, macro-F1, NLL and ECE need of each of U units (groups, or clips).
+    """Sums for each of U units (groups or clips) that accuracy, macro-F1, NLL and ECE are computed from.
 
     Args:
         clips: `(U,)` number of clips.
-        hits: `(U,)` right ones.
+        hits: `(U,)` number of correct clips.
         loss: `(U,)` sum of the NLL.
-        class_hits: `(U, C)` right ones by class.
+        class_hits: `(U, C)` number of correct clips by class.
         class_total: `(U, C)` clips with that label plus clips with that prediction.
-        bin_gap: `(U, 15)` hits less confidence, by bin of confidence.
+        bin_gap: `(U, 15)` hits minus confidence, by bin of confidence.
     """
 
     clips: np.ndarray
@@ -36,7 +36,7 @@ class UnitSums:
 
     @classmethod
     def of(cls, logits: np.ndarray, labels: np.ndarray, unit: np.ndarray, units: int) -> UnitSums:
-        """Sums of clips with logits `(N, C)`, labels `(N,)` and unit indices `(N,)` below `units`."""
+        """Compute the sums for clips with logits `(N, C)`, labels `(N,)` and unit indices `(N,)` below `units`."""
         classes = logits.shape[1]
         hit, predicted = correct(logits, labels), predict(logits)
         confidence = softmax(logits)[np.arange(len(labels)), predicted]
@@ -55,7 +55,7 @@ class UnitSums:
         )
 
     def measure(self, counts: np.ndarray) -> dict[str, np.ndarray]:
-        """Each measure `(draws,)` where unit u was drawn `counts[:, u]` times; NaN for a draw without clips."""
+        """Return each measure `(draws,)` where unit u was drawn `counts[:, u]` times; NaN for a draw without clips."""
         counts = counts.astype(np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):
             clips = counts @ self.clips

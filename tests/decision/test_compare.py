@@ -196,7 +196,8 @@ def test_text_csv_latex_and_figure(runs: Path, capsys: pytest.CaptureFixture[str
         warnings.simplefilter("error")
         assert cli.main(["compare", *sources, *words]) == 0
     shown = capsys.readouterr().out
-    assert "adaptive (fitted)" in shown and "concat (trained)" in shown and "Holm over 3" in shown and "±" in shown
+    assert "adaptive (fitted)" in shown and "concat (trained)" in shown and "±" in shown
+    assert "Holm correction over 3" in shown
     with outputs["--csv"].open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert rows[0]["configuration"] == "ours" and float(rows[0]["accuracy_low"]) < float(rows[0]["accuracy"])

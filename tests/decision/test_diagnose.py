@@ -213,7 +213,7 @@ def test_splits() -> None:
         decide_splits(table, fit_split="val", **FAST)
     table.groups = ["one"] * 400
     assert any("in both" in note for note in decide_splits(table, **FAST).notes)
-    with pytest.raises(TableError, match="one group only"):
+    with pytest.raises(TableError, match="only one group"):
         decide_folds(table, **FAST)
     judged = decide_folds(table, folds=3, known_groups=True, rung="temperature")
     assert [len(rows) for rows, _ in judged.parts] == [134, 133, 133]
@@ -300,7 +300,7 @@ def test_rows_of_train_are_never_judged_unsaid() -> None:
     table.splits = ["train"] * 300
     with pytest.raises(TableError, match="every row has split 'train'"):
         decide_table(table, rung="temperature")
-    assert any("flatter" in note for note in decide_table(table, folds=3, rung="temperature").notes)
+    assert any("optimistic" in note for note in decide_table(table, folds=3, rung="temperature").notes)
     with pytest.raises(TableError, match="not both"):
         decide_table(table, folds=3, fit_split="train")
 
@@ -344,7 +344,7 @@ def test_what_is_not_defined_is_null_with_a_reason() -> None:
     assert report["rescued"]["sum"]["lost"] is None
     reasons = {entry["path"]: entry["reason"] for entry in report["undefined"]}
     assert reasons["rescued.sum.lost"] == "no modality gets any of these clips right"
-    assert reasons["rescued.sum.rescued.audio"] == "no clip is got right by this modality only"
+    assert reasons["rescued.sum.rescued.audio"] == "this modality is never the only one to get a clip right"
     assert all(reason for reason in reasons.values())
 
 
@@ -354,7 +354,7 @@ def test_where_no_clip_has_a_modality_the_lean_is_said_to_be_undefined_and_why()
     report = diagnose(decide_splits(table, rung="temperature"), draws=10)
     why = "no class has judged clips of every modality"
     assert {"path": "balance.adaptive.index", "reason": why} in report["undefined"]
-    assert summary(report)[2] == f"Whether the decision leans to a modality cannot be said: {why}."
+    assert summary(report)[2] == f"The lean of the decision is not known: {why}."
 
 
 def test_the_sum_that_is_diagnosed_is_the_plain_sum() -> None:

@@ -202,7 +202,7 @@ def test_a_model_that_knows_other_classes_is_refused(fitted: Allocation) -> None
     config = SimpleNamespace(id2label={}, modalities=["audio", "vision"], known_classes=[[True] * 3] * 2)
     model = SimpleNamespace(fusion=SimpleNamespace(num_modalities=2, num_labels=3), config=config)
     with pytest.raises(
-        ValueError, match=r"modalities know \[3, 3\] of 3 classes, those of the fit others \(\[2, 3\]\)"
+        ValueError, match=r"modalities know \[3, 3\] of 3 classes, those of the fit different ones \(\[2, 3\]\)"
     ):
         fitted.write_to(model)
 
@@ -226,7 +226,7 @@ def test_files_keep_what_is_known(suffix: str, tmp_path: Path) -> None:
     ("known", "message"),
     [
         ("[[1, 1, 0]]", r"'known' has shape \(1, 3\); 2 modalities and 3 classes need \(2, 3\)"),
-        ("[[1, 0, 0], [1, 1, 1]]", "modality 'audio' knows 1 of 3 classes; it needs at least 2"),
+        ("[[1, 0, 0], [1, 1, 1]]", "modality 'audio' knows 1 of 3 classes; it must know at least 2"),
         ("[[1, 2, 0], [1, 1, 1]]", "'known' must hold 0 or 1 for every modality"),
         ("[[1, 1], [1, 1, 1]]", "'known'"),
         ("{}", "'known' must hold 0 or 1"),

@@ -181,7 +181,7 @@ def test_a_rung_asked_for_is_taken_with_its_parents_only() -> None:
     assert got.chosen == "bias" and set(got.states) == wanted
     got = ladder(rung="class", groups=2, n=200)
     assert got.chosen in {*STIFF, "best_single"}
-    assert any("'class' was asked for" in note for note in got.notes)
+    assert any("'class' was requested" in note for note in got.notes)
 
 
 def test_a_useless_modality_does_not_hurt() -> None:

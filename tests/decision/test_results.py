@@ -157,5 +157,5 @@ def test_each_row_says_what_its_interval_resamples():
                           ["audio", "vision"], references={"fused": logits[:, 1]})  # fmt: skip
     rows = rows_of(table, "test", np.log([0.5, 0.5]))
     assert [row["ci_unit"] for row in rows] == ["clip", "group", "group", "group", "group"]
-    told = "(intervals: bootstrap over groups; of audio, in fewer groups, over clips)"
+    told = "(intervals: bootstrap over groups; for audio, with fewer groups, over clips)"
     assert render_rows(rows).splitlines()[-1] == told

@@ -125,7 +125,7 @@ BAD = [
     (change(logits=np.zeros((6, 2, 1)), classes=["one"], labels=np.zeros(6, dtype=int)), "nothing to decide"),
     (change(logits=np.full((6, 2, 3), np.nan)), "no modality at all"),
     (change(modalities=["audio", "audio"]), "occurs twice"),
-    (change(features={"smell": np.zeros((6, 2))}), "names no modality"),
+    (change(features={"smell": np.zeros((6, 2))}), "matches no modality"),
     (change(references={"concat": np.zeros((6, 4))}), "'reference.concat' has shape"),
     (change(logits=np.zeros((6, 2, 4))), "logits have shape"),
 ]

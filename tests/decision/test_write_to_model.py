@@ -92,6 +92,6 @@ def test_a_modality_that_does_not_know_a_class(tmp_path: Path) -> None:
         np.testing.assert_allclose(out.logits.softmax(-1).numpy(), want, atol=1e-5)
         assert (out.modality_contributions[:, 0, 3] == 0).all()
     with pytest.raises(
-        ValueError, match=r"the model's modalities know \[4, 4\] of 4 classes, those of the fit others"
+        ValueError, match=r"the model's modalities know \[4, 4\] of 4 classes, those of the fit different ones"
     ):
         allocation.write_to(MMBalanceForAudioVisualClassification(MMBalanceConfig(**options)))

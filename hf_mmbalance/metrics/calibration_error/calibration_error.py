@@ -1,4 +1,4 @@
-"""`evaluate` module: does a confidence mean what it says?"""
+"""`evaluate` module: does confidence match accuracy?"""
 
 from __future__ import annotations
 

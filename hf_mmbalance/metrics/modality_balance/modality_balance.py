@@ -1,4 +1,4 @@
-"""`evaluate` module: does each modality take part in the decision for what it is worth, class by class?"""
+"""`evaluate` module: does each modality count in the decision for what it is worth, class by class?"""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ Args:
     predictions (list of (M, C) lists): unimodal logits of every clip; a row of NaN where a modality is missing.
     references (list of int): class indices.
     weights (optional): (M, C), or (N, M, C) such as a model's `modality_weights`; positive. Default: the plain sum.
-        Temperatures, typicality and a prior are not in the weights: a layer that has them, such as `adaptive`, decides
-        otherwise, and `mmbalance diagnose` judges it as it is.
+        Weights do not include temperatures, typicality or a prior. A layer that has them, such as `adaptive`, decides
+        differently; use `mmbalance diagnose` for it.
     bias (optional): (C,) class bias of the decision layer. Default: none.
     modalities (optional): M names, for the keys of the result.
 Returns:
@@ -80,11 +80,11 @@ class ModalityBalance(evaluate.Metric):
         present = ~np.all(np.isnan(logits), axis=2)
         if not np.all(np.isfinite(logits[present])):
             raise ValueError(
-                "a row of logits is partly NaN or infinite; a missing modality is NaN as a whole, and log(0) should be"
-                " clipped, e.g. log(p + 1e-12)."
+                "a row of logits is partly NaN or infinite; mark a missing modality by a row of NaN, and clip log(0),"
+                " e.g. by log(p + 1e-12)."
             )
         if not np.all(np.any(present, axis=1)):
-            raise ValueError("a clip has no modality at all; leave it out.")
+            raise ValueError("a clip has no modality at all; remove it.")
         fused = additive_subsets(logits, weights, bias)
         hit = correct(fused[-1], labels)  # checks the labels too
         there = ~np.isnan(fused[..., 0])
