@@ -41,7 +41,7 @@ def load_dataset(arguments: argparse.Namespace, **more: Any) -> tuple[ClipSplits
 
     Args:
         arguments: parsed arguments with `dataset` and the options that `add_dataset_options` added.
-        **more: options that the command sets itself; the dataset ignores those that it does not have.
+        **more: options that the command sets itself; options that the dataset does not have are left out.
 
     Raises:
         DataError: the dataset does not have one of the options, or its clips cannot be used.

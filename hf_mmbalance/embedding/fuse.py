@@ -239,7 +239,7 @@ def fit_allocation(rows: Rows, logits: np.ndarray, rung: str, options: FuseOptio
 
 
 def stratified_folds(labels: np.ndarray, units: np.ndarray, clips: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Return the fold of every row: folds of complete groups if groups hold several clips, else of clips by class."""
+    """Return the fold of every row: groups of several clips stay together, single clips are balanced by class."""
     single = len(np.unique(units)) == len(np.unique(clips))
     return draw_folds(labels, np.zeros(len(labels)) if single else units, clips, folds, seed)
 
@@ -251,7 +251,7 @@ def held_out_decisions(rows: Rows, fitted: Fit, options: FuseOptions) -> np.ndar
     chosen = fitted.allocation.chosen_
     for fold in np.unique(fitted.folds):
         learn, judge = fitted.folds != fold, fitted.folds == fold
-        # `best_single` and `sum` are no rungs but fallbacks: a fit of the stiffest rung also yields them.
+        # `best_single` and `sum` are not rungs but fallbacks, which a fit of the stiffest rung also provides.
         rung = "temperature" if chosen in ("best_single", "sum") else chosen
         allocation = fit_allocation(rows.take(np.flatnonzero(learn)), fitted.logits[learn], rung, options)
         if chosen in allocation.ladder_.states:

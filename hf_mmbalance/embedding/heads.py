@@ -1,4 +1,4 @@
-"""Linear heads on frozen features, fitted in closed form; held-out logits come from heads that never saw the clip."""
+"""Linear heads on frozen features, fitted without gradient steps; heads for held-out logits never saw the clip."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def smoothed_temperature(logits: np.ndarray, labels: np.ndarray, weights: np.nda
     """Return the temperature with the lowest NLL of smoothed labels (Guo et al., 2017), and its NLL without smoothing.
 
     Labels are smoothed by 1 / (N + 1), as if there were one more clip of unknown class (cf. Platt, 1999). Without
-    smoothing, the optimal temperature would be 0 if every held-out decision is right.
+    smoothing, if every held-out decision is right, a lower temperature would always be better.
 
     Args:
         logits: `(N, C)`, held out.

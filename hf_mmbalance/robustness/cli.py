@@ -13,7 +13,7 @@ ROBUSTNESS = """Judge a run's model under corrupted audio and frames.
 
 Each kind of corruption is judged at severities 1 to 5 on the run's own test clips: accuracy, NLL and mean trust of
 the fusion, of each modality and of their plain sum. Kinds seen in calibration or training are reported separately
-from unseen ones. Repeat the command to resume an interrupted run.
+from unseen ones. Repeat the command if it was interrupted: it resumes.
 
 kinds: babble telephone dropouts white_noise pink_noise clipping reverberation (audio), sensor_noise blur pixelate
 darkness occlusion jpeg_compression frozen_frames (frames), conflict missing_audio missing_vision
