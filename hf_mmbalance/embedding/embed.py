@@ -95,7 +95,7 @@ def embed(
 
     Args:
         clips: clips to embed, from any source.
-        model: model whose towers are run, in evaluation mode. It is moved to the device of this process for good.
+        model: model whose towers are run in evaluation mode; it is moved to this process's device and stays there.
         processor: processor of the model; saved beside the features.
         out: output folder. Features that it already holds for the same content and tower are reused.
         draws: versions of each clip; only the clean one by default.
