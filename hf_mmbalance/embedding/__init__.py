@@ -1,1 +1,1 @@
-"""Frozen towers run once over each clip; heads, fusions and decision layers are fitted on the features they gave."""
+"""Run frozen towers once over each clip, then fit heads, fusions and decision layers on the stored features."""

@@ -1,4 +1,4 @@
-"""Addresses of features: a feature is that of one content, read by one tower, and of nothing else."""
+"""Addresses of stored features: each one identifies the content of a clip and the tower that embedded it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.model.source_heads_mmbalance import SourceHead
 
 
-#: Entries of configs that say where a model came from, not what it computes.
+#: Config entries that say where a model came from, not what it computes.
 _ORIGIN = {"_name_or_path", "transformers_version", "_commit_hash", "dtype", "torch_dtype", "architectures",
            "id2label", "label2id", "auto_map", "processor_class", "image_processor_type",
            "feature_extractor_type"}  # fmt: skip
 
 
 def content_key(part: np.ndarray, *about: Any) -> str:
-    """Key of one clip's sound or frames as they reach the processor: a hash of type, shape, values and `about`."""
+    """Return a key for the audio or frames that reach the processor: a hash of dtype, shape, values and `about`."""
     digest = hashlib.blake2b(f"{part.dtype.str}{part.shape}{about}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(part).view(np.uint8).data)
     return digest.hexdigest()
@@ -30,20 +30,20 @@ def content_key(part: np.ndarray, *about: Any) -> str:
 def tower_fingerprint(
     model: MMBalanceForAudioVisualClassification, processor: MMBalanceProcessor, modality: str, dtype: torch.dtype
 ) -> str:
-    """Key of all that turns one modality's content into a feature.
+    """Return a key for everything that turns one modality's content into a feature.
 
     Args:
-        model: its tower's config and weights (and those of a classifier's own head).
-        processor: its feature extractor, or its image processor.
+        model: model whose tower is hashed (config and weights, including a classifier's own head).
+        processor: processor whose feature extractor or image processor is hashed.
         modality: `audio` or `vision`.
-        dtype: type in which the tower computes.
+        dtype: dtype in which the tower computes.
     """
     audio = modality == "audio"
     prepared = processor.feature_extractor if audio else processor.image_processor
     tower = model.audio_model if audio else model.vision_model
     modules: dict[str, torch.nn.Module] = {"tower": tower}
     head = getattr(model, "unimodal_heads", [None, None])[list(model.config.modalities).index(modality)]
-    if isinstance(head, SourceHead):  # its answers for each frame are stored, whatever its labels are mapped to
+    if isinstance(head, SourceHead):  # its output per frame is stored too; the label map does not change it
         modules["linear"], modules["norm"] = head.linear, head.norm
     digest = hashlib.blake2b(digest_size=16)
     about = [_settings(tower.config.to_dict()), _settings(prepared.to_dict()), str(dtype)]

@@ -1,4 +1,4 @@
-"""What the labels are worth: how accuracy grows with them, and where more of them would help."""
+"""How accuracy grows with the number of labels, and where more labels would help."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ Point = dict[str, Any]
 
 
 def learning_curve(rows: Rows, options: FuseOptions) -> list[Point]:
-    """Accuracy with a quarter and half of the labelled clips, judged on the others.
+    """Return the accuracy when fitting on a quarter and on half of the labelled clips, judged on the others.
 
-    Subsets are nested, drawn by class in turn, so that each class that has a clip is there as early as it can be. The
-    clips of a group stay on one side.
+    The subsets are nested. They take one clip of each class in turn, so that small subsets cover as many classes as
+    possible. The clips of a group stay on one side.
 
     Returns:
-        For each size `labels`, `judged_on` (clips), and by method (each modality, `sum`, `fused`) `accuracy`, its 95 %
-        interval `ci` and `nll`. Sizes below 10 clips, or on which nothing can be fitted, are left out.
+        One entry per subset size: `labels`, `judged_on` (number of clips), and for each method (each modality, `sum`,
+        `fused`) the `accuracy`, its 95 % interval `ci` and the `nll`. Sizes below 10 clips are skipped, and so are
+        sizes on which nothing can be fitted.
     """
     order = _by_class_in_turn(rows, options.seed)
     points: list[Point] = []
@@ -45,7 +46,7 @@ def learning_curve(rows: Rows, options: FuseOptions) -> list[Point]:
 
 
 def point(labels: int, rows: Rows, unimodal: np.ndarray, fused: np.ndarray) -> Point:
-    """One point of a curve from logits `(N, M, C)` and fused `(N, C)` of judged rows."""
+    """Compute one point of a curve from the unimodal logits `(N, M, C)` and fused logits `(N, C)` of judged rows."""
     table = rows.table(unimodal, "test")
     methods = {name: table.log_probs[:, m] for m, name in enumerate(table.modalities)}
     methods |= {"sum": plain_sum(table), "fused": fused}
@@ -61,10 +62,10 @@ def point(labels: int, rows: Rows, unimodal: np.ndarray, fused: np.ndarray) -> P
 
 
 def where_to_label(rows: Rows, unimodal: np.ndarray, fused: np.ndarray) -> list[str]:
-    """Which classes and kinds of clip are wrong most often, as sentences, the most promising first.
+    """Describe which classes and kinds of clip are wrong most often, one sentence each, the most promising first.
 
     Args:
-        rows: labelled clips as they are (no corrupted draws).
+        rows: labelled clips without corrupted draws.
         unimodal, fused: held-out logits `(N, M, C)` and `(N, C)`.
     """
     wrong = measures.correct(fused, rows.labels) == 0
@@ -77,7 +78,7 @@ def where_to_label(rows: Rows, unimodal: np.ndarray, fused: np.ndarray) -> list[
             other = rows.classes[int(np.bincount(asked).argmax())]
             found.append(
                 f"class {rows.classes[index]!r}: {missed[index]} of its {count[index]} clips are wrong, most often"
-                f" taken for {other!r}"
+                f" predicted as {other!r}"
             )
     unseen = [name for name, number in zip(rows.classes, count, strict=True) if not number]
     if unseen:
@@ -86,7 +87,7 @@ def where_to_label(rows: Rows, unimodal: np.ndarray, fused: np.ndarray) -> list[
     complete = (answers >= 0).all(axis=0)
     kinds = {
         "clips whose modalities disagree": complete & (answers != answers[0]).any(axis=0),
-        "clips that lack a modality": ~complete,
+        "clips without one of the modalities": ~complete,
     }
     for name, there in kinds.items():
         if there.sum() >= 5 and wrong[there].mean() > 1.5 * wrong.mean():
@@ -95,7 +96,7 @@ def where_to_label(rows: Rows, unimodal: np.ndarray, fused: np.ndarray) -> list[
 
 
 def _by_class_in_turn(rows: Rows, seed: int) -> list[str]:
-    """Names of the clips, shuffled, one of each class after the other."""
+    """Return the names of the clips in a shuffled order that takes one clip of each class in turn."""
     clips, first = np.unique(rows.clips, return_index=True)
     labels = rows.labels[first]
     shuffled = np.random.default_rng(seed).permutation(len(clips))
@@ -107,7 +108,7 @@ def _by_class_in_turn(rows: Rows, seed: int) -> list[str]:
 
 
 def render_curve(points: Sequence[Point]) -> list[str]:
-    """The curve as lines of a table."""
+    """Render the curve as lines of a table."""
     methods = list(points[-1]["accuracy"]) if points else []
     lines = ["labels  judged on" + "".join(f"{name:>18}" for name in methods)]
     for entry in points:

@@ -1,4 +1,4 @@
-"""Two models from the Hub as one: towers, their own heads where they are classifiers, and the processor."""
+"""Build one model and its processor from two models of the Hub; classifiers can keep their own heads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 logger = logging.get_logger(__name__)
 
-FITTED_CLIPS = 200  # clips of a split looked at when the spectrogram length is fitted
+FITTED_CLIPS = 200  # clips of a split that are read to fit the spectrogram length
 ROUND_FRAMES = 16
 CLASSIFIERS = ("ForAudioClassification", "ForImageClassification", "ForVideoClassification",
                "ForSequenceClassification")  # fmt: skip
@@ -33,7 +33,7 @@ class TowerName:
     Attributes:
         name: repository or folder.
         revision: branch, tag or commit.
-        backbone_only: take no head from it, even if it is a classifier.
+        backbone_only: ignore its head, even if it is a classifier.
     """
 
     name: str
@@ -41,10 +41,10 @@ class TowerName:
     backbone_only: bool = False
 
     def config(self, trust_remote_code: bool = False) -> PreTrainedConfig:
-        """Its config.
+        """Load the config of the model.
 
         Raises:
-            ValueError: it cannot be loaded.
+            ValueError: the config cannot be loaded.
         """
         try:
             return AutoConfig.from_pretrained(
@@ -54,7 +54,7 @@ class TowerName:
             raise ValueError(f"model {self.name!r} cannot be loaded: {error}") from error
 
     def labels(self, trust_remote_code: bool = False) -> list[str] | None:
-        """Names of a classifier's labels, in order; None for a backbone."""
+        """Return the names of a classifier's labels in order, or None for a backbone."""
         config = self.config(trust_remote_code)
         is_classifier = any(name.endswith(CLASSIFIERS) for name in config.architectures or [])
         if self.backbone_only or not is_classifier:
@@ -71,21 +71,21 @@ def build_towers(
     trust_remote_code: bool = False,
     **fields: Any,
 ) -> tuple[MMBalanceForAudioVisualClassification, MMBalanceProcessor]:
-    """The model of two towers and its processor.
+    """Build a model with two towers, and its processor.
 
     Args:
-        towers: by modality, `audio` and `vision`.
-        clips: give the classes and, for an AST backbone, the length of its spectrograms.
-        label_maps: of the classifiers that keep their head: modality -> class -> its labels.
+        towers: one tower per modality, `audio` and `vision`.
+        clips: clips that determine the classes and, for an AST backbone, the length of its spectrograms.
+        label_maps: modality -> class -> labels of the classifier, for classifiers that keep their head.
         trust_remote_code: run code that comes with the towers.
         **fields: further fields of the model's config.
 
     Raises:
-        ValueError: a tower that cannot be loaded, or is of the wrong kind.
+        ValueError: a tower cannot be loaded or is of the wrong kind.
     """
     audio, vision = towers["audio"], towers["vision"]
     config = audio.config(trust_remote_code)
-    # A classifier's own head answers as it was trained: on spectrograms of its own length.
+    # A classifier that keeps its head also keeps the spectrogram length that it was trained on.
     length = fitted_frames(clips) if config.model_type == AST and "audio" not in label_maps else None
     hub: dict[str, Any] = {
         "audio_revision": audio.revision,
@@ -120,9 +120,9 @@ def warn_of_lower_rate(clips: ClipSplits, processor: MMBalanceProcessor) -> None
 
 
 def fitted_frames(clips: ClipSplits) -> int:
-    """Spectrogram frames (10 ms) that hold the longest clips, in steps of 16.
+    """Return how many spectrogram frames (10 ms each) hold the longest clips, rounded up to a multiple of 16.
 
-    200 clips spread over the first split are looked at, and as many of those without a label, which will be predicted.
+    The lengths come from 200 clips spread over the first split, and from as many of the unlabelled clips.
     """
     seconds = 0.0
     for part in filter(None, (first_split(clips), clips.unlabelled)):
@@ -134,12 +134,12 @@ def fitted_frames(clips: ClipSplits) -> int:
 
 
 def first_split(clips: ClipSplits) -> Any:
-    """The train clips or, where there are none, the clips that there are."""
+    """Return the first split (normally the train clips), or the unlabelled clips if there is no split."""
     return next(iter(clips.splits.values()), clips.unlabelled)
 
 
 def reading_of(clips: ClipSplits) -> ReadingSpec:
-    """How the clips were read; of clips that are not media, their rate, frames and frame size."""
+    """Return how the clips were read; for clips that are not media files, their rate, frame count and frame size."""
     if clips.reading is not None:
         return clips.reading
     frames = first_split(clips)[0]["frames"]

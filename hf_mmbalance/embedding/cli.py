@@ -1,4 +1,4 @@
-"""`mmbalance embed` and `mmbalance fuse`."""
+"""The commands `mmbalance embed` and `mmbalance fuse`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hf_mmbalance.embedding.dataset_options import add_dataset_options, load_dat
 if TYPE_CHECKING:
     from hf_mmbalance.embedding.build import TowerName
 
-EMBED = """Run frozen towers once over every clip and keep their features.
+EMBED = """Run frozen towers once over every clip and store their features.
 
-A killed run goes on with the same command. Changed clips, weights or reading options are noticed, and only what they
-change is computed anew. In several processes: accelerate launch -m hf_mmbalance embed ...
+To resume a killed run, repeat the command. If clips, weights or reading options changed, only the affected features
+are recomputed. To use several processes: accelerate launch -m hf_mmbalance embed ...
 
 example:
   mmbalance embed --audio_model A --vision_model B --dataset clips.csv --out embeddings
@@ -24,10 +24,11 @@ example:
   mmbalance embed --merge part0 part1 --out embeddings
   mmbalance train --embeddings embeddings --num_train_epochs 20
 """
-FUSE = """Make one classifier of two models and a few labelled clips.
+FUSE = """Build one classifier from two models and a few labelled clips.
 
-The audio and the vision model are each a classifier, whose own head is kept and whose labels are mapped to the
-clips' classes by name, or a backbone, for which a head is fitted. The result is an ordinary model of this package.
+The audio model and the vision model can each be a classifier or a backbone. A classifier keeps its own head, and its
+labels are mapped to the clips' classes by name. For a backbone, a head is fitted. The result is an ordinary model of
+this package.
 
 example:
   mmbalance fuse --audio_model A --vision_model B --dataset clips.csv --out model
@@ -39,19 +40,19 @@ example:
 def add_embed(verbs: Any) -> None:
     """Add the verb `embed`."""
     parser = console.add_verb(verbs, "embed", EMBED, run_embed)
-    parser.add_argument("--dataset", help="clips: a table, a folder of class folders, a data set on the Hub, ...")
+    parser.add_argument("--dataset", help="clips: a table, a folder of class folders, a dataset on the Hub, ...")
     _add_towers(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the features")
-    parser.add_argument("--draws_of", nargs="+", default=["calibration"], metavar="SPLIT", help="splits of which"
-                        " --draws are made (default: calibration)")  # fmt: skip
-    parser.add_argument("--augmented", type=int, default=1, metavar="N", help="draws of each train clip, all but the"
-                        " first as augmented in training (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder for the features")
+    parser.add_argument("--draws_of", nargs="+", default=["calibration"], metavar="SPLIT", help="splits that --draws"
+                        " applies to (default: calibration)")  # fmt: skip
+    parser.add_argument("--augmented", type=int, default=1, metavar="N", help="draws of each train clip; all but the"
+                        " first are augmented as in training (default: %(default)s)")  # fmt: skip
     parser.add_argument(
         "--shard",
         type=console.shard,
         default=(0, 1),
         metavar="I/N",
-        help="only part I of N, counted from 0, for N machines",
+        help="embed only part I of N (counted from 0), to share the work between N machines",
     )
     parser.add_argument("--merge", type=Path, nargs="+", metavar="FOLDER", help="join the folders of all shards")
     _add_running(parser)
@@ -62,21 +63,22 @@ def add_embed(verbs: Any) -> None:
 def add_fuse(verbs: Any) -> None:
     """Add the verb `fuse`."""
     parser = console.add_verb(verbs, "fuse", FUSE, run_fuse)
-    parser.add_argument("--dataset", required=True, help="clips, some or all of them with labels: a table, a folder of"
-                        " class folders, or a data set on the Hub")  # fmt: skip
+    parser.add_argument("--dataset", required=True, help="clips, some or all labelled: a table, a folder of class"
+                        " folders, or a dataset on the Hub")  # fmt: skip
     _add_towers(parser, required=True)
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the model and its report")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder for model and report")
     parser.add_argument("--classes", dest="data.classes", nargs="+", metavar="NAME", default=argparse.SUPPRESS,
                         help="classes, in order (default: the labels found)")  # fmt: skip
     parser.add_argument("--label_map", type=Path, metavar="FILE", help="JSON or YAML: modality -> label of its"
                         " classifier -> class")  # fmt: skip
     parser.add_argument("--backbone_only", nargs="+", default=[], choices=("audio", "vision"), metavar="MODALITY",
-                        help="take no head from this classifier: fit one")  # fmt: skip
-    parser.add_argument("--embeddings", type=Path, metavar="FOLDER", help="for the features (default: OUT/embeddings);"
-                        " those in it that fit are used, others are removed")  # fmt: skip
-    parser.add_argument("--rung", default="auto", help="of the decision layer, by name (default: by cross-validation)")
-    parser.add_argument("--known_groups", action="store_true", help="the place of use has the same groups (speakers,"
-                        " cameras) as these clips")  # fmt: skip
+                        help="fit a new head instead of keeping this classifier's own")  # fmt: skip
+    parser.add_argument("--embeddings", type=Path, metavar="FOLDER", help="folder for the features (default:"
+                        " OUT/embeddings); matching features in it are reused, others are removed")  # fmt: skip
+    parser.add_argument("--rung", default="auto", help="rung of the decision layer (default: chosen by"
+                        " cross-validation)")  # fmt: skip
+    parser.add_argument("--known_groups", action="store_true", help="the model will be used on the same groups"
+                        " (speakers, cameras) as in these clips")  # fmt: skip
     parser.add_argument("--push_to_hub", action="store_true", help="push the model with its card")
     parser.add_argument("--hub_model_id", metavar="USER/NAME", help="repository (default: the name of OUT)")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
@@ -89,23 +91,23 @@ def _add_towers(parser: argparse.ArgumentParser, required: bool = False) -> None
     for modality in ("audio", "vision"):
         parser.add_argument(f"--{modality}_model", required=required, metavar="ID", help=f"{modality} model:"
                             " repository on the Hub, or folder")  # fmt: skip
-        parser.add_argument(f"--{modality}_revision", metavar="REV", help="its branch, tag or commit")
+        parser.add_argument(f"--{modality}_revision", metavar="REV", help="branch, tag or commit of this model")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the models")
 
 
 def _add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draws", type=int, default=1, metavar="N", help="versions of each clip, all"
-                        " but the first corrupted: with 3 the decision layer learns to tell bad sound and picture, at"
-                        " 2.3 times the cost (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--corruptions", nargs="+", default=["seen"], metavar="NAME", help="kinds, or groups such as"
-                        " seen (default: seen)")  # fmt: skip
+                        " but the first corrupted; with 3, the decision layer learns to recognise bad audio and"
+                        " frames, at 2.3 times the cost (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--corruptions", nargs="+", default=["seen"], metavar="NAME", help="kinds of corruption, or"
+                        " groups such as seen (default: seen)")  # fmt: skip
     parser.add_argument("--batch_size", type=int, default=8, help="clips per forward pass (default: %(default)s)")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: bfloat16 on a GPU, else float32)")
-    parser.add_argument("--seed", type=int, default=0, help="of folds and corruptions (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of folds and corruptions (default: %(default)s)")
 
 
 def _start() -> bool:
-    """Let the launched processes find each other; returns whether this is the main one."""
+    """Connect the launched processes and return True in the main one."""
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
@@ -120,7 +122,7 @@ def _start() -> bool:
 
 
 def run_embed(arguments: argparse.Namespace) -> int:
-    """Run `embed`; returns the exit status."""
+    """Run `embed` and return the exit status."""
     main = _start()
     from hf_mmbalance.embedding.build import build_towers
     from hf_mmbalance.embedding.embed import merge
@@ -143,7 +145,7 @@ def run_embed(arguments: argparse.Namespace) -> int:
         return console.DONE
     if console.shows_text(arguments):
         console.say(f"{counts['rows']} rows in {arguments.out}: {counts['computed']} features computed,"
-                    f" {counts['reused']} taken from there")  # fmt: skip
+                    f" {counts['reused']} reused")  # fmt: skip
     console.write_result(arguments.json, counts)
     return console.DONE
 
@@ -161,7 +163,7 @@ def _towers(arguments: argparse.Namespace) -> dict[str, TowerName]:
 
 
 def run_fuse(arguments: argparse.Namespace) -> int:
-    """Run `fuse`; returns the exit status."""
+    """Run `fuse` and return the exit status."""
     main = _start()
     from hf_mmbalance.embedding.outcome import render
     from hf_mmbalance.embedding.run import fuse_models

@@ -1,4 +1,4 @@
-"""Options of the data set for commands that read clips: those of `train.py`, for whichever data set is named."""
+"""Dataset options for commands that read clips: the options of `train.py`, for any dataset."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hf_mmbalance.data.clips import ClipSplits, DataError
 from hf_mmbalance.data.sources import SOURCES, options_class_of, typed_name
 
 
-#: Shown by --help; the others are taken as well.
+#: Options that --help shows; the others are accepted too.
 SHOWN = "label_column group_column group_pattern data_dir label window frames crop test_fraction".split()
 
 
 def add_dataset_options(parser: argparse.ArgumentParser, hidden: tuple[str, ...] = ()) -> None:
-    """Add the options of every kind of data set, less those in `hidden`; `load_dataset` refuses foreign ones."""
-    group = parser.add_argument_group("data set", "all options of train.py for the data set are taken, e.g.")
+    """Add the options of every kind of dataset except `hidden`; `load_dataset` rejects those of other datasets."""
+    group = parser.add_argument_group("dataset", "all dataset options of train.py are accepted, e.g.")
     known: dict[str, dataclasses.Field] = {}
     for source in SOURCES:
         known |= {
@@ -30,21 +30,21 @@ def add_dataset_options(parser: argparse.ArgumentParser, hidden: tuple[str, ...]
             continue
         text = str(entry.metadata.get("help", "")).replace("%", "%%")
         shown = text if name in SHOWN else argparse.SUPPRESS
-        # How many values, and of which type, depends on the data set: `load_dataset` reads them.
+        # The number and type of the values depend on the dataset, so `load_dataset` converts them.
         group.add_argument(
             _flag(name), dest=f"data.{name}", nargs="+", metavar="X", default=argparse.SUPPRESS, help=shown
         )
 
 
 def load_dataset(arguments: argparse.Namespace, **more: Any) -> tuple[ClipSplits, Any]:
-    """The clips that the command line names, and the options they were read with.
+    """Load the clips given on the command line, and return them with the options used.
 
     Args:
-        arguments: with `dataset` and what `add_dataset_options` added.
-        **more: options that the command sets itself; those that the data set does not know are left out.
+        arguments: parsed arguments with `dataset` and the options that `add_dataset_options` added.
+        **more: options that the command sets itself; options that the dataset does not have are left out.
 
     Raises:
-        DataError: an option that this data set does not have, or clips that cannot be used.
+        DataError: the dataset does not have one of the options, or its clips cannot be used.
     """
     given = {name.removeprefix("data."): value for name, value in vars(arguments).items() if name.startswith("data.")}
     kind = options_class(arguments.dataset)
@@ -66,17 +66,17 @@ def _flag(name: str) -> str:
 
 
 def _read(flag: str, hint: Any, words: list[str]) -> Any:
-    """The value of a field of this type from the words that were given.
+    """Convert the words given for an option to the type of its field.
 
     Raises:
-        DataError: not a value of the option; names the option.
+        DataError: the words are not a value of the option; the message names the option.
     """
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     several = typing.get_origin(hint) is list
     kind = typing.get_args(hint)[0] if several else hint
     if not several and len(words) > 1:
-        raise DataError(f"{flag} takes one value, got {' '.join(words)}: put the data set before the options")
+        raise DataError(f"{flag} takes one value, got {' '.join(words)}: put the dataset before the options")
     try:
         values = [_truth(word) if kind is bool else kind(word) for word in words]
     except (ValueError, KeyError):

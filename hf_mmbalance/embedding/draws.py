@@ -1,4 +1,4 @@
-"""Which versions of each clip are embedded: clean, corrupted and augmented draws."""
+"""The versions of each clip that are embedded: clean, corrupted and augmented draws."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hf_mmbalance.data.sources.rows import UNLABELLED
 
 @dataclass(frozen=True)
 class Draws:
-    """Versions of every clip.
+    """How many versions (draws) of every clip to embed, and how they are made.
 
     Attributes:
-        corrupted: versions of clips of `splits`, the clean one among them.
-        corruptions: kinds, or groups such as `seen`, that the others are drawn from.
-        splits: splits of which corrupted versions are made.
-        augmented: versions of train clips, the clean one among them; the others are augmented as training would.
-        seed: of the corruptions.
+        corrupted: versions of each clip in `splits`, including the clean one.
+        corruptions: kinds of corruption, or groups such as `seen`, that the corrupted versions are drawn from.
+        splits: splits that get corrupted versions.
+        augmented: versions of each train clip, including the clean one; the others are augmented as in training.
+        seed: seed of the corruptions.
     """
 
     corrupted: int = 1
@@ -40,15 +40,15 @@ class Draws:
             )
 
     def of(self, clips: ClipSplits) -> dict[str, ClipDataset]:
-        """The clips of every split (and those without a label) with their draws.
+        """Return the clips of every split, and the unlabelled clips, with their draws.
 
-        The `clips` and `draws` of each dataset say whose version a row is.
+        The `clips` and `draws` of each dataset say which clip and which version a row is.
 
         Raises:
-            DataError: an unknown corruption; or augmented and corrupted draws of train clips at once.
+            DataError: a corruption is unknown, or train clips would get both augmented and corrupted draws.
         """
         if self.augmented > 1 and self.corrupted > 1 and "train" in self.splits:
-            raise DataError("draws of train clips are either corrupted or augmented: leave --augmented out")
+            raise DataError("draws of train clips are either corrupted or augmented, not both: remove --augmented")
         plan = CorruptionPlan.of(self.corruptions, draws=self.corrupted, seed=self.seed)
         found: dict[str, ClipDataset] = {}
         for split, dataset in clips.splits.items():
@@ -63,7 +63,7 @@ class Draws:
 
 
 class AugmentedClips(DrawnClips):
-    """Several versions of every train clip: draw 0 is the clip as it is, draw k as training reads it in epoch k - 1.
+    """Several versions of every train clip: draw 0 is clean, draw k is what training reads in epoch k - 1.
 
     Args:
         dataset: the train clips.
@@ -77,7 +77,7 @@ class AugmentedClips(DrawnClips):
 
 
 def changes_by_epoch(dataset: ClipDataset, looked_at: int = 20) -> bool:
-    """Whether train clips are augmented: read for two epochs, one of the first clips differs."""
+    """Return True if train clips are augmented, i.e. one of the first clips differs between two epochs."""
     for index in range(min(looked_at, len(dataset))):
         first, second = dataset[index], dataset[index, 1]
         for part in ("audio", "frames"):

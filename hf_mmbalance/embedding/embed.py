@@ -1,4 +1,4 @@
-"""Frozen towers over every clip, once: resumable, in several processes, over several machines."""
+"""Run frozen towers once over every clip; runs can be resumed and split over processes and machines."""
 
 from __future__ import annotations
 
@@ -51,8 +51,9 @@ class EmbedOptions:
 
     Attributes:
         batch_size: clips per forward pass.
-        clips_per_part: clips per file; what an interruption may cost.
-        dtype: `float32`, `bfloat16` or `float16`, in which towers compute; weights and stored features are float32.
+        clips_per_part: clips per file; an interruption loses at most the work on one file.
+        dtype: dtype in which towers compute: `float32`, `bfloat16` or `float16`. Weights and stored features are
+            float32.
     """
 
     batch_size: int = 8
@@ -68,7 +69,7 @@ class EmbedOptions:
 
 @dataclass(frozen=True)
 class Part:
-    """A run of rows of one split that one file holds for each modality."""
+    """Consecutive rows of one split, stored in one file per modality."""
 
     name: str
     split: str
@@ -86,30 +87,30 @@ def embed(
     towers: dict[str, TowerName] | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> dict[str, int]:
-    """Write the features of every clip and draw into a folder; what is there already is kept.
+    """Write the features of every clip and draw into a folder; features that it already holds are kept.
 
-    In several processes (`accelerate launch`) each takes some of the parts. The bytes written do not depend on the
-    number of processes, nor on interruptions.
+    With several processes (`accelerate launch`), each one handles some of the parts. The bytes written depend neither
+    on the number of processes nor on interruptions.
 
     Args:
-        clips: the clips, of any source.
-        model: its towers are run, in evaluation mode, on the device of this process, where it is left.
-        processor: that of the model; saved beside the features.
-        out: the folder. Features of the same content from the same tower are taken from what is there.
-        draws: versions of each clip; by default the clean one only.
+        clips: clips to embed, from any source.
+        model: model whose towers are run in evaluation mode; it is moved to this process's device and stays there.
+        processor: processor of the model; saved beside the features.
+        out: output folder. Features that it already holds for the same content and tower are reused.
+        draws: versions of each clip; only the clean one by default.
         options: batch size, size of parts, precision.
-        towers: where each modality's tower comes from, to be recorded.
-        shard: (i, n): only every n-th part from the i-th on, for n machines; then `merge`.
+        towers: origin of each modality's tower, recorded in the plan.
+        shard: (i, n) to write only every n-th part starting at the i-th, for n machines; join them with `merge`.
 
     Returns:
-        `rows`, and `computed`, `reused` (features, of this process).
+        The number of `rows`, and the number of features that this process `computed` and `reused`.
 
     Raises:
-        EmbeddingError: the folder holds something else, or towers whose frame pooling is trained.
+        EmbeddingError: the folder holds something else, or the model's frame pooling is trained.
     """
     draws, options, state = draws or Draws(), options or EmbedOptions(), PartialState()
     if model.config.frame_pooling == "temporal":
-        raise EmbeddingError("frame_pooling='temporal' is trained, so its output cannot be kept: use 'mean'")
+        raise EmbeddingError("frame_pooling='temporal' is trained, so its output cannot be stored: use 'mean'")
     if not 0 <= shard[0] < shard[1]:
         raise EmbeddingError(f"--shard i/n needs 0 <= i < n, got {shard[0]}/{shard[1]}")
     datasets = draws.of(clips)
@@ -126,10 +127,10 @@ def embed(
 
 
 def finish(out: Path) -> None:
-    """Mark a folder complete and remove what no plan needs any more.
+    """Mark a folder as complete and remove files that are no longer needed.
 
     Raises:
-        EmbeddingError: parts are missing; names the first.
+        EmbeddingError: a part is missing; the message names the first one.
     """
     plan = read_plan(out)
     _parts_in([out], plan)
@@ -137,24 +138,24 @@ def finish(out: Path) -> None:
     for folder in (out / REUSED, *(folder for folder in _tower_folders(out) if folder not in kept)):
         shutil.rmtree(folder, ignore_errors=True)
     for folder in kept:
-        for draft in folder.glob(".part-*"):  # of a process that was killed
+        for draft in folder.glob(".part-*"):  # left by a process that was killed
             draft.unlink()
     write_json(out / PLAN, {**plan, "complete": True})
 
 
 def merge(folders: list[Path], out: Path) -> None:
-    """Join the folders that `--shard` made on several machines.
+    """Join the folders that `--shard` wrote on several machines.
 
     Raises:
-        EmbeddingError: they follow different plans, a part is missing, or `out` is not empty.
+        EmbeddingError: the folders have different plans, a part is missing, or `out` is not empty.
     """
     plans = [read_plan(folder) for folder in folders]
     for folder, plan in zip(folders, plans, strict=True):
         if _identity(plan) != _identity(plans[0]):
-            raise EmbeddingError(f"{folder} was made of other clips, towers or options than {folders[0]}")
+            raise EmbeddingError(f"{folder} was made from different clips, towers or options than {folders[0]}")
     if out.exists() and any(out.iterdir()):
         raise EmbeddingError(f"{out} is not empty: give a new folder")
-    parts = _parts_in(folders, plans[0])  # nothing is written where one is missing
+    parts = _parts_in(folders, plans[0])  # before anything is written: it raises if a part is missing
     shutil.copytree(folders[0] / "processor", out / "processor")
     for path in parts:
         target = out / path.parent.name
@@ -165,10 +166,10 @@ def merge(folders: list[Path], out: Path) -> None:
 
 
 def _parts_in(folders: list[Path], plan: dict[str, Any]) -> list[Path]:
-    """Files of all parts of a plan, each in one of some folders.
+    """Find the files of all parts of a plan, each in one of the given folders.
 
     Raises:
-        EmbeddingError: a part is missing; names the first.
+        EmbeddingError: a part is missing; the message names the first one.
     """
     found = []
     for modality in plan["modalities"]:
@@ -186,33 +187,33 @@ def _parts_in(folders: list[Path], plan: dict[str, Any]) -> list[Path]:
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """What `embeddings.json` says.
+    """Read the plan in `embeddings.json`.
 
     Raises:
-        EmbeddingError: there is none, or it is damaged.
+        EmbeddingError: the file is missing or damaged.
     """
     try:
         plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
         return {name: plan[name] for name in (*_PLAN_FIELDS, "complete")}
     except OSError:
-        raise EmbeddingError(f"{folder} holds no {PLAN}: name a folder that `mmbalance embed` wrote") from None
+        raise EmbeddingError(f"{folder} holds no {PLAN}: give a folder that `mmbalance embed` wrote") from None
     except (ValueError, KeyError, TypeError) as error:
         raise EmbeddingError(f"{folder / PLAN} is damaged ({error}): remove the folder and embed again") from None
 
 
 def _identity(plan: dict[str, Any]) -> list[Any]:
-    """What parts of one folder have in common; where a machine found clips and towers is not part of it."""
+    """Return what all shards of one plan share; the places where a machine found clips and towers may differ."""
     same = ("fingerprint", "parts", "classes", "draws", "sampling_rate", "reading")
     return [*(plan[name] for name in same), *(tower["fingerprint"] for tower in plan["towers"].values())]
 
 
 def tower_folder(out: Path, plan: dict[str, Any], modality: str) -> Path:
-    """Where the parts of one modality are."""
+    """Return the folder with the parts of one modality."""
     return out / f"{modality}-{plan['towers'][modality]['fingerprint'][:12]}"
 
 
 def _tower_folders(out: Path) -> list[Path]:
-    """Folders of features, of whichever tower; others in `out` are somebody else's, and are left alone."""
+    """Return all folders with features, from any tower; other folders in `out` are not ours to touch."""
     name = re.compile(rf"({'|'.join(PARTS)})-[0-9a-f]{{12}}")
     return [path for path in out.iterdir() if path.is_dir() and name.fullmatch(path.name)]
 
@@ -268,16 +269,16 @@ def _parts(datasets: dict[str, ClipDataset], clips_per_part: int) -> Iterator[Pa
     ranges = []
     for split, dataset in datasets.items():
         versions = 1 + max(getattr(dataset, "draws", [0]), default=0)
-        step = clips_per_part * versions  # all draws of a clip in one part
+        step = clips_per_part * versions  # keeps all draws of a clip in one part
         ranges += [(split, range(start, min(start + step, len(dataset)))) for start in range(0, len(dataset), step)]
     for index, (split, rows) in enumerate(ranges):
         yield Part(part_name(index, len(ranges)), split, rows)
 
 
 def _open_folder(out: Path, plan: dict[str, Any], processor: MMBalanceProcessor) -> None:
-    """Make the folder ready for a plan: parts of an earlier one are set aside, and their features reused."""
+    """Prepare the folder for a plan; parts of an earlier plan are set aside, so that their features can be reused."""
     if out.exists() and any(out.iterdir()):
-        before = read_plan(out)  # raises where the folder is something else's
+        before = read_plan(out)  # raises if the folder holds anything but embeddings
         if any(before[name] != plan[name] for name in ("fingerprint", "parts")):
             for folder in _tower_folders(out):
                 aside = out / REUSED / folder.name
@@ -311,7 +312,7 @@ def _run(
 
 
 def _one_ahead(prepare: Callable[[Item], Prepared], items: Sequence[Item]) -> Iterator[tuple[Item, Prepared]]:
-    """Every item with what `prepare` makes of it, the next one in a thread while the caller works."""
+    """Yield every item with the result of `prepare`; a thread prepares the next one while the caller works."""
     with ThreadPoolExecutor(1) as pool:
         ahead = [pool.submit(prepare, item) for item in items[:1]]
         for index, item in enumerate(items):
@@ -331,7 +332,7 @@ def _write(
     counts: dict[str, int],
     bar: tqdm,
 ) -> None:
-    """Write one part of one modality, unless it is there with the features of just these contents."""
+    """Write one part of one modality, unless the file already holds the features of exactly these contents."""
     contents = [example[PARTS[modality]] for example in examples]
     about = (dataset.sampling_rate,) if modality == "audio" else ()
     keys = [None if content is None else content_key(content, *about) for content in contents]
@@ -377,7 +378,7 @@ def _rows(part: Part, dataset: ClipDataset, examples: list[dict[str, Any]], keys
 
 
 class _Towers:
-    """One modality's tower over contents, in batches that are prepared while the one before is computed."""
+    """Runs the towers in batches, and prepares each batch while the previous one is computed."""
 
     def __init__(
         self, model: MMBalanceForAudioVisualClassification, processor: MMBalanceProcessor, options: EmbedOptions
@@ -385,7 +386,7 @@ class _Towers:
         self.model, self.processor, self.options = model, processor, options
 
     def features(self, modality: str, contents: dict[str, tuple[Any, int]], bar: tqdm) -> dict[str, Feature]:
-        """Feature of every content `key -> (sound or frames, sampling rate)`, by key; the bar moves by batches."""
+        """Compute the features of `contents`, key -> (audio or frames, sampling rate); return them by key."""
 
         def prepare(keys: list[str]) -> dict[str, torch.Tensor]:
             return self._tensors(modality, [contents[key] for key in keys])
@@ -397,7 +398,7 @@ class _Towers:
         return found
 
     def _batches(self, modality: str, contents: dict[str, tuple[Any, int]]) -> Iterator[list[str]]:
-        """Keys by batch. Sound that is padded to the longest of its batch only meets sound of its own length."""
+        """Yield the keys of each batch. Audio that would be padded is batched with audio of equal length only."""
         groups: dict[int, list[str]] = {}
         padded = modality == "audio" and self.processor.audio_seconds is None
         for key, (content, _) in contents.items():
@@ -417,13 +418,13 @@ class _Towers:
         index = list(self.model.config.modalities).index(modality)
         inputs: dict[str, Any] = {name: value.to(where) for name, value in tensors.items()}
         dtype = DTYPES[self.options.dtype]
-        with torch.autocast(where.type, dtype, enabled=dtype != torch.float32):  # which leaves the weights as they are
+        with torch.autocast(where.type, dtype, enabled=dtype != torch.float32):  # leaves the weights unchanged
             output = self.model.embed(**inputs)
         vectors, tokens = (part[index].float().cpu().numpy() for part in (output.features, output.tokens))
-        if not (np.isfinite(vectors).all() and np.isfinite(tokens).all()):  # stored, they would be missing clips
+        if not (np.isfinite(vectors).all() and np.isfinite(tokens).all()):  # NaN would later mean a missing modality
             raise EmbeddingError(
-                f"the {modality} tower gives features that are not finite in {self.options.dtype}: use --dtype"
-                " float32; if that is what it was, its weights are damaged"
+                f"the {modality} tower returns features that are not finite in {self.options.dtype}: use --dtype"
+                " float32; if you already do, its weights are damaged"
             )
         log_probs = output.frame_log_probs if modality == "vision" else None
         labels = [None] * len(vectors) if log_probs is None else log_probs.float().cpu().numpy()

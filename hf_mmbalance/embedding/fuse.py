@@ -1,7 +1,7 @@
-"""Two models fused: heads and a decision layer fitted on the features of some labelled clips.
+"""Fuse two models: fit heads and a decision layer on the features of some labelled clips.
 
-No clip is kept aside: the logits on which the decision layer is fitted, and those by which it is judged, come from
-heads that did not learn from the clip's fold.
+No clips are set aside. The decision layer is fitted and judged on logits that come from cross-validation: the heads
+that predict a clip were fitted without its fold.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from hf_mmbalance.model.source_heads_mmbalance import SourceHead
 FOLDS = 5
 FITTED, TEST = "calibration", "test"
 POOLINGS = ("log_probs", "mean")
-CLIPS_PER_CLASS = 10  # fewer do not show how a rung with parameters per class fares
+CLIPS_PER_CLASS = 10  # fewer clips cannot show how well a rung with parameters per class works
 
 
 class FuseError(UserError):
-    """Models that cannot be fused on these clips; the message gives the reason and the remedy."""
+    """Raised if models cannot be fused on these clips; the message gives the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class FuseOptions:
-    """How the decision layer is fitted; as for `mmbalance decide`."""
+    """How the decision layer is fitted; the options mean the same as in `mmbalance decide`."""
 
     rung: str = "auto"
     known_groups: bool = False
@@ -54,14 +54,14 @@ class FuseOptions:
 
 @dataclass
 class Rows:
-    """Labelled rows (clips and draws of them) that something is fitted on or judged by.
+    """Labelled rows (clips and their draws) for fitting and judging.
 
     Attributes:
         ids, clips, groups: N names.
         labels, draws: `(N,)`.
-        features, tokens: modality -> `(N, D_m)`, NaN rows where missing: what heads read, and what tells how typical
-            a clip is.
-        own: modality -> `(N, C)` logits of a classifier's own head; modalities that have none are fitted.
+        features, tokens: modality -> `(N, D_m)`, NaN rows where the modality is missing. Heads use the features,
+            typicality uses the tokens.
+        own: modality -> `(N, C)` logits of a classifier's own head; heads are fitted for the other modalities.
         classes: C names.
         known: `(M, C)` bool, the classes that each modality knows.
     """
@@ -78,7 +78,7 @@ class Rows:
     known: np.ndarray
 
     def take(self, index: np.ndarray) -> Rows:
-        """Some of the rows."""
+        """Return the rows at `index`."""
         return Rows(
             self.ids[index],
             self.clips[index],
@@ -93,7 +93,7 @@ class Rows:
         )
 
     def table(self, logits: np.ndarray, split: str, **references: np.ndarray) -> DecisionTable:
-        """Decision table of the rows with unimodal logits `(N, M, C)`."""
+        """Return the rows as a decision table with unimodal logits `(N, M, C)`."""
         return DecisionTable(
             ids=list(self.ids),
             groups=list(self.groups),
@@ -112,10 +112,10 @@ class Rows:
 
 @dataclass
 class Fit:
-    """Heads and decision layer fitted on some rows.
+    """Heads and a decision layer, fitted on some rows.
 
     Attributes:
-        heads: modality -> the head fitted on all rows; a classifier that keeps its own is not in it.
+        heads: modality -> head fitted on all rows; classifiers that keep their own head are not included.
         logits: `(N, M, C)` held-out unimodal logits of the rows.
         folds: `(N,)` fold of every row.
         allocation: the decision layer, fitted on `logits`.
@@ -127,7 +127,7 @@ class Fit:
     allocation: Allocation
 
     def unimodal(self, rows: Rows) -> np.ndarray:
-        """Unimodal logits `(N, M, C)` of other rows."""
+        """Return unimodal logits `(N, M, C)` of other rows."""
         return np.stack(
             [
                 self.heads[name](values) if name in self.heads else rows.own[name]
@@ -137,19 +137,19 @@ class Fit:
         )
 
     def fused(self, rows: Rows) -> np.ndarray:
-        """Fused logits `(N, C)` of other rows."""
+        """Return fused logits `(N, C)` of other rows."""
         return self.allocation.decision_function(self.unimodal(rows), list(rows.tokens.values()))
 
 
 def rows_of_split(
     embeddings: Embeddings, model: MMBalanceForAudioVisualClassification, splits: set[str], pooling: str | None = None
 ) -> Rows:
-    """The stored rows of some splits, with the logits of heads that the towers came with.
+    """Return the stored rows of some splits, with the logits of classifiers that keep their own head.
 
     Args:
-        embeddings: of the towers of `model`.
-        model: its heads answer where they are a classifier's own.
-        splits: names.
+        embeddings: embeddings from the towers of `model`.
+        model: model that holds the classifiers' own heads.
+        splits: names of the splits.
         pooling: pooling over frames, `mean` or `log_probs`; that of the model by default.
     """
     index = np.flatnonzero([split in splits for split in embeddings.splits])
@@ -175,7 +175,7 @@ def rows_of_split(
 def _own_logits(
     head: SourceHead, embeddings: Embeddings, modality: str, index: np.ndarray, pooling: str
 ) -> np.ndarray:
-    """Class log-probabilities `(N, C)` of a classifier's own head, NaN rows where the modality is missing."""
+    """Return class log-probabilities `(N, C)` of a classifier's own head, NaN rows where the modality is missing."""
     per_frame = modality == "vision" and pooling == "log_probs"
     stored = (embeddings.log_probs if per_frame else embeddings.features)[modality][index]
     values = torch.from_numpy(np.nan_to_num(stored))
@@ -186,13 +186,13 @@ def _own_logits(
 
 
 def fit(rows: Rows, options: FuseOptions) -> Fit:
-    """Fit heads and decision layer on labelled rows.
+    """Fit heads and a decision layer on labelled rows.
 
     Raises:
-        FuseError: too few clips or classes for a head that has to be fitted.
+        FuseError: a head must be fitted, but there are too few clips or classes.
     """
     names, inverse, draws = np.unique(rows.clips, return_inverse=True, return_counts=True)
-    clips, weights = len(names), 1.0 / draws[inverse]  # every clip counts once
+    clips, weights = len(names), 1.0 / draws[inverse]  # every clip counts once, however many draws it has
     units = rows.clips if options.known_groups else rows.groups
     if len(np.unique(units)) < 2:
         units = rows.clips
@@ -211,8 +211,8 @@ def fit(rows: Rows, options: FuseOptions) -> Fit:
             )
         except ValueError as error:
             raise FuseError(
-                f"{name}: {error}, and {clips} labelled clips ({int(there.sum())} rows with {name}) do not give that:"
-                " label more clips, or give a classifier, which brings its own head"
+                f"{name}: {error}, which {clips} labelled clips ({int(there.sum())} rows with {name}) do not provide:"
+                " label more clips, or give a classifier, which has its own head"
             ) from None
         columns.append(logits)
     stacked = np.stack(columns, axis=1)
@@ -220,13 +220,13 @@ def fit(rows: Rows, options: FuseOptions) -> Fit:
 
 
 def fit_allocation(rows: Rows, logits: np.ndarray, rung: str, options: FuseOptions) -> Allocation:
-    """The decision layer on held-out logits `(N, M, C)`; with typicality only where there are corrupted draws."""
+    """Fit the decision layer on held-out logits `(N, M, C)`; typicality is used only if there are corrupted draws."""
     table = rows.table(logits, FITTED)
     if not rows.draws.any():
-        table.features = {}  # what typicality means for a decision cannot be learned from clean clips
+        table.features = {}  # clean clips cannot show how typicality should change a decision
     allocation = Allocation(rung=rung, known_groups=options.known_groups, seed=options.seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they are in `notes_`
+        warnings.simplefilter("ignore")  # `notes_` holds the same texts
         allocation.fit_table(table)
     few = len(np.unique(rows.clips)) < CLIPS_PER_CLASS * len(rows.classes)
     if rung == "auto" and few and allocation.chosen_ not in (*STIFF, *FALLBACKS):
@@ -239,19 +239,19 @@ def fit_allocation(rows: Rows, logits: np.ndarray, rung: str, options: FuseOptio
 
 
 def stratified_folds(labels: np.ndarray, units: np.ndarray, clips: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Fold of every row: of whole groups where they hold several clips, else of clips, balanced by class."""
+    """Return the fold of every row: groups of several clips stay together, single clips are balanced by class."""
     single = len(np.unique(units)) == len(np.unique(clips))
     return draw_folds(labels, np.zeros(len(labels)) if single else units, clips, folds, seed)
 
 
 def held_out_decisions(rows: Rows, fitted: Fit, options: FuseOptions) -> np.ndarray:
-    """Fused logits `(N, C)` of each row from a decision layer of the chosen rung fitted on the rows of other folds."""
+    """Return fused logits `(N, C)`; the chosen rung is fitted for each fold on the rows of the other folds."""
     logits = np.empty((len(rows.ids), len(rows.classes)))
     tokens = list(rows.tokens.values())
     chosen = fitted.allocation.chosen_
     for fold in np.unique(fitted.folds):
         learn, judge = fitted.folds != fold, fitted.folds == fold
-        # `best_single` and `sum` are fallbacks beside the rungs: the stiffest rung brings them along.
+        # `best_single` and `sum` are not rungs but fallbacks, which a fit of the stiffest rung also provides.
         rung = "temperature" if chosen in ("best_single", "sum") else chosen
         allocation = fit_allocation(rows.take(np.flatnonzero(learn)), fitted.logits[learn], rung, options)
         if chosen in allocation.ladder_.states:
@@ -263,13 +263,13 @@ def held_out_decisions(rows: Rows, fitted: Fit, options: FuseOptions) -> np.ndar
 def choose_pooling(
     embeddings: Embeddings, model: MMBalanceForAudioVisualClassification, labelled: set[str]
 ) -> tuple[str, dict[str, float]]:
-    """How an image classifier's answers are pooled over frames: that with the lower NLL at its own temperature.
+    """Choose how an image classifier is pooled over frames: the pooling with the lower NLL at its own temperature.
 
-    Nothing but one temperature is fitted, so no fold is needed to compare the two.
+    Only one temperature is fitted, so no folds are needed to compare the two.
 
     Returns:
-        `mean` (of features) or `log_probs` (of frames), and the NLL of each in nats per clip (none where no labelled
-        clip is of a class that the classifier knows: then `mean`).
+        `mean` (of features) or `log_probs` (of frames), and the NLL of each in nats per clip. If no labelled clip has
+        a class that the classifier knows, `mean` and no NLL.
     """
     losses: dict[str, float] = {}
     for pooling in POOLINGS:
@@ -286,7 +286,7 @@ def choose_pooling(
 
 
 def write_heads(model: MMBalanceForAudioVisualClassification, heads: dict[str, LinearHead]) -> None:
-    """Put fitted heads into a model."""
+    """Copy fitted heads into a model."""
     for place, modality in enumerate(model.config.modalities):
         if modality in heads:
             head: Any = model.unimodal_heads[place]

@@ -1,4 +1,4 @@
-"""Linear heads on frozen features: fitted, not stepped, with logits of every clip from heads that never saw it."""
+"""Linear heads on frozen features, fitted without gradient steps; heads for held-out logits never saw the clip."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from scipy.optimize import minimize_scalar
 from hf_mmbalance.metrics.measures import log_softmax
 
 
-#: What is added to every variance, for features of mean squared norm 1, strongest first: 10 to 1e-5.
+#: Values that can be added to every variance, strongest first: 10 to 1e-5, for features of mean squared norm 1.
 SHRINKAGES = tuple((10.0 ** np.arange(1, -5.5, -0.5)).tolist())
 LOG_TEMPERATURES = (-12.0, 6.0)  # bounds of the search
 
 
 @dataclass
 class LinearHead:
-    """Logits = features @ weight.T + bias.
+    """A linear head: logits = features @ weight.T + bias.
 
     Attributes:
         weight: `(C, D)`.
         bias: `(C,)`.
-        shrinkage: what was added to the variances, the one chosen.
-        temperature: by which the fitted logits were divided; `weight` and `bias` are those after it.
+        shrinkage: the chosen value that was added to the variances.
+        temperature: divisor of the fitted logits; `weight` and `bias` are already divided by it.
         nll: shrinkage -> held-out NLL in nats per clip, each at its own temperature.
     """
 
@@ -34,38 +34,39 @@ class LinearHead:
     nll: dict[float, float] = field(default_factory=dict)
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Logits `(N, C)` of features `(N, D)`."""
+        """Return logits `(N, C)` of features `(N, D)`."""
         return features @ self.weight.T + self.bias
 
 
 def fit_head(
     features: np.ndarray, labels: np.ndarray, classes: int, folds: np.ndarray, weights: np.ndarray | None = None
 ) -> tuple[LinearHead, np.ndarray]:
-    """Regularised linear discriminant analysis; shrinkage and temperature are chosen by held-out NLL over folds.
+    """Fit a regularised linear discriminant analysis; held-out NLL over folds selects shrinkage and temperature.
 
     Classes are normal with one covariance S, and logits are their log posteriors (Friedman, "Regularized Discriminant
-    Analysis", 1989, with lambda = 1): with m_c the class mean, less the mean of all clips x0,
+    Analysis", 1989, with lambda = 1). With x0 the mean of all clips and m_c the mean of class c minus x0,
 
         logit_c(x) = m_c' (S + shrinkage I)^-1 (x - x0 - m_c / 2) + log prior_c
 
-    Two estimates are shrunk further, since classes may have two clips: each mean is taken as if one more clip lay at
-    x0 (the posterior mean under a normal prior whose covariance is S), and each prior as if one more clip were of that
-    class. Each shrinkage is judged at the temperature that its held-out logits need, by which the head is divided:
-    with few clips the shrinkage of the best decisions gives over-confident logits, and a tower that knows nothing
-    about the classes must say so. Logistic regression is clearly worse with few clips (docs/results.md).
+    A class can have as few as two clips, so two estimates are shrunk further. Each class mean is computed as if one
+    more clip lay at x0 (the posterior mean under a normal prior with covariance S), and each prior as if the class had
+    one more clip. Each shrinkage is judged at the temperature that its held-out logits need, and the head is divided
+    by it: with few clips, the shrinkage with the best decisions gives over-confident logits, and a tower that knows
+    nothing about the classes must not look confident. Logistic regression is clearly worse with few clips
+    (docs/results.md).
 
     Args:
         features: `(N, D)`.
         labels: `(N,)` in 0..C-1.
         classes: C.
-        folds: `(N,)` fold of every row; rows of one clip or group share one.
-        weights: `(N,)` of the rows, e.g. 1 / (draws of the clip).
+        folds: `(N,)` fold of every row; all rows of a clip or group have the same fold.
+        weights: `(N,)` weight of every row, e.g. 1 / (draws of the clip).
 
     Returns:
-        The head fitted on all rows, and `(N, C)` held-out logits: those of a row come from the rows of other folds.
+        The head fitted on all rows, and `(N, C)` held-out logits: a row is predicted by a head fitted on other folds.
 
     Raises:
-        ValueError: fewer than two classes, or fewer than two folds, have rows.
+        ValueError: fewer than two classes or fewer than two folds have rows.
     """
     labels, folds = np.asarray(labels), np.asarray(folds)
     if len(np.unique(labels)) < 2 or len(np.unique(folds)) < 2:
@@ -82,7 +83,7 @@ def fit_head(
             logits[judge] = points[judge] @ weight.T + bias
     scaled = {shrinkage: smoothed_temperature(logits, labels, weights) for shrinkage, logits in held_out.items()}
     losses = {shrinkage: loss for shrinkage, (_, loss) in scaled.items()}
-    best = min(losses, key=lambda shrinkage: losses[shrinkage])  # the strongest of equal ones
+    best = min(losses, key=lambda shrinkage: losses[shrinkage])  # of equal ones, the strongest
     temperature = scaled[best][0]
     weight, bias = basis.raw(*_Discriminant.of(points, labels, weights, classes).head(best))
     head = LinearHead(weight / temperature, bias / temperature, best, temperature, losses)
@@ -91,7 +92,7 @@ def fit_head(
 
 @dataclass
 class _Basis:
-    """Centred features of mean squared norm 1, in coordinates of the clips' span where that has fewer dimensions."""
+    """Centred features of mean squared norm 1, in coordinates of the clips' span if that has fewer dimensions."""
 
     mean: np.ndarray
     scale: float
@@ -113,7 +114,7 @@ class _Basis:
         return scaled if self.directions is None else scaled @ self.directions
 
     def raw(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same head on raw features."""
+        """Convert a head on these coordinates to the same head on raw features."""
         if self.directions is not None:
             weight = weight @ self.directions.T
         weight = weight / self.scale
@@ -122,11 +123,11 @@ class _Basis:
 
 @dataclass
 class _Discriminant:
-    """Class means, and the within-class covariance by its eigenvectors, so that each shrinkage costs one product."""
+    """Class means and the eigenvectors of the within-class covariance, so that each shrinkage costs one product."""
 
     centre: np.ndarray  # (R,) mean of all clips
-    means: np.ndarray  # (C, R), shrunk, less the centre
-    turned: np.ndarray  # (C, R) the means along the directions
+    means: np.ndarray  # (C, R), shrunk, minus the centre
+    turned: np.ndarray  # (C, R) coordinates of the means along the eigenvectors
     variances: np.ndarray  # (R,) eigenvalues
     directions: np.ndarray  # (R, R) eigenvectors
     counts: np.ndarray  # (C,) clips (sums of weights)
@@ -142,7 +143,7 @@ class _Discriminant:
         return cls(centre, means, means @ directions, np.maximum(variances, 0), directions, counts)
 
     def head(self, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
-        """Weight `(C, R)` and bias `(C,)`. A class without clips scores as the mean class less log(2 N)."""
+        """Return weight `(C, R)` and bias `(C,)`; a class without clips scores as the mean class minus log(2 N)."""
         weight = self.turned / (self.variances + shrinkage) @ self.directions.T
         total, known = self.counts.sum(), self.counts > 0
         bias = (
@@ -154,15 +155,15 @@ class _Discriminant:
 
 
 def smoothed_temperature(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """The temperature of the lowest NLL of smoothed labels (Guo et al., 2017), and the NLL there, without smoothing.
+    """Return the temperature with the lowest NLL of smoothed labels (Guo et al., 2017), and its NLL without smoothing.
 
-    Labels are smoothed by 1 / (N + 1), as if one more clip could be of any class (cf. Platt, 1999): where every
-    held-out decision is right, no finite temperature would be low enough.
+    Labels are smoothed by 1 / (N + 1), as if there were one more clip of unknown class (cf. Platt, 1999). Without
+    smoothing, if every held-out decision is right, a lower temperature would always be better.
 
     Args:
         logits: `(N, C)`, held out.
         labels: `(N,)`.
-        weights: `(N,)` of the rows; their sum is N.
+        weights: `(N,)` weight of every row; their sum is N.
     """
     share = 1 / (weights.sum() + 1)
 

@@ -1,4 +1,4 @@
-"""Which labels of a classifier count for which class: by name, spelling and common variants, or as given."""
+"""Map the labels of a classifier to classes: by name, spelling and common variants, or as the user says."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 
-#: Names that transformers makes up where a model has none.
+#: Names that transformers makes up if a model has none.
 PLACEHOLDER = re.compile(r"label_?\d+", re.IGNORECASE)
-#: Words that say of what kind a name is; they do not distinguish names.
+#: Words that only say what kind of thing a name is; they are ignored when names are compared.
 KINDS = frozenset(("digit", "number", "letter", "emotion"))
 NUMBERS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
     " eighteen nineteen twenty"
 ).split()
-#: Spellings of one meaning; the first is the one that all are compared as.
+#: Spellings with the same meaning; all are replaced by the first before names are compared.
 VARIANTS = (
     ("anger", "angry", "ang"),
     ("calm", "calmness"),
@@ -41,11 +41,11 @@ SHOWN = 20
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Which source labels count for which class.
+    """The source labels (labels of a classifier) that are mapped to each class.
 
     Args:
-        classes: every class, in order -> its source labels; none where the classifier does not know the class.
-        dropped: source labels that count for no class.
+        classes: every class, in order -> its source labels; empty if the classifier does not know the class.
+        dropped: source labels that are mapped to no class.
     """
 
     classes: dict[str, list[str]]
@@ -57,13 +57,13 @@ class LabelMap:
         return [name for name, labels in self.classes.items() if not labels]
 
     def describe(self) -> str:
-        """What was mapped, what was dropped and what is unknown, one line each."""
+        """Describe what was mapped, what was dropped and which classes are unknown, one line each."""
         lines = [f"{name} <- {' + '.join(labels)}" for name, labels in self.classes.items() if labels]
         if self.dropped:
-            lines.append(f"left out, as no class has such a name: {_shown(self.dropped)}")
+            lines.append(f"left out, because no class has such a name: {_shown(self.dropped)}")
         if self.unknown:
             lines.append(
-                f"classes that this classifier does not know, and gives no evidence for: {_shown(self.unknown)}"
+                f"classes that this classifier does not know and gives no evidence for: {_shown(self.unknown)}"
             )
         return "\n".join(lines)
 
@@ -73,18 +73,18 @@ def map_labels(
 ) -> LabelMap:
     """Map a classifier's labels to classes by name.
 
-    A label counts for the class of the same name; else of the same name but for case, spaces and punctuation;
-    else of a common variant of it: plural, -ing, number words, and spellings of emotions (ANG, anger, angry).
+    A label is mapped to the class with the same name. Failing that, case, spaces and punctuation are ignored; failing
+    that, common variants match too: plural, -ing, number words, and spellings of emotions (ANG, anger, angry).
 
     Args:
-        source: names of the classifier's labels; those of the same name count for the same class.
+        source: names of the classifier's labels; labels with the same name are mapped to the same class.
         classes: names of the classes.
-        given: what the names do not say, before they are compared: a source label -> its class, or None to leave it
-            out; or a class -> the list of its source labels.
+        given: mappings that the names do not reveal; they take precedence. Either a source label -> its class (None
+            drops the label), or a class -> the list of its source labels.
 
     Raises:
-        ValueError: if `given` names a label or class that does not exist or one label twice, a label fits two classes,
-            or less than two classes have a label.
+        ValueError: if `given` contains a label or class that does not exist or one label twice, a label fits two
+            classes, or fewer than two classes have a label.
     """
     source, classes = list(dict.fromkeys(map(str, source))), [str(name) for name in classes]
     chosen = _given(source, classes, given or {})
@@ -98,27 +98,27 @@ def map_labels(
     known = [name for name in classes if found.classes[name]]
     if len(known) < 2:
         named = [label for label in source if not PLACEHOLDER.fullmatch(label)]
-        why = "" if named else "; these are not names, but numbers that the model's author did not replace"
+        why = "" if named else "; these are not names but numbers that the model's author did not replace"
         raise ValueError(
             f"the classifier's labels ({_shown(source)}) and the classes ({_shown(classes)}) have"
-            f" {f'only {known[0]!r}' if known else 'nothing'} in common{why}: say which label counts for which class"
-            " by --label_map"
+            f" {f'only {known[0]!r}' if known else 'nothing'} in common{why}: map the labels to the classes with"
+            " --label_map"
         )
     return found
 
 
 def read_label_map(path: str | os.PathLike[str], modalities: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Label maps by modality from a JSON or YAML file: `{"audio": {"ang": "angry", "noise": null}, "vision": ...}`.
+    """Read label maps from a JSON or YAML file: `{"audio": {"ang": "angry", "noise": null}, "vision": ...}`.
 
     Args:
-        path: the file.
-        modalities: names that it may use.
+        path: path of the file.
+        modalities: modalities that the file can name.
 
     Returns:
-        For every modality in the file, what `map_labels` takes as `given`.
+        For every modality in the file, the mapping that `map_labels` accepts as `given`.
 
     Raises:
-        ValueError: if the file cannot be read or has another form; the message names it and the entry.
+        ValueError: if the file cannot be read or has a different form; the message names the file and the entry.
     """
     import yaml
 
@@ -131,7 +131,7 @@ def read_label_map(path: str | os.PathLike[str], modalities: Sequence[str]) -> d
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: is not YAML ({error})") from error
     if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
-        raise ValueError(f'{path}: give {{"audio": {{source label: class}}, "vision": ...}}')
+        raise ValueError(f'{path}: must have the form {{"audio": {{source label: class}}, "vision": ...}}')
     for name in content:
         if name not in modalities:
             raise ValueError(f"{path}: {name!r} is not a modality; {_hint(str(name), modalities)}")
@@ -142,7 +142,7 @@ def _entries(path: Path, modality: str, entries: dict[Any, Any]) -> dict[str, An
     found: dict[str, Any] = {}
     for key, value in entries.items():
         values = value if isinstance(value, list) else [value]
-        # YAML reads yes, no, on and off as booleans: which word it was is lost.
+        # YAML parses yes, no, on and off as booleans, so the original word is lost.
         if isinstance(key, bool) or any(isinstance(v, bool | dict | list) for v in values):
             raise ValueError(f"{path}: {modality}: {key!r}: {value!r} is not a pair of names; put names in quotes")
         names = [None if v is None else str(v) for v in values]
@@ -153,7 +153,7 @@ def _entries(path: Path, modality: str, entries: dict[Any, Any]) -> dict[str, An
 def _given(
     source: list[str], classes: list[str], given: Mapping[str, str | list[str] | None]
 ) -> dict[str, str | None]:
-    """Class of every source label that is given, None for those to leave out."""
+    """Return the class of every source label that is given, None for labels to drop."""
     chosen: dict[str, str | None] = {}
     for key, value in given.items():
         pairs = [(label, key) for label in value] if isinstance(value, list) else [(key, value)]
@@ -163,19 +163,19 @@ def _given(
             if name is not None and name not in classes:
                 raise ValueError(f"label map: {label!r} is given the class {name!r}; {_hint(name, classes)}")
             if label in chosen:
-                raise ValueError(f"label map: {label!r} is given two classes; a label counts for one")
+                raise ValueError(f"label map: {label!r} is given two classes; give it only one")
             chosen[label] = name
     return chosen
 
 
 def _class_of(label: str, classes: list[str]) -> str | None:
-    """The class that a label names, by the strictest comparison that finds one."""
+    """Return the class that a label names, by the strictest comparison that finds one."""
     if PLACEHOLDER.fullmatch(label) and label not in classes:
         return None
     for form in (str, _plain, _standard):
         fitting = [name for name in classes if form(name) == form(label)]
         if len(fitting) > 1:
-            raise ValueError(f"label {label!r} fits the classes {_shown(fitting)}: say which by --label_map")
+            raise ValueError(f"label {label!r} fits the classes {_shown(fitting)}: choose one with --label_map")
         if fitting:
             return fitting[0]
     return None
@@ -186,12 +186,12 @@ def _words(name: str) -> list[str]:
 
 
 def _plain(name: str) -> str:
-    """A name without case, spaces and punctuation; a name of nothing else stays as it is."""
+    """Remove case, spaces and punctuation from a name; a name that has nothing else stays unchanged."""
     return "".join(_words(name)) or name
 
 
 def _standard(name: str) -> str:
-    """A name by which common variants are equal."""
+    """Normalise a name so that its common variants become equal."""
     words = _words(name)
     telling = [word for word in words if word not in KINDS] or words
     return " ".join(_stem(word) for word in telling) or name

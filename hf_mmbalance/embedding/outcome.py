@@ -1,4 +1,4 @@
-"""What `fuse` leaves behind: a saved model, `results.json`, the decision table, and answers for unlabelled clips."""
+"""Results of `mmbalance fuse`: the numbers in `results.json`, the decision table, predictions for unlabelled clips."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Results = dict[str, Any]
 
 
 def judge(rows: Rows, test: Rows | None, fitted: Fit, options: FuseOptions) -> tuple[Results, DecisionTable]:
-    """Numbers of a fusion, out of fold on the labelled clips and on the test clips, and the table of both."""
+    """Compute the numbers of a fusion on labelled clips (out of fold) and test clips, and their decision table."""
     decisions = held_out_decisions(rows, fitted, options)
     tables = {FITTED: rows.table(fitted.logits, FITTED, fused=decisions)}
     if test is not None:
@@ -53,7 +53,7 @@ def _weights(fitted: Fit, rows: Rows) -> dict[str, list[float]] | None:
 
 
 def plain_results(modalities: list[str], classes: list[str]) -> Results:
-    """Of two classifiers as they are, on clips that nobody labelled: no number can be given."""
+    """Return the results of two unchanged classifiers on unlabelled clips, where no accuracy can be computed."""
     state = HeadState.plain_sum(len(modalities), len(classes))
     lines = ["no labels: the two classifiers' log-probabilities are added, the (even) prior counted once"]
     decision = {"rung": "prior_sum", "reason": lines[0], "lines": lines, "notes": []}
@@ -64,9 +64,9 @@ def plain_results(modalities: list[str], classes: list[str]) -> Results:
 def write_answers(
     path: Path, ids: list[str], fused: np.ndarray, unimodal: np.ndarray, classes: list[str], modalities: list[str]
 ) -> None:
-    """Answers for unlabelled clips as CSV, the least certain first: these are worth a label.
+    """Write predictions for unlabelled clips as CSV, the least certain first: labelling these helps most.
 
-    Columns: id, label, probability, and what each modality answers by itself.
+    Columns: id, label, probability, and each modality's own prediction.
     """
     probability = np.exp(measures.log_softmax(fused))
     best = measures.predict(fused)
@@ -80,7 +80,7 @@ def write_answers(
 
 
 def render(results: Results) -> str:
-    """What is printed at the end."""
+    """Render the results as text for the terminal."""
     lines: list[str] = []
     rows: list[Row] = results["rows"]
     for split, title in ((FITTED, "labelled clips, each predicted by heads and a layer fitted without its fold"),

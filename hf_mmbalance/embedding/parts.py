@@ -1,11 +1,11 @@
-"""The Parquet files of an embeddings folder: one row per clip, draw and modality, written whole or not at all.
+"""The Parquet files of an embeddings folder: one row per clip, draw and modality, written atomically.
 
     DIR/embeddings.json                                    the plan: clips, towers, options
     DIR/processor/                                         how a clip is read
     DIR/<modality>-<fingerprint of its tower>/part-00000-of-00012.parquet
 
-A part holds the rows of a run of clips, all draws of a clip together. Its bytes depend on the plan, the clips and the
-tower only, not on which process wrote it or how often the work was interrupted.
+A part holds the rows of consecutive clips, with all draws of a clip together. Its bytes depend only on the plan, the
+clips and the tower, not on which process wrote it or how often the work was interrupted.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ SCHEMA = pa.schema(
 
 
 class EmbeddingError(UserError):
-    """Embeddings that cannot be made or used; the message gives the reason and the remedy."""
+    """Raised if embeddings cannot be made or used; the message gives the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """What a tower makes of one content.
+    """The output of a tower for one content (the audio or the frames of a clip).
 
     Attributes:
-        vector: `(D,)` float32, pooled: what heads read.
-        token: `(D,)` float32, mean of the tower's tokens: what tells typical clips.
-        log_probs: `(K,)` float32 log-probabilities of a classifier's own labels, mean over frames; None for others.
+        vector: `(D,)` float32, the pooled feature that heads use.
+        token: `(D,)` float32, the mean of the tower's tokens, which typicality uses.
+        log_probs: `(K,)` float32 log-probabilities of a classifier's own labels, mean over frames; otherwise None.
     """
 
     vector: np.ndarray
@@ -61,7 +61,7 @@ class Feature:
 
 
 def part_name(index: int, count: int) -> str:
-    """File name of a part."""
+    """Return the file name of a part."""
     return f"part-{index:05d}-of-{count:05d}.parquet"
 
 
@@ -85,10 +85,10 @@ def write_part(path: Path, rows: Sequence[dict[str, Any]], features: Sequence[Fe
 
 
 def read_part(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """Rows of one part.
+    """Read the rows of one part.
 
     Raises:
-        EmbeddingError: the file is damaged.
+        EmbeddingError: the file cannot be read.
     """
     try:
         return pq.read_table(path, columns=columns)
@@ -97,7 +97,7 @@ def read_part(path: Path, columns: list[str] | None = None) -> pa.Table:
 
 
 def features_in(paths: Iterable[Path], keys: set[str]) -> dict[str, Feature]:
-    """Features under some of `keys` in part files, by key."""
+    """Collect the features of `keys` that the part files hold, by key."""
     found: dict[str, Feature] = {}
     for path in paths:
         have = [key for key in read_part(path, ["key"])["key"].to_pylist() if key in keys and key not in found]
@@ -110,7 +110,7 @@ def features_in(paths: Iterable[Path], keys: set[str]) -> dict[str, Feature]:
 
 
 def matrix(column: pa.ChunkedArray) -> list[Any]:
-    """Entries of a column: strings and numbers as they are, lists as float32 arrays, None for nulls."""
+    """Return the entries of a column: strings and numbers unchanged, lists as float32 arrays, None for nulls."""
     if not pa.types.is_list(column.type):
         return column.to_pylist()
     entries: list[Any] = []

@@ -1,4 +1,4 @@
-"""`mmbalance fuse` from arguments to saved model: clips, towers, features, heads, decision layer, report."""
+"""All steps of `mmbalance fuse`, from arguments to saved model and report."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from hf_mmbalance.provenance import base_model, command, provenance, versions
 
 logger = logging.get_logger(__name__)
 
-#: Options of the data set in a fusion: no split is taken from the labelled clips, and clips without a label are kept.
+#: Dataset options for a fusion: no splits are made from the labelled clips, and clips without a label are kept.
 FUSED_DATA = {"test_fraction": 0.0, "validation_fraction": 0.0, "calibration_fraction": 0.0, "unlabelled": "keep"}
 
 
@@ -56,19 +56,19 @@ def embed_clips(
     splits: tuple[str, ...] = ("train", "calibration", "validation"),
     augmented: int = 1,
 ) -> dict[str, int]:
-    """`embed` as the arguments of `mmbalance embed` or `mmbalance fuse` say.
+    """Call `embed` with the arguments of `mmbalance embed` or `mmbalance fuse`.
 
     Args:
-        arguments: of the command line.
-        towers: by modality; their names and revisions are recorded.
-        clips: what is embedded.
-        model, processor: of the towers.
-        out: folder of the features.
-        splits: those of which corrupted draws are made.
+        arguments: arguments of the command line.
+        towers: tower of each modality; names and revisions are recorded.
+        clips: clips to embed.
+        model, processor: model with the towers, and its processor.
+        out: folder for the features.
+        splits: splits that get corrupted draws.
         augmented: draws of each train clip.
 
     Returns:
-        Counts, as `embed` gives them.
+        Counts, as returned by `embed`.
     """
     dtype = arguments.dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
     return embed(
@@ -84,20 +84,20 @@ def embed_clips(
 
 
 def fuse_models(arguments: argparse.Namespace, towers: dict[str, TowerName]) -> Results:
-    """Fuse two models as the arguments of `mmbalance fuse` say, and write model and report.
+    """Fuse two models with the arguments of `mmbalance fuse`, and write the model and its report.
 
     Args:
-        arguments: of the command line.
-        towers: by modality.
+        arguments: arguments of the command line.
+        towers: tower of each modality.
 
     Returns:
-        What is written to `results.json`.
+        The content of `results.json`.
 
     Raises:
-        FuseError: models that cannot be fused on these clips.
-        DataError, ValueError, HubError: clips or models that cannot be used.
+        FuseError: the models cannot be fused on these clips.
+        DataError, ValueError, HubError: the clips or models cannot be used.
     """
-    options = FuseOptions(arguments.rung, arguments.known_groups, seed=arguments.seed)  # refused before towers run
+    options = FuseOptions(arguments.rung, arguments.known_groups, seed=arguments.seed)  # raises before towers run
     with explained("reading the models' labels"):
         labels = {name: tower.labels(arguments.trust_remote_code) for name, tower in towers.items()}
     given = {} if arguments.label_map is None else read_label_map(arguments.label_map, list(towers))
@@ -121,7 +121,7 @@ def fuse_models(arguments: argparse.Namespace, towers: dict[str, TowerName]) -> 
         )
     folder = arguments.embeddings or arguments.out / "embeddings"
     embed_clips(arguments, towers, clips, model, processor, folder)
-    model.cpu()  # type: ignore[call-arg]  # where stored features are read
+    model.cpu()  # type: ignore[call-arg]  # stored features are on the CPU
     stored = Embeddings.read(folder)
     results, table = _fit(model, stored, options, notes)
     results |= _description(arguments, clips, source, towers, labels, stored, notes)
@@ -143,7 +143,7 @@ def _load(
         except NoLabels:
             if labels["audio"] is None or labels["vision"] is None:
                 raise
-            # The classes are those labels of the audio model that the vision model knows, too.
+            # The classes are the labels of the audio model that the vision model knows too.
             try:
                 shared = map_labels(labels["vision"], labels["audio"], given.get("vision")).classes
             except ValueError as error:
@@ -154,7 +154,7 @@ def _load(
 def _fit(
     model: MMBalanceForAudioVisualClassification, stored: Embeddings, options: FuseOptions, notes: list[str]
 ) -> tuple[Results, Any]:
-    """Fit on the labelled clips and write the fit into the model."""
+    """Fit heads and decision layer on the labelled clips and copy them into the model."""
     labelled = set(stored.splits) - {TEST, UNLABELLED}
     if not labelled:
         without = [
@@ -167,7 +167,7 @@ def _fit(
                 f"no clip has a label, and the {without[0]} model is a backbone without a head: label some clips, or"
                 " give a classifier"
             )
-        logger.warning("no clip has a label: the two classifiers are added as they are; label some clips to fit more")
+        logger.warning("no clip has a label: the two classifiers are added unchanged; label some clips to fit more")
         return plain_results(stored.modalities, stored.classes), None
     if model.config.frame_pooling == "log_probs":
         pooling, losses = choose_pooling(stored, model, labelled)
@@ -198,7 +198,7 @@ def _description(
     stored: Embeddings,
     notes: list[str],
 ) -> Results:
-    """What the report and the card say beside the numbers."""
+    """Return what the report and the model card say besides the numbers."""
     bases = [base_model(modality, tower.name, tower.revision) for modality, tower in towers.items()]
     words = ["mmbalance", "fuse", *sys.argv[2:]] if sys.argv[1:2] == ["fuse"] else ["mmbalance", "fuse"]
     counts = _counts(stored)
@@ -229,7 +229,7 @@ def _counts(stored: Embeddings) -> dict[str, int]:
 
 
 def _answer(model: MMBalanceForAudioVisualClassification, stored: Embeddings, out: Path) -> None:
-    """Answers for the clips without a label, by the model as it was saved."""
+    """Write predictions for the clips without a label, made by the saved model."""
     rows: Rows = rows_of_split(stored, model, {UNLABELLED})
     if not len(rows.ids):
         return
@@ -247,7 +247,7 @@ def _answer(model: MMBalanceForAudioVisualClassification, stored: Embeddings, ou
     unimodal = torch.where(output.modality_mask.bool()[..., None], output.modality_logits, float("nan")).numpy()
     path = out / "answers.csv"
     write_answers(path, list(rows.ids), output.logits.numpy(), unimodal, stored.classes, stored.modalities)
-    logger.warning("answers for the clips without a label (%d): %s", len(rows.ids), path)
+    logger.warning("predictions for the clips without a label (%d): %s", len(rows.ids), path)
 
 
 def _tensors(values: dict[str, np.ndarray]) -> tuple[torch.Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Stored embeddings: as arrays, and as clips that training takes in place of media."""
+"""Stored embeddings, as arrays and as clips that training accepts instead of media."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _COLUMNS = ("id", "clip", "group", "split", "label", "draw", "seconds")
 
 @dataclass
 class Embeddings:
-    """Features of N rows (clips and draws of them) from M towers; read by `Embeddings.read`.
+    """Features of N rows (clips and their draws) from M towers; load them with `Embeddings.read`.
 
     Attributes:
-        plan: what `embeddings.json` says.
-        folder: where they were read.
+        plan: content of `embeddings.json`.
+        folder: folder that was read.
         ids, clips, groups, splits: N names.
         labels, draws: `(N,)` int64.
         seconds: `(N,)`, lengths of the clips.
-        features, tokens: modality -> `(N, D_m)` float32, NaN rows where it is missing: pooled features, which heads
-            read, and means of the tower's tokens, by which the decision layer tells typical clips.
-        log_probs: modality -> `(N, K)` float32 log-probabilities of its classifier's own labels, mean over frames,
-            where they were kept.
+        features, tokens: modality -> `(N, D_m)` float32, NaN rows where the modality is missing: the pooled features
+            that heads use, and the means of the tower's tokens that typicality uses.
+        log_probs: modality -> `(N, K)` float32 log-probabilities of the classifier's own labels, mean over frames,
+            for modalities that store them.
     """
 
     plan: dict[str, Any]
@@ -55,12 +55,12 @@ class Embeddings:
         """Read a folder that `mmbalance embed` wrote.
 
         Raises:
-            EmbeddingError: it is another folder, incomplete or damaged.
+            EmbeddingError: the folder holds something else, or is incomplete or damaged.
         """
         folder = Path(folder)
         plan = read_plan(folder)
         if not plan["complete"]:
-            raise EmbeddingError(f"{folder} is not complete: run `mmbalance embed` again, it resumes")
+            raise EmbeddingError(f"{folder} is not complete: run `mmbalance embed` again to resume")
         columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         features, tokens, log_probs = {}, {}, {}
         for place, modality in enumerate(plan["modalities"]):
@@ -110,14 +110,14 @@ class Embeddings:
 
     @cached_property
     def processor(self) -> MMBalanceProcessor:
-        """How the clips were read."""
+        """The processor that read the clips."""
         return MMBalanceProcessor.from_pretrained(str(self.folder / "processor"))
 
     def check_towers(self, model: MMBalanceForAudioVisualClassification, processor: MMBalanceProcessor) -> None:
-        """Refuse a model whose towers are not those that the features come from, or are not all that it needs.
+        """Check that the features come from the towers of this model and are all that it needs.
 
         Raises:
-            EmbeddingError: names the modality, or the pooling over frames.
+            EmbeddingError: they are not; the message names the modality or the pooling over frames.
         """
         from hf_mmbalance.embedding.addresses import tower_fingerprint
         from hf_mmbalance.embedding.embed import DTYPES
@@ -132,15 +132,15 @@ class Embeddings:
         for modality in self.modalities:
             if tower_fingerprint(model, processor, modality, dtype) != self.plan["towers"][modality]["fingerprint"]:
                 raise EmbeddingError(
-                    f"{self.folder}: its {modality} features come from another tower, or from other settings of it,"
-                    f" than the model has ({self.plan['towers'][modality]['name']}): embed again"
+                    f"{self.folder}: its {modality} features come from a different tower or different tower settings"
+                    f" ({self.plan['towers'][modality]['name']}) than the model has: embed again"
                 )
 
     def clip_splits(self) -> ClipSplits:
-        """The clean clips by split, as training takes them: their features stand for their media."""
+        """Return the clean clips by split in the form that training accepts, with features instead of media."""
         rows = {split: [] for split in self.plan["clips"]}  # type: ignore[var-annotated]
         for row, split in enumerate(self.splits):
-            if self.draws[row] == 0 and split in rows:  # clips without a label are in no split
+            if self.draws[row] == 0 and split in rows:  # clips without a label belong to no split
                 rows[split].append(row)
         splits: dict[str, ClipDataset] = {split: EmbeddedClips(self, part) for split, part in rows.items()}
         return ClipSplits(
@@ -155,14 +155,13 @@ class Embeddings:
 
 
 class EmbeddedClips(ClipDataset):
-    """Clips whose features are known: an example has `features` and `tokens`, by modality (NaN where
-    missing), and no media.
+    """Clips with stored features: an example has `features` and `tokens` by modality (NaN where missing), no media.
 
-    In epoch e a clip with several draws is draw e modulo their number; without an epoch it is the row itself.
+    If a clip has several draws, epoch e uses draw e modulo their number; without an epoch, the row itself is used.
 
     Args:
-        embeddings: what was read.
-        rows: of the clips, which are of one split.
+        embeddings: embeddings that hold the clips.
+        rows: row numbers of the clips, all of one split.
     """
 
     def __init__(self, embeddings: Embeddings, rows: list[int]):
@@ -179,14 +178,14 @@ class EmbeddedClips(ClipDataset):
         self._versions: dict[str, list[int]] = {}
         wanted, splits = set(self.clips), {embeddings.splits[row] for row in rows}
         for row, (name, split) in enumerate(zip(embeddings.clips, embeddings.splits, strict=True)):
-            if name in wanted and split in splits:  # another split may have a clip of the same name
+            if name in wanted and split in splits:  # a different split can have a clip of the same name
                 self._versions.setdefault(name, []).append(row)
 
     def with_draws(self, plan: CorruptionPlan) -> EmbeddedClips:
-        """The same clips, each with the corrupted draws of a plan.
+        """Return the same clips, each with the corrupted draws of a plan.
 
         Raises:
-            EmbeddingError: fewer draws, or those of another plan, were embedded.
+            EmbeddingError: fewer draws, or draws of a different plan, were embedded.
         """
         have = min(len(versions) for versions in self._versions.values())
         made = self.embeddings.plan["draws"]
@@ -194,8 +193,8 @@ class EmbeddedClips(ClipDataset):
         if have < plan.draws or (plan.draws > 1 and not same):
             raise EmbeddingError(
                 f"{self.embeddings.folder} has {have} draw(s) of each calibration clip (corruptions"
-                f" {' '.join(made['corruptions'])}, seed {made['seed']}), asked for are {plan.draws} with seed"
-                f" {plan.seed}: embed with `--draws {plan.draws} --seed {plan.seed}`, or train with"
+                f" {' '.join(made['corruptions'])}, seed {made['seed']}), but training needs {plan.draws} with"
+                f" seed {plan.seed}: embed with `--draws {plan.draws} --seed {plan.seed}`, or train with"
                 f" --calibration_draws {have}"
             )
         rows = [row for name in self.clips for row in self._versions[name][: plan.draws]]
@@ -218,7 +217,7 @@ class EmbeddedClips(ClipDataset):
         }
 
     def media(self, place: int, epoch: int | None) -> tuple[np.ndarray | None, np.ndarray | None]:
-        raise EmbeddingError(f"clip {self.ids[place]!r}: only its features are known, not its sound and frames")
+        raise EmbeddingError(f"clip {self.ids[place]!r}: only its features are stored, not its audio and frames")
 
 
 def _stacked(rows: list[np.ndarray | None], width: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Push models, data sets, metrics and the demo to the Hub in one commit each, and load models from it."""
+"""Push models, datasets, metrics and the demo to the Hub, in one commit each, and load models from it."""
 
 from hf_mmbalance._lazy import lazy_exports
 

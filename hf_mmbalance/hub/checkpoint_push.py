@@ -1,4 +1,4 @@
-"""Pushes during training: checkpoints, in the background."""
+"""Push checkpoints in the background during training."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from hf_mmbalance.scrubbing import scrub
 
 logger = logging.get_logger(__name__)
 
-NOT_PUSHED = "a checkpoint was not pushed, training goes on: %s"
+NOT_PUSHED = "a checkpoint was not pushed, training continues: %s"
 
 
 class CheckpointPushes:
     """Pushes the checkpoints of one run to the Hub, one after the other, while training continues.
 
-    A push that fails gives a warning and does not stop training; the next one includes what it missed.
+    If a push fails, it logs a warning and training continues; the next push includes the files that it missed.
 
     Args:
         repo_id: Repository, which must exist.
-        args: `hub_strategy` says what is pushed: with `every_save` and `checkpoint` each checkpoint's model to the
-            top of the repository, with `checkpoint` also to `last-checkpoint/`, with `all_checkpoints` also to
-            `checkpoint-N/`, with `end` nothing.
+        args: Training arguments. `hub_strategy` decides what is pushed: with `every_save` and `checkpoint`, the model
+            of each checkpoint to the top of the repository; with `checkpoint`, also to `last-checkpoint/`; with
+            `all_checkpoints`, also to `checkpoint-N/`; with `end`, nothing.
     """
 
     def __init__(self, repo_id: str, args: TrainingArguments):
@@ -40,15 +40,15 @@ class CheckpointPushes:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hub-push")
 
     def add(self, checkpoint: Path, message: str) -> None:
-        """Push a checkpoint; skipped while the last push is still running, unless `hub_always_push`."""
+        """Push a checkpoint; skip it if the last push is still running, unless `hub_always_push` is set."""
         if self.strategy == HubStrategy.END:
             return
         if self._running is not None and not self._running.done() and not self.args.hub_always_push:
-            logger.warning("%s is not pushed: the push before it is still running", checkpoint.name)
+            logger.warning("%s is not pushed: the previous push is still running", checkpoint.name)
             return
         try:
             staged = self._stage(checkpoint)
-        except OSError as error:  # e.g. a full disk without support for links
+        except OSError as error:  # e.g. the disk is full and does not support links
             logger.warning(NOT_PUSHED, scrub(str(error)))
             return
         self._running = self._worker.submit(self._push, staged, message)
@@ -59,7 +59,7 @@ class CheckpointPushes:
             self._running.result()
 
     def _stage(self, checkpoint: Path) -> Path:
-        """Snapshot the files to push: training may delete the checkpoint during the push."""
+        """Snapshot the files to push, since training can delete the checkpoint during the push."""
         staged = Path(tempfile.mkdtemp(prefix=".push-", dir=checkpoint.parent))
         try:
             _link_files(checkpoint, staged, MODEL_FILES)
@@ -78,7 +78,7 @@ class CheckpointPushes:
     def _push(self, staged: Path, message: str) -> None:
         try:
             push_checkpoint(staged, self.repo_id, message=message, revision=self.args.hub_revision)
-        except Exception as error:  # any error of a client: a failed push must not end a long training run
+        except Exception as error:  # catch everything: a failed push must not end a long training run
             logger.warning(NOT_PUSHED, scrub(str(error) or type(error).__name__))
         finally:
             shutil.rmtree(staged, ignore_errors=True)

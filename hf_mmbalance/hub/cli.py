@@ -1,4 +1,4 @@
-"""`mmbalance card`, `push` and `space`: cards, trained models, metrics and the demo from a shell."""
+"""The commands `mmbalance card`, `push` and `space`, for cards, trained models, metrics and the demo."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from hf_mmbalance import console
 
 
-CARD = """Write the card (README.md) of a finished run: with its picture and the diagnosis of its decision layer.
+CARD = """Write the card (README.md) of a finished run: results, figure and the diagnosis of its decision layer.
 
 example:
   mmbalance card outputs/my-run --repo_id user/name
 """
 PUSH = """Push a saved model to the Hub in one commit: weights, code, processor, card, and the results of its run.
 
-Files already on the Hub are not sent again: the same command resumes an interrupted push.
+Files already on the Hub are not sent again, so the same command resumes an interrupted push.
 
 example:
   mmbalance push outputs/my-run user/name --private
@@ -33,7 +33,7 @@ def add_card(verbs: Any) -> None:
     """Add the verb `card`."""
     parser = console.add_verb(verbs, "card", CARD, run_card)
     parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="output folder of a training run")
-    parser.add_argument("--repo_id", required=True, metavar="USER/NAME", help="repository that the snippets name")
+    parser.add_argument("--repo_id", required=True, metavar="USER/NAME", help="repository to name in the snippets")
 
 
 def add_push(verbs: Any) -> None:
@@ -52,13 +52,13 @@ def add_space(verbs: Any) -> None:
     from hf_mmbalance.hub.space_push import METRICS
 
     parser = console.add_verb(verbs, "space", SPACE, run_space)
-    parser.add_argument("what", choices=[*METRICS, "demo"], help="a metric for `evaluate`, or the page of a model")
+    parser.add_argument("what", choices=[*METRICS, "demo"], help="a metric for `evaluate`, or the demo of a model")
     parser.add_argument("repo_id", metavar="USER/NAME", help="Space; created if it does not exist")
-    parser.add_argument("--model", metavar="ID", help="demo: repository of the model it shows")
-    parser.add_argument("--model_revision", help="demo: branch, tag or commit (default: the commit main is at now)")
+    parser.add_argument("--model", metavar="ID", help="demo: repository of the model to show")
+    parser.add_argument("--model_revision", help="demo: branch, tag or commit (default: the latest commit on main)")
     parser.add_argument("--trust_remote_code", action="store_true", help="demo: let the Space run the code in the"
-                        " model's repository, which it needs where hf_mmbalance is not installed")  # fmt: skip
-    parser.add_argument("--examples", nargs="+", type=Path, default=[], metavar="CLIP", help="demo: clips to pick from"
+                        " model's repository; required if hf_mmbalance is not installed there")  # fmt: skip
+    parser.add_argument("--examples", nargs="+", type=Path, default=[], metavar="CLIP", help="demo: example clips"
                         " (default: those in the folder examples/ of the model's repository)")  # fmt: skip
     parser.add_argument("--private", action="store_true", default=None, help="make a new Space private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to push to (default: main)")
@@ -66,7 +66,7 @@ def add_space(verbs: Any) -> None:
 
 
 def run_card(arguments: argparse.Namespace) -> int:
-    """Run `card`; returns the exit status."""
+    """Run `card` and return the exit status."""
     from hf_mmbalance.hub.model_card import write_card
 
     files = write_card(arguments.run, arguments.repo_id)
@@ -75,7 +75,7 @@ def run_card(arguments: argparse.Namespace) -> int:
 
 
 def run_push(arguments: argparse.Namespace) -> int:
-    """Run `push`; returns the exit status."""
+    """Run `push` and return the exit status."""
     from hf_mmbalance.hub.model_card import pinned_revision
     from hf_mmbalance.hub.model_push import push_saved
 
@@ -92,21 +92,21 @@ def run_push(arguments: argparse.Namespace) -> int:
 
 
 def _show(done: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Print what was pushed, and write it where `--json` says."""
+    """Print what was pushed, and write it to the file given by `--json`."""
     if console.shows_text(arguments):
         console.say(console.fields(done))
     console.write_result(arguments.json, done)
 
 
 def run_space(arguments: argparse.Namespace) -> int:
-    """Run `space`; returns the exit status."""
+    """Run `space` and return the exit status."""
     from hf_mmbalance.hub.space_push import publish_demo, publish_metric
 
     common = {"private": arguments.private, "revision": arguments.revision}
     if arguments.what != "demo":
         done = publish_metric(arguments.what, arguments.repo_id, **common)
     elif arguments.model is None:
-        raise ValueError("the demo needs --model: the repository of the model it shows")
+        raise ValueError("the demo needs --model: give the repository of the model to show")
     else:
         done = publish_demo(
             arguments.repo_id,
@@ -118,6 +118,6 @@ def run_space(arguments: argparse.Namespace) -> int:
         )
     _show(done, arguments)
     if arguments.what == "demo" and not arguments.trust_remote_code:
-        text = f"the Space may not run the code in {done['model']}, and starts only where hf_mmbalance is installed"
-        console.say(f"note: {text}; read that code, and if you trust it pass --trust_remote_code", aside=True)
+        text = f"the Space may not run the code in {done['model']}, so it only starts if hf_mmbalance is installed"
+        console.say(f"note: {text}; read that code, and if you trust it, pass --trust_remote_code", aside=True)
     return console.DONE

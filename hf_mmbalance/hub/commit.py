@@ -1,4 +1,4 @@
-"""Push a folder to a repository of the Hub in one commit; only changed files are uploaded."""
+"""Push a folder to a repository on the Hub in one commit; only changed files are uploaded."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Files that Python unpickles on loading can run any code; this package never writes any.
+# Loading a pickle can run any code; this package never writes any.
 PICKLES = ("*.bin", "*.ckpt", "*.joblib", "*.pickle", "*.pkl", "*.pt", "*.pth")
 NEVER = ("*.pyc", "__pycache__/*", "*/__pycache__/*", ".git/*", "*/.git/*", ".cache/*", "*.lock", ".DS_Store")
 WAITS = (0.5, 1.0, 2.0)  # seconds between attempts
-PIECE = 1 << 20  # bytes searched for secrets at once
+PIECE = 1 << 20  # bytes to search for secrets at a time
 LONGEST_SECRET = 4096  # bytes
 
 
 @dataclass(frozen=True)
 class Change:
-    """Content of a commit: added files, each a local path or bytes, and deleted paths."""
+    """The content of a commit: files to add, each a local path or bytes, and paths to delete."""
 
     files: Mapping[str, Path | bytes] = field(default_factory=dict)
     deleted: Sequence[str] = ()
@@ -55,30 +55,30 @@ def push_folder(
 ) -> CommitInfo:
     """Push a folder in one commit; the repository and the branch are created if they do not exist.
 
-    Files that are unchanged on the Hub are not sent again, so the same call resumes an interrupted push. If
-    somebody else's commit comes first, the change is made again on top of it.
+    Files that the Hub already has are not sent again, so the same call resumes an interrupted push. If someone else
+    commits first, the change is applied on top of that commit.
 
     Args:
         folder: Local folder.
         repo_id: `user/name`, or `name` for your own.
         message: Title of the commit.
         repo_type: `model`, `dataset` or `space`.
-        private: Make a new repository private (True) or public (False); None leaves it to the account's default.
-            With True a repository that exists must be private.
+        private: Make a new repository private (True) or public (False); None uses the account's default. With True,
+            an existing repository must be private.
         revision: Branch, default `main`.
-        token: Access token; None takes the one of `hf auth login` or `HF_TOKEN`.
-        allow_patterns: Only files that match one (`*` also matches `/`).
-        ignore_patterns: No files that match one.
-        delete_patterns: Files of the repository that match one and are not in the folder are deleted.
+        token: Access token; None uses the one of `hf auth login` or `HF_TOKEN`.
+        allow_patterns: Push only files that match one of these patterns (`*` also matches `/`).
+        ignore_patterns: Do not push files that match one of these patterns.
+        delete_patterns: Delete files of the repository that match one of these patterns and are not in the folder.
         space_sdk: Kind of a new Space, e.g. `gradio`.
-        tag: Name of the content, a revision that snippets can pin; the commit gets it as a tag. An existing tag
-            is kept: it names the same content.
+        tag: Tag for the commit: a revision that snippets can pin, named after the content. An existing tag is kept,
+            because it marks the same content.
 
     Returns:
-        The commit; the existing one if nothing changed.
+        The new commit, or the existing one if nothing changed.
 
     Raises:
-        HubError: refused by the Hub or by this package (pickles, links out of the folder, texts with a secret).
+        HubError: the Hub or this package rejects the push (pickles, links out of the folder, texts with a secret).
     """
     files = folder_files(Path(folder), allow_patterns, ignore_patterns)
 
@@ -114,9 +114,9 @@ def push_change(
     space_sdk: str | None = None,
     tag: str | None = None,
 ) -> CommitInfo:
-    """Push in one commit the change that `change(api, repo_id, head)` returns for the commit `head`.
+    """Push the change that `change(api, repo_id, head)` returns for the commit `head`, in one commit.
 
-    It is called again if somebody else's commit comes first. All other arguments are as in `push_folder`.
+    If someone else commits first, `change` is called again. All other arguments are as in `push_folder`.
     """
     from huggingface_hub import HfApi
 
@@ -149,13 +149,13 @@ def push_change(
 def folder_files(
     folder: Path, allow_patterns: Sequence[str] | None = None, ignore_patterns: Sequence[str] | None = None
 ) -> dict[str, Path]:
-    """Files of a folder that may be pushed, by their path in the repository.
+    """Return the files of a folder that can be pushed, by their path in the repository.
 
     Raises:
-        HubError: no folder, no file to push, a pickle, a link out of the folder, a secret in a text.
+        HubError: no folder, no file to push, a pickle, a link out of the folder, or a secret in a text.
     """
     if not folder.is_dir():
-        raise HubError(f"{folder} is not a folder; name the folder to push")
+        raise HubError(f"{folder} is not a folder; give the folder to push")
     files: dict[str, Path] = {}
     for place, subfolders, names in os.walk(folder):
         subfolders.sort()
@@ -174,25 +174,25 @@ def folder_files(
 
 
 def check_files(files: Mapping[str, Path | bytes], folder: Path | None = None) -> None:
-    """Refuse files that must not be published.
+    """Reject files that must not be published.
 
     Raises:
-        HubError: names the file and the remedy.
+        HubError: a file must not be published; the message names it and the remedy.
     """
     for inside, content in files.items():
         if _matches(inside.lower(), PICKLES):
             text = f"{inside}: pickled files are not pushed, since loading one can run any code"
-            raise HubError(f"{text}; save tensors as safetensors, or leave the file out")
+            raise HubError(f"{text}; save tensors as safetensors, or remove the file")
         if isinstance(content, Path):
             if content.is_symlink() and folder is not None and not _stays_inside(content, folder):
-                raise HubError(f"{content} is a link out of the folder; replace it by a copy, or leave it out")
+                raise HubError(f"{content} is a link out of the folder; replace it with a copy, or remove it")
             if content.is_dir():
-                raise HubError(f"{content} is a link to a folder; replace it by a copy, or leave it out")
+                raise HubError(f"{content} is a link to a folder; replace it with a copy, or remove it")
         secret = _secret_in(content)
         if secret is not None:
             line, kind = secret
-            text = f"{inside}, line {line}, holds a secret ({kind})"
-            raise HubError(f"{text}; remove it, and revoke it if anybody else could see it")
+            text = f"{inside}, line {line}, contains a secret ({kind})"
+            raise HubError(f"{text}; remove it, and revoke it if anyone else could have seen it")
 
 
 def _stays_inside(link: Path, folder: Path) -> bool:
@@ -200,8 +200,7 @@ def _stays_inside(link: Path, folder: Path) -> bool:
 
 
 def _secret_in(content: Path | bytes) -> tuple[int, str] | None:
-    """Line and kind of the first secret in a text; searched in pieces up to the first zero byte, since a file
-    with one is not a text."""
+    """Return line and kind of the first secret in a text. The search stops at a zero byte, which no text contains."""
     with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
         data, line = b"", 1
         while piece := file.read(PIECE):
@@ -222,12 +221,12 @@ def _matches(path: str, patterns: Sequence[str]) -> bool:
 def open_repo(
     api: HfApi, repo_id: str, repo_type: str, private: bool | None, revision: str | None, space_sdk: str | None
 ) -> str:
-    """Create repository and branch if they do not exist; returns the full name."""
+    """Create the repository and the branch if they do not exist, and return the full name."""
     made = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=space_sdk)
     repo = made.repo_id
     if private and not api.repo_info(repo, repo_type=repo_type).private:
         text = f"{repo} is public, and this push must be private"
-        raise HubError(f"{text}; make it private in its settings, or push to another name")
+        raise HubError(f"{text}; make it private in its settings, or push to a different name")
     if revision is not None and not revision.startswith("refs/") and revision != "main":
         api.create_branch(repo, branch=revision, repo_type=repo_type, exist_ok=True)
     return repo
@@ -241,20 +240,20 @@ def _operations(change: Change) -> list[Any]:
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """Call a function, and again a few times after temporary failures."""
+    """Call a function; after temporary failures, retry a few times."""
     for wait in WAITS:
         try:
             return call()
         except Exception as error:
             if not _is_temporary(error):
                 raise
-            logger.info("again in %g s after: %s", wait, type(error).__name__)
+            logger.info("retry in %g s after: %s", wait, type(error).__name__)
             time.sleep(wait)
     return call()
 
 
 def _is_temporary(error: BaseException) -> bool:
-    """Whether trying again can help: a branch that moved, a server that failed, a connection that broke."""
+    """Return True if a retry can help: a branch that moved, a server that failed, a connection that broke."""
     import httpx2
 
     statuses = {409, 412, 500, 502, 503, 504}

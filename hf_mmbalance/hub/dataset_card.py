@@ -1,4 +1,4 @@
-"""The card of a data set's repository: several builds with one metadata block; a push replaces only its own part."""
+"""The card of a dataset repository: several builds share one metadata block; a push replaces only its own part."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ROW = re.compile(r"^\| \[`([\w-]+)`\].*$", re.MULTILINE)
 
 
 def read_card(text: str, where: str) -> tuple[dict[str, Any], str]:
-    """Head and body of a card.
+    """Split a card into its YAML head and its body.
 
     Raises:
-        HubError: the head is not closed, or not YAML.
+        HubError: the head is missing, not closed, or not YAML.
     """
     match = re.match(r"---\r?\n(.*?\n)---(?:\r?\n|$)(.*)", text, re.DOTALL)
     try:
@@ -30,7 +30,7 @@ def read_card(text: str, where: str) -> tuple[dict[str, Any], str]:
     except yaml.YAMLError as error:
         raise HubError(f"{where}: the head of the card is not YAML ({error}); correct it and push again") from error
     if match is None or not isinstance(head, dict):
-        raise HubError(f"{where}: the card has no YAML head between two --- lines; build the data set again")
+        raise HubError(f"{where}: the card has no YAML head between two --- lines; build the dataset again")
     return head, match[2]
 
 
@@ -42,30 +42,30 @@ class _Plain(yaml.SafeDumper):
 
 
 def write_card(head: dict[str, Any], body: str) -> str:
-    """The card's text."""
+    """Return the text of a card."""
     return "---\n" + yaml.dump(head, Dumper=_Plain, sort_keys=False, width=110, allow_unicode=True) + "---\n" + body
 
 
 def config_names(head: dict[str, Any]) -> list[str]:
-    """Names of the configurations."""
+    """Return the names of the configurations."""
     return [config["config_name"] for config in head.get("configs") or []]
 
 
 def paths_of(config: dict[str, Any]) -> list[str]:
-    """File patterns of a configuration, those of all splits."""
+    """Return the file patterns of a configuration, for all splits."""
     files = config.get("data_files") or []
     parts = [files] if isinstance(files, str) else [part["path"] if isinstance(part, dict) else part for part in files]
     return [path for part in parts for path in ([part] if isinstance(part, str) else part)]
 
 
 def new_names(head: dict[str, Any], name: str | None) -> dict[str, str]:
-    """New names of the configurations of a build in the repository; {} if unchanged."""
+    """Return the names that a build's configurations get in the repository, by old name; {} if unchanged."""
     names = config_names(head)
     return {old: name if names == [old] else f"{name}-{old}" for old in names} if name else {}
 
 
 def rename(head: dict[str, Any], name: str) -> dict[str, Any]:
-    """The head of a named build: its configurations and paths get that name."""
+    """Return the head of a named build: the name is added to its configurations and paths."""
     new = new_names(head, name)
     configs = []
     for config in head["configs"]:
@@ -85,24 +85,24 @@ def _under(name: str, path: str) -> str:
 def merge_heads(
     new: dict[str, Any], old: dict[str, Any], place: str, default: str | None, *, beside: bool = False
 ) -> dict[str, Any]:
-    """The repository's head after a push: configurations of other builds stay, one configuration is the default.
+    """Merge the heads of a pushed build and of the repository; configurations of other builds stay.
 
     Args:
         new: Head of the pushed build.
         old: Head of the existing card; {} if there is none.
-        place: Folder of the pushed build's shards in the repository; what the old head had there is replaced.
-        default: Configuration to make the default; None keeps the old one, else takes that of `new`.
+        place: Folder of the pushed build's shards in the repository; configurations in it are replaced.
+        default: Configuration to make the default; None keeps the old default, or uses the first of `new`.
         beside: The build has a name and is added to others: license, title and tags of the repository stay.
 
     Raises:
-        HubError: two builds use one name or have different licenses, or `default` is none of the configurations.
+        HubError: two builds use the same name or different licenses, or `default` is not a configuration.
     """
     kept = [config for config in old.get("configs") or [] if not _lies_in(config, place)]
     names = config_names({"configs": kept})
     repeated = sorted(set(names) & set(config_names(new)))
     if repeated:
-        text = f"the repository has a configuration {repeated[0]} of another build"
-        raise HubError(f"{text}; push under another --name, or remove that one from its card first")
+        text = f"the repository has a configuration {repeated[0]} of a different build"
+        raise HubError(f"{text}; push with a different --name, or remove that configuration from the card first")
     configs = [dict(config) for config in [*new["configs"], *kept]]
     marked = next((config["config_name"] for config in old.get("configs") or [] if config.get("default")), None)
     names = config_names({"configs": configs})
@@ -134,21 +134,21 @@ def _lies_in(config: dict[str, Any], place: str) -> bool:
 
 
 def check_head(head: dict[str, Any], files: Iterable[str]) -> None:
-    """Every configuration must find its files.
+    """Check that the files of every configuration exist.
 
     Raises:
-        HubError: names the one that does not.
+        HubError: files are missing; the message names the configuration.
     """
     there = list(files)
     for config in head["configs"]:
         for pattern in paths_of(config):
             if not any(fnmatch.fnmatchcase(path, pattern) for path in there):
-                text = f"configuration {config['config_name']} names {pattern}, and no file fits it"
-                raise HubError(f"{text}; build the data set again, or push the build that it belongs to")
+                text = f"configuration {config['config_name']} names {pattern}, but no file matches it"
+                raise HubError(f"{text}; build the dataset again, or push the build that it belongs to")
 
 
 def list_build(body: str, name: str, clips: str, configs: list[str]) -> str:
-    """The body with one line on a named build, added to those already listed."""
+    """Add one line about a named build to the list of builds in the body."""
     found = OTHERS.search(body)
     rows = {match[1]: match[0] for match in ROW.finditer(found[0])} if found else {}
     shown = ", ".join(f"`{config}`" for config in configs)
@@ -157,7 +157,7 @@ def list_build(body: str, name: str, clips: str, configs: list[str]) -> str:
 
 
 def keep_list(body: str, old: str) -> str:
-    """The body with the list of other builds that an older body had."""
+    """Copy the list of other builds from an older body into a new one."""
     found = OTHERS.search(old)
     return _with_others(body, {match[1]: match[0] for match in ROW.finditer(found[0])} if found else {})
 
@@ -172,7 +172,7 @@ def _with_others(body: str, rows: dict[str, str]) -> str:
 
 
 def fill_snippets(body: str, repo_id: str, tag: str, renamed: dict[str, str]) -> str:
-    """The body with snippets that load from the repository, at the revision of this content."""
+    """Fill in the body's snippets, so that they load this content from the repository at its revision."""
     lines = body.split("\n")
     for i, line in enumerate(lines):
         if HERE not in line:
@@ -188,7 +188,7 @@ def fill_snippets(body: str, repo_id: str, tag: str, renamed: dict[str, str]) ->
 
 
 def without_places(text: str, sources: Iterable[str]) -> str:
-    """The text with the local folders removed from paths; file names stay."""
+    """Remove local folders from the paths in a text; file names stay."""
     parents = {str(parent) for source in sources for parent in list(Path(source).parents)[:3]}
     places = [*sorted(parents, key=len, reverse=True), str(Path.home())]
     for place in places:

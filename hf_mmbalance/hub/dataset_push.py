@@ -1,4 +1,4 @@
-"""Push a built data set to the Hub: changed shards, one card for all builds of a repository, a tag of the content."""
+"""Push a built dataset to the Hub: changed shards, one card for all builds of a repository, a tag for the content."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hf_mmbalance.hub.errors import HubError
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-BASE = "data"  # folder of the shards of the main build, which has no name
+BASE = "data"  # folder for the shards of the main build, which has no name
 SHEET = "contact_sheet.png"
 
 
@@ -38,12 +38,12 @@ class Build:
     Attributes:
         head, body: parts of its card.
         shards: path in the repository -> local file.
-        extras: report, manifest, contact sheet, and for a named build the card.
+        extras: report, manifest, contact sheet, and the card of a named build.
         sha256: path in the repository -> hash of the content, for shards and contact sheet.
         place: folder of the shards in the repository.
-        tag: name of this content.
+        tag: tag that identifies this content.
         clips: number of clips, as text.
-        media: columns with sound or pictures.
+        media: columns with audio, video or images.
     """
 
     head: dict[str, Any]
@@ -68,31 +68,31 @@ def publish(
     token: str | None = None,
     media_may_be_public: bool = True,
 ) -> dict[str, Any]:
-    """Push a built folder to a data set of the Hub in one commit; unchanged files are not sent.
+    """Push a built folder to a dataset on the Hub in one commit; unchanged files are not sent.
 
     Args:
-        folder: What `build` (or Kinetics-Sounds' `annotations`) wrote.
+        folder: Folder that `build` (or Kinetics-Sounds' `annotations`) wrote.
         repo_id: `user/name`.
-        name: Name of this build in a repository with several: its configurations get this name and its
-            shards are in a folder of this name. Without it the build is the repository's main one.
+        name: Name of this build in a repository with several builds; used for its configurations and the folder of
+            its shards. Without a name, the build is the main one of the repository.
         default: Configuration to make the default (otherwise it stays the same).
         private: True: the repository must be private, and is created private if it is new.
         revision: Branch.
-        token: Access token; default: that of `hf auth login` or `HF_TOKEN`.
+        token: Access token; default: the one of `hf auth login` or `HF_TOKEN`.
         media_may_be_public: False for media that may not be republished: these go to private repositories only.
 
     Returns:
-        `repo`, `url`, `commit`, `tag` (names this content: a revision to pin), `configs`, `default`, `files` (shards)
-        and `bytes` sent, and `load`: the line that loads this content.
+        `repo`, `url`, `commit`, `tag` (a revision to pin for this content), `configs`, `default`, `files` (number of
+        shards sent), `bytes` sent, and `load`, the line of code that loads this content.
 
     Raises:
-        HubError: refused by the Hub or by this package; the message gives the remedy.
+        HubError: the Hub or this package rejects the push; the message gives the remedy.
         BuildError: the folder is not a complete build.
     """
     build = read_build(folder, repo_id, name)
     if build.media and not media_may_be_public and not private:
-        text = f"{folder} holds media ({', '.join(build.media)}) that may not be republished"
-        raise HubError(f"{text}; publish the list of clips (the verb annotations writes it), or pass --private")
+        text = f"{folder} contains media ({', '.join(build.media)}) that may not be republished"
+        raise HubError(f"{text}; publish the list of clips (`annotations` writes it), or pass --private")
     result: dict[str, Any] = {}
 
     def change(api: HfApi, repo: str, head: str) -> Change:
@@ -126,14 +126,14 @@ def read_build(folder: Path, repo_id: str, name: str | None) -> Build:
     """Read a built folder and check that it is complete.
 
     Raises:
-        BuildError: the card is missing, or shards are missing or differ from those built.
-        HubError: a bad name, a card that cannot be read, an access token in what would be published.
+        BuildError: the card is missing, or shards are missing or changed since the build.
+        HubError: the name is invalid, the card cannot be read, or a file to publish contains an access token.
     """
     if name is not None and (not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == BASE):
-        raise HubError(f"--name {name!r}: use letters, digits, _ and -, and not {BASE!r}")
+        raise HubError(f"--name {name!r}: use letters, digits, _ and -, but not the name {BASE!r}")
     card = folder / "README.md"
     if not card.is_file():
-        raise BuildError(f"{folder}: README.md does not exist; name a folder that `build` finished")
+        raise BuildError(f"{folder}: README.md does not exist; give a folder that `build` finished")
     local = sorted((folder / "data").glob("*.parquet"))
     hashes = {path.name: file_sha256(path) for path in local}
     report = json.loads((folder / REPORT).read_text(encoding="utf-8")) if (folder / REPORT).exists() else None
@@ -141,11 +141,11 @@ def read_build(folder: Path, repo_id: str, name: str | None) -> Build:
     wrong = sorted(file for file in listed.keys() | hashes.keys() if listed.get(file) != hashes.get(file))
     if wrong or not local:
         text = (
-            f"{folder}: {wrong[0]} is missing, or differs from what was built"
+            f"{folder}: {wrong[0]} is missing or has changed since the build"
             if wrong
             else f"{folder}: there is no shard"
         )
-        raise BuildError(f"{text}; delete it if it exists, and run `build` again (it resumes with the rest)")
+        raise BuildError(f"{text}; delete it if it exists, and run `build` again (it keeps complete shards)")
     head, body = cards.read_card(card.read_text(encoding="utf-8"), str(card))
     if not head.get("configs"):
         raise BuildError(f"{card}: there are no configs in its head; run `build` again")
@@ -171,7 +171,7 @@ def read_build(folder: Path, repo_id: str, name: str | None) -> Build:
 
 
 def _with_features(head: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
-    """The head with the columns' types, so that the viewer and streams know them before a shard is read."""
+    """Add the columns' types to the head, so that the viewer and streams know them before they read a shard."""
     from datasets import Features
 
     features = Features.from_arrow_schema(schema)._to_yaml_list()
@@ -181,7 +181,7 @@ def _with_features(head: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
 
 
 def _media_columns(schema: pa.Schema) -> list[str]:
-    """Columns with files: bytes and path, single or in lists."""
+    """Return the columns that contain files (bytes and path), single or in lists."""
 
     def holds(kind: pa.DataType) -> bool:
         if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -193,7 +193,7 @@ def _media_columns(schema: pa.Schema) -> list[str]:
 
 
 def _sources(folder: Path) -> list[str]:
-    """Local paths of the raw files of a build."""
+    """Return the local paths of a build's raw files."""
     manifest = folder / MANIFEST
     if not manifest.exists():
         return []
@@ -202,7 +202,7 @@ def _sources(folder: Path) -> list[str]:
 
 
 def _extras(folder: Path, sources: list[str]) -> dict[str, Path | bytes]:
-    """Report, manifest and contact sheet, without local paths."""
+    """Return report, manifest and contact sheet without local paths."""
     extras: dict[str, Path | bytes] = {}
     if (folder / REPORT).exists():
         extras[REPORT] = cards.without_places((folder / REPORT).read_text(encoding="utf-8"), sources).encode()
@@ -224,12 +224,12 @@ def _extras(folder: Path, sources: list[str]) -> dict[str, Path | bytes]:
 def _change(
     api: HfApi, repo: str, head: str, build: Build, name: str | None, default: str | None, result: dict[str, Any]
 ) -> Change:
-    """The change on top of the commit `head`; `result` gets a summary of it."""
+    """Return the change on top of the commit `head`, and add a summary of it to `result`."""
     listed = api.list_repo_tree(repo, recursive=True, revision=head, repo_type="dataset")
     existing = {entry.path: entry for entry in listed if hasattr(entry, "blob_id")}
     script = repo.split("/")[-1] + ".py"
     if script in existing:
-        text = f"{repo} has the file {script}, and load_dataset refuses repositories with a script of their name"
+        text = f"{repo} has the file {script}, and load_dataset rejects repositories with a script of the same name"
         raise HubError(f"{text}; delete that file on the Hub and push again")
     old_head, old_body = _existing_card(api, repo, head) if "README.md" in existing else ({}, "")
     merged = cards.merge_heads(build.head, old_head, build.place, default, beside=name is not None)
@@ -245,7 +245,7 @@ def _change(
     sent = changed.keys() & build.shards.keys()
     deleted = [path for path in existing if path.startswith(build.place + "/") and path not in mine]
     cards.check_head(merged, {*existing, *mine} - set(deleted))
-    # includes files of an earlier attempt: its commit may have succeeded although the reply was lost
+    # Count files of an earlier attempt too: its commit may have succeeded even if the reply was lost.
     sent |= result.get("sent", set())
     result.update(
         sent=sent,
@@ -269,7 +269,7 @@ def _remote_hash(entry: Any) -> str | None:
 
 
 def add_publish(tool: DatasetScript, *, media_may_be_public: bool = True) -> None:
-    """Give a script of dataset_scripts/ the verb `publish`."""
+    """Add the verb `publish` to a script of dataset_scripts/."""
 
     def run(args: argparse.Namespace, say: Say) -> dict[str, Any]:
         done = publish(
@@ -286,8 +286,8 @@ def add_publish(tool: DatasetScript, *, media_may_be_public: bool = True) -> Non
 
     add = tool.verb("publish", "push a built folder to the Hub", run).add_argument
     add("folder", type=Path, help="a built folder")
-    add("repo", help="user/name of the data set on the Hub")
-    add("--name", help="name of this build, if the repository has several")
-    add("--default", metavar="CONFIG", help="configuration that load_dataset takes if none is named")
-    add("--private", action="store_true", default=None, help="only to a private repository (created if there is none)")
+    add("repo", help="user/name of the dataset on the Hub")
+    add("--name", help="name of this build, if the repository has several builds")
+    add("--default", metavar="CONFIG", help="configuration that load_dataset uses by default")
+    add("--private", action="store_true", default=None, help="push only to a private repository (created if missing)")
     add("--revision", help="branch (default main)")

@@ -1,4 +1,4 @@
-"""Errors of the Hub's clients: their own message and one sentence with the remedy; secrets are removed."""
+"""Add a remedy to the error messages of the Hub's clients, and remove secrets from them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from hf_mmbalance.scrubbing import scrub
 
 
 class HubError(UserError):
-    """Refused by the Hub or by this package: the client's own message and one sentence with the remedy."""
+    """Raised if the Hub or this package rejects something: the original message and one sentence with the remedy."""
 
 
 @dataclass(frozen=True)
 class _Advice:
-    """Remedy for an error of one of these classes, with one of these statuses, or with these words in its message.
+    """A remedy for errors of certain classes, with certain HTTP statuses, or with certain words in the message.
 
-    Classes are compared by name, so that this module need not import the clients.
+    Classes are compared by name, so that this module does not have to import the clients.
     """
 
     text: str
     kinds: tuple[str, ...] = ()  # names of exception classes or of their bases
-    statuses: tuple[int, ...] = ()  # of the server's answer
-    words: str = ""  # a regular expression found in the message
+    statuses: tuple[int, ...] = ()  # HTTP statuses of the response
+    words: str = ""  # regular expression to search for in the message
 
     def fits(self, error: BaseException) -> bool:
         named = {kind.__name__ for kind in type(error).__mro__} & set(self.kinds)
@@ -36,12 +36,12 @@ class _Advice:
 
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token from https://huggingface.co/settings/tokens"
-UPDATE = "update with `pip install -U hf_mmbalance transformers`, or name a revision made by your version"
+UPDATE = "update with `pip install -U hf_mmbalance transformers`, or give a revision that was made by your version"
 
-# The first entry that matches any error of the chain is used: from the specific to the general.
+# The first entry that matches any error of the chain is used, so specific entries come before general ones.
 _ADVICE = (
     _Advice(
-        "Name a branch, tag or commit that exists; they are listed on the repository's page.",
+        "Give a branch, tag or commit that exists; they are listed on the repository's page.",
         words=r"Revision Not Found|is not a valid git identifier|[Rr]evision '.*' (doesn't|does not) exist",
     ),
     _Advice(f"Ask for access on the repository's page, then {LOG_IN}.", kinds=("GatedRepoError",)),
@@ -50,12 +50,12 @@ _ADVICE = (
         words=r"contains custom code which must|references custom code|execute custom code",
     ),
     _Advice(
-        f"The repository holds no code for its model type, or needs a newer version: {UPDATE}, or push it again with"
+        f"The repository has no code for its model type, or needs a newer version: {UPDATE}, or push it again with"
         " its code (`model.push_to_hub`).",
         words=r"does not recognize this architecture|Unrecognized (model|processing class|configuration class)",
     ),
     _Advice(
-        f"Its config was made by another version or by hand: {UPDATE}.",
+        f"Its config was made by a different version or by hand: {UPDATE}.",
         kinds=("StrictDataclassError",),
     ),
     _Advice(
@@ -64,13 +64,13 @@ _ADVICE = (
         kinds=("SafetensorError",),
     ),
     _Advice(
-        "The repository does not hold that file at this revision; if its upload was interrupted, push again (what is"
-        " there already is not sent twice), else name another revision.",
+        "The repository does not have that file at this revision: if its upload was interrupted, push again (complete"
+        " files are not sent twice); otherwise, give a different revision.",
         kinds=("RemoteEntryNotFoundError", "DataFilesNotFoundError", "EmptyDatasetError"),
         words=r"does not appear to have (a file|files) named|no file named|Unable to find '.*hf://",
     ),
     _Advice(
-        "Name one of the configurations that the message lists.",
+        "Give one of the configurations that the message lists.",
         words=r"Config name is missing|BuilderConfig .* not found",
     ),
     _Advice(
@@ -79,37 +79,37 @@ _ADVICE = (
     ),
     _Advice(f"Your token is not valid: {LOG_IN}.", words=r"Invalid credentials"),
     _Advice(
-        "A repository is named user/name, of letters, digits and . _ -; a folder must exist on this machine.",
+        "A repository is named user/name, with letters, digits and . _ -; a folder must exist on this machine.",
         kinds=("HFValidationError", "HfUriError"),
     ),
     _Advice(
-        "Check the name (user/name) and that it is a repository of this kind (model, dataset or space); for a private"
-        f" one, {LOG_IN} that may read it.",
+        "Check the name (user/name) and the kind of repository (model, dataset or space); for a private"
+        f" one, {LOG_IN} that can read it.",
         words=r"Repository Not Found|not a valid model identifier|doesn't exist on the Hub or cannot be accessed"
         r"|not a (local folder or a )?valid repository name|Couldn't find any data file|Couldn't find a module script",
     ),
     _Advice(
-        "Unset HF_HUB_OFFLINE, or run the command once without it so that the cache holds what is needed.",
+        "Unset HF_HUB_OFFLINE, or run the command once without it to fill the cache.",
         kinds=("OfflineModeIsEnabled",),
     ),
     _Advice(
-        "Somebody else pushed at the same time; nothing of theirs is lost: run the same command again.",
+        "Someone else pushed at the same time; their changes are not lost: run the same command again.",
         statuses=(409, 412),
     ),
     _Advice(f"This needs a login: {LOG_IN}.", kinds=("LocalTokenNotFoundError",), statuses=(401,)),
     _Advice(
-        "Your token has no right to do this: to read, ask the owner for access; to push, use one with write access to"
-        " that user or organization, or push to your own namespace.",
+        "Your token has no right to do this: to read, ask the owner for access; to push, use a token with write access"
+        " to that user or organization, or push to your own namespace.",
         statuses=(403,),
     ),
     _Advice("The Hub has no space left for this: free some storage or make the files smaller.", statuses=(413, 507)),
-    _Advice("The Hub asks you to slow down: wait some minutes and run the same command again.", statuses=(429,)),
+    _Advice("The Hub asks you to slow down: wait a few minutes and run the same command again.", statuses=(429,)),
     _Advice(
         "The Hub has a temporary error: run the same command again later; complete files are not sent again.",
         statuses=tuple(range(500, 600)),
     ),
     _Advice(
-        "Check the network and HF_ENDPOINT and run the same command again; files that arrived completely are kept.",
+        "Check the network and HF_ENDPOINT and run the same command again; complete files are kept.",
         kinds=(
             *("TransportError", "ConnectionError", "TimeoutError"),
             *("LocalEntryNotFoundError", "RevisionResolutionError"),
@@ -117,10 +117,10 @@ _ADVICE = (
         words=r"[Cc]ouldn't (connect|reach)|specific connection error",
     ),
     _Advice(
-        "Its processor is missing or broken: push the repository again with it (`mmbalance push`).",
+        "Its processor is missing or broken: push the model again with its processor (`mmbalance push`).",
         words=r"Can't load (feature extractor|image processor|processor) for",
     ),
-    _Advice("The Hub does not accept this: correct what its message names.", statuses=(400, 422)),
+    _Advice("The Hub does not accept this: correct the problem that its message describes.", statuses=(400, 422)),
 )
 _DISK_FULL = (
     "The disk is full: make room, or set HF_HOME to a folder on a larger disk, and run the same command again;"
@@ -129,7 +129,7 @@ _DISK_FULL = (
 
 
 def chain_of(error: BaseException) -> list[BaseException]:
-    """The error and its causes, outermost first."""
+    """Return the error and its causes, outermost first."""
     chain: list[BaseException] = []
     following: BaseException | None = error
     while following is not None and following not in chain:
@@ -139,12 +139,12 @@ def chain_of(error: BaseException) -> list[BaseException]:
 
 
 def status_of(error: BaseException) -> int | None:
-    """HTTP status of the response that an error belongs to, if there was one."""
+    """Return the HTTP status of the response that caused an error, or None."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def advice_for(error: BaseException) -> str | None:
-    """One sentence with the remedy, or None for an error that is not about the Hub."""
+    """Return one sentence with the remedy, or None for an error that is not about the Hub."""
     chain = chain_of(error)
     full = (errno.ENOSPC, errno.EDQUOT)
     if any(isinstance(link, OSError) and link.errno in full for link in chain):
@@ -159,11 +159,11 @@ def explained(action: str) -> Iterator[None]:
     """Convert errors of Hub clients to a `HubError` that names the action and the remedy.
 
     Args:
-        action: What is being done, e.g. `"loading me/model"`; the message begins with it.
+        action: Current action, e.g. `"loading me/model"`; the message begins with it.
 
     Raises:
-        HubError: for every error that is known to be about the Hub, chained to it. Other errors are not changed. No
-            message contains a token, including those of the original errors.
+        HubError: for every error that is known to be about the Hub, with the original as its cause. Other errors stay
+            unchanged. Tokens are removed from all messages, including those of the original errors.
     """
     try:
         yield
@@ -183,7 +183,7 @@ def _clean(part: Any) -> Any:
 
 
 def _said(error: BaseException) -> str:
-    """The client's message, followed by the server's reply if the message does not give the reason."""
+    """Return the client's message, followed by the server's reply if the message does not give the reason."""
     text = str(error).strip() or type(error).__name__
     answer = next((link for link in chain_of(error) if status_of(link) is not None), None)
     if answer is not None and text.startswith(("Error while uploading", "We couldn't connect")):

@@ -1,4 +1,4 @@
-"""Synthetic clips as video files, for the demo of a model trained on synthetic data."""
+"""Write synthetic clips as video files, for the demo of a model trained on synthetic data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from hf_mmbalance.data.sources.synthetic import SyntheticOptions, synthetic_clips
 
 
-# Options used for the examples, with upper bounds: they are read from a file in another user's repository.
+# Options used for the examples, with upper bounds, since their values come from a file in another user's repository.
 LARGEST: dict[str, Any] = {"classes": 100, "seconds": 10.0, "frames": 64, "frame_size": 512}
 SIDE = 160  # pixels
 FPS = 25
@@ -21,12 +21,12 @@ def synthetic_examples(folder: Path, options: dict[str, Any], count: int = 6) ->
     """Write test clips of the synthetic data as MP4.
 
     Args:
-        folder: Where to write them.
-        options: Options of the run; those in `LARGEST` are used.
+        folder: Folder for the files.
+        options: Options of the run; only those in `LARGEST` are used.
         count: Number of clips.
 
     Returns:
-        Their paths; the name gives the classes of sound and look, e.g. `sounds_class1_looks_class0.mp4`.
+        Paths of the files. The name gives the classes of sound and look, e.g. `sounds_class1_looks_class0.mp4`.
     """
     sizes = {name: type(most)(min(options[name], most)) for name, most in LARGEST.items() if name in options}
     test: Any = synthetic_clips(SyntheticOptions(train_clips=1, test_clips=200, **sizes))["test"]  # type: ignore[arg-type]
@@ -42,7 +42,7 @@ def synthetic_examples(folder: Path, options: dict[str, Any], count: int = 6) ->
 
 
 def write_video(path: Path, wave: np.ndarray, rate: int, frames: np.ndarray) -> None:
-    """Write sound `(S,)` and frames `(T, H, W, 3)`, enlarged and each shown for an equal part of the time."""
+    """Write a video from audio `(S,)` and frames `(T, H, W, 3)`; frames are enlarged and shown equally long."""
     scale = max(SIDE // min(frames.shape[1:3]), 1)
     length = max(round(len(wave) / rate * FPS), 1)
     shown = np.arange(length) * len(frames) // length

@@ -1,4 +1,4 @@
-"""Limits on the files of an untrusted repository, checked before a model is built from them."""
+"""Limits for files from an untrusted repository, checked before a model is built from them."""
 
 from __future__ import annotations
 
@@ -10,50 +10,50 @@ import numpy as np
 from hf_mmbalance.hub.errors import HubError
 
 
-# Far above any published audio or vision tower, far below what makes a machine hang.
+# Far above any published audio or vision tower, and far below anything that would make a machine hang.
 MOST_LAYERS = 1_000
 MOST_CLASSES = 1_000_000
 LARGEST_SIZE = 1_000_000  # of any other count or length in a config
 MOST_PARAMETERS = 20e9  # of one tower
-MOST_MEL_BINS = 4_096  # of a filter bank
+MOST_MEL_BINS = 4_096  # mel bins of a filter bank
 LAYER_WORDS = ("layer", "depth", "block", "stage")
 SHOWN = 3  # names in a message
 REMEDY = "push or save the model again, configs and weights together"
 
 
 def check_head(config: dict[str, Any], name: str, trust_remote_code: bool) -> None:
-    """Refuse a model whose fusion head is a file of its own, unless its code may be run.
+    """Reject a model whose fusion head is in its own Python file, unless the user allows its code to run.
 
     Args:
-        config: The content of its `config.json`.
+        config: Content of the model's `config.json`.
         name: Name of the repository or folder, for the message.
-        trust_remote_code: Whether the user allowed it.
+        trust_remote_code: True if the user allows the code to run.
 
     Raises:
-        HubError: names the file and the option.
+        HubError: the code is not allowed to run; the message names the file and the option.
     """
     from hf_mmbalance.model.configuration_mmbalance import FUSION_NAME  # not at the top: it imports transformers
 
     fusion = str(config.get("fusion", ""))
     file = fusion.partition(":")[0]
-    # A name that leaves the model's folder is refused by the config itself.
+    # The config itself rejects a name that points outside the model's folder.
     if ":" in fusion and FUSION_NAME.fullmatch(fusion) and not trust_remote_code:
         raise HubError(
-            f"{name} has a fusion head of its own: read its {file.removesuffix('.py')}.py, and if you trust it pass"
+            f"{name} has its own fusion head: read its {file.removesuffix('.py')}.py, and if you trust it pass"
             " trust_remote_code=True"
         )
 
 
 def check_config(config: dict[str, Any], name: str, file: str = "config.json") -> None:
-    """Refuse a config whose model or processor would block the machine or fill its memory.
+    """Reject a config whose model or processor would block the machine or fill its memory.
 
     Args:
-        config: The content of the file.
+        config: Content of the file.
         name: Name of the repository or folder, for the message.
         file: Name of the file, for the message.
 
     Raises:
-        ValueError: names the field, its value and the limit.
+        ValueError: a limit is exceeded; the message names the field, its value and the limit.
     """
     if len(config.get("id2label") or {}) > MOST_CLASSES:
         raise ValueError(f"{name}: {file} names {len(config['id2label']):,} classes, at most {MOST_CLASSES:,}")
@@ -76,19 +76,19 @@ def _limit(field: str, value: int | float) -> int:
 
 
 def check_processor(processor: Any, name: str) -> None:
-    """Refuse a processor that cannot prepare a plain clip, or whose output is not finite.
+    """Reject a processor that cannot prepare a simple clip, or whose output is not finite.
 
     Args:
         processor: An `MMBalanceProcessor`.
-        name: Name of the repository or folder.
+        name: Name of the repository or folder, for the message.
 
     Raises:
-        ValueError: says what failed.
+        ValueError: the processor does not work; the message says what failed.
     """
     wave = np.sin(np.arange(1_600) / 8).astype(np.float32)  # 0.1 s, which fits any tower
     frames = np.full((3, 32, 32, 3), 128, np.uint8)
     try:
-        span = {"start": 0.0, "end": 0.1}  # a model of spans warns of whole clips
+        span = {"start": 0.0, "end": 0.1}  # without a span, a model trained on spans warns
         inputs = processor(audio=wave, sampling_rate=16_000, frames=frames, return_tensors="np", **span)
     except Exception as error:
         text = f"{name}: processor_config.json does not define a working processor ({type(error).__name__}: {error})"
@@ -99,7 +99,7 @@ def check_processor(processor: Any, name: str) -> None:
 
 
 def _numbers(value: Any, field: str = "") -> Iterator[tuple[str, int | float]]:
-    """Every number of a nested config with its dotted name."""
+    """Yield every number of a nested config with its dotted name."""
     if isinstance(value, dict):
         for key, entry in value.items():
             yield from _numbers(entry, f"{field}.{key}" if field else str(key))
@@ -111,7 +111,7 @@ def _numbers(value: Any, field: str = "") -> Iterator[tuple[str, int | float]]:
 
 
 def _estimated_parameters(tower: dict[str, Any]) -> float:
-    """A transformer layer has 4 maps of hidden x hidden (attention) and 2 of hidden x intermediate."""
+    """Estimate the parameters: each layer has 4 matrices of hidden x hidden (attention) and 2 of hidden x inner."""
     layers, hidden = (tower.get(key) for key in ("num_hidden_layers", "hidden_size"))
     if not isinstance(layers, int) or not isinstance(hidden, int):
         return 0.0
@@ -120,18 +120,18 @@ def _estimated_parameters(tower: dict[str, Any]) -> float:
 
 
 def check_loaded(loading: dict[str, Any], name: str) -> None:
-    """Refuse weights that do not match the config: missing ones would be random.
+    """Reject weights that do not match the config, since missing weights would be random.
 
     Args:
         loading: Loading info of `from_pretrained(..., output_loading_info=True)`.
-        name: Name of the repository or folder.
+        name: Name of the repository or folder, for the message.
 
     Raises:
-        ValueError: names some of the weights.
+        ValueError: weights are missing or have a wrong shape; the message names some of them.
     """
     shapes = [f"{key} is {tuple(found)}, not {tuple(wanted)}" for key, found, wanted in loading["mismatched_keys"]]
     if shapes:
-        raise ValueError(f"{name}: {len(shapes)} weights have another shape than config.json says"
+        raise ValueError(f"{name}: {len(shapes)} weights have a different shape than config.json says"
                          f" ({'; '.join(shapes[:SHOWN])}); {REMEDY}")  # fmt: skip
     missing = sorted(loading["missing_keys"])
     if missing:

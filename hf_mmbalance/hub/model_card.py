@@ -1,4 +1,4 @@
-"""The card of a trained model, rendered from the output folder of its run; it can be rendered again at any time."""
+"""The card of a trained model, rendered from the output folder of its run."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ CARD = "README.md"
 PICTURE, DIAGNOSIS, NUMBERS = "weights_by_class.png", "diagnosis.html", "diagnosis.json"
 TAGS = ["audio-visual-classification", "audio-visual", "multimodal", "late-fusion", "hf_mmbalance"]
 REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-PICTURED = 40  # classes in the picture; the card's table has all
+PICTURED = 40  # classes in the figure; the card's table has all
 METHODS = {"audio": "audio only", "vision": "frames only", "sum": "plain sum"}
 METHODS |= {"prior_sum": "plain sum, prior counted once", "fused": "the decision"}
 Results = dict[str, Any]
 
 
 def write_card(folder: Path, repo_id: str) -> list[Path]:
-    """Write the card of a run, with its picture and the diagnosis of its decision layer.
+    """Write the card of a run, with its figure and the diagnosis of its decision layer.
 
     Args:
-        folder: Output folder of a run: a saved model, `results.json` and `decisions.parquet`.
-        repo_id: Repository that the card's snippets name, `user/name`.
+        folder: Output folder of a run, with a saved model, `results.json` and `decisions.parquet`.
+        repo_id: Repository to name in the card's snippets, `user/name`.
 
     Returns:
         The files written, the card first.
 
     Raises:
-        HubError: the folder lacks one of them, or `results.json` is of an older version.
+        HubError: one of these files is missing, or `results.json` was written by an older version.
     """
     results, table = read_run(folder)
     drawn = _draw(results, table)
@@ -57,27 +57,27 @@ def write_card(folder: Path, repo_id: str) -> list[Path]:
 
 
 def read_run(folder: Path) -> tuple[Results, DecisionTable]:
-    """Results and decision table of a run.
+    """Read the results and the decision table of a run.
 
     Raises:
-        HubError: names the file that is missing or of an older version.
+        HubError: a file is missing or was written by an older version; the message names it.
     """
     for name in ("config.json", RESULTS, RUN_TABLE):
         if not (folder / name).is_file():
             raise HubError(
-                f"{folder} holds no {name}; name the output folder of a finished training run (`mmbalance push` writes"
+                f"{folder} holds no {name}; give the output folder of a finished training run (`mmbalance push` writes"
                 " a card without numbers for any other saved model)"
             )
     results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     if "provenance" not in results:
-        raise HubError(f"{folder / RESULTS} was written by an older version and does not say how; train again")
+        raise HubError(f"{folder / RESULTS} was written by an older version and has no `provenance`; train again")
     return results, DecisionTable.read(folder / RUN_TABLE)
 
 
 def pinned_revision(folder: Path) -> str:
-    """Name of the tag for the content that determines a saved model's answers: a hash of weights, configs and code.
+    """Return the tag for a saved model: a hash of the weights, configs and code that determine its predictions.
 
-    A card cannot name the commit that contains it, so it names this tag.
+    A card cannot name the commit that contains it, so it names this tag instead.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
@@ -89,7 +89,7 @@ def pinned_revision(folder: Path) -> str:
 
 
 def write_diagnosis(folder: Path, table: DecisionTable, name: str) -> str | None:
-    """Write the diagnosis of the decision layer (page and numbers); or return why it is not possible."""
+    """Write the diagnosis of the decision layer (page and numbers), or return the reason why it is not possible."""
     from hf_mmbalance.decision.diagnosis import diagnose
     from hf_mmbalance.decision.evaluation import decide_splits
     from hf_mmbalance.decision.report import write_report
@@ -109,7 +109,7 @@ def write_diagnosis(folder: Path, table: DecisionTable, name: str) -> str | None
 
 
 def render_card(folder: Path, repo_id: str, results: Results, no_diagnosis: str | None) -> str:
-    """The text of the card of a run."""
+    """Render the card of a run."""
     from huggingface_hub import ModelCardData
 
     provenance = results["provenance"]
@@ -142,7 +142,7 @@ def render_card(folder: Path, repo_id: str, results: Results, no_diagnosis: str 
 
 
 def plain_card(folder: Path, repo_id: str) -> str:
-    """The text of the card of a saved model without a run."""
+    """Render the card of a saved model without a run."""
     from huggingface_hub import ModelCardData
 
     metadata = ModelCardData(
@@ -157,7 +157,7 @@ def _render(metadata: Any, folder: Path, repo_id: str, **values: Any) -> str:
     from jinja2 import Environment, StrictUndefined
 
     if not REPO_ID.fullmatch(repo_id):
-        raise HubError(f"{repo_id!r} is not a valid name of a repository: give user/name")
+        raise HubError(f"{repo_id!r} is not a valid repository name: give user/name")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
     environment.filters |= {"text": markdown.text, "code": markdown.code, "fenced": markdown.fenced}
@@ -174,7 +174,7 @@ def _render(metadata: Any, folder: Path, repo_id: str, **values: Any) -> str:
 
 
 def eval_results(results: Results) -> list[EvalResult]:
-    """Accuracy of each modality, their plain sum and the decision on the last split, for the card's model-index."""
+    """Return the accuracy of each method on the last split, for the model-index of the card."""
     from huggingface_hub import EvalResult
 
     data = results["provenance"]["data"]
@@ -202,7 +202,7 @@ def eval_results(results: Results) -> list[EvalResult]:
 
 
 def _row(row: Results) -> dict[str, str]:
-    """A row of the table of results, as text."""
+    """Format a row of the table of results."""
     name = str(METHODS.get(row["method"], row["method"]))
     if not row["n"]:
         return {"name": name, "accuracy": "-", "ci": "-", "macro_f1": "-", "nll": "-", "ece": "-", "n": "0"}
@@ -219,7 +219,7 @@ def _row(row: Results) -> dict[str, str]:
 
 
 def _weight_rows(results: Results) -> list[tuple[str, list[str]]] | None:
-    """Mean weight of every modality by class, as text; None for a head without weights."""
+    """Format the mean weight of every modality by class; return None for a head without weights."""
     if results["weights"] is None:
         return None
     columns = [results["weights"][modality] for modality in results["modalities"]]
@@ -230,11 +230,11 @@ def _draw(results: Results, table: DecisionTable) -> Figure:
     from hf_mmbalance.decision.figures import draw
 
     judged = table.select(results["rows"][-1]["split"])
-    return draw(_weights_by_class, results, judged.take(judged.draw_numbers == 0))  # of the clips as they are
+    return draw(_weights_by_class, results, judged.take(judged.draw_numbers == 0))  # clean clips only
 
 
 def _weights_by_class(results: Results, table: DecisionTable) -> Figure:
-    """Per class: what each modality achieves by itself and, where the head has weights, its weight in the decision."""
+    """Draw, per class, the recall of each modality alone and, if the head has weights, its weight in the decision."""
     from matplotlib.figure import Figure
 
     from hf_mmbalance.decision.figures import COLOURS

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Files of a saved model: weights (or shards and their index), configs, code.
+#: Files of a saved model: weights (one file, or shards and their index), configs, code.
 MODEL_FILES = ("model*.safetensors", "model.safetensors.index.json", "config.json", "processor_config.json", "*.py")
 RUN_FILES = (RESULTS, RUN_TABLE, PICTURE, DIAGNOSIS, NUMBERS)
-#: Files of an earlier push, deleted if this one does not have them: shards, and the results of other weights.
+#: Files of an earlier push that are deleted if this push does not have them: shards, and results of other weights.
 STALE = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json", *RUN_FILES)
-#: Subfolders contain checkpoints with other weights, and code that does not belong to the model.
+#: Subfolders are not pushed: they contain checkpoints with other weights, and code that is not part of the model.
 NOT_THE_MODEL = ("*/*",)
 
 
@@ -56,15 +56,15 @@ def push_model(
         processor: Its `MMBalanceProcessor`.
         repo_id: `user/name`, or `name` for your own.
         message: Title of the commit.
-        private: Make a new repository private (True) or public (False); None leaves it to the account's default.
+        private: Make a new repository private (True) or public (False); None uses the account's default.
         revision: Branch, default `main`.
-        token: Access token; None takes the one of `hf auth login` or `HF_TOKEN`.
+        token: Access token; None uses the one of `hf auth login` or `HF_TOKEN`.
 
     Returns:
         The commit.
 
     Raises:
-        HubError: the client's error and one sentence on what to do.
+        HubError: the push fails; the message is the client's error and one sentence with the remedy.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -82,12 +82,13 @@ def push_saved(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> CommitInfo:
-    """Push a saved model: the output folder of a run with results, decision table and diagnosis, or any other; tag it.
+    """Push and tag a saved model: the output folder of a run (with results and diagnosis), or any saved model.
 
-    An existing card is pushed unchanged; otherwise it is written first. All other arguments as in `push_model`.
+    An existing card is pushed unchanged; otherwise, a card is written first. All other arguments are as in
+    `push_model`.
 
     Raises:
-        HubError: also for a folder without a saved model.
+        HubError: the folder has no saved model, or the push fails as in `push_model`.
     """
     _check_saved(folder)
     repo_id = prepare_repo(repo_id, private=private, revision=revision, token=token)
@@ -102,11 +103,11 @@ def push_saved(
 
 
 def _warn_of_outdated_card(folder: Path, repo_id: str) -> None:
-    """Warn of a card from another push: it names a repository or a revision with other weights."""
+    """Warn about a card from an earlier push, which names a different repository or a revision with other weights."""
     text = (folder / CARD).read_text(encoding="utf-8")
     for name in (repo_id, pinned_revision(folder)):
         if not re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", text):
-            remedy = "`mmbalance card` rewrites that of a run; delete any other, and it is written again"
+            remedy = "rewrite the card of a run with `mmbalance card`; delete any other card, and it is written again"
             logger.warning("%s does not name %s, which is pushed: %s", folder / CARD, name, remedy)
 
 
@@ -116,21 +117,21 @@ def _check_saved(folder: Path) -> None:
     ]
     if missing:
         raise HubError(
-            f"{folder} holds no {missing[0]}; name the output folder of a finished training run, or any"
-            " other with a saved model and processor"
+            f"{folder} holds no {missing[0]}; give the output folder of a finished training run, or any"
+            " folder with a saved model and processor"
         )
 
 
 def prepare_repo(
     repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | bool | None = None
 ) -> str:
-    """Create repository and branch if missing, and check the right to write: before training, not after.
+    """Create the repository and branch if missing, and check write access, so that problems show before training.
 
     Returns:
-        Its full name.
+        The full name of the repository.
 
     Raises:
-        HubError: no token, no right to write, an invalid name, a public repository that must be private.
+        HubError: no token, no write access, an invalid name, or a public repository that must be private.
     """
     from huggingface_hub import HfApi
 
@@ -144,7 +145,7 @@ def prepare_repo(
 def push_checkpoint(
     folder: Path, repo_id: str, *, message: str, revision: str | None = None, token: str | bool | None = None
 ) -> CommitInfo:
-    """Push the model in a checkpoint that training wrote; its optimizer state, a pickle, is not pushed."""
+    """Push the model of a training checkpoint; its optimizer state is a pickle, so it is not pushed."""
     inside = tuple(f"{part}/{name}" for part in ("checkpoint-*", "last-checkpoint") for name in CHECKPOINT_FILES)
     return push_folder(
         folder, repo_id, message=message, allow_patterns=[*MODEL_FILES, *inside], revision=revision, token=token

@@ -1,4 +1,4 @@
-"""`mmbalance export onnx`: a trained model as one ONNX file, for programs without Python."""
+"""`mmbalance export onnx`: write a trained model as one ONNX file, for programs without Python."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hf_mmbalance.json_files import write_json
 
 EXPORT = """Export a trained model: spectrogram and frames go in, the decision and its parts come out.
 
-Inputs are what the model's processor makes: input_values (B, frames, mel bins), pixel_values (B, T, 3, H, W),
-frame_mask (B, T) and modality_mask (B, 2), which is 0 where a clip lacks sound or picture. Beside the file, NAME.json
-says how the processor makes them, and the classes. Needs `pip install 'hf_mmbalance[onnx]'`.
+Inputs are the outputs of the model's processor: input_values (B, frames, mel bins), pixel_values (B, T, 3, H, W),
+frame_mask (B, T) and modality_mask (B, 2), which is 0 where a clip has no audio or no frames. NAME.json, written
+beside the file, lists the classes and the processor's settings. Needs `pip install 'hf_mmbalance[onnx]'`.
 
 example:
   mmbalance export onnx outputs/my-run model.onnx
@@ -31,9 +31,9 @@ OUTPUTS = ("logits", "modality_logits", "modality_weights", "modality_contributi
 def add_export(verbs: Any) -> None:
     """Add the verb `export`."""
     parser = console.add_verb(verbs, "export", EXPORT, run_export)
-    parser.add_argument("format", choices=["onnx"], help="what to write")
+    parser.add_argument("format", choices=["onnx"], help="format of the file")
     parser.add_argument("model", metavar="RUN|ID", help="run folder, or repository on the Hub")
-    parser.add_argument("file", type=Path, metavar="FILE.onnx", help="where to write it")
+    parser.add_argument("file", type=Path, metavar="FILE.onnx", help="file to write")
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the file of a fusion head saved with the"
                         " model")  # fmt: skip
@@ -41,7 +41,7 @@ def add_export(verbs: Any) -> None:
 
 
 def run_export(arguments: argparse.Namespace) -> int:
-    """Run `export`; returns the exit status."""
+    """Run `export` and return the exit status."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise console.UserError(f"{' and '.join(missing)} not installed: `pip install 'hf_mmbalance[onnx]'`")
@@ -49,35 +49,35 @@ def run_export(arguments: argparse.Namespace) -> int:
     from hf_mmbalance.hub.predict import load_classifier
 
     if arguments.file.suffix != ".onnx" and not arguments.file.is_dir():  # NAME.json is written beside it
-        raise console.UserError(f"{arguments.file}: the name of the file must end in .onnx")
+        raise console.UserError(f"{arguments.file}: the file name must end in .onnx")
     for place in (arguments.file, arguments.json):
         console.check_place(place)
     check_torchaudio()
     classifier = load_classifier(arguments.model, arguments.revision, arguments.trust_remote_code, "cpu")
     found = export_onnx(classifier.model, classifier.processor, arguments.file)
     difference = found["largest_difference"]
-    checked = "not checked (onnxruntime is not installed)" if difference is None else f"differs by {difference:.1e}"
+    checked = "not checked (onnxruntime is not installed)" if difference is None else f"{difference:.1e}"
     if console.shows_text(arguments):
-        console.say(f"wrote {arguments.file}; from the model it {checked}")
+        console.say(f"wrote {arguments.file}; largest difference from the model: {checked}")
     console.write_result(arguments.json, found)
     return console.DONE
 
 
 def export_onnx(model: Any, processor: Any, file: Path) -> dict[str, Any]:
-    """Write the model as ONNX by torch's exporter, and a description beside it.
+    """Write the model as ONNX with torch's exporter, and a description beside it.
 
     Args:
-        model: an `MMBalanceForAudioVisualClassification`, on the CPU.
+        model: an `MMBalanceForAudioVisualClassification` on the CPU.
         processor: its processor.
-        file: to write; weights above 2 GB go to a file beside it.
+        file: file to write; weights above 2 GB go to a second file beside it.
 
     Returns:
-        The description: classes, modalities, names and shapes of inputs and outputs, the processor's settings, and
-        `largest_difference` of any output from the model's own (None without onnxruntime).
+        The description: classes, modalities, names and shapes of inputs, names of outputs, the processor's settings,
+        and `largest_difference` between any output and the model's own (None without onnxruntime).
 
     Raises:
-        UserError: the model takes raw sound, or has learned from one modality only; or the exported model answers
-            otherwise than the model, by more than 1e-4. Nothing is written then.
+        UserError: the model takes raw audio, or was trained on one modality only, or the exported model's outputs
+            differ from the model's by more than 1e-4. Nothing is written in these cases.
     """
     import torch
 
@@ -90,13 +90,13 @@ def export_onnx(model: Any, processor: Any, file: Path) -> dict[str, Any]:
     with torch.no_grad():
         names = [name for name, value in zip(OUTPUTS, wrapped.everything(**inputs), strict=True) if value is not None]
     file.parent.mkdir(parents=True, exist_ok=True)
-    # In a folder of its own until it is checked; under its final name, by which it refers to weights in a second file.
+    # In a temporary folder until it is checked, but under its final name, which its reference to a weights file uses.
     with tempfile.TemporaryDirectory(prefix=".onnx-", dir=file.parent) as folder:
         draft = Path(folder) / file.name
         _write(wrapped, draft, inputs, names, shapes, external_data=_is_large(model))
         difference = largest_difference(wrapped, draft, example_inputs(processor, clips=3, seed=1), names)
         if difference is not None and not difference <= TOLERANCE:
-            raise console.UserError(f"{file} is not written: its answers differ from the model's by {difference:.1e}")
+            raise console.UserError(f"{file} is not written: its outputs differ from the model's by {difference:.1e}")
         for made in Path(folder).iterdir():
             os.replace(made, file.parent / made.name)
     found = {
@@ -117,11 +117,11 @@ def _check_exportable(model: Any) -> None:
     if config.untrained_modalities:
         unused = ", ".join(config.untrained_modalities)
         raise console.UserError(
-            f"the model ignores {unused}, which no train clip had: only models of both are exported"
+            f"the model ignores {unused}, which no train clip had: only models that use both can be exported"
         )
     if config.audio_config.model_type != "audio-spectrogram-transformer":
         kind = config.audio_config.model_type
-        raise console.UserError(f"the audio tower {kind!r} takes sound of any length: only AST towers are exported")
+        raise console.UserError(f"the audio tower {kind!r} accepts audio of any length: only AST towers are exported")
 
 
 def _write(wrapped: Any, file: Path, inputs: dict[str, Any], names: list[str], shapes: Any, **options: Any) -> None:
@@ -138,7 +138,7 @@ def _write(wrapped: Any, file: Path, inputs: dict[str, Any], names: list[str], s
 
 
 def example_inputs(processor: Any, clips: int, seed: int = 0) -> dict[str, Any]:
-    """What the processor makes of noise, with every second clip's sound marked as missing."""
+    """Process clips of noise to get example inputs; every second clip's audio is marked as missing."""
     import numpy as np
     import torch
 
@@ -147,7 +147,7 @@ def example_inputs(processor: Any, clips: int, seed: int = 0) -> dict[str, Any]:
     rate = processor.audio_sampling_rate
     waves = [0.1 * rng.standard_normal(rate // 10).astype("float32") for _ in range(clips)]
     frames = [list(rng.integers(0, 256, (count, 32, 32, 3), dtype="uint8")) for _ in range(clips)]
-    span = {"start": 0.0, "end": 0.1}  # a model of spans warns of whole clips
+    span = {"start": 0.0, "end": 0.1}  # without a span, a model trained on spans warns
     made = processor(audio=waves, frames=frames, sampling_rate=rate, return_tensors="pt", **span)
     mask = torch.ones(clips, 2, dtype=torch.int64)
     mask[1::2, 0] = 0
@@ -156,7 +156,7 @@ def example_inputs(processor: Any, clips: int, seed: int = 0) -> dict[str, Any]:
 
 
 def largest_difference(wrapped: Any, file: Path, inputs: dict[str, Any], names: list[str]) -> float | None:
-    """Largest difference of any output; None where onnxruntime is not installed."""
+    """Return the largest difference in any output between model and file; None if onnxruntime is not installed."""
     if importlib.util.find_spec("onnxruntime") is None:
         return None
     import numpy as np
@@ -171,7 +171,7 @@ def largest_difference(wrapped: Any, file: Path, inputs: dict[str, Any], names: 
 
 
 def _distances(x1: Any, x2: Any, p: float, compute_mode: Any = None) -> Any:
-    """Euclidean distances between rows, which the exporter does not know (typicality is made of them)."""
+    """Translate Euclidean distances between rows for the exporter, which does not know them; typicality needs them."""
     from onnxscript import opset18 as op
 
     return op.ReduceL2(op.Sub(op.Unsqueeze(x1, [-2]), op.Unsqueeze(x2, [-3])), [-1], keepdims=0)
@@ -182,7 +182,7 @@ def _is_large(model: Any) -> bool:
 
 
 def _module(model: Any) -> Any:
-    """The model as a module of tensors in, tensors out."""
+    """Wrap the model in a module whose inputs and outputs are tensors."""
     import torch
 
     class Exported(torch.nn.Module):

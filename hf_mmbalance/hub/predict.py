@@ -1,4 +1,4 @@
-"""`mmbalance predict`: classify clips with a model from the Hub or a folder, by the code of this package."""
+"""`mmbalance predict`: classify clips with a model from the Hub or a folder, using the code of this package."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from hf_mmbalance.progress import bar
 if TYPE_CHECKING:
     from hf_mmbalance import AudioVisualClassificationPipeline
 
-BAR_FROM = 20  # clips from which a progress bar is shown
-PREDICT = """Classify clips, and show what each modality says by itself.
+BAR_FROM = 20  # number of clips from which a progress bar is shown
+PREDICT = """Classify clips, and show the prediction of each modality by itself.
 
 Score and trust are in percent. Share: a modality's part of the decision's weight for the class. Audio score, vision
-score: of the class, by that modality only. Trust: the probability that a modality by itself is right about the clip.
+score: score of the class from that modality alone. Trust: the probability that a modality by itself is right about
+the clip.
 
 example:
   mmbalance predict clip.mp4 --model user/name --revision model-3fa2b1c9d0
@@ -40,18 +41,18 @@ def add_predict(verbs: Any) -> None:
     """Add the verb `predict`."""
     parser = console.add_verb(verbs, "predict", PREDICT, run_predict)
     count, seconds = console.positive, console.seconds
-    parser.add_argument("clips", nargs="+", metavar="CLIP", help="video or sound file or its http(s) address, a folder"
-                        " of them, or a table (.csv, .tsv, .parquet) with the columns path[,start,end]")  # fmt: skip
-    parser.add_argument("--start", type=float, metavar="S", help="second at which the span to classify starts")
-    parser.add_argument("--end", type=float, metavar="S", help="second at which it ends")
+    parser.add_argument("clips", nargs="+", metavar="CLIP", help="video or audio file or its http(s) address, a folder"
+                        " of files, or a table (.csv, .tsv, .parquet) with the columns path[,start,end]")  # fmt: skip
+    parser.add_argument("--start", type=float, metavar="S", help="start of the span to classify, in seconds")
+    parser.add_argument("--end", type=float, metavar="S", help="end of the span, in seconds")
     parser.add_argument("--model", required=True, metavar="ID", help="repository on the Hub, or folder")
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the file of a fusion head saved with the"
                         " model; other code of the repository is never run")  # fmt: skip
-    parser.add_argument("--top_k", type=count, default=5, help="classes shown (default: %(default)s)")
+    parser.add_argument("--top_k", type=count, default=5, help="number of classes to show (default: %(default)s)")
     switches = parser.add_mutually_exclusive_group()
-    switches.add_argument("--no_audio", action="store_true", help="as if the clips had no sound")
-    switches.add_argument("--no_vision", action="store_true", help="as if the clips had no frames")
+    switches.add_argument("--no_audio", action="store_true", help="ignore the audio of the clips")
+    switches.add_argument("--no_vision", action="store_true", help="ignore the frames of the clips")
     parser.add_argument("--window_seconds", type=seconds, metavar="S", help="read clips in windows of this length"
                         " (default: the input length of the audio tower)")  # fmt: skip
     parser.add_argument(
@@ -65,7 +66,7 @@ def add_predict(verbs: Any) -> None:
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
-    """Run `predict`; returns the exit status (2 if a clip or the model cannot be used)."""
+    """Run `predict` and return the exit status (2 if a clip or the model cannot be used)."""
     from hf_mmbalance._environment import check_device, check_torchaudio
 
     modalities = ["vision"] if arguments.no_audio else ["audio"] if arguments.no_vision else None
@@ -91,7 +92,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
                 continue
             if console.shows_text(arguments):
                 console.say(render_answer(item["clip"], answers[-1]["answer"], names_of_modalities))
-    finally:  # after Ctrl-C the answers so far are kept
+    finally:  # keep the answers so far after Ctrl-C
         console.write_result(arguments.json, answers)
         if arguments.csv is not None:
             write_csv(arguments.csv, answers, names_of_modalities)
@@ -99,16 +100,16 @@ def run_predict(arguments: argparse.Namespace) -> int:
 
 
 def inputs_of(clips: list[str], start: float | None = None, end: float | None = None) -> list[dict[str, Any]]:
-    """The inputs to classify: `{"clip": path}`, with `start` and `end` (seconds) for a span.
+    """Return the inputs to classify: `{"clip": path}`, with `start` and `end` (seconds) for a span.
 
     Args:
         clips: Files, addresses, folders of media files, and tables with a column `path` (relative to the table) and
             optionally `start` and `end`.
-        start, end: Span of the one clip that is given.
+        start, end: Span to classify, if only one clip is given.
 
     Raises:
-        DataError: an empty folder, or a table that cannot be used.
-        ValueError: a span of several clips, or only one end of it.
+        DataError: a folder is empty, or a table cannot be used.
+        ValueError: a span is given for several clips, or without its start or end.
     """
     inputs: list[dict[str, Any]] = []
     for clip in clips:
@@ -128,7 +129,7 @@ def inputs_of(clips: list[str], start: float | None = None, end: float | None = 
         return inputs
     if len(inputs) != 1 or start is None or end is None:
         raise ValueError(
-            "--start and --end go together, with one clip; use a table (path,start,end) for several spans"
+            "--start and --end must be used together and with one clip; use a table (path,start,end) for several spans"
         )
     return [{**inputs[0], "start": start, "end": end}]
 
@@ -157,7 +158,7 @@ def _source(item: dict[str, Any]) -> Any:
 
 
 def write_csv(path: Path, answers: list[dict[str, Any]], modalities: list[str]) -> None:
-    """One row per clip: its most probable class, scores, shares and trust, or the error."""
+    """Write one row per clip: its most probable class, scores, shares and trust, or the error."""
     per_modality = [f"{kind}.{name}" for kind in ("share", "modality_score", "trust") for name in modalities]
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, ["clip", "start", "end", "label", "score", *per_modality, "error"])
@@ -172,7 +173,7 @@ def write_csv(path: Path, answers: list[dict[str, Any]], modalities: list[str]) 
 
 
 def render_answer(clip: str, answer: list[dict[str, Any]], modalities: list[str]) -> str:
-    """The answer for one clip as a table: scores and trust in percent, shares of the decision's weight in 0..1."""
+    """Render the answer for one clip: scores and trust in percent, shares of the decision's weight in 0..1."""
     head = ["class", "score", *(f"share {name}" for name in modalities), *(f"{name} score" for name in modalities)]
     rows = []
     for entry in answer:
@@ -191,18 +192,18 @@ def _percent(value: float | None) -> str:
 def load_classifier(
     name: str, revision: str | None = None, trust_remote_code: bool = False, device: Any = None
 ) -> AudioVisualClassificationPipeline:
-    """Load model and processor as a pipeline. Code of the repository is not run, but for a fusion head of its own.
+    """Load model and processor as a pipeline. The only repository code that can run is the model's own fusion head.
 
     Args:
         name: Repository on the Hub, or folder.
         revision: Branch, tag or commit.
-        trust_remote_code: Run the file of a fusion head that comes with the model.
+        trust_remote_code: Run the file of a fusion head that was saved with the model.
         device: As in `transformers.pipeline`.
 
     Raises:
-        HubError: the client's error and one sentence on what to do.
-        ValueError: for a model of another package, a config that asks for more than `limits` allow, and files that
-            do not fit together.
+        HubError: loading fails; the message is the client's error and one sentence with the remedy.
+        ValueError: the model is from a different package, its config exceeds the limits in `limits`, or its files do
+            not fit together.
     """
     check_reachable(name, revision)
     with explained(f"loading model {name}"):
@@ -213,7 +214,7 @@ def load_classifier(
                 raise
             if isinstance(error, ValueError) and name in str(error):
                 raise
-            text = f"{name}: its files do not make a model with its processor ({console.message_of(error)})"
+            text = f"{name}: its files do not form a working model and processor ({console.message_of(error)})"
             raise ValueError(f"{text}; save or push it again") from error
 
 
@@ -234,7 +235,7 @@ def _load(name: str, revision: str | None, trust_remote_code: bool, device: Any)
             " push it again"
         )
     if kind != MMBalanceForAudioVisualClassification.config_class.model_type:
-        raise ValueError(f"{name} is a {kind!r} model: name one that was trained with hf_mmbalance")
+        raise ValueError(f"{name} is a {kind!r} model: give one that was trained with hf_mmbalance")
     check_config(declared, name)
     check_head(declared, name, trust_remote_code)
     model, loading = MMBalanceForAudioVisualClassification.from_pretrained(
@@ -242,7 +243,7 @@ def _load(name: str, revision: str | None, trust_remote_code: bool, device: Any)
         revision=revision or "main",
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # `check_loaded` names them
+        ignore_mismatched_sizes=True,  # `check_loaded` reports them
     )
     check_loaded(loading, name)
     options, _ = MMBalanceProcessor.get_processor_dict(name, revision=revision or "main")

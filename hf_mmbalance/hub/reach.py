@@ -1,4 +1,4 @@
-"""Whether a model is here or the Hub answers, asked once before its clients try again and again."""
+"""Check once that a model is local or that the Hub responds, before clients start to retry."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ PROBE_SECONDS = 5.0
 
 
 def check_reachable(name: str, revision: str | None = None) -> None:
-    """Refuse a model that is neither here nor to be had, before a client tries it again and again.
+    """Check that a model exists locally or that the Hub responds, so that clients do not retry in vain.
 
     Args:
         name: Folder, or repository on the Hub.
         revision: Branch, tag or commit.
 
     Raises:
-        HubError: the name is neither a folder nor in the cache, and the Hub does not answer.
+        HubError: the name is neither a folder nor in the cache, and the Hub does not respond.
     """
     from huggingface_hub import constants, get_session, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -28,7 +28,7 @@ def check_reachable(name: str, revision: str | None = None) -> None:
     try:
         if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
             return
-    except HFValidationError:  # the client says what is wrong with it
+    except HFValidationError:  # the client will report what is wrong with the name
         return
     if constants.is_offline_mode():
         return

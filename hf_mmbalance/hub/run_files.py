@@ -1,4 +1,4 @@
-"""The files of a run that was pushed with its model: where its numbers are, without the weights."""
+"""Download the results of a run that was pushed with its model, without the weights."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from hf_mmbalance.hub.reach import check_reachable
 
 
 def run_files(address: str) -> tuple[Path, list[str]]:
-    """The folder or file at an address; from the Hub, the decision table and results of a pushed run.
+    """Return the local path of a folder or file; for a model on the Hub, download its run's table and results.
 
     Args:
-        address: a folder or file; or a model on the Hub, `user/name` or `user/name@revision`.
+        address: a folder or file, or a model on the Hub (`user/name` or `user/name@revision`).
 
     Returns:
-        Where it is on this machine, and for a model the revision that was read.
+        The local path, and for a model on the Hub a note with the revision that was read.
 
     Raises:
-        HubError: there is neither such a file nor such a model, or the model was pushed without its run.
+        HubError: there is no such file or model, or the model was pushed without its run.
     """
     path = Path(address)
     name, _, revision = address.partition("@")
@@ -40,9 +40,9 @@ def run_files(address: str) -> tuple[Path, list[str]]:
                 f"{name} holds no {RUN_TABLE}: the model was pushed without its run. Push the run's output folder"
                 f" (`mmbalance push RUN {name}`), or name that folder or a decision table of the same clips"
             ) from None
-        commit = table.parent.name  # of the snapshot in the cache; both files are of the same one
+        commit = table.parent.name  # commit of the snapshot in the cache, so that both files come from the same one
         try:
             hf_hub_download(name, RESULTS, revision=commit)
         except RemoteEntryNotFoundError:
-            pass  # then its seeds and its head are not known
+            pass  # then the seeds and the head of the run stay unknown
     return table.parent, [f"{name} on the Hub, revision {commit}"]

@@ -1,4 +1,4 @@
-"""Spaces: the two `evaluate` modules with their cards, and the demo of a model."""
+"""Push Spaces: the two `evaluate` modules with their cards, and the demo of a model."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def publish_metric(
 
     Args:
         name: One of `METRICS`.
-        repo_id: `user/name`, where the name is the metric's: `evaluate` looks for `<name>.py` there.
+        repo_id: `user/name`. The name must be that of the metric, because `evaluate` looks for `<name>.py`.
         private, revision, token: As in `push_folder`.
 
     Returns:
         `repo`, `url`, `commit`, `tag` (a revision to pin).
 
     Raises:
-        HubError: another name, or what the Hub refused.
+        HubError: the name is wrong, or the Hub rejects the push.
     """
     if repo_id.split("/")[-1] != name:
-        raise HubError(f"{repo_id}: evaluate looks for <name>.py in a Space, so this one must be called {name}")
+        raise HubError(f"{repo_id}: evaluate looks for <name>.py in a Space, so the Space must be called {name}")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / name
-        # Copies: the formulas and the page are links to the one file that both metrics share.
+        # Copy, because some files are links to a file that both metrics share.
         shutil.copytree(_of_metrics(name), folder, ignore=shutil.ignore_patterns("__pycache__"))
         tag = _tag_of(folder)
         card = folder / "README.md"
@@ -77,17 +77,17 @@ def publish_demo(
     Args:
         repo_id: `user/name` of the Space.
         model: Repository of the model.
-        model_revision: Branch, tag or commit; pinned to its current commit.
+        model_revision: Branch, tag or commit; the Space is pinned to its current commit.
         trust_remote_code: Let the Space run the code in the model's repository.
-        examples: Clips to pick from; default: those in the folder `examples/` of the model's repository, or synthetic
-            clips for a model trained on synthetic data.
+        examples: Example clips; default: those in the folder `examples/` of the model's repository, or synthetic clips
+            for a model trained on synthetic data.
         private, revision, token: As in `push_folder`.
 
     Returns:
         `repo`, `url`, `commit`, `tag`, `model`, `model_revision`.
 
     Raises:
-        HubError: no such model, examples that are not clips, or refused by the Hub.
+        HubError: the model does not exist, an example is not a clip, or the Hub rejects the push.
     """
     from huggingface_hub import HfApi
 
@@ -108,7 +108,7 @@ def publish_demo(
     with explained(f"setting the model of Space {done['repo']}"):
         current = {name: variable.value for name, variable in api.get_space_variables(done["repo"]).items()}
         for name, value in variables.items():
-            if current.get(name) != value:  # each change restarts the Space
+            if current.get(name) != value:  # avoid needless changes: each one restarts the Space
                 api.add_space_variable(done["repo"], name, value)
     return done | {"model": model, "model_revision": info.sha}
 
@@ -123,7 +123,7 @@ def _check_examples(examples: Sequence[Path]) -> None:
 
 
 def _demo_folder(folder: Path, model: str, examples: Sequence[Path], options: dict[str, Any]) -> Path:
-    """The files of the Space: the page and its examples, given or made of synthetic data with these options."""
+    """Create the files of the Space: the page, and examples that are given or made from synthetic data."""
     shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("__pycache__", "examples"))
     card = folder / "README.md"
     card.write_text(card.read_text(encoding="utf-8").replace("models: []", f"models: [{model}]"), encoding="utf-8")
@@ -136,7 +136,7 @@ def _demo_folder(folder: Path, model: str, examples: Sequence[Path], options: di
 
 
 def _synthetic_options(api: HfApi, info: ModelInfo) -> dict[str, Any]:
-    """Options of the synthetic data a model was trained on; {} for other data, or where the model has examples."""
+    """Return the options of the synthetic data a model was trained on; {} for other data or if it has examples."""
     files = [sibling.rfilename for sibling in info.siblings or []]
     if RESULTS not in files or any(file.startswith("examples/") for file in files):
         return {}
@@ -159,12 +159,12 @@ def _make_examples(folder: Path, options: dict[str, Any], model: str) -> None:
 
 def _invalid_results(model: str) -> str:
     return (
-        f"results.json of {model} is not as training writes it, so no examples can be made; give some with --examples"
+        f"results.json of {model} was not written by training, so no examples can be made; give some with --examples"
     )
 
 
 def _tag_of(folder: Path) -> str:
-    """Tag that identifies the folder's content."""
+    """Return a tag that identifies the folder's content."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

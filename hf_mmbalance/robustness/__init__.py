@@ -1,1 +1,1 @@
-"""How a trained model holds up under corrupted sound and pictures: `mmbalance robustness RUN`."""
+"""Measure how a trained model holds up under corrupted audio and frames: `mmbalance robustness RUN`."""

@@ -1,4 +1,4 @@
-"""The answers of a run's model to its test clips, clean and under every corruption, one file per cell."""
+"""Predictions of a run's model on its test clips, clean and under every corruption, one file per cell."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ OUTPUTS = ("logits", "modality_logits", "modality_mask", "modality_trust")
 
 @dataclass
 class Cell:
-    """What the model makes of all test clips under one corruption at one severity.
+    """The model's outputs for all test clips under one corruption at one severity.
 
     Attributes:
         kind: name of the corruption, or `clean`.
         severity: 1 to 5; 0 for clean clips.
         logits: `(N, C)` fused.
         modality_logits: `(N, M, C)`.
-        modality_mask: `(N, M)` bool, the modalities that are there.
-        modality_trust: `(N, M)` probability that a tower is right, or None where the head gives none.
+        modality_mask: `(N, M)` bool, True where the modality is present.
+        modality_trust: `(N, M)` probability that a tower is right, or None if the head does not return it.
     """
 
     kind: str
@@ -46,7 +46,7 @@ class Cell:
     modality_trust: np.ndarray | None
 
     def write(self, path: Path) -> None:
-        """Write the arrays, whole or not at all."""
+        """Write the arrays atomically."""
         arrays = {name: getattr(self, name) for name in OUTPUTS if getattr(self, name) is not None}
         draft = path.with_suffix(f".{os.getpid()}.part.npz")
         np.savez(draft, **arrays)
@@ -54,24 +54,24 @@ class Cell:
 
     @classmethod
     def read(cls, path: Path, kind: str, severity: int) -> Cell:
-        """Read what `write` wrote.
+        """Read a file that `write` wrote.
 
         Raises:
-            DataError: the file is damaged.
+            DataError: the file cannot be read.
         """
         try:
             with np.load(path) as file:
                 arrays = {name: file[name] for name in OUTPUTS if name != "modality_trust" or name in file.files}
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path} cannot be read ({error}): remove it, and it will be made again") from None
+            raise DataError(f"{path} cannot be read ({error}): remove it and run the command again") from None
         return cls(kind, severity, **{"modality_trust": None, **arrays})
 
 
 def predict(run: Run, clips: ClipDataset, batch_size: int, device: str | None = None) -> dict[str, np.ndarray]:
-    """Outputs of the model for all clips, in their order, batched as in the evaluation of training.
+    """Run the model on all clips, in order, with the same batches as the evaluation in training.
 
     Returns:
-        Those of `OUTPUTS` that the model gives, and the towers' features as `features.<modality>` `(N, D_m)`.
+        The `OUTPUTS` that the model returns, and the towers' features as `features.<modality>` `(N, D_m)`.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model, collate = run.model.to(where), ClipCollator(run.processor)  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ def predict(run: Run, clips: ClipDataset, batch_size: int, device: str | None = 
 
 
 def cells_of(kinds: Sequence[str], severities: Sequence[int]) -> list[tuple[str, int]]:
-    """The cells that are judged, the clean one first; a modality that is missing has one severity only."""
+    """List the cells to judge, the clean one first; a missing modality has only one severity."""
     cells = [(CLEAN, 0)]
     for kind in kinds:
         missing = kind.startswith("missing_")
@@ -110,18 +110,18 @@ def judge_cells(
     seed: int = 0,
     device: str | None = None,
 ) -> list[Cell]:
-    """Run the model over every cell, and keep each one's answers in a file; cells with a file are read from it.
+    """Run the model on every cell and store the outputs in one file per cell; cells that have a file are read from it.
 
     Args:
-        run: what `load_run` gives.
-        out: folder for the files of cells.
+        run: run loaded by `load_run`.
+        out: folder for the files of the cells.
         kinds: names of corruptions or of groups of them.
-        severities: of 1 to 5.
-        seed: of what the corruptions draw.
+        severities: severities to judge, 1 to 5.
+        seed: seed of the random corruptions.
         device: cpu, cuda, ...; a GPU by default, if there is one.
 
     Raises:
-        DataError: unknown kinds or severities; or `out` holds cells of another model, other clips or another seed.
+        DataError: a kind or severity is unknown, or `out` holds cells of a different model, clips or seed.
     """
     names, severities = kinds_of(kinds), [check_severity(severity) for severity in severities]
     out.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ def judge_cells(
 
 def _settings(run: Run, seed: int) -> dict[str, Any]:
     model = hashlib.blake2b(digest_size=16)
-    for pattern in ("*.safetensors", "*.py", "*config.json"):  # weights, a head's own file, model and processor
+    for pattern in ("*.safetensors", "*.py", "*config.json"):  # weights, a head's own code, all configs
         for file in sorted(run.folder.glob(pattern)):
             model.update(file.read_bytes())
     clips = hashlib.blake2b("\n".join(run.clips.ids).encode(), digest_size=16)
@@ -157,8 +157,8 @@ def _check_same(path: Path, settings: dict[str, Any]) -> None:
         changed = [name for name, value in settings.items() if before.get(name) != value]
         if changed:
             raise DataError(
-                f"{path.parent} holds results of other settings ({', '.join(changed)}): remove it or choose another"
-                " --out"
+                f"{path.parent} holds results of different settings ({', '.join(changed)}): remove it or choose a"
+                " different --out"
             )
     draft = path.with_suffix(".part")
     draft.write_text(json.dumps(settings, indent=1) + "\n")

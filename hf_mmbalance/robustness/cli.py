@@ -1,4 +1,4 @@
-"""`mmbalance robustness`: a trained model under corrupted sound and pictures."""
+"""The command `mmbalance robustness`, which judges a trained model under corrupted audio and frames."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from hf_mmbalance import console
 
 
-ROBUSTNESS = """Judge a run's model under corrupted sound and pictures.
+ROBUSTNESS = """Judge a run's model under corrupted audio and frames.
 
 Each kind of corruption is judged at severities 1 to 5 on the run's own test clips: accuracy, NLL and mean trust of
-the fusion, of each modality and of their plain sum, with kinds seen in calibration or training apart from unseen
-ones. The same command resumes an interrupted one.
+the fusion, of each modality and of their plain sum. Kinds seen in calibration or training are reported separately
+from unseen ones. Repeat the command if it was interrupted: it resumes.
 
-kinds: babble telephone dropouts white_noise pink_noise clipping reverberation (sound), sensor_noise blur pixelate
-darkness occlusion jpeg_compression frozen_frames (picture), conflict missing_audio missing_vision
+kinds: babble telephone dropouts white_noise pink_noise clipping reverberation (audio), sensor_noise blur pixelate
+darkness occlusion jpeg_compression frozen_frames (frames), conflict missing_audio missing_vision
 
 example:
   mmbalance robustness outputs/my-run
-  mmbalance robustness fused --kinds babble blur                  (what `mmbalance fuse --test_fraction 0.3` made)
+  mmbalance robustness fused --kinds babble blur                  (output of `mmbalance fuse --test_fraction 0.3`)
   mmbalance robustness outputs/my-run --kinds unseen conflict --severities 3 5 --max_clips 200 --json -
 """
 
@@ -30,23 +30,23 @@ def add_robustness(verbs: Any) -> None:
     parser = console.add_verb(verbs, "robustness", ROBUSTNESS, run_robustness)
     parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="output folder of training, or of"
                         " `mmbalance fuse`")  # fmt: skip
-    parser.add_argument("--kinds", nargs="+", default=["all"], metavar="NAME", help="kinds, or groups of them: seen,"
+    parser.add_argument("--kinds", nargs="+", default=["all"], metavar="NAME", help="kinds, or groups of kinds: seen,"
                         " unseen, audio, vision, all (default: all)")  # fmt: skip
-    parser.add_argument("--severities", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="N", help="of 1 to 5"
-                        " (default: all)")  # fmt: skip
-    parser.add_argument("--max_clips", type=int, metavar="N", help="judge N test clips, spread over the split")
-    parser.add_argument("--seed", type=int, default=0, help="of what the corruptions draw (default: %(default)s)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for cells and figures (default:"
+    parser.add_argument("--severities", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="N", help="severities to"
+                        " judge, 1 to 5 (default: all)")  # fmt: skip
+    parser.add_argument("--max_clips", type=int, metavar="N", help="judge only N test clips, spread over the split")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the corruptions (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder for cells and figures (default:"
                         " RUN_FOLDER/robustness)")  # fmt: skip
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU, if there is one)")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run a fusion head's file that comes with the"
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the file of a fusion head saved with the"
                         " model")  # fmt: skip
     parser.add_argument("--no_figures", action="store_true", help="draw no curves")
     console.add_json_option(parser, "numbers")
 
 
 def run_robustness(arguments: argparse.Namespace) -> int:
-    """Run `robustness`; returns the exit status."""
+    """Run `robustness` and return the exit status."""
     from hf_mmbalance._environment import check_device, check_torchaudio
 
     check_torchaudio()
@@ -71,7 +71,7 @@ def _judge(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     from hf_mmbalance.robustness.judge import judge
     from hf_mmbalance.robustness.run import load_run
 
-    kinds = kinds_of(arguments.kinds)  # before a model is loaded
+    kinds = kinds_of(arguments.kinds)  # check before a model is loaded
     severities = [check_severity(severity) for severity in arguments.severities]
     run = load_run(arguments.run, arguments.max_clips, arguments.trust_remote_code)
     out = arguments.out or arguments.run / "robustness"

@@ -13,7 +13,7 @@ from hf_mmbalance.robustness.cells import CLEAN
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Colour-blind safe (Okabe & Ito); lines differ by marker too.
+#: Colour-blind safe palette (Okabe & Ito); lines also differ by marker.
 COLOURS = ("#0072b2", "#d55e00", "#999999", "#e69f00", "#000000", "#009e73", "#cc79a7", "#56b4e9")
 MARKERS = "os^vDPX*"
 LABELS = {"accuracy": "accuracy (%)", "nll": "NLL (nats)", "trust": "mean trust (%)"}
@@ -21,7 +21,7 @@ COLUMNS = 4
 
 
 def write_figures(report: dict[str, Any], folder: Path) -> list[Path]:
-    """Write `accuracy`, `nll` and, where the model gives it, `trust` as PNG, SVG and PDF; returns the files."""
+    """Write `accuracy`, `nll` and, if the model returns it, `trust` as PNG, SVG and PDF; return the files."""
     clean = next(row for row in report["cells"] if row["kind"] == CLEAN)
     others = [row for row in report["cells"] if row["kind"] != CLEAN]
     shown = [measure for measure in LABELS if others and measure in clean]
@@ -29,7 +29,7 @@ def write_figures(report: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def _curves(clean: dict[str, Any], others: Sequence[dict[str, Any]], measure: str) -> Figure:
-    """One panel per kind of corruption."""
+    """Draw one panel per kind of corruption."""
     kinds = list(dict.fromkeys(row["kind"] for row in others))
     rows, columns = -(-len(kinds) // COLUMNS), min(len(kinds), COLUMNS)
     figure, axes = panels(rows, columns, (2.6 * columns + 0.6, 2.1 * rows + 0.7), sharey=True)

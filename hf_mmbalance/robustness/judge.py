@@ -12,7 +12,7 @@ from hf_mmbalance.metrics import measures
 from hf_mmbalance.robustness.cells import CLEAN, Cell
 
 
-Scores = dict[str, np.ndarray]  # one value per clip by method, NaN where a method cannot answer
+Scores = dict[str, np.ndarray]  # method -> one value per clip, NaN where the method has no prediction
 FUSED = "fused"
 FEWER = "~"
 NOTHING = {"n": 0, "mean": None, "ci": None}
@@ -21,12 +21,12 @@ NOTHING = {"n": 0, "mean": None, "ci": None}
 def method_logits(
     cell: Cell, modalities: Sequence[str], log_prior: np.ndarray, known: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Logits `(N, C)` of each modality, `sum`, `prior_sum` and `fused`; NaN rows where there is no answer.
+    """Return logits `(N, C)` of each modality, `sum`, `prior_sum` and `fused`; NaN rows where there is no prediction.
 
-    `sum` adds the log-probabilities of the modalities that are there; `prior_sum` counts the prior once in it:
-    sum over m of log p_m - (number of modalities - 1) log prior, which is Bayes' rule for towers that are calibrated
-    and independent given the class. A modality gives no evidence for a class outside `known (M, C)`, as in the model's
-    own head; None for modalities that know all.
+    `sum` adds the log-probabilities of the modalities that are present. `prior_sum` does the same, but counts the
+    prior only once: sum over m of log p_m - (number of modalities - 1) log prior, which is Bayes' rule for towers that
+    are calibrated and independent given the class. As in the model's own head, a modality gives no evidence for
+    classes outside `known (M, C)`; None if all modalities know all classes.
     """
     logits = np.where(cell.modality_mask[:, :, None], cell.modality_logits, np.nan)
     state = HeadState.plain_sum(*logits.shape[1:]).with_known(known)
@@ -39,7 +39,7 @@ def method_logits(
 def clip_scores(
     cell: Cell, labels: np.ndarray, modalities: Sequence[str], log_prior: np.ndarray, known: np.ndarray | None = None
 ) -> dict[str, Scores]:
-    """Per clip and method `(N,)`: `accuracy` (1 where right) and `nll`; and `trust` per modality, where given."""
+    """Score every clip: `accuracy` (1 if right) and `nll` `(N,)` by method; if available, `trust` by modality."""
     logits = method_logits(cell, modalities, log_prior, known)
     scores: dict[str, Scores] = {"accuracy": {}, "nll": {}}
     for name, values in logits.items():
@@ -55,7 +55,7 @@ def clip_scores(
 
 
 def summary(values: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:
-    """Mean of the clips that have a value, its 95 % interval (bootstrap over groups) and their number."""
+    """Return the mean over the clips that have a value, its 95 % interval (bootstrap over groups) and their number."""
     there = np.isfinite(values)
     if not there.any():
         return dict(NOTHING)
@@ -72,22 +72,22 @@ def judge(
     seen: Sequence[str],
     known: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Numbers of every cell, and of clean, seen and unseen kinds together.
+    """Compute the numbers of every cell and of three families: clean, seen kinds and unseen kinds.
 
-    A clip's value in a family of kinds is the mean over the family's cells, so that intervals respect that all cells
-    are of the same clips. Conflict and missing modalities are in no family.
+    In a family, the value of a clip is its mean over the cells, so that intervals take into account that all cells
+    contain the same clips. Conflict and missing modalities belong to no family.
 
     Args:
         cells: the clean cell and any others.
-        labels, groups: of the clips, in their order.
+        labels, groups: label and group of every clip, in order.
         modalities: names, in the model's order.
         log_prior: `(C,)`.
-        seen: kinds that calibration or training met.
+        seen: kinds that occurred in calibration or training.
         known: `(M, C)` bool, the classes that each modality knows; None for all.
 
     Returns:
         `cells` and `families`: lists of rows with `accuracy` and `nll` by method (see `summary`), `trust` by modality
-        and, in `gain`, accuracy of the fusion less that of every other method, paired by clip.
+        and, in `gain`, the accuracy of the fusion minus that of every other method, paired by clip.
     """
     scored = [(cell, clip_scores(cell, np.asarray(labels), modalities, log_prior, known)) for cell in cells]
     rows = [
@@ -134,9 +134,9 @@ def _row(scores: dict[str, Scores], groups: Sequence[str]) -> dict[str, Any]:
 
 
 def render(report: dict[str, Any]) -> str:
-    """The numbers as a table for a person: accuracy in percent, NLL of `sum` and `fused`, trust in percent.
+    """Render the numbers as a text table: accuracy in percent, NLL of `sum` and `fused`, trust in percent.
 
-    A number of fewer clips than the fusion's, of a modality that some lack, is marked.
+    Numbers that rest on fewer clips than the fusion's are marked: some clips lack the modality.
     """
     methods = list(report["cells"][0]["accuracy"])
     lines = [f"{report['n']} test clips; accuracy in percent", _head("corruption", methods, report["modalities"])]
@@ -146,7 +146,7 @@ def render(report: dict[str, Any]) -> str:
     lines += ["* seen in calibration or training", "", _head("family", methods, report["modalities"])]
     for row in report["families"]:
         lines.append(_line(f"{row['family']} ({row['cells']})", row, methods, report["modalities"]))
-    lines += ["", "accuracy of the fusion less that of"]
+    lines += ["", "accuracy of the fusion minus that of"]
     for row in report["families"]:
         for name in methods[:-1]:
             gain = row["gain"][name]
@@ -156,7 +156,7 @@ def render(report: dict[str, Any]) -> str:
                 value = f"{100 * gain['mean']:+6.1f} [{low:+.1f}, {high:+.1f}]{fewer}"
                 lines.append(f"  {row['family']:<8} {name:<10} {value}")
     if any(FEWER in line for line in lines):
-        lines.append(f"{FEWER} of fewer clips: those that have the modality (their number: n in the JSON)")
+        lines.append(f"{FEWER} from fewer clips: those that have the modality (their number: n in the JSON)")
     return "\n".join([*lines, f"(intervals: bootstrap over {report['ci_unit']}s)"])
 
 

@@ -1,4 +1,4 @@
-"""A finished run of training or of `mmbalance fuse`, with its model and the test clips it was judged on."""
+"""Load a finished run of training or of `mmbalance fuse`, with its model and the test clips that it was judged on."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from hf_mmbalance.hub.limits import check_head
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the results of a run say of its clips, whether it trained or fused.
+    """What the results of a training run or a fusion say about its clips.
 
     Attributes:
-        read_clips: reads them again.
+        read_clips: function that reads the clips again.
         batch_size: clips per forward pass when the run was judged.
-        trained_on: names of the corruptions of the clips that the towers learned from.
-        fitted_on: the same for a decision layer that was fitted.
-        test_remedy: how the run gets test clips, after a message that says it has none.
+        trained_on: names of the corruptions in the clips that the towers were trained on.
+        fitted_on: names of the corruptions in the clips that the decision layer was fitted on.
+        test_remedy: how to get test clips, appended to the message that the run has none.
     """
 
     read_clips: Callable[[], ClipSplits]
@@ -46,7 +46,7 @@ class RunOptions:
 
     @classmethod
     def of(cls, results: dict[str, Any]) -> RunOptions:
-        """From `results.json` of training or of `mmbalance fuse`, whose towers learn from no clips."""
+        """Read the options from `results.json` of training or of `mmbalance fuse`, which does not train towers."""
         arguments = arguments_of(results)
         if "heads" not in results:
             return cls(
@@ -70,8 +70,8 @@ class Run:
 
     Attributes:
         folder: output folder of the run.
-        options: what its `results.json` says of its clips.
-        clips: the test clips that are judged.
+        options: what its `results.json` says about its clips.
+        clips: test clips to judge.
         log_prior: `(C,)`, see `log_prior_of_run`.
     """
 
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def seen(self) -> list[str]:
-        """Kinds of corruption that the towers, or a decision layer that was fitted, met before the test."""
+        """Kinds of corruption that the towers were trained on or that the decision layer was fitted on."""
         met = [*self.options.trained_on, *(self.options.fitted_on if self.model.fusion.fitted else [])]
         names = [name for name in met if name != "none"]
         return kinds_of(names) if names else []
@@ -96,7 +96,7 @@ class Run:
 
 
 class SomeClips(ClipDataset):
-    """So many clips of a data set, spread evenly over it."""
+    """A given number of clips, spread evenly over a dataset."""
 
     def __init__(self, dataset: ClipDataset, count: int):
         self.dataset = dataset
@@ -117,12 +117,12 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
     """Load the model and the clips of a finished run.
 
     Args:
-        folder: output folder of a training run.
+        folder: output folder of a training run or of `mmbalance fuse`.
         max_clips: judge only this many test clips, spread evenly over the split.
-        trust_remote_code: run the file of a fusion head that comes with the model.
+        trust_remote_code: run the file of a fusion head that was saved with the model.
 
     Raises:
-        DataError: the folder does not hold a finished run, or its clips are not where they were.
+        DataError: the folder does not hold a finished run, or its clips are missing or have changed.
     """
     file = folder / RESULTS
     try:
@@ -130,7 +130,7 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
         dataset, options = results["arguments"]["dataset"], RunOptions.of(results)
         fusion, classes = results["fusion"], list(results["classes"])
     except OSError as error:
-        raise DataError(f"{file}: {error.strerror}; name the output folder of a finished training run") from None
+        raise DataError(f"{file}: {error.strerror}; give the output folder of a finished training run") from None
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{file} is damaged or was not written by a training run of this version") from None
     if max_clips is not None and max_clips < 1:
@@ -138,10 +138,10 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
     check_head({"fusion": fusion}, str(folder), trust_remote_code)
     splits = options.read_clips()
     if list(splits.classes) != classes:
-        raise DataError(f"{dataset} has other classes than the run in {folder}: it was changed since")
+        raise DataError(f"{dataset} has different classes from the run in {folder}: it was changed since")
     test = splits.splits.get("test")
     if test is None or not len(test):
-        raise DataError(f"{dataset} has no test clips, and corruption is judged on those{options.test_remedy}")
+        raise DataError(f"{dataset} has no test clips, but corruption is judged on test clips{options.test_remedy}")
     model = MMBalanceForAudioVisualClassification.from_pretrained(folder, trust_remote_code=trust_remote_code)
     processor = MMBalanceProcessor.from_pretrained(folder)
     table = DecisionTable.read(folder / RUN_TABLE)
@@ -159,41 +159,41 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
 def _check_unchanged(
     table: DecisionTable, splits: ClipSplits, processor: MMBalanceProcessor, run: str, dataset: str
 ) -> None:
-    """Refuse clips on which the run was not tested.
+    """Check that these are the clips that the run was tested on.
 
     Raises:
-        DataError: other clips or labels than in the table of the run, or a data set that was built otherwise since.
+        DataError: clips or labels differ from the table of the run, or the dataset was rebuilt with other options.
     """
     rows, test = table.select("test"), splits["test"]
     if dict(zip(rows.ids, rows.labels, strict=True)) != dict(zip(test.ids, test.labels, strict=True)):
-        raise DataError(f"{dataset} has other test clips or labels than {run}: it was changed since")
+        raise DataError(f"{dataset} has different test clips or labels from {run}: it was changed since")
     if splits.reading is not None and splits.reading.stored != processor.spec.stored:
-        raise DataError(f"{dataset} was built with other options since {run}: build it as it was, or train again")
+        raise DataError(f"{dataset} was rebuilt with different options since {run}: build it as before or train again")
 
 
 def log_prior_of_run(table: DecisionTable, split: str) -> np.ndarray:
-    """Log class prior `(C,)` that the run's own row `prior_sum` counts once: that of the rows of its table."""
+    """Return the log class prior `(C,)` of a split of the run's table, as used by the run's own row `prior_sum`."""
     rows = table.select(split if split in table.splits else "train")
     return fit_prior(rows.labels, len(table.classes), rows.clip_names)
 
 
 def arguments_of(results: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a run; a data set on the Hub at the commit that the run read."""
+    """Return the arguments of a run; a dataset on the Hub is pinned to the commit that the run read."""
     arguments, data = dict(results["arguments"]), results["provenance"]["data"]
     if data["revision"] is not None:
         arguments["dataset"] = f"{data['name']}@{data['revision']}"
-        for option in ("revision", "data.revision"):  # of training, of `mmbalance fuse`
+        for option in ("revision", "data.revision"):  # names in training and in `mmbalance fuse`
             arguments.pop(option, None)
     return arguments
 
 
 def clips_of_fusion(arguments: dict[str, Any]) -> ClipSplits:
-    """The splits that two models were fused on, from the arguments in the fusion's `results.json`."""
+    """Load the splits of a fusion from the arguments in its `results.json`."""
     return load_dataset(argparse.Namespace(**arguments), **FUSED_DATA)[0]
 
 
 def clips_of_run(arguments: dict[str, Any]) -> ClipSplits:
-    """The splits that a run was trained on, from the arguments in its `results.json`."""
+    """Load the splits of a training run from the arguments in its `results.json`."""
     if arguments.get("embeddings"):
         raise DataError(
             f"the run was trained on the features in {arguments['embeddings']}, which cannot be corrupted: train with"

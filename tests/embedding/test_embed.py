@@ -178,7 +178,7 @@ def test_only_a_changed_tower_is_run_again(tmp_path):
     counts = run(tmp_path, model=model)
     assert counts["computed"] == 29 and counts["reused"] == 29  # one clip has no frames, one no sound
     assert len(list(tmp_path.glob("vision-*"))) == 1  # features of the old tower are gone
-    with pytest.raises(EmbeddingError, match="its vision features come from another tower"):
+    with pytest.raises(EmbeddingError, match="its vision features come from a different tower"):
         Embeddings.read(tmp_path).check_towers(tiny_model(), tiny_processor())
     Embeddings.read(tmp_path).check_towers(model, tiny_processor())
 
@@ -228,7 +228,7 @@ def test_shards_of_two_machines_make_the_same_folder(tmp_path):
     with pytest.raises(EmbeddingError, match="is not empty"):
         merge([tmp_path / "part0", tmp_path / "part1"], tmp_path / "merged")
     run(tmp_path / "other", random_splits(train=9), shard=(1, 2))
-    with pytest.raises(EmbeddingError, match="other was made of other clips"):
+    with pytest.raises(EmbeddingError, match="other was made from different clips"):
         merge([tmp_path / "part0", tmp_path / "other"], tmp_path / "mixed")
 
 
@@ -274,7 +274,7 @@ def test_features_that_are_not_finite_are_not_taken_for_missing_clips(tmp_path, 
     model = tiny_model()
     with torch.no_grad():
         model.vision_model.get_parameter("layernorm.weight").fill_(value)
-    with pytest.raises(EmbeddingError, match="the vision tower gives features that are not finite in float32"):
+    with pytest.raises(EmbeddingError, match="the vision tower returns features that are not finite in float32"):
         run(tmp_path, model=model)
 
 
@@ -308,13 +308,13 @@ def test_shards_with_other_corruptions_or_classes_are_not_mixed(tmp_path):
     for index in range(2):
         draws = Draws(corrupted=2, corruptions=("white_noise",), seed=index)
         run(tmp_path / f"seed{index}", shard=(index, 2), draws=draws)
-    with pytest.raises(EmbeddingError, match="seed1 was made of other clips, towers or options than"):
+    with pytest.raises(EmbeddingError, match="seed1 was made from different clips, towers or options than"):
         merge([tmp_path / "seed0", tmp_path / "seed1"], tmp_path / "merged")
     renamed = random_splits(without=WITHOUT)
     renamed.classes = renamed.classes[::-1]
     run(tmp_path / "part0", shard=(0, 2))
     run(tmp_path / "part1", renamed, shard=(1, 2))
-    with pytest.raises(EmbeddingError, match="part1 was made of other clips"):
+    with pytest.raises(EmbeddingError, match="part1 was made from different clips"):
         merge([tmp_path / "part0", tmp_path / "part1"], tmp_path / "merged")
 
 

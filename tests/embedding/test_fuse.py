@@ -105,7 +105,7 @@ def test_advice_names_the_class_that_is_missed():
     fused = np.eye(4)[some.labels] * 5.0
     fused[some.labels == 2] = np.eye(4)[1] * 5.0
     told = where_to_label(some, np.stack([fused, fused], axis=1), fused)
-    assert told == ["class 'class 2': 10 of its 10 clips are wrong, most often taken for 'class 1'"]
+    assert told == ["class 'class 2': 10 of its 10 clips are wrong, most often predicted as 'class 1'"]
 
 
 def test_the_unit_of_intervals_and_n_are_those_of_the_split_that_is_reported():
@@ -295,14 +295,14 @@ def classifiers(tmp_path_factory) -> dict[str, str]:
 def test_classifiers_keep_their_heads_and_say_what_was_mapped(table, classifiers, tmp_path, capsys):
     out = tmp_path / "out"
     assert fuse(table, out, classifiers) == 2
-    assert "have nothing in common: say which label counts for which class by --label_map" in capsys.readouterr().err
+    assert "have nothing in common: map the labels to the classes with --label_map" in capsys.readouterr().err
     map_file = str(Path(classifiers["audio"]).parent / "map.json")
     assert fuse(table, out, classifiers, "--label_map", map_file) == 0
     results = json.loads((out / "results.json").read_text())
     assert results["heads"] == {"audio": "own", "vision": "own"}
     told = [note for note in results["notes"] if note.startswith(("audio:", "vision:"))]
     assert "audio: low <- LOW" in told and "vision: low <- blue" in told
-    assert any("left out, as no class has such a name: noise" in note for note in told)
+    assert any("left out, because no class has such a name: noise" in note for note in told)
     assert any(note.startswith("frames are pooled by") for note in results["notes"])
     model = MMBalanceForAudioVisualClassification.from_pretrained(out).eval()
     decisions = DecisionTable.read(out / "decisions.parquet")
@@ -320,7 +320,7 @@ def test_without_any_label_two_classifiers_are_added_as_they_are(table, classifi
     out = tmp_path / "out"
     assert fuse(bare, out, classifiers) == 2
     message = capsys.readouterr().err
-    assert "say which label counts for which class by --label_map; or name the classes with --classes" in message
+    assert "map the labels to the classes with --label_map; or name the classes with --classes" in message
     assert fuse(bare, out, classifiers, "--label_map", str(labels)) == 0  # which says what the classes are, too
     assert json.loads((out / "results.json").read_text())["classes"] == ["High", "LOW"]
     assert "no labels: the two classifiers' log-probabilities are added" in capsys.readouterr().out

@@ -84,8 +84,8 @@ def test_several_labels_count_for_one_class_and_the_rest_is_said():
     assert found.describe().splitlines() == [
         "happy <- hap",
         "angry <- ang + angry",
-        "left out, as no class has such a name: noise",
-        "classes that this classifier does not know, and gives no evidence for: calm",
+        "left out, because no class has such a name: noise",
+        "classes that this classifier does not know and gives no evidence for: calm",
     ]
     many = map_labels([f"thing {i}" for i in range(25)] + ["a", "b"], ["a", "b"]).describe()
     assert many.endswith("thing 19 and 5 more")
@@ -103,12 +103,12 @@ def test_what_is_given_comes_first(given):
 @pytest.mark.parametrize(
     ("source", "given", "message"),
     [
-        (["dog", "cat"], None, r"\(dog, cat\) and the classes \(happy, sad\) have nothing in common: say which label"),
+        (["dog", "cat"], None, r"\(dog, cat\) and the classes \(happy, sad\) have nothing in common: map the labels"),
         (["happy", "cat"], None, "have only 'happy' in common"),
         (
             ["LABEL_0", "LABEL_1"],
             None,
-            "nothing in common; these are not names, but numbers .*: say which .* --label_map",
+            "nothing in common; these are not names but numbers .*: map the labels .* --label_map",
         ),
         (["dog", "cat"], {"dgo": "sad"}, "'dgo' is not a label of the classifier; did you mean 'dog'"),
         (["dog", "cat"], {"dog": "sadd"}, "'dog' is given the class 'sadd'; did you mean 'sad'"),
@@ -122,7 +122,7 @@ def test_wrong_maps_are_refused(source, given, message):
 
 
 def test_a_label_that_fits_two_classes_is_refused():
-    with pytest.raises(ValueError, match="label 'happy' fits the classes joy, happiness: say which by --label_map"):
+    with pytest.raises(ValueError, match="label 'happy' fits the classes joy, happiness: choose one with --label_map"):
         map_labels(["happy", "sad"], ["joy", "happiness", "sad"])
     assert map_labels(["happy", "sad"], ["joy", "happiness", "sad"], {"happy": "joy"}).unknown == ["happiness"]
 
@@ -150,7 +150,7 @@ def test_json_and_yaml(tmp_path):
     [
         ("map.json", "{", "map.json: cannot be read as a label map"),
         ("map.yaml", "a: [", "map.yaml: is not YAML"),
-        ("map.json", {"ang": "angry"}, 'map.json: give {"audio": {source label: class}'),
+        ("map.json", {"ang": "angry"}, 'map.json: must have the form {"audio": {source label: class}'),
         ("map.json", {"adio": {}}, "'adio' is not a modality; did you mean 'audio'"),
         ("map.yaml", "audio:\n  no: angry\n", "audio: False: 'angry' is not a pair of names; put names in quotes"),
         ("map.json", {"audio": {"ang": {"x": "y"}}}, "is not a pair of names"),

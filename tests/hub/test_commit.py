@@ -169,7 +169,7 @@ def test_links_out_of_the_folder_are_refused(folder: Path, tmp_path: Path):
 
 def test_tokens_are_not_pushed(folder: Path):
     (folder / "notes.md").write_text("login with hf_" + "aB3" * 12)
-    with pytest.raises(HubError, match="notes.md, line 1, holds a secret") as caught:
+    with pytest.raises(HubError, match="notes.md, line 1, contains a secret") as caught:
         folder_files(folder)
     assert "aB3" not in str(caught.value)
 
@@ -179,7 +179,7 @@ def test_tokens_are_found_wherever_they_stand(folder: Path, before: int):
     """Also far into a long page, and across the border of two pieces that are read."""
     page = folder / "page.html"
     page.write_text("\n" + "." * (before - 2) + " hf_" + "aB3" * 12 + " ." * 100)
-    with pytest.raises(HubError, match="page.html, line 2, holds a secret"):
+    with pytest.raises(HubError, match="page.html, line 2, contains a secret"):
         folder_files(folder)
     page.write_bytes(b"\0" + page.read_bytes())  # no text
     assert "page.html" in folder_files(folder)
@@ -195,7 +195,7 @@ def test_tokens_are_found_wherever_they_stand(folder: Path, before: int):
 )
 def test_secrets_in_the_files_of_a_run_are_refused_by_file_and_line(folder: Path, secret: str, kind: str):
     (folder / "results.json").write_text(f'{{\n "arguments": {{\n  "data_dir": "{secret}"\n }}\n}}\n')
-    with pytest.raises(HubError, match=rf"results.json, line 3, holds a secret \({kind}\)") as caught:
+    with pytest.raises(HubError, match=rf"results.json, line 3, contains a secret \({kind}\)") as caught:
         folder_files(folder)
     assert secret not in str(caught.value)
 
@@ -203,7 +203,7 @@ def test_secrets_in_the_files_of_a_run_are_refused_by_file_and_line(folder: Path
 def test_the_token_of_the_environment_is_not_pushed_whatever_it_looks_like(folder: Path, monkeypatch):
     (folder / "notes.md").write_text("login with my-own-secret")
     monkeypatch.setenv("HF_TOKEN", "my-own-secret")
-    with pytest.raises(HubError, match="notes.md, line 1, holds a secret"):
+    with pytest.raises(HubError, match="notes.md, line 1, contains a secret"):
         folder_files(folder)
     monkeypatch.setenv("HF_TOKEN", "")
     assert "notes.md" in folder_files(folder)

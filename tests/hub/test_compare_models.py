@@ -79,4 +79,4 @@ def test_models_are_compared_by_what_was_pushed(hub, run_client, tmp_path):
     errors = done.stderr.split("END")[3:]
     assert f"{bare} holds no decisions.parquet" in errors[0] and f"`mmbalance push RUN {bare}`" in errors[0]
     assert "no such folder or file here" in errors[1] and "Check the name (user/name)" in errors[1]
-    assert "Name a branch, tag or commit that exists" in errors[2]
+    assert "Give a branch, tag or commit that exists" in errors[2]

@@ -303,8 +303,8 @@ def test_folders_that_are_no_build(hub, publish, built, media, tmp_path):
     for folder, words in (
         (tmp_path, "README.md does not exist"),
         (linked, "contact_sheet.png is a link out of the folder"),
-        (leaky, "holds a secret (access token of the Hub)"),
-        (broken, f"{shard.name} is missing, or differs from what was built"),
+        (leaky, "contains a secret (access token of the Hub)"),
+        (broken, f"{shard.name} is missing or has changed since the build"),
         (unlicensed, "names no license"),
     ):
         done = publish(folder, check=False)
@@ -347,12 +347,12 @@ def test_heads_of_others_are_kept():
         cards.merge_heads(HEAD, old, "lips", None, beside=True)
     with pytest.raises(HubError, match="--default c: the configurations are a, b"):
         cards.merge_heads(HEAD, old, "data", "c")
-    with pytest.raises(HubError, match="configuration a of another build"):
+    with pytest.raises(HubError, match="configuration a of a different build"):
         cards.merge_heads(HEAD, {"configs": [{"config_name": "a", "data_files": "else/*.csv"}]}, "data", None)
 
 
 def test_what_a_card_lacks_is_named():
-    with pytest.raises(HubError, match="a names data/x-\\*.parquet, and no file fits"):
+    with pytest.raises(HubError, match="a names data/x-\\*.parquet, but no file matches"):
         cards.check_head(HEAD, ["data/y-0.parquet"])
     for text in ("# no head", "---\na: [1\n---\n", "---\nopen: 1\n"):
         with pytest.raises(HubError, match="head"):

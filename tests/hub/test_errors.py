@@ -76,7 +76,7 @@ def load(name, **options):
     return lambda: AutoModel.from_pretrained(f"{USER}/{name}", **options)
 
 told(load("absent"), "not a valid model identifier", "user/name")
-told(load("weightless", revision="v9"), "not a valid git identifier", "Name a branch, tag or commit that exists")
+told(load("weightless", revision="v9"), "not a valid git identifier", "Give a branch, tag or commit that exists")
 told(load("weightless"), "does not appear to have", "push again")
 told(load("private", token=False), "hf auth login")
 told(load("codeless"), "does not recognize this architecture", "its code")
@@ -127,9 +127,9 @@ def load(name, *config, **options):
     return lambda: load_dataset(f"{USER}/{name}", *config, **options)
 
 told(load("absent"), "doesn't exist on the Hub", "user/name")
-told(load("some", revision="v9"), "Revision 'v9'", "Name a branch, tag or commit that exists")
+told(load("some", revision="v9"), "Revision 'v9'", "Give a branch, tag or commit that exists")
 told(load("private", token=False), "hf auth login")
-told(load("some"), "Name one of the configurations")
+told(load("some"), "Give one of the configurations")
 
 import errno, huggingface_hub.file_download
 def full(*args, **options):
@@ -138,7 +138,7 @@ whole, huggingface_hub.file_download.http_get = huggingface_hub.file_download.ht
 told(load("some", "a"), "No space left on device", "HF_HOME")
 huggingface_hub.file_download.http_get = whole
 told(load("gone", "b"), "b.csv", "push again")
-told(load("some", "fold9"), "fold9", "Name one of the configurations")
+told(load("some", "fold9"), "fold9", "Give one of the configurations")
 """
 
 

@@ -78,7 +78,8 @@ def test_the_command_of_the_readme_fuses_two_hub_classifiers(hub, run_client, cl
             "--push_to_hub", "--hub_model_id", f"{hub.user}/fused"]  # fmt: skip
     done = run_client(VERB, args=[*words, *more], timeout=280)
     assert "clips without a label, which are only predicted: 8" in done.stderr
-    assert "audio: blue <- BLUE" in done.stderr and "left out, as no class has such a name: silence" in done.stderr
+    assert "audio: blue <- BLUE" in done.stderr
+    assert "left out, because no class has such a name: silence" in done.stderr
     assert "accuracy by number of labelled clips" in done.stdout and "pushed to" in done.stdout
     assert len((tmp_path / "fused" / "answers.csv").read_text().splitlines()) == 9
     rows = [line.split(",") for line in table.read_text().splitlines()[1:]]

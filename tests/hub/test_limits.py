@@ -49,9 +49,9 @@ def change(path: Path, **values) -> None:
         ({"vision_config__image_size": [10**9, 10**9]}, "vision_config.image_size=1,000,000,000"),
         ({"cosine_scale": float("inf")}, "cosine_scale=inf"),
         ({"vision_config__hidden_size": 10**6, "vision_config__num_hidden_layers": 900}, "billion parameters"),
-        ({"audio_config__hidden_size": "many"}, "Its config was made by another version or by hand"),
+        ({"audio_config__hidden_size": "many"}, "Its config was made by a different version or by hand"),
         ({"fusion": "nowhere"}, "fusion"),
-        ({"id2label": {str(i): str(i) for i in range(3)}}, "weights have another shape than config.json says"),
+        ({"id2label": {str(i): str(i) for i in range(3)}}, "weights have a different shape than config.json says"),
     ],
 )
 def test_configs_that_ask_for_too_much_or_do_not_fit_are_refused_by_name(folder, values, words):

@@ -87,7 +87,7 @@ def test_html_images_and_fences_of_others_are_shown_and_not_read(run):
     assert re.findall(r'<img src="([^"]+)"', page) == ["weights_by_class.png"]
     assert "Broken out</h1>" not in page and page.count("<h1>") == 1
     assert re.findall(r'href="([^"]+)"', page) == ["https://arxiv.org/abs/2510.14411"]
-    with pytest.raises(HubError, match="is not a valid name of a repository"):
+    with pytest.raises(HubError, match="is not a valid repository name"):
         write_card(run, 'me/model", x="')
 
 
@@ -147,7 +147,7 @@ def test_the_picture_is_of_the_clips_that_the_table_is_of(run, monkeypatch):
 
 
 def test_a_folder_that_is_no_run(run, tmp_path):
-    with pytest.raises(HubError, match="holds no config.json; name the output folder of a finished training run"):
+    with pytest.raises(HubError, match="holds no config.json; give the output folder of a finished training run"):
         read_run(tmp_path / "nowhere")
     (run / "decisions.parquet").unlink()
     with pytest.raises(HubError, match="holds no decisions.parquet"):

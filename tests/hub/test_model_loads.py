@@ -95,7 +95,7 @@ def test_loads_that_cannot_be(hub, run_client, saved, tmp_path):
         (seed("cut"), None): "^loaded$",
         (seed("slow"), None): "^loaded$",
         (variants.codeless(), None): "^loaded$",
-        (f"{hub.user}/fine", "absent"): "not a valid git identifier.*Name a branch, tag or commit that exists",
+        (f"{hub.user}/fine", "absent"): "not a valid git identifier.*Give a branch, tag or commit that exists",
         (f"{hub.user}/absent", None): r"absent is not a local folder.*Check the name \(user/name\)",
         (seed("secret", private=True), None): "Check the name .*for a private one, log in with `hf auth login`",
         (seed("newer", format_version=2), None): "saved by a newer hf_mmbalance.*pip install -U hf_mmbalance",
@@ -103,7 +103,7 @@ def test_loads_that_cannot_be(hub, run_client, saved, tmp_path):
         (seed("half", drop=r"safetensors$"), None): "does not appear to have a file named.*push again",
         (seed("voiceless", drop=r"processor"), None): "HubError: loading model",
         (seed("roomless"), None): "(?i)The disk is full: make room, or set HF_HOME",
-        (seed("bert", model_type="bert"), None): "is a 'bert' model: name one that was trained with hf_mmbalance",
+        (seed("bert", model_type="bert"), None): "is a 'bert' model: give one that was trained with hf_mmbalance",
         (seed("escape", fusion="../../evil:Head"), None): "is not a valid name: give a registered one",
         (seed("own", fusion="evil:Head"), None): "read its evil.py, and if you trust it pass trust_remote_code=True",
         (

@@ -65,9 +65,9 @@ RAW = {"model_type": "wav2vec2", "hidden_size": 16, "num_hidden_layers": 1, "num
     [
         (
             {"untrained_modalities": ["vision"]},
-            "the model ignores vision, which no train clip had: only models of both",
+            "the model ignores vision, which no train clip had: only models that use both",
         ),
-        ({"audio_config": RAW}, "the audio tower 'wav2vec2' takes sound of any length: only AST towers are exported"),
+        ({"audio_config": RAW}, "audio tower 'wav2vec2' accepts audio of any length: only AST towers are exported"),
     ],
 )
 def test_models_that_cannot_be_exported_are_refused(tmp_path: Path, options, words) -> None:
@@ -85,12 +85,12 @@ def test_an_export_that_answers_otherwise_leaves_what_was_there(tmp_path: Path, 
     monkeypatch.setattr(onnx_export, "_write", lambda wrapped, file, *args, **options: file.write_bytes(b"wrong"))
     monkeypatch.setattr(onnx_export, "largest_difference", lambda *args: 0.5)
     assert cli.main(["export", "onnx", str(folder), str(file)]) == 2
-    assert "model.onnx is not written: its answers differ from the model's by 5.0e-01" in capsys.readouterr().err
+    assert "model.onnx is not written: its outputs differ from the model's by 5.0e-01" in capsys.readouterr().err
     assert [path.name for path in file.parent.iterdir()] == ["model.onnx"] and file.read_text() == "an earlier export"
 
 
 def test_where_the_export_goes_is_checked_before_the_model_is_loaded(tmp_path: Path, capsys) -> None:
     pytest.importorskip("onnxscript")
-    for name, words in ((str(tmp_path), "name a file, not a folder"), ("m.json", "m.json: the name of the file must")):
+    for name, words in ((str(tmp_path), "name a file, not a folder"), ("m.json", "m.json: the file name must")):
         assert cli.main(["export", "onnx", "nowhere", name]) == 2
         assert words in capsys.readouterr().err

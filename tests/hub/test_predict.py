@@ -88,9 +88,9 @@ def test_an_empty_folder_and_a_span_of_several_clips_are_refused(folder, tmp_pat
         inputs_of([str(tmp_path)])
     with pytest.raises(ValueError, match="the name of a clip is empty"):
         inputs_of([""])
-    with pytest.raises(ValueError, match="go together, with one clip"):
+    with pytest.raises(ValueError, match="must be used together and with one clip"):
         inputs_of([str(folder)], 0.1, 0.5)
-    with pytest.raises(ValueError, match="go together"):
+    with pytest.raises(ValueError, match="must be used together"):
         inputs_of([str(folder / "a.mp4")], 0.1)
     assert inputs_of([str(folder / "a.mp4")], 0.1, 0.5) == [{"clip": str(folder / "a.mp4"), "start": 0.1, "end": 0.5}]
 

@@ -97,11 +97,11 @@ def test_the_demo_is_pinned_to_the_model_as_it_stands(hub, run_client, tmp_path)
     double.write_bytes(b"another clip of that name")
     for extra, words in (
         (["--examples", str(clip), str(double)], "two examples are named cat one.mp4"),
-        (["--model", f"{hub.user}/no-json"], "no-json is not as training writes it"),
+        (["--model", f"{hub.user}/no-json"], "no-json was not written by training"),
         (["--model", f"{hub.user}/no-run"], "give some with --examples"),
-        (["--model", f"{hub.user}/strange"], "strange is not as training writes it"),
+        (["--model", f"{hub.user}/strange"], "strange was not written by training"),
         (["--model", f"{hub.user}/absent"], "Repository Not Found"),
-        (["--model_revision", "v9"], "Name a branch, tag or commit that exists"),
+        (["--model_revision", "v9"], "Give a branch, tag or commit that exists"),
         (["--examples", str(tmp_path / "notes.txt")], "is not a video file"),
     ):
         failed = run_client(SPACE, args=[*args, *extra], check=False)

@@ -161,7 +161,7 @@ def test_a_push_that_cannot_be_stops_before_training_and_one_that_breaks_keeps_t
     hub.fail(Refuse(path="/broken/commit/", status=503, times=None))
     broken = launch(hub, tmp_path, *options)
     assert broken.returncode == 2, broken.stderr[-2000:]
-    assert "a checkpoint was not pushed, training goes on" in broken.stderr
+    assert "a checkpoint was not pushed, training continues" in broken.stderr
     again = f"`mmbalance push {folder} {repo_id}` pushes it"
     assert again in broken.stderr and (folder / "results.json").is_file()
     assert not list(folder.glob(".push-*")), "staged files were left behind"

@@ -84,7 +84,7 @@ def test_clips_that_were_changed_since_are_refused(fused, tmp_path, capsys):
     config["reading"]["stored"] = {**config["reading"], "frames": 5}
     (folder / "processor_config.json").write_text(json.dumps(config))
     assert main(["robustness", str(folder)]) == 2
-    assert "was built with other options since the run in" in capsys.readouterr().err
+    assert "was rebuilt with different options since the run in" in capsys.readouterr().err
     results = json.loads((fused / "results.json").read_text())
     table = Path(results["arguments"]["dataset"])
     fewer = table.with_name("fewer.csv")
@@ -92,7 +92,7 @@ def test_clips_that_were_changed_since_are_refused(fused, tmp_path, capsys):
     results["arguments"]["dataset"] = str(fewer)
     (folder / "results.json").write_text(json.dumps(results))
     assert main(["robustness", str(folder)]) == 2
-    assert "has other test clips or labels than the run in" in capsys.readouterr().err
+    assert "has different test clips or labels from the run in" in capsys.readouterr().err
 
 
 def test_a_modality_gives_no_evidence_for_a_class_it_does_not_know():

@@ -85,9 +85,9 @@ def test_a_second_call_goes_on_from_the_files(folder, tmp_path, monkeypatch):
 
 def test_results_of_other_settings_are_not_mixed(folder, tmp_path):
     judge_cells(load_run(folder), tmp_path, ["darkness"], [1])
-    with pytest.raises(DataError, match=r"other settings \(seed\)"):
+    with pytest.raises(DataError, match=r"different settings \(seed\)"):
         judge_cells(load_run(folder), tmp_path, ["darkness"], [1], seed=1)
-    with pytest.raises(DataError, match=r"other settings \(clips\)"):
+    with pytest.raises(DataError, match=r"different settings \(clips\)"):
         judge_cells(load_run(folder, max_clips=4), tmp_path, ["darkness"], [1])
     for content in (b"half", b""):
         (tmp_path / "darkness-1.npz").write_bytes(content)
@@ -104,7 +104,7 @@ def test_another_processor_makes_other_results(folder, tmp_path):
     judge_cells(load_run(copy), tmp_path / "cells", ["darkness"], [1])
     config = copy / "processor_config.json"
     config.write_text(config.read_text() + " ")
-    with pytest.raises(DataError, match=r"other settings \(model\)"):
+    with pytest.raises(DataError, match=r"different settings \(model\)"):
         judge_cells(load_run(copy), tmp_path / "cells", ["darkness"], [1])
 
 
@@ -116,7 +116,7 @@ def test_test_clips_that_are_not_the_runs_own_are_refused(folder, tmp_path):
     rows = np.asarray(table.splits) == "test"
     table.take(~rows | (np.cumsum(rows) > 1)).write(copy / "decisions.parquet")
     with pytest.raises(
-        DataError, match="synthetic has other test clips or labels than the run in .*: it was changed since"
+        DataError, match="synthetic has different test clips or labels from the run in .*: it was changed since"
     ):
         load_run(copy)
 
@@ -125,7 +125,7 @@ def test_curves_and_table(folder, tmp_path, capsys):
     names = ["--kinds", "babble", "darkness", "--severities", "1", "3", "--max_clips", "6", "--out", str(tmp_path)]
     assert main(["robustness", str(folder), *names]) == 0
     said = capsys.readouterr().out
-    assert "6 test clips" in said and "darkness 3" in said and "accuracy of the fusion less that of" in said
+    assert "6 test clips" in said and "darkness 3" in said and "accuracy of the fusion minus that of" in said
     written = {path.name for path in tmp_path.iterdir()}
     assert {"accuracy.png", "accuracy.svg", "nll.png", "nll.svg"} <= written
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
@@ -243,4 +243,4 @@ def test_a_number_of_fewer_clips_is_marked():
     report = judge(cells, [0, 0, 1], list("abc"), ["audio", "vision"], np.log([0.5, 0.5]), seen=[])
     clean, missing = (line.split() for line in render(report).splitlines() if line.startswith(("clean  ", "missing")))
     assert clean[1:4] == ["100.0~", "66.7", "66.7"] and missing[2:5] == ["100.0~", "0.0~", "66.7"]
-    assert "~ of fewer clips" in render(report)
+    assert "~ from fewer clips" in render(report)

@@ -54,7 +54,7 @@ def test_a_run_from_stored_features_is_the_run_through_the_towers(cached, recipe
 
 
 def test_features_of_other_towers_are_refused(cached, tmp_path):
-    with pytest.raises(EmbeddingError, match="features come from another tower"):
+    with pytest.raises(EmbeddingError, match="features come from a different tower"):
         main([*_towers(), *_training(tmp_path / "run"), "--embeddings", str(cached / "embeddings"), "--seed", "5"])
 
 

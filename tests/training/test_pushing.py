@@ -96,7 +96,7 @@ def test_a_push_still_running_is_not_waited_for(tmp_path, checkpoint, monkeypatc
         release.set()
         queue.finish()
         assert messages == expected
-    assert warnings == ["checkpoint-7 is not pushed: the push before it is still running"]
+    assert warnings == ["checkpoint-7 is not pushed: the previous push is still running"]
 
 
 @pytest.mark.parametrize("kind", [HubError, OSError, RuntimeError, KeyError])
@@ -114,7 +114,7 @@ def test_a_push_that_fails_is_warned_of_and_training_goes_on(tmp_path, checkpoin
     queue.finish()
     (warning,) = warnings
     assert warning.replace("'", "") == (
-        "a checkpoint was not pushed, training goes on: the Hub is down, [secret removed]"
+        "a checkpoint was not pushed, training continues: the Hub is down, [secret removed]"
     )
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-7"}
 

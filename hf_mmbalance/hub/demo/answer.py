@@ -1,4 +1,4 @@
-"""The answer for one clip as HTML: the decision, each modality's own prediction, and its share of the decision."""
+"""Render the answer for one clip as HTML: the decision, and each modality's own prediction and share of it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 WORDS = {"audio": "sound", "vision": "picture"}
 SHOWN = 8  # classes
 
-Row = dict[str, Any]  # one class, as the pipeline returns it
+Row = dict[str, Any]  # one class in the output of the pipeline
 
 
 def word(modality: str) -> str:
-    """What the page calls a modality."""
+    """Return the word for a modality on the page."""
     return WORDS.get(modality, modality)
 
 
 def hint(text: str, kind: str = "hint") -> str:
-    """A line in place of an answer; `kind` is `hint` or `error`."""
+    """Render a line that is shown instead of an answer; `kind` is `hint` or `error`."""
     return f'<div class="mm"><p class="mm-{kind}">{escape(text)}</p></div>'
 
 
 def render(rows: list[Row], whole: list[Row], off: list[str]) -> str:
-    """The answer as HTML.
+    """Render the answer as HTML.
 
     Args:
-        rows: All classes, the most probable first, with the modalities that are switched on.
-        whole: The same with every modality the clip has.
+        rows: All classes, the most probable first, from the modalities that are switched on.
+        whole: All classes from every modality that the clip has.
         off: Modalities that are switched off.
     """
     top = rows[0]
@@ -47,7 +47,7 @@ def render(rows: list[Row], whole: list[Row], off: list[str]) -> str:
 
 
 def sentences(rows: list[Row], whole: list[Row], off: list[str]) -> list[str]:
-    """What happened, in words."""
+    """Describe the answer in sentences."""
     top = rows[0]
     scores = top["modality_score"]
     said = []
@@ -72,7 +72,7 @@ def sentences(rows: list[Row], whole: list[Row], off: list[str]) -> list[str]:
 
 
 def percent(value: float) -> str:
-    """A share of one in percent."""
+    """Format a fraction as a percentage."""
     return "<1 %" if 0 < value < 0.005 else f"{100 * value:.0f} %"
 
 

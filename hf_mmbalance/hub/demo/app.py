@@ -1,4 +1,4 @@
-"""A page that shows what a model hears and sees in a clip, and how much of either its decision takes."""
+"""Page that shows what a model hears and sees in a clip, and how much each counts in its decision."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from transformers import pipeline
 
 
 HERE = Path(__file__).parent
-TASK: Any = "audio-visual-classification"  # not one of transformers' own
+TASK: Any = "audio-visual-classification"  # not a built-in task of transformers
 CLIPS = (".mp4", ".webm", ".mov", ".mkv", ".avi")
 MAX_EXAMPLES = 8
 MAX_SECONDS = 120.0
 INTRO = """# What it hears, what it sees
 
 A model that classifies clips by sound and picture: what each predicts by itself, and its share of the decision. Switch
-one off and see the answer change."""
+one off to see how the answer changes."""
 
 
 def load() -> Any:
-    """The model that the environment names, as a pipeline."""
+    """Load the model that the environment variables name, as a pipeline."""
     name = os.environ.get("MMBALANCE_MODEL")
     if not name:
         raise SystemExit("Set MMBALANCE_MODEL to the repository (or folder) of a model trained with hf_mmbalance.")
     trusted = os.environ.get("MMBALANCE_TRUST_REMOTE_CODE") == "1"
     if not trusted:
         try:
-            from hf_mmbalance.hub import load_classifier  # our own code, none of the repository's
+            from hf_mmbalance.hub import load_classifier  # runs our own code, not the repository's
         except ImportError:
             text = f"The model needs the code in its repository: read {constants.ENDPOINT}/{name}, and if you trust it"
             raise SystemExit(f"{text}, set MMBALANCE_TRUST_REMOTE_CODE=1 (or install hf_mmbalance).") from None
@@ -41,7 +41,7 @@ def load() -> Any:
 
 
 def find_examples() -> list[str]:
-    """Clips to pick from: those beside this file, else those in the folder `examples/` of the model's repository."""
+    """Return example clips from the folder `examples/` beside this file, else from that of the model's repository."""
     own = sorted(path for path in (HERE / "examples").glob("*") if path.suffix.lower() in CLIPS)
     name, revision = os.environ["MMBALANCE_MODEL"], os.environ.get("MMBALANCE_REVISION")
     if own or Path(name).is_dir():
@@ -52,7 +52,7 @@ def find_examples() -> list[str]:
 
 
 def make_page(classify: Any, examples: list[str]) -> gr.Blocks:
-    """The page around a classifier (`load()`), with clips to pick from."""
+    """Build the page for a classifier from `load()`, with example clips."""
     modalities = list(classify.model.config.modalities)
 
     @lru_cache(maxsize=64)
@@ -65,12 +65,12 @@ def make_page(classify: Any, examples: list[str]) -> gr.Blocks:
             return hint("Pick an example, upload a clip or record one.")
         chosen = tuple(name for name in modalities if name in senses)
         if not chosen:
-            return hint("Switch at least one of them on.")
+            return hint("Switch on at least one of them.")
         try:
             off = [name for name in modalities if name not in chosen]
             return render(answers(clip, chosen), answers(clip, tuple(modalities)), off)
         except ValueError as error:
-            # what a file cannot be used for; without the folder it lies in
+            # show the message without the folder of the file
             return hint(str(error).replace(str(Path(clip).parent) + os.sep, ""), "error")
 
     with gr.Blocks(title="What it hears, what it sees", analytics_enabled=False, delete_cache=(600, 3000)) as page:
@@ -99,6 +99,6 @@ def _foot() -> str:
 if __name__ == "__main__":
     classifier = load()
     page = make_page(classifier, find_examples())
-    # neutral: the colours of the page are those of sound and picture
+    # a neutral theme, because colours on the page stand for sound and picture
     theme = gr.themes.Default(primary_hue="slate", font=["system-ui", "sans-serif"])
     page.launch(theme=theme, css_paths=HERE / "style.css", max_file_size="100mb")
