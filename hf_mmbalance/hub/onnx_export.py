@@ -76,8 +76,8 @@ def export_onnx(model: Any, processor: Any, file: Path) -> dict[str, Any]:
         and `largest_difference` between any output and the model's own (None without onnxruntime).
 
     Raises:
-        UserError: the model takes raw audio, or was trained on one modality only, or the exported model's outputs
-            differ from the model's by more than 1e-4. Nothing is written in these cases.
+        UserError: the audio tower is not an AST, the model was trained on one modality only, or the exported model's
+            outputs differ from the model's by more than 1e-4. Nothing is written in these cases.
     """
     import torch
 
@@ -121,7 +121,7 @@ def _check_exportable(model: Any) -> None:
         )
     if config.audio_config.model_type != "audio-spectrogram-transformer":
         kind = config.audio_config.model_type
-        raise console.UserError(f"the audio tower {kind!r} accepts audio of any length: only AST towers are exported")
+        raise console.UserError(f"the audio tower is {kind!r}: only models with an AST can be exported")
 
 
 def _write(wrapped: Any, file: Path, inputs: dict[str, Any], names: list[str], shapes: Any, **options: Any) -> None:

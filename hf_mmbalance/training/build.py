@@ -146,13 +146,13 @@ def spec_augment(arguments: ModelArguments, processor: MMBalanceProcessor, seed:
     """Return the spectrogram masks that the arguments ask for, or None.
 
     Raises:
-        ValueError: if the audio tower does not read spectrograms.
+        ValueError: if the audio tower is not an AST.
     """
     if not (arguments.frequency_masks or arguments.time_masks):
         return None
     if not isinstance(processor.feature_extractor, ASTFeatureExtractor):
         raise ValueError(
-            "frequency_masks and time_masks need spectrograms, but this audio tower reads raw audio: remove them"
+            "frequency_masks and time_masks are for AST, and this audio tower is a different one: remove them"
         )
     return SpecAugment(
         arguments.frequency_masks,

@@ -22,6 +22,8 @@ from transformers import (
     DeiTForImageClassification,
     Dinov2Config,
     Dinov2ForImageClassification,
+    EfficientNetConfig,
+    EfficientNetForImageClassification,
     HubertConfig,
     HubertForSequenceClassification,
     PreTrainedModel,
@@ -102,6 +104,12 @@ CLASSIFIERS = [
     (ViTForImageClassification, ViTConfig(**VIT, **labelled(FACES))),
     (DeiTForImageClassification, DeiTConfig(**VIT, **labelled(FACES))),
     (BeitForImageClassification, BeitConfig(**VIT, **labelled(FACES))),
+    (
+        EfficientNetForImageClassification,
+        EfficientNetConfig(
+            image_size=32, width_coefficient=0.1, depth_coefficient=0.1, hidden_dim=128, **labelled(FACES)
+        ),
+    ),
     (
         ConvNextForImageClassification,
         ConvNextConfig(

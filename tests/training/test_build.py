@@ -98,7 +98,7 @@ def test_masks_are_made_only_when_asked_for():
     augment = spec_augment(ModelArguments(time_masks=2, time_mask_width=5), processor, seed=3)
     assert dataclasses.astuple(augment) == (0, 8, 2, 5, 3)
     processor.feature_extractor = Wav2Vec2FeatureExtractor()
-    with pytest.raises(ValueError, match="this audio tower reads raw audio: remove them"):
+    with pytest.raises(ValueError, match="time_masks are for AST, and this audio tower is a different one: remove"):
         spec_augment(ModelArguments(time_masks=2), processor, seed=3)
 
 
