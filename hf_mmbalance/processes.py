@@ -47,7 +47,7 @@ def check_joined(world_size: int) -> None:
         )
 
 
-def answered_by_main(question: Callable[[], Answer]) -> Answer:
+def call_in_main_process(question: Callable[[], Answer]) -> Answer:
     """Call `question` in the main process only, and return its answer, or raise its error, in every process.
 
     Used for reads from disk, which could differ between processes while one of them writes there.
@@ -90,7 +90,7 @@ def local_main_process_first() -> Iterator[None]:
 
 
 @contextmanager
-def only_run_in(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Keep other runs out of `folder` while this one trains; the system releases the lock when the process ends.
 
     A killed launcher leaves its processes behind, and they continue to train and save. The checkpoints of a run
@@ -111,7 +111,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
                 " processes running: `pkill -f train.py` ends them), then start again"
             ) from None
 
-    answered_by_main(take)
+    call_in_main_process(take)
     try:
         yield
     finally:

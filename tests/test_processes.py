@@ -28,7 +28,7 @@ def errors_of_both(monkeypatch, error: Exception) -> list[Exception]:
         state = SimpleNamespace(is_main_process=main, num_processes=2)
         monkeypatch.setattr(processes, "PartialState", lambda state=state: state)
         with pytest.raises(Exception) as caught:  # noqa: PT011  # of any kind
-            processes.answered_by_main(fail if main else lambda: pytest.fail("asked twice"))
+            processes.call_in_main_process(fail if main else lambda: pytest.fail("asked twice"))
         raised.append(caught.value)
     assert len(sent) == 2
     return raised

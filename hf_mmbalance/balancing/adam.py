@@ -12,7 +12,7 @@ def adam_state(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: value, f"{name}.moment": torch.zeros_like(value), f"{name}.square": torch.zeros_like(value)}
 
 
-def learned(method: BalancingMethod, name: str) -> torch.Tensor:
+def learned_parameter(method: BalancingMethod, name: str) -> torch.Tensor:
     """Return the parameter for use in a batch's loss; its gradient is collected."""
     value = method.state[name].clone().requires_grad_()
     value.register_hook(lambda gradient: method.collect(**{f"{name}.gradient": gradient}))

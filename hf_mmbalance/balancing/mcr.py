@@ -7,7 +7,7 @@ import math
 import torch
 from torch.nn.functional import normalize
 
-from hf_mmbalance.balancing.adam import adam_state, adam_step, learned
+from hf_mmbalance.balancing.adam import adam_state, adam_step, learned_parameter
 from hf_mmbalance.balancing.method import BalancingMethod
 from hf_mmbalance.balancing.registry import register_balancing_method
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
@@ -124,8 +124,8 @@ class MCR(BalancingMethod):
 
     def bottleneck_loss(self, batch: TrainingBatch) -> torch.Tensor:
         """Return L_CEB; a modality that a clip lacks adds 0."""
-        hidden = (batch.fused.logits.detach() @ learned(self, "decoder.0").T).relu()
-        difference = torch.cat(batch.features, dim=1).float() - hidden @ learned(self, "decoder.1").T
+        hidden = (batch.fused.logits.detach() @ learned_parameter(self, "decoder.0").T).relu()
+        difference = torch.cat(batch.features, dim=1).float() - hidden @ learned_parameter(self, "decoder.1").T
         widths = torch.tensor(self.model.fusion.feature_sizes, device=difference.device)
         there = batch.modality_mask.repeat_interleave(widths, dim=1)
         return torch.where(there, difference, 0.0).square().mean()

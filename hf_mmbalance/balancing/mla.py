@@ -58,7 +58,9 @@ class MLA(BalancingMethod):
         if self.project and self.step and gradient is not None:
             gradient.copy_(gradient @ projection.to(gradient.dtype).T)
         if totals["present"] > 0:
-            self.state["projection"] = extended(projection, totals["features"] / totals["present"], self._alpha())
+            self.state["projection"] = extend_projection(
+                projection, totals["features"] / totals["present"], self._alpha()
+            )
         self.state["clips_seen"] = self.state["clips_seen"] + totals["clips"]
 
     def _alpha(self) -> float:
@@ -66,7 +68,7 @@ class MLA(BalancingMethod):
         return 0.1 ** (1 + (float(self.state["clips_seen"]) % count / count if count else 0.0))
 
 
-def extended(projection: torch.Tensor, feature: torch.Tensor, alpha: float) -> torch.Tensor:
+def extend_projection(projection: torch.Tensor, feature: torch.Tensor, alpha: float) -> torch.Tensor:
     """Return the projection `(D, D)` with the direction of a feature `(D,)` also removed, scaled to length 1."""
     gain = projection @ feature
     projection = projection - torch.outer(gain, gain) / (alpha + feature @ gain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_mmbalance.balancing.adam import adam_state, adam_step, learned
+from hf_mmbalance.balancing.adam import adam_state, adam_step, learned_parameter
 from hf_mmbalance.balancing.method import BalancingMethod
 from hf_mmbalance.balancing.registry import register_balancing_method
 from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
@@ -45,7 +45,7 @@ class OLM(BalancingMethod):
     def loss(self, batch: TrainingBatch) -> torch.Tensor:
         if not self.learning_rate:
             return batch.loss
-        losses = self.task_losses(batch, learned(self, "coefficients"))
+        losses = self.task_losses(batch, learned_parameter(self, "coefficients"))
         present = torch.cat([batch.taught_mask, torch.ones_like(batch.taught_mask[:, :1])], dim=1)
         logits = torch.cat([batch.modality_logits, batch.fused.logits.unsqueeze(1)], dim=1).detach()
         self.collect_rows(norms=logits.norm(dim=-1).masked_fill(~present, 0.0))

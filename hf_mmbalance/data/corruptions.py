@@ -128,7 +128,7 @@ def corrupt_audio(
         raise DataError(f"{kind} needs the audio of other clips: pass voices=")
     if len(wave) < 2:
         return np.array(wave, dtype=np.float32)
-    others = [sound.of_length(voice, len(wave)) for voice in voices or ()]
+    others = [sound.fit_length(voice, len(wave)) for voice in voices or ()]
     out = corruption.function(wave, level, rng, sampling_rate, others)
     return np.array(out, dtype=np.float32)
 

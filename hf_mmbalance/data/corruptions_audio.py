@@ -95,6 +95,6 @@ def conflict(wave: np.ndarray, level: float | None, rng: np.random.Generator, ra
     return other.copy() if level is None else add_noise(wave, other, level)
 
 
-def of_length(wave: np.ndarray, length: int) -> np.ndarray:
+def fit_length(wave: np.ndarray, length: int) -> np.ndarray:
     """Return the wave cut or repeated to `length` samples."""
     return np.resize(wave, length).astype(np.float32, copy=False) if len(wave) else np.zeros(length, np.float32)

@@ -14,7 +14,7 @@ MIN_GROUPS = 5  # with fewer, holding one out would change the task
 FEW_PER_CLASS = 3  # calibration clips; with fewer, values fitted by class are mostly noise
 
 
-def carve(
+def choose_part(
     ids: Sequence[str],
     labels: Sequence[int],
     groups: Sequence[str],
@@ -120,7 +120,7 @@ def fill_splits(
                 f"there is no train split to take {name} from (only {', '.join(sorted(set(out)))}): name one train; an"
                 " adapter does this for a dataset on the Hub (docs/data.md)"
             )
-        mask, how = carve(
+        mask, how = choose_part(
             [ids[i] for i in train],
             [labels[i] for i in train],
             [groups[i] for i in train],

@@ -19,11 +19,11 @@ from hf_mmbalance.data.seeding import rng_for
 from hf_mmbalance.data.sources import load_clips, read_options, source_of
 from hf_mmbalance.data.sources.hub import (
     HubOptions,
-    adapted,
+    apply_adapter,
     canonical_splits,
     commit_of,
     open_builder,
-    pinned,
+    split_revision,
     stored_reading,
 )
 from hf_mmbalance.data.sources.hub_rows import Columns, find_columns, label_names, media_of_row, read_row
@@ -136,12 +136,12 @@ class ClipStream(IterableDataset):
         Raises:
             DataError: the dataset, configuration or split does not exist, or its files are not Parquet.
         """
-        name, options = pinned(name, options)
+        name, options = split_revision(name, options)
         builder = open_builder(name, options)
         adapter = find_adapter(name, options.dataset_adapter) or Adapter(NONE)
         if isinstance(adapter.labels, dict):
             raise DataError(f"{name}: the adapter {adapter.name} leaves clips out, which needs streaming=False")
-        options = adapted(options, adapter)
+        options = apply_adapter(options, adapter)
         if not builder.config.data_files:
             raise DataError(f"{name}: a stream needs the dataset's files, which are not known; use streaming=False")
         found, _ = canonical_splits(name, builder.config.data_files, adapter)

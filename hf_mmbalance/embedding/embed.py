@@ -34,7 +34,7 @@ from hf_mmbalance.json_files import write_json
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.model.reading_mmbalance import Clip
-from hf_mmbalance.processes import answered_by_main
+from hf_mmbalance.processes import call_in_main_process
 from hf_mmbalance.progress import bar as progress_bar
 
 
@@ -117,12 +117,12 @@ def embed(
     model = model.to(state.device).eval()  # type: ignore[arg-type]
     parts = list(_parts(datasets, options.clips_per_part))
     plan = _plan(clips, datasets, model, processor, draws, options, len(parts), towers or {})
-    answered_by_main(lambda: _open_folder(out, plan, processor))
+    call_in_main_process(lambda: _open_folder(out, plan, processor))
     mine = parts[shard[0] :: shard[1]][state.process_index :: state.num_processes]
     counts = _run(mine, datasets, out, plan, _Towers(model, processor, options))
     state.wait_for_everyone()
     if shard == (0, 1):
-        answered_by_main(lambda: finish(out))
+        call_in_main_process(lambda: finish(out))
     return {"rows": sum(len(dataset) for dataset in datasets.values()), **counts}
 
 

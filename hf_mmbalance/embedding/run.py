@@ -33,7 +33,7 @@ from hf_mmbalance.embedding.fuse import (
 from hf_mmbalance.embedding.labels import map_labels, read_label_map
 from hf_mmbalance.embedding.outcome import Results, judge, plain_results, write_answers
 from hf_mmbalance.embedding.stored import Embeddings
-from hf_mmbalance.hub.errors import explained
+from hf_mmbalance.hub.errors import explain_hub_errors
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
 from hf_mmbalance.model.source_heads_mmbalance import SourceHead
@@ -98,7 +98,7 @@ def fuse_models(arguments: argparse.Namespace, towers: dict[str, TowerName]) -> 
         DataError, ValueError, HubError: the clips or models cannot be used.
     """
     options = FuseOptions(arguments.rung, arguments.known_groups, seed=arguments.seed)  # raises before towers run
-    with explained("reading the models' labels"):
+    with explain_hub_errors("reading the models' labels"):
         labels = {name: tower.labels(arguments.trust_remote_code) for name, tower in towers.items()}
     given = {} if arguments.label_map is None else read_label_map(arguments.label_map, list(towers))
     clips, source = _load(arguments, labels, given)
@@ -110,7 +110,7 @@ def fuse_models(arguments: argparse.Namespace, towers: dict[str, TowerName]) -> 
     for note in notes:
         logger.warning("%s", note)
     pooling = "log_probs" if "vision" in maps else "mean"
-    with explained("building the model"):
+    with explain_hub_errors("building the model"):
         model, processor = build_towers(
             towers,
             clips,
@@ -137,7 +137,7 @@ def fuse_models(arguments: argparse.Namespace, towers: dict[str, TowerName]) -> 
 def _load(
     arguments: argparse.Namespace, labels: dict[str, list[str] | None], given: dict[str, dict[str, Any]]
 ) -> tuple[ClipSplits, Any]:
-    with explained("reading clips"):
+    with explain_hub_errors("reading clips"):
         try:
             return load_dataset(arguments, **FUSED_DATA)
         except NoLabels:

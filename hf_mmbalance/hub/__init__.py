@@ -5,7 +5,7 @@ from hf_mmbalance._lazy import lazy_exports
 
 _NAMES = {
     "HubError": "errors",
-    "explained": "errors",
+    "explain_hub_errors": "errors",
     "load_classifier": "predict",
     "publish": "dataset_push",
     "publish_demo": "space_push",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hf_mmbalance.hub.errors import HubError, chain_of, explained, status_of
+from hf_mmbalance.hub.errors import HubError, chain_of, explain_hub_errors, status_of
 from hf_mmbalance.scrubbing import find_secret
 
 
@@ -121,8 +121,8 @@ def push_change(
     from huggingface_hub import HfApi
 
     api = HfApi(token=token, library_name="hf_mmbalance")
-    with explained(f"pushing to {repo_type} {repo_id}"):
-        repo = patiently(lambda: open_repo(api, repo_id, repo_type, private, revision, space_sdk))
+    with explain_hub_errors(f"pushing to {repo_type} {repo_id}"):
+        repo = with_retries(lambda: open_repo(api, repo_id, repo_type, private, revision, space_sdk))
 
         def commit() -> CommitInfo:
             head = api.repo_info(repo, revision=revision, repo_type=repo_type).sha
@@ -138,10 +138,10 @@ def push_change(
             logger.info("%s: %s", repo, f"one commit, {done.oid}" if done.oid != head else "nothing has changed")
             return done
 
-        done = patiently(commit)
+        done = with_retries(commit)
     if tag is not None:
-        with explained(f"tagging {repo_type} {repo}"):
-            patiently(lambda: api.create_tag(repo, tag=tag, revision=done.oid, repo_type=repo_type, exist_ok=True))
+        with explain_hub_errors(f"tagging {repo_type} {repo}"):
+            with_retries(lambda: api.create_tag(repo, tag=tag, revision=done.oid, repo_type=repo_type, exist_ok=True))
         logger.info("%s: revision %s", repo, tag)
     return done
 
@@ -239,7 +239,7 @@ def _operations(change: Change) -> list[Any]:
     return [*deleted, *(CommitOperationAdd(path, content) for path, content in change.files.items())]
 
 
-def patiently(call: Callable[[], T]) -> T:
+def with_retries(call: Callable[[], T]) -> T:
     """Call a function; after temporary failures, retry a few times."""
     for wait in WAITS:
         try:

@@ -187,7 +187,7 @@ def fill_snippets(body: str, repo_id: str, tag: str, renamed: dict[str, str]) ->
     return "\n".join(lines)
 
 
-def without_places(text: str, sources: Iterable[str]) -> str:
+def remove_folders(text: str, sources: Iterable[str]) -> str:
     """Remove local folders from the paths in a text; file names stay."""
     parents = {str(parent) for source in sources for parent in list(Path(source).parents)[:3]}
     places = [*sorted(parents, key=len, reverse=True), str(Path.home())]

@@ -158,7 +158,7 @@ def read_build(folder: Path, repo_id: str, name: str | None) -> Build:
     head = cards.rename(head, name) if name else head
     tag = "build-" + hashlib.sha256(json.dumps([hashes, head["configs"]]).encode()).hexdigest()[:10]
     sources = _sources(folder)
-    body = cards.fill_snippets(cards.without_places(body, sources), repo_id, tag, renamed)
+    body = cards.fill_snippets(cards.remove_folders(body, sources), repo_id, tag, renamed)
     place = name or BASE
     extras = {f"{place}/{file}" if name else file: text for file, text in _extras(folder, sources).items()}
     if name:
@@ -205,7 +205,7 @@ def _extras(folder: Path, sources: list[str]) -> dict[str, Path | bytes]:
     """Return report, manifest and contact sheet without local paths."""
     extras: dict[str, Path | bytes] = {}
     if (folder / REPORT).exists():
-        extras[REPORT] = cards.without_places((folder / REPORT).read_text(encoding="utf-8"), sources).encode()
+        extras[REPORT] = cards.remove_folders((folder / REPORT).read_text(encoding="utf-8"), sources).encode()
     if (folder / MANIFEST).exists():
         text = io.StringIO()
         with (folder / MANIFEST).open(newline="", encoding="utf-8") as file:
@@ -213,7 +213,7 @@ def _extras(folder: Path, sources: list[str]) -> dict[str, Path | bytes]:
             writer = csv.DictWriter(text, list(reader.fieldnames or ()), lineterminator="\n")
             writer.writeheader()
             for row in reader:
-                detail = cards.without_places(row["detail"], sources)
+                detail = cards.remove_folders(row["detail"], sources)
                 writer.writerow(row | {"source": Path(row["source"]).name, "detail": detail})
         extras[MANIFEST] = text.getvalue().encode()
     if (folder / SHEET).exists():

@@ -155,7 +155,7 @@ def advice_for(error: BaseException) -> str | None:
 
 
 @contextmanager
-def explained(action: str) -> Iterator[None]:
+def explain_hub_errors(action: str) -> Iterator[None]:
     """Convert errors of Hub clients to a `HubError` that names the action and the remedy.
 
     Args:

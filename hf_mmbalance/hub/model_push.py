@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from hf_mmbalance.decision.results import RESULTS
 from hf_mmbalance.decision.table_files import RUN_TABLE
-from hf_mmbalance.hub.commit import open_repo, patiently, push_folder
-from hf_mmbalance.hub.errors import HubError, explained
+from hf_mmbalance.hub.commit import open_repo, push_folder, with_retries
+from hf_mmbalance.hub.errors import HubError, explain_hub_errors
 from hf_mmbalance.hub.model_card import (
     CARD,
     DIAGNOSIS,
@@ -136,9 +136,9 @@ def prepare_repo(
     from huggingface_hub import HfApi
 
     api = HfApi(token=token, library_name="hf_mmbalance")
-    with explained(f"pushing to model {repo_id}"):
-        repo = patiently(lambda: open_repo(api, repo_id, "model", private, revision, None))
-        patiently(lambda: api.auth_check(repo, write=True))
+    with explain_hub_errors(f"pushing to model {repo_id}"):
+        repo = with_retries(lambda: open_repo(api, repo_id, "model", private, revision, None))
+        with_retries(lambda: api.auth_check(repo, write=True))
     return repo
 
 

@@ -13,7 +13,7 @@ from hf_mmbalance.data.files import walk_files
 from hf_mmbalance.data.sources.folder import MEDIA_SUFFIXES
 from hf_mmbalance.data.sources.rows import cell
 from hf_mmbalance.data.sources.table import TABLE_SUFFIXES, read_table
-from hf_mmbalance.hub.errors import HubError, advice_for, explained
+from hf_mmbalance.hub.errors import HubError, advice_for, explain_hub_errors
 from hf_mmbalance.hub.limits import check_config, check_head, check_loaded, check_processor
 from hf_mmbalance.hub.reach import check_reachable
 from hf_mmbalance.progress import bar
@@ -206,7 +206,7 @@ def load_classifier(
             not fit together.
     """
     check_reachable(name, revision)
-    with explained(f"loading model {name}"):
+    with explain_hub_errors(f"loading model {name}"):
         try:
             return _load(name, revision, trust_remote_code, device)
         except Exception as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hf_mmbalance.decision.results import RESULTS
 from hf_mmbalance.decision.table_files import READERS, RUN_TABLE
-from hf_mmbalance.hub.errors import HubError, explained
+from hf_mmbalance.hub.errors import HubError, explain_hub_errors
 from hf_mmbalance.hub.model_card import REPO_ID
 from hf_mmbalance.hub.reach import check_reachable
 
@@ -32,7 +32,7 @@ def run_files(address: str) -> tuple[Path, list[str]]:
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     check_reachable(name, revision or None)
-    with explained(f"{name}: no such folder or file here; reading the model of that name on the Hub"):
+    with explain_hub_errors(f"{name}: no such folder or file here; reading the model of that name on the Hub"):
         try:
             table = Path(hf_hub_download(name, RUN_TABLE, revision=revision or None))
         except RemoteEntryNotFoundError:

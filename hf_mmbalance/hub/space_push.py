@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import hf_mmbalance.metrics
 from hf_mmbalance.decision.results import RESULTS
 from hf_mmbalance.hub.commit import push_folder
-from hf_mmbalance.hub.errors import HubError, explained
+from hf_mmbalance.hub.errors import HubError, explain_hub_errors
 
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def publish_demo(
 
     _check_examples(examples)
     api = HfApi(token=token, library_name="hf_mmbalance")
-    with explained(f"looking up model {model}"):
+    with explain_hub_errors(f"looking up model {model}"):
         info = api.model_info(model, revision=model_revision)
         options = {} if examples else _synthetic_options(api, info)
     with tempfile.TemporaryDirectory() as made:
@@ -105,7 +105,7 @@ def publish_demo(
         "MMBALANCE_REVISION": info.sha or "main",
         "MMBALANCE_TRUST_REMOTE_CODE": "1" if trust_remote_code else "0",
     }
-    with explained(f"setting the model of Space {done['repo']}"):
+    with explain_hub_errors(f"setting the model of Space {done['repo']}"):
         current = {name: variable.value for name, variable in api.get_space_variables(done["repo"]).items()}
         for name, value in variables.items():
             if current.get(name) != value:  # avoid needless changes: each one restarts the Space

@@ -109,7 +109,7 @@ class FrameReader:
         if count is None:
             first = max(int(np.searchsorted(shown, low + 1e-6, side="right")) - 1, 0)  # shown when the window starts
             return shown[first:][shown[first:] < high - 1e-6]
-        return shown[on_show(shown, low, high, count)]
+        return shown[frames_shown(shown, low, high, count)]
 
     def _decode(self, replay: Replay, wanted: np.ndarray) -> list[tuple[float, np.ndarray]]:
         taken: list[tuple[float, np.ndarray]] = []
@@ -160,7 +160,7 @@ class FrameReader:
             return []
 
 
-def on_show(times: np.ndarray, low: float, high: float, count: int) -> np.ndarray:
+def frames_shown(times: np.ndarray, low: float, high: float, count: int) -> np.ndarray:
     """Return indices into `times` of the frames shown at the centres of `count` equal parts of [low, high]."""
     centres = low + (np.arange(count) + 0.5) * (high - low) / count
     return np.maximum(np.searchsorted(times, centres + 1e-6, side="right") - 1, 0)
@@ -170,7 +170,7 @@ def _picture(frame: Any, converter: Any, request: MediaRequest) -> np.ndarray:
     """Convert one frame to upright RGB, cropped and resized."""
     request.limits.check_pixels(request.name, frame.width, frame.height)
     pixels = converter.reformat(frame, format="rgb24", **ONE_THREAD).to_ndarray()
-    return fit_frame(upright(pixels, _display_matrix(frame)), request.crop, request.size)
+    return fit_frame(rotate_upright(pixels, _display_matrix(frame)), request.crop, request.size)
 
 
 def _display_matrix(frame: Any) -> np.ndarray | None:
@@ -182,7 +182,7 @@ def _display_matrix(frame: Any) -> np.ndarray | None:
     return np.frombuffer(bytes(data), "<i4")[:9].reshape(3, 3)[:2, :2].astype(np.float64)
 
 
-def upright(pixels: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
+def rotate_upright(pixels: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
     """Rotate and mirror a frame `(H, W, 3)` according to its display matrix.
 
     The matrix [[a, b], [c, d]] shows the point (x, y) of the stored frame at (a x + c y, b x + d y) (ISO 14496-12,

@@ -20,7 +20,7 @@ from .inputs_mmbalance import (
     same_size,
     source_of,
 )
-from .media_frames_mmbalance import fit_frame, on_show
+from .media_frames_mmbalance import fit_frame, frames_shown
 from .media_mmbalance import Pick, Source, read_media, shown_name
 from .media_request_mmbalance import LIMITS, Limits, MediaError
 from .media_sound_mmbalance import cut_sound, resample
@@ -181,9 +181,9 @@ def _frame_indices(clip: DecodedClip, spec: ReadingSpec, own: bool, start: float
         return np.arange(len(clip.frame_times))
     low, high = clip.frame_span if own else (start, end)
     if spec.frames is not None:
-        return on_show(clip.frame_times, low, high, spec.frames)
+        return frames_shown(clip.frame_times, low, high, spec.frames)
     inside = np.flatnonzero((clip.frame_times >= low) & (clip.frame_times < high))
-    return inside if len(inside) else on_show(clip.frame_times, low, high, 1)
+    return inside if len(inside) else frames_shown(clip.frame_times, low, high, 1)
 
 
 def span_of(source: Any, span: Span | None = None) -> Span | None:

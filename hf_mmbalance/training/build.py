@@ -13,7 +13,7 @@ from transformers.models.audio_spectrogram_transformer import ASTFeatureExtracto
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
 from hf_mmbalance.data.clips import ClipSplits
 from hf_mmbalance.embedding.build import AST, TowerName, fitted_frames, reading_of, warn_of_lower_rate
-from hf_mmbalance.hub.errors import explained
+from hf_mmbalance.hub.errors import explain_hub_errors
 from hf_mmbalance.hub.limits import check_head
 from hf_mmbalance.hub.reach import check_reachable
 from hf_mmbalance.model.backbones_mmbalance import DEFAULTS
@@ -48,7 +48,7 @@ def build_model_and_processor(
     set_seed(seed)
     load = _compose if arguments.model_name_or_path is None else _load_trained
     _check_reachable(arguments)
-    with explained("building the model"):
+    with explain_hub_errors("building the model"):
         model, processor = load(arguments, clips)
     if arguments.attn_implementation is not None:
         model.set_attn_implementation(arguments.attn_implementation)
@@ -138,7 +138,7 @@ def _options_checked() -> Iterator[None]:
         yield
     except StrictDataclassError as error:
         if str(error.__cause__).startswith((*BUILT_FIELDS, *LOSS_FIELDS)):
-            raise ValueError(str(error.__cause__)) from None  # without a cause, which `explained` would read
+            raise ValueError(str(error.__cause__)) from None  # without a cause, which `explain_hub_errors` would read
         raise
 
 

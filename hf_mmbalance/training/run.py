@@ -21,10 +21,10 @@ from hf_mmbalance.data.corruptions import ClipsCorruptedByEpoch
 from hf_mmbalance.decision.fits import fit_prior
 from hf_mmbalance.decision.results import chance_notes, mean_weights, render_rows, rows_of, write_outputs
 from hf_mmbalance.decision.table import DecisionTable
-from hf_mmbalance.hub.errors import HubError, explained
+from hf_mmbalance.hub.errors import HubError, explain_hub_errors
 from hf_mmbalance.hub.model_card import pinned_revision, write_card
 from hf_mmbalance.hub.model_push import prepare_repo
-from hf_mmbalance.processes import LOCK, answered_by_main, local_main_process_first, only_run_in
+from hf_mmbalance.processes import LOCK, call_in_main_process, local_main_process_first, lock_folder
 from hf_mmbalance.provenance import base_model, provenance, versions
 from hf_mmbalance.training.arguments import (
     MMBalanceTrainingArguments,
@@ -74,17 +74,19 @@ def run(arguments: RunArguments) -> dict[str, Any]:
     training = arguments.training
     check_trackers(list(training.report_to or []))
     balancing = _balancing(arguments)
-    checkpoint = settle_output_dir(arguments)
+    checkpoint = choose_output_dir(arguments)
     if training.push_to_hub:
-        training.hub_model_id = answered_by_main(lambda: _open_repo(training))  # before hours of training, not after
+        training.hub_model_id = call_in_main_process(
+            lambda: _open_repo(training)
+        )  # before hours of training, not after
     set_seed(training.seed)
-    with local_main_process_first(), explained("reading clips"):
-        clips = clips_to_train_on(arguments)
+    with local_main_process_first(), explain_hub_errors("reading clips"):
+        clips = load_run_clips(arguments)
     kept = KeepOrigin(clips, arguments, checkpoint)
     callbacks: list[TrainerCallback] = [kept]
     model, processor = build_model_and_processor(arguments.model, clips, seed=training.seed)
     augment = spec_augment(arguments.model, processor, training.seed)
-    settle_threads(model)
+    limit_cpu_threads(model)
     clips = frozen_clips(clips, model, processor, arguments)
     if training.process_index == 0:
         origin = origin_of(arguments, clips)
@@ -104,10 +106,10 @@ def run(arguments: RunArguments) -> dict[str, Any]:
         callbacks=callbacks,
     )
     folder = Path(str(training.output_dir))
-    with only_run_in(folder):
+    with lock_folder(folder):
         _train(trainer, checkpoint, arguments)
         trainer.save_model(_internal_call=True)  # an internal call does not push: there is no card yet
-    results, table = conclude(trainer, clips, arguments)
+    results, table = evaluate_final_model(trainer, clips, arguments)
     trainer.log(final_values(results["rows"]))
     if trainer.is_world_process_zero():
         processor.save_pretrained(str(folder))
@@ -142,7 +144,7 @@ def _balancing(arguments: RunArguments) -> BalancingMethod | None:
     return None if name is None else build_method(name, options)
 
 
-def clips_to_train_on(arguments: RunArguments) -> ClipSplits:
+def load_run_clips(arguments: RunArguments) -> ClipSplits:
     """Load the clips, with train corruptions applied if requested, or the stored features if there are embeddings."""
     if arguments.data.embeddings is not None:
         return stored_clips(arguments)
@@ -193,7 +195,7 @@ def _push(trainer: MMBalanceTrainer, folder: Path, repo_id: str) -> None:
     logger.warning("pushed to %s, revision %s", commit.repo_url.url, pinned_revision(folder))
 
 
-def settle_threads(model: torch.nn.Module) -> None:
+def limit_cpu_threads(model: torch.nn.Module) -> None:
     """On a CPU, run small towers on one thread unless `OMP_NUM_THREADS` says otherwise.
 
     Their operations are too short to split: threads would wait for each other, on a busy machine most of the time.
@@ -203,14 +205,14 @@ def settle_threads(model: torch.nn.Module) -> None:
         torch.set_num_threads(1)
 
 
-def settle_output_dir(arguments: RunArguments) -> str | None:
+def choose_output_dir(arguments: RunArguments) -> str | None:
     """Choose the run's folder (the same in every process) and the checkpoint to resume from.
 
     Raises:
         ValueError: if the folder holds another run, or there is nothing to resume from.
     """
     training = arguments.training
-    training.output_dir, checkpoint = answered_by_main(lambda: _settle(arguments))
+    training.output_dir, checkpoint = call_in_main_process(lambda: _settle(arguments))
     # Trackers that close their run when training ends find it again by its name, to log the final table.
     training.run_name = training.run_name or Path(training.output_dir).name
     return checkpoint
@@ -260,7 +262,7 @@ def _announce(clips: ClipSplits, model: Any, notes: list[str]) -> None:
     logger.warning("model: %.2f M parameters, fusion head %r", model.num_parameters() / 1e6, model.config.fusion)
 
 
-def conclude(
+def evaluate_final_model(
     trainer: MMBalanceTrainer, clips: ClipSplits, arguments: RunArguments
 ) -> tuple[dict[str, Any], DecisionTable]:
     """Run the final model over every split (test for the first time) and compute the results."""

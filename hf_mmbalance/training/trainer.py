@@ -33,7 +33,7 @@ from hf_mmbalance.model.configuration_mmbalance import MMBalanceConfig
 from hf_mmbalance.model.heads_mmbalance import build_fusion
 from hf_mmbalance.model.modeling_mmbalance import MMBalanceForAudioVisualClassification
 from hf_mmbalance.model.processing_mmbalance import MMBalanceProcessor
-from hf_mmbalance.processes import answered_by_main
+from hf_mmbalance.processes import call_in_main_process
 from hf_mmbalance.progress import bar, without_transformers_bars
 from hf_mmbalance.training.batches import ClipCollator, KeyedClips, SpecAugment
 from hf_mmbalance.training.checks import (
@@ -274,7 +274,7 @@ class MMBalanceTrainer(Trainer):
         """
         if table is None:
             table = self.predict_table(self.clips.splits["calibration"], "calibration")
-        chosen = answered_by_main(lambda: fit(table, self.decision, structure))
+        chosen = call_in_main_process(lambda: fit(table, self.decision, structure))
         chosen.write_to(self.accelerator.unwrap_model(self.model))
         self.allocation = chosen
         if self.state.epoch is not None:

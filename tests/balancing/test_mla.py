@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_mmbalance.balancing.mla import extended
+from hf_mmbalance.balancing.mla import extend_projection
 
 from ..model.tiny import tiny_model
 from .steps import CLIPS, attached, clips, gradients, some_missing, train
@@ -17,13 +17,13 @@ def test_the_projection_by_hand():
     r, alpha = feature.double().numpy(), 0.1
     expected = np.eye(3) - np.outer(r, r) / (alpha + r @ r)
     expected /= np.linalg.norm(expected)
-    np.testing.assert_allclose(extended(torch.eye(3), feature, alpha).numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(extend_projection(torch.eye(3), feature, alpha).numpy(), expected, rtol=1e-6)
 
 
 def test_a_projected_gradient_leaves_outputs_on_earlier_features_alone():
     """With alpha near 0, P r = 0: a step along G P^T does not change W r."""
     r = torch.tensor([1.0, -2.0, 0.5, 3.0])
-    projection = extended(torch.eye(4), r, 1e-9)
+    projection = extend_projection(torch.eye(4), r, 1e-9)
     gradient = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     assert (gradient @ projection.T @ r).abs().max() < 1e-5 < (gradient @ r).abs().max()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_mmbalance.data.clips import ClipSplits, DataError, split_name
-from hf_mmbalance.data.splits import carve, coverage_notes, fill_splits
+from hf_mmbalance.data.splits import choose_part, coverage_notes, fill_splits
 from tests.training.tiny_runs import CLASSES, random_clips
 
 
@@ -17,7 +17,7 @@ def clips(groups: int, a_group: int, classes: int = 4):
 
 def test_whole_groups_balanced_by_class():
     ids, labels, groups = clips(20, 16)
-    mask, how = carve(ids, labels, groups, 0.2, seed=0, name="calibration")
+    mask, how = choose_part(ids, labels, groups, 0.2, seed=0, name="calibration")
     inside = {g for g, m in zip(groups, mask, strict=True) if m}
     assert inside.isdisjoint({g for g, m in zip(groups, mask, strict=True) if not m})
     assert len(inside) == 4 and "4 of 20" in how
@@ -29,25 +29,25 @@ def test_uneven_groups_come_near_the_wanted_counts():
     sizes = rng.integers(5, 60, size=30)
     groups = [f"g{i}" for i, size in enumerate(sizes) for _ in range(size)]
     labels = rng.integers(0, 5, size=len(groups)).tolist()
-    mask, _ = carve([str(i) for i in range(len(groups))], labels, groups, 0.15, seed=3, name="validation")
+    mask, _ = choose_part([str(i) for i in range(len(groups))], labels, groups, 0.15, seed=3, name="validation")
     wanted = 0.15 * np.bincount(labels)
     assert np.abs(np.bincount(np.array(labels)[mask]) - wanted).max() < 0.35 * wanted.min()
 
 
 def test_few_groups_are_split_by_clip_and_reported():
     ids, labels, groups = clips(2, 40)
-    mask, how = carve(ids, labels, groups, 0.25, seed=0, name="calibration")
+    mask, how = choose_part(ids, labels, groups, 0.25, seed=0, name="calibration")
     np.testing.assert_array_equal(np.bincount(np.array(labels)[mask]), [5] * 4)
     assert "by clip" in how and "only 2 groups" in how
-    assert carve(ids, labels, ["a"] * 40, 0.25, seed=0, name="calibration")[1].endswith("(only 1 group)")
+    assert choose_part(ids, labels, ["a"] * 40, 0.25, seed=0, name="calibration")[1].endswith("(only 1 group)")
 
 
 def test_split_depends_on_the_seed_and_not_on_the_order():
     ids, labels, groups = clips(2, 40)
-    mask, _ = carve(ids, labels, groups, 0.25, seed=0, name="calibration")
-    turned, _ = carve(ids[::-1], labels[::-1], groups[::-1], 0.25, seed=0, name="calibration")
+    mask, _ = choose_part(ids, labels, groups, 0.25, seed=0, name="calibration")
+    turned, _ = choose_part(ids[::-1], labels[::-1], groups[::-1], 0.25, seed=0, name="calibration")
     np.testing.assert_array_equal(mask, turned[::-1])
-    other, _ = carve(ids, labels, groups, 0.25, seed=1, name="calibration")
+    other, _ = choose_part(ids, labels, groups, 0.25, seed=1, name="calibration")
     assert (mask != other).any()
 
 
@@ -83,9 +83,9 @@ def test_a_split_that_cannot_be_taken_is_not_said_to_be():
 
 def test_bad_fractions_and_names():
     with pytest.raises(DataError, match="fraction"):
-        carve(["a", "b"], [0, 1], ["a", "b"], 1.0, seed=0, name="test")
+        choose_part(["a", "b"], [0, 1], ["a", "b"], 1.0, seed=0, name="test")
     with pytest.raises(DataError, match="cannot be divided"):
-        carve(["a"], [0], ["a"], 0.5, seed=0, name="test")
+        choose_part(["a"], [0], ["a"], 0.5, seed=0, name="test")
     assert split_name("VAL") == "validation"
     with pytest.raises(DataError, match="unknown split"):
         split_name("holdout")

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
-from hf_mmbalance.hub.errors import HubError, explained
+from hf_mmbalance.hub.errors import HubError, explain_hub_errors
 
 from .faults import Refuse
 
@@ -20,7 +20,7 @@ TOKEN = "hf_" + "aBcD3fGh" * 4 + "xy"
 def test_a_full_disk_is_told_through_what_wraps_it():
     with (
         pytest.raises(HubError, match="(?s)loading me/x: could not load.*HF_HOME") as caught,
-        explained("loading me/x"),
+        explain_hub_errors("loading me/x"),
     ):
         try:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -31,16 +31,16 @@ def test_a_full_disk_is_told_through_what_wraps_it():
 
 def test_errors_of_others_pass_as_they_are():
     for error in (ValueError("labels are wrong"), KeyError("x"), ZeroDivisionError()):
-        with pytest.raises(type(error)) as caught, explained("loading"):
+        with pytest.raises(type(error)) as caught, explain_hub_errors("loading"):
             raise error
         assert caught.value is error
-    with pytest.raises(HubError, match="^ours$"), explained("loading"):
+    with pytest.raises(HubError, match="^ours$"), explain_hub_errors("loading"):
         raise HubError("ours")
 
 
 def test_no_traceback_shows_a_token():
     for error in (ConnectionError(f"for {TOKEN}"), ValueError(f"about {TOKEN}")):
-        with pytest.raises(RuntimeError) as caught, explained("loading"):
+        with pytest.raises(RuntimeError) as caught, explain_hub_errors("loading"):
             raise RuntimeError("outer") from error
         assert TOKEN not in "".join(traceback.format_exception(caught.value))
 
@@ -52,19 +52,19 @@ def test_no_traceback_shows_a_token():
 def test_statuses(status: int, advice: str):
     request = httpx2.Request("GET", "https://hub.example/api/models/me/x")
     answer = httpx2.Response(status, request=request)
-    with pytest.raises(HubError, match=f"(?s)^pushing: refused\n.*{advice}"), explained("pushing"):
+    with pytest.raises(HubError, match=f"(?s)^pushing: refused\n.*{advice}"), explain_hub_errors("pushing"):
         raise HfHubHTTPError("refused", response=answer)
 
 
 MODELS = """
 import os, sys
-from hf_mmbalance.hub import HubError, explained
+from hf_mmbalance.hub import HubError, explain_hub_errors
 from transformers import AutoConfig, AutoModel
 USER = os.environ["USER"]
 
 def told(call, *words):
     try:
-        with explained("loading"):
+        with explain_hub_errors("loading"):
             call()
     except HubError as error:
         assert all(word in str(error) for word in words), str(error)
@@ -110,13 +110,13 @@ def test_transformers_errors(hub, run_client):
 
 DATASETS = """
 import os, sys
-from hf_mmbalance.hub import HubError, explained
+from hf_mmbalance.hub import HubError, explain_hub_errors
 from datasets import load_dataset
 USER = os.environ["USER"]
 
 def told(call, *words):
     try:
-        with explained("loading"):
+        with explain_hub_errors("loading"):
             call()
     except HubError as error:
         assert all(word in str(error) for word in words), str(error)

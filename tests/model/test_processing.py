@@ -26,7 +26,7 @@ from transformers import (
 from transformers.utils import TensorType
 
 from hf_mmbalance import MMBalanceProcessor
-from hf_mmbalance.model import processing_mmbalance
+from hf_mmbalance.model import audio_features_mmbalance
 from hf_mmbalance.model.inputs_mmbalance import (
     as_frames,
     as_sound,
@@ -152,7 +152,7 @@ def test_paths_and_bytes_know_their_rate(processor, tmp_path, suffix):
 
 def test_sound_that_the_tower_does_not_take_is_warned_of(processor, monkeypatch):
     said: list[str] = []
-    monkeypatch.setattr(processing_mmbalance.logger, "warning_once", said.append)
+    monkeypatch.setattr(audio_features_mmbalance.logger, "warning_once", said.append)
     processor(audio=_tone(seconds=0.25), sampling_rate=RATE)  # of 0.24 s
     assert not said
     processor(audio=_tone(seconds=0.3), sampling_rate=RATE)

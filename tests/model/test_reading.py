@@ -15,7 +15,7 @@ import soundfile
 
 from hf_mmbalance.model import inputs_mmbalance, media_mmbalance, windows_mmbalance
 from hf_mmbalance.model.inputs_mmbalance import source_of
-from hf_mmbalance.model.media_frames_mmbalance import upright
+from hf_mmbalance.model.media_frames_mmbalance import rotate_upright
 from hf_mmbalance.model.media_mmbalance import MediaError, read_media
 from hf_mmbalance.model.media_request_mmbalance import Limits
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec, cut, decode, read
@@ -211,7 +211,7 @@ PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     ],
 )
 def test_frames_are_shown_as_their_matrix_says(matrix, expected):
-    np.testing.assert_array_equal(upright(PIXELS, 65536.0 * np.array(matrix)), expected)
+    np.testing.assert_array_equal(rotate_upright(PIXELS, 65536.0 * np.array(matrix)), expected)
 
 
 def test_a_video_rotated_by_90_degrees(real_data):

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_mmbalance.processes import check_joined, only_run_in, prefer_cpu_where_there_is_no_accelerator
+from hf_mmbalance.processes import check_joined, lock_folder, prefer_cpu_where_there_is_no_accelerator
 from hf_mmbalance.training import arguments
 from hf_mmbalance.training.cli import train
 from hf_mmbalance.training.resuming import last_complete_checkpoint
@@ -285,7 +285,7 @@ def test_a_run_that_is_told_to_stop_saves_a_checkpoint_and_says_how_to_go_on(
 
 def test_a_folder_in_which_a_run_is_at_work_is_refused_to_others(tmp_path, capsys):
     folder = tmp_path / "run"
-    with only_run_in(folder):
+    with lock_folder(folder):
         assert train([*TINY, "--output_dir", str(folder)]) == 2
         assert f"error: another run still writes into {folder}" in capsys.readouterr().err
     assert not folder.exists()
@@ -302,7 +302,7 @@ def test_a_run_ends_with_the_launcher_of_its_one_process(tmp_path, number):
     os.kill(process.pid, number)
     said = process.communicate(timeout=100)[0]  # returns when the trainer has closed the pipe
     assert "stopped by SIGTERM after step" in said
-    with only_run_in(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"):
         assert last_complete_checkpoint(tmp_path / "run") is not None
 
 

@@ -23,7 +23,7 @@ from hf_mmbalance.training.arguments import ModelArguments, parse_arguments
 from hf_mmbalance.training.build import frozen_notes
 from hf_mmbalance.training.cli import train
 from hf_mmbalance.training.resuming import KeepOrigin, changes_since, last_complete_checkpoint
-from hf_mmbalance.training.run import settle_output_dir
+from hf_mmbalance.training.run import choose_output_dir
 from tests.media_factory import write_clip
 
 from .tiny_runs import TINY, TOWERS, random_splits, tiny_run
@@ -31,7 +31,7 @@ from .tiny_runs import TINY, TOWERS, random_splits, tiny_run
 
 def settle(*options: str):
     arguments = parse_arguments([*TINY, *options])
-    return settle_output_dir(arguments), arguments.training.output_dir
+    return choose_output_dir(arguments), arguments.training.output_dir
 
 
 def checkpoint(folder: Path, step: int | str, state: str | None = "{}") -> Path:
@@ -48,7 +48,7 @@ def test_a_run_has_a_folder_of_its_own(tmp_path, monkeypatch):
     assert resume is None and folder.startswith("outputs/synthetic-2") and folder.endswith("-s4")
     (tmp_path / "my_clips.csv").write_text("path,label\n")
     arguments = parse_arguments(["--dataset", str(tmp_path / "my_clips.csv"), "--use_cpu", "true"])
-    settle_output_dir(arguments)
+    choose_output_dir(arguments)
     assert arguments.training.output_dir.startswith("outputs/my_clips-")
     assert not (tmp_path / "outputs").exists()  # nothing is written before there is something to write
 
@@ -165,7 +165,7 @@ def test_small_towers_run_on_one_thread_unless_told_otherwise(monkeypatch, param
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        run_module.settle_threads(torch.nn.Linear(parameters, 1, bias=False, device="meta"))
+        run_module.limit_cpu_threads(torch.nn.Linear(parameters, 1, bias=False, device="meta"))
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

@@ -16,7 +16,7 @@ from hf_mmbalance.building.encode import class_label, file_size, list_of, value
 from hf_mmbalance.building.plan import BuildPlan, EncodeOptions, PlannedClip, check_ids
 from hf_mmbalance.data.clips import DataError
 from hf_mmbalance.data.seeding import rng_for
-from hf_mmbalance.data.splits import carve
+from hf_mmbalance.data.splits import choose_part
 
 
 # Cao et al., CREMA-D: Crowd-sourced Emotional Multimodal Actors Dataset, IEEE Trans. Affective Computing 5(4), 2014.
@@ -271,7 +271,7 @@ def ogm_splits(source: Path, folder: Path | None, names: list[str], notes: list[
     train = [name for name, split in out.items() if split == "train"]
     labels = [list(EMOTIONS).index(name.split("_")[2]) for name in train]
     # by clip, because all actors are on both sides of this split anyway, as its card says
-    mask, _ = carve(train, labels, train, OGM_VALIDATION, seed=0, name="validation", by_group=False)
+    mask, _ = choose_part(train, labels, train, OGM_VALIDATION, seed=0, name="validation", by_group=False)
     return out | {name: "validation" for name, taken in zip(train, mask, strict=True) if taken}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from hf_mmbalance.data.clips import SPLIT_ALIASES, SPLITS, ClipSplits, DataError, split_name
 from hf_mmbalance.data.files import walk_files
 from hf_mmbalance.data.options import MediaOptions, option
-from hf_mmbalance.data.sources.rows import Row, clips_from_rows, group_in, in_order
+from hf_mmbalance.data.sources.rows import Row, clips_from_rows, match_group, sorted_labels
 
 
 MEDIA_SUFFIXES = frozenset(
@@ -67,7 +67,7 @@ def folder_clips(path: str, options: FolderOptions) -> ClipSplits:
     if repeated:
         raise DataError(f"{path}: {len(repeated)} files occur twice (by links), e.g. {repeated[0]}; keep one")
     notes = [f"{len(ignored)} files are not media files and were ignored: {', '.join(ignored[:5])}"] if ignored else []
-    found = in_order(row.label for row in rows if row.label is not None)
+    found = sorted_labels(row.label for row in rows if row.label is not None)
     classes = options.classes or found
     empty = sorted({folder.name for part in parts.values() for folder in _folders(part)} - set(found))
     if empty:
@@ -119,5 +119,5 @@ def _folder_rows(root: Path, split: str | None, pattern: str | None, ignored: li
 def _row(path: Path, root: Path, split: str | None, label: str | None, pattern: str | None) -> Row:
     # With split folders, the split is part of the name: several splits can have files of the same name.
     name = path.relative_to(root.parent if split else root).with_suffix("").as_posix()
-    group = group_in(path.stem, pattern, str(path)) if pattern else name
+    group = match_group(path.stem, pattern, str(path)) if pattern else name
     return Row(name, label, str(path), group, split_name(split) if split else None)

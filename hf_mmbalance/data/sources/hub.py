@@ -23,7 +23,7 @@ from hf_mmbalance.data.sources.hub_rows import (
     rows_of_split,
     undecoded,
 )
-from hf_mmbalance.data.sources.rows import Row, clips_from_rows, in_order
+from hf_mmbalance.data.sources.rows import Row, clips_from_rows, sorted_labels
 from hf_mmbalance.model.reading_mmbalance import ReadingSpec
 
 
@@ -61,11 +61,11 @@ def hub_clips(name: str, options: HubOptions) -> ClipSplits:
     Raises:
         DataError: the dataset does not exist, columns are missing or of a wrong type, or clips do not decode.
     """
-    name, options = pinned(name, options)
+    name, options = split_revision(name, options)
     adapter = find_adapter(name, options.dataset_adapter)
     builder = open_builder(name, options)
     if builder.info.features is not None:  # before anything is downloaded
-        find_columns(name, builder.info.features, adapted(options, adapter or Adapter(NONE)), adapter)
+        find_columns(name, builder.info.features, apply_adapter(options, adapter or Adapter(NONE)), adapter)
     with _loading(name):
         if options.in_memory:
             loaded = builder.as_streaming_dataset()
@@ -79,7 +79,7 @@ def hub_clips(name: str, options: HubOptions) -> ClipSplits:
     return replace(clips, commit=commit)
 
 
-def pinned(name: str, options: HubOptions) -> tuple[str, HubOptions]:
+def split_revision(name: str, options: HubOptions) -> tuple[str, HubOptions]:
     """Return name and options of a dataset, with the revision of `user/name@revision` moved to the options.
 
     Raises:
@@ -154,7 +154,7 @@ def clips_of(
         DataError: columns are missing or of a wrong type, or clips do not decode.
     """
     adapter = adapter or Adapter(NONE)
-    options = adapted(options or HubOptions(), adapter)
+    options = apply_adapter(options or HubOptions(), adapter)
     loaded = loaded if isinstance(loaded, Mapping) else {"train": loaded}
     notes = [] if adapter.name == NONE else adapter.remarks
     loaded, more = canonical_splits(name, loaded, adapter)
@@ -172,7 +172,7 @@ def clips_of(
     rows: list[Row] = []
     for split, part in parts.items():
         rows += rows_of_split(split, part, columns, labels, options)
-    classes: list[str] = list(labels) if labels else in_order(row.label for row in rows if row.label is not None)
+    classes: list[str] = list(labels) if labels else sorted_labels(row.label for row in rows if row.label is not None)
     if isinstance(adapter.labels, Mapping):
         adapter.check_labels(name, classes)
         to: dict[str | None, str | None] = {None: None} | dict(adapter.labels)
@@ -207,7 +207,7 @@ def _content_name(name: str, loaded: Mapping[str, Any], columns: Columns) -> str
     return hashlib.blake2b(repr((sorted(prints.items()), columns.media)).encode(), digest_size=8).hexdigest()
 
 
-def adapted(options: HubOptions, adapter: Adapter) -> HubOptions:
+def apply_adapter(options: HubOptions, adapter: Adapter) -> HubOptions:
     """Return the options, with unset ones filled from the adapter."""
     named: dict[str, Any] = {f"{kind}_column": column for kind, column in adapter.columns.items()}
     if options.group_column is None:  # the pattern is for the adapter's own column

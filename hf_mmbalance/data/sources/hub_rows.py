@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hf_mmbalance.data.adapter import Adapter
 from hf_mmbalance.data.clips import DataError
 from hf_mmbalance.data.media_clips import ClipRecord
-from hf_mmbalance.data.sources.rows import Row, cell, group_in, window_in
+from hf_mmbalance.data.sources.rows import Row, cell, match_group, window_in
 
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def read_row(
         text = names[label]
     window = window_in(entry, columns.start, columns.end, f"clip {clip!r}")
     group = cell(entry, columns.group)
-    group = clip if group is None else group_in(group, options.group_pattern, f"clip {clip!r}")
+    group = clip if group is None else match_group(group, options.group_pattern, f"clip {clip!r}")
     return Row(clip, text, f"{split}:{index}", group, split, window)
 
 

@@ -31,7 +31,7 @@ class Row:
     window: tuple[float, float] | None = None
 
 
-def group_in(text: str, pattern: str | None, where: str) -> str:
+def match_group(text: str, pattern: str | None, where: str) -> str:
     """Return what the first capturing group of a pattern finds in a text, or the text itself without a pattern.
 
     Args:
@@ -87,7 +87,7 @@ def window_in(
     return window
 
 
-def in_order(labels: Iterable[str]) -> list[str]:
+def sorted_labels(labels: Iterable[str]) -> list[str]:
     """Return each label once, sorted by name, or by number if all are whole numbers."""
     names = set(labels)
     numbers = all(re.fullmatch(r"-?\d+", name) for name in names)

@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_mmbalance.data.clips import ClipSplits, DataError, split_name
 from hf_mmbalance.data.options import MediaOptions, option
-from hf_mmbalance.data.sources.rows import Row, cell, clips_from_rows, in_order, window_in
+from hf_mmbalance.data.sources.rows import Row, cell, clips_from_rows, sorted_labels, window_in
 from hf_mmbalance.text_tables import read_text_table
 
 
@@ -45,7 +45,7 @@ def table_clips(path: str, options: TableOptions) -> ClipSplits:
                 f"{path}: no column {column!r} (it has {', '.join(sorted(names))}); give its name as an option"
             )
     rows = [_table_row(table, number, entry, options) for number, entry in enumerate(entries, start=1)]
-    labels = in_order(row.label for row in rows if row.label is not None)
+    labels = sorted_labels(row.label for row in rows if row.label is not None)
     classes = options.classes or labels
     if options.classes and all(label.isdecimal() for label in labels) and not set(labels) <= set(classes):
         named = dict(zip(map(str, range(len(classes))), classes, strict=True))
