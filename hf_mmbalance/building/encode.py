@@ -108,7 +108,7 @@ def _checked(path: str, size: int, sha256: str | None) -> bytes | str:
     twice.
 
     Raises:
-        MediaError: the file is missing, is not a regular file, or its size or checksum is different.
+        MediaError: the file is missing or not a regular file, or its size or checksum is not the planned one.
     """
     found = regular_size(path)
     if found != size:

@@ -96,14 +96,15 @@ class PlannedClip:
     Attributes:
         id: id, unique in the dataset.
         source: media file, or None if there is none.
-        cell: name of the group of shards that holds the clip; configurations are made of cells.
+        cell: name of the set of shards that holds the clip; a split of a configuration is a list of cells.
         label: number of the clip's class.
         columns: values of the metadata columns.
         size: bytes of the source when the plan was made.
         sound: second file with the audio, if the audio is not taken from the source.
         sound_size: bytes of that file when the plan was made.
         window: start and end of the part of the source to use, in seconds.
-        window_if_longer: if True, a source that ends before the window does and is about as long is used completely.
+        window_if_longer: if True, a source that ends before the window does and has about its length is used completely,
+            as the clip itself.
         sha256: SHA-256 of the source, if it is in a list of checksums.
         sound_sha256: SHA-256 of the audio file, if it is in a list of checksums.
         problem: status and text of a problem known before decoding (e.g. missing), or None.
@@ -186,7 +187,7 @@ class BuildPlan:
             raise DataError(f"{self.name}: no configuration uses the cells {', '.join(sorted(unused))}")
 
     def shards(self) -> list[Shard]:
-        """Return all shards in order; clips are shuffled with a fixed seed, so that any run of them is a mixture."""
+        """Return all shards in order; clips are shuffled with a fixed seed, so that consecutive ones are a mixture."""
         cells: dict[str, list[PlannedClip]] = {}
         for clip in sorted(self.clips, key=lambda clip: rng_for("order", clip.id).random()):
             cells.setdefault(clip.cell, []).append(clip)

@@ -200,7 +200,7 @@ def test_a_file_of_other_times_is_named(small, clip, tmp_path):
     os.link(clip, tmp_path / "k400" / f"{youtube_id(0)}_000090_000100.mp4")
     plan = plan_kinetics_sounds(tmp_path / "k400", EncodeOptions(), annotations=[small], classes=CLASSES[:5:4])
     problems = {planned.id: planned.problem for planned in plan.clips}
-    found = f"(only {youtube_id(0)}_000090_000100.mp4, with different times)"
+    found = f"(but {youtube_id(0)}_000090_000100.mp4, with different times)"
     assert found in problems[f"{youtube_id(0)}_000000_000010"][1]
     assert "different times" not in problems[f"{youtube_id(1)}_000001_000011"][1]
 

@@ -244,7 +244,7 @@ def actor_folds(sexes: dict[str, str], names: list[str]) -> dict[str, int]:
 
 
 def ogm_splits(source: Path, folder: Path | None, names: list[str], notes: list[str]) -> dict[str, str]:
-    """Return every clip's part in the usual OGM-GE split, with validation taken from train; {} if no split is given.
+    """Return the split of every clip in the usual OGM-GE lists, with validation taken from train; {} without lists.
 
     Raises:
         DataError: the files are missing, name unknown clips, or do not cover CREMA-D.

@@ -305,7 +305,7 @@ def _clip(
     files = media.get(entry.youtube_id, [])
     path, named = _choose(entry, files)
     if path is None:
-        others = f" (only {files[0][0].name}, with different times)" if files else ""
+        others = f" (but {files[0][0].name}, with different times)" if files else ""
         text = f"{entry.id}: no file of YouTube video {entry.youtube_id} with these times in the source{others}"
         return PlannedClip(entry.id, None, cell, label, columns, problem=("missing", text))
     cut = trimmed == "yes" or (trimmed == "auto" and named)
