@@ -46,7 +46,7 @@ class DataArguments:
         " name of a Hub or local dataset with audio and frames or video columns.",
         "synthetic",
     )
-    embeddings: str | None = _help("Folder written by `mmbalance embed`; its features are used, no clips are read.")
+    embeddings: str | None = _help("Folder written by `mmbalance embed`: its features are used, and no clip is read.")
     train_corruptions: list[str] = _help(
         "Corruptions of train clips, drawn in every epoch: kinds, groups such as seen, or none.", ["none"]
     )
@@ -90,7 +90,7 @@ class ModelArguments:
     initializer_range: float = _help("Standard deviation of new weights outside the towers.", 0.02)
     label_smoothing: float = _help("Label smoothing of the towers' losses.", 0.0)
     class_weighted_loss: bool = _help("Weight classes by the inverse of their frequency in the train split.", False)
-    frequency_masks: int = _help("SpecAugment: frequency masks on training clips' spectrograms.", 0)
+    frequency_masks: int = _help("SpecAugment: frequency masks on train clips' spectrograms.", 0)
     frequency_mask_width: int = _help("SpecAugment: widest frequency mask, in mel bins.", 8)
     time_masks: int = _help("SpecAugment: time masks.", 0)
     time_mask_width: int = _help("SpecAugment: widest time mask, in frames.", 8)
@@ -125,7 +125,7 @@ class MMBalanceTrainingArguments(TrainingArguments):
     save_total_limit: int | None = _help("Number of checkpoints to keep.", 2)
     load_best_model_at_end: bool = _help("Keep the weights that were best on validation.", True)
     metric_for_best_model: str | None = _help("Validation measure that selects the model.", "nll")
-    greater_is_better: bool | None = _help("Whether a higher value of it is better. Default: for accuracies only.")
+    greater_is_better: bool | None = _help("Whether a higher measure is better. Default: for accuracies only.")
     logging_steps: float = _help("Steps between log lines.", 20)
     ddp_find_unused_parameters: bool | None = _help(
         "On by default: if no clip in a process's batch has a modality, its tower has no gradient.", True
@@ -213,7 +213,7 @@ def parse_arguments(argv: list[str] | None = None) -> RunArguments:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", metavar="NAME")
     chosen, argv = first.parse_known_args(argv)
-    for name in ("embeddings", *OVERRULES):  # which decide what the other options and settings are
+    for name in ("embeddings", *OVERRULES):  # these decide which other options and settings apply
         first.add_argument(f"--{name}")
     settings, dataset = _settings(chosen.config, vars(first.parse_known_args(argv)[0]))
     source_part = _source_part(dataset)

@@ -133,7 +133,7 @@ def _compose(
 
 @contextmanager
 def _options_checked() -> Iterator[None]:
-    """Report an invalid config field that was given as an option as such, not as a config of another version."""
+    """Report an invalid config field as the option that set it, not as a config of another version."""
     try:
         yield
     except StrictDataclassError as error:

@@ -27,7 +27,7 @@ def check_splits(clips: ClipSplits, *needed: str) -> None:
 def absent_modalities(clips: ClipSplits) -> list[str]:
     """Return the modalities that no train clip has.
 
-    Reads 200 clips spread over the split, and the others only if all of these lack a modality.
+    Reads up to 200 clips spread over the split, and the others only if all of these lack the same modality.
     """
     train = clips.splits["train"]
     spread = np.unique(np.linspace(0, len(train) - 1, min(LOOKED_AT, len(train))).astype(int)).tolist()

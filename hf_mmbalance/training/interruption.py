@@ -86,7 +86,7 @@ class StopOnSignal(TrainerCallback):
 def follow_launcher() -> None:
     """Under `accelerate launch` on Linux, have the system send SIGTERM to this process when the launcher ends.
 
-    The launcher of a single process does not pass signals on, so that training would continue.
+    The launcher of a single process does not pass signals on, so training would continue without it.
     """
     if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by the launcher
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)

@@ -147,9 +147,9 @@ def changes_since(checkpoint: Path, now: dict[str, Any]) -> list[str]:
     steps = [_clips_per_step(arguments) for arguments in (old, new)]
     if steps[0] != steps[1] and not new["auto_find_batch_size"]:
         raise ValueError(
-            f"{checkpoint} has {steps[0]} clips per step, not {steps[1]} (per_device_train_batch_size times"
-            f" gradient_accumulation_steps times processes), and its steps and epochs depend on this number: choose"
-            f" values whose product is {steps[0]}, or {anew}"
+            f"{checkpoint} was trained with {steps[0]} clips per step, not {steps[1]} (per_device_train_batch_size"
+            f" times gradient_accumulation_steps times processes), and its steps and epochs depend on this number:"
+            f" choose values whose product is {steps[0]}, or {anew}"
         )
     return [*before["changes"], *changed.values()]
 

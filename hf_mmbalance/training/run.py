@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def run(arguments: RunArguments) -> dict[str, Any]:
-    """Load clips, build and train the model, evaluate it on all splits, and write everything to the output folder."""
+    """Load clips, build and train the model, evaluate it (validation, test), and write all to the output folder."""
     training = arguments.training
     check_trackers(list(training.report_to or []))
     balancing = _balancing(arguments)

@@ -39,7 +39,8 @@ def check_trackers(names: list[str]) -> None:
         modules = ["tensorboard", "tensorboardX"] if name == "tensorboard" else [MODULES.get(name, name)]
         if not any(importlib.util.find_spec(module) for module in modules):
             package = PACKAGES.get(name, name)
-            raise ValueError(f"--report_to {name}: {name} is not installed; `pip install {package}`, or remove it")
+            text = f"--report_to {name}: {name} is not installed"
+            raise ValueError(f"{text}; `pip install {package}`, or remove the option")
 
 
 class LossParts:
@@ -142,7 +143,7 @@ class LineProgress(ProgressCallback):
 
 
 class LinePrinter(PrinterCallback):
-    """The same lines without a progress bar."""
+    """The same readable lines, for runs without a progress bar."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         line = line_of(logs)

@@ -407,8 +407,9 @@ class MMBalanceTrainer(Trainer):
                 raise
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             shutil.rmtree(folder, ignore_errors=True)
-            remedy = "free disk space or change --output_dir, then resume with --resume_from_checkpoint true"
-            raise UserError(f"{folder} could not be written ({str(error).splitlines()[0]}): {remedy}") from error
+            text = f"{folder} could not be written ({str(error).splitlines()[0]}): free disk space, then resume with"
+            other = "(or give the last checkpoint there, and a different --output_dir)"
+            raise UserError(f"{text} --resume_from_checkpoint true {other}") from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         with without_transformers_bars():
@@ -417,7 +418,7 @@ class MMBalanceTrainer(Trainer):
             self.processor.save_pretrained(output_dir if output_dir is not None else self.args.output_dir)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repository, in the main process; this package pushes to it, in one commit at a time."""
+        """Create the repository, in the main process; this package pushes to it, one commit at a time."""
         if self.is_world_process_zero():
             name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
             private = self.args.hub_private_repo if private is None else private

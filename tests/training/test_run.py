@@ -327,7 +327,7 @@ def test_a_resumed_run_tells_what_was_changed_and_refuses_what_cannot_be(tmp_pat
         (("--frame_pooling", "temporal", "--seed", "1"), "with frame_pooling mean -> temporal: "),
         (("--trainable_layers", "1"), "with trainable_layers all -> 1: "),
         (("--metric_for_best_model", "accuracy"), "metric_for_best_model nll -> accuracy; greater_is_better False ->"),
-        (("--per_device_train_batch_size", "4"), "has 8 clips per step, not 4 .* whose product is 8"),
+        (("--per_device_train_batch_size", "4"), "with 8 clips per step, not 4 .* whose product is 8"),
     ):
         with pytest.raises(ValueError, match=rf"checkpoint-3 .*{words}"):
             tiny_run(run, *options, *resume)
@@ -340,7 +340,7 @@ def test_a_resumed_run_tells_what_was_changed_and_refuses_what_cannot_be(tmp_pat
     assert set(again["resumed_with"]) >= {"num_train_epochs 1.0 -> 2.0", "gradient_accumulation_steps 1 -> 2"}
     for origin in run.glob("checkpoint-*/run.json"):
         origin.write_text(origin.read_text().replace('"processes": 1', '"processes": 2'))
-    with pytest.raises(ValueError, match="has 16 clips per step, not 8"):
+    with pytest.raises(ValueError, match="was trained with 16 clips per step, not 8"):
         tiny_run(run, "--num_train_epochs", "2", *resume)
 
 
