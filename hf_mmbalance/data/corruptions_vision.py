@@ -63,7 +63,7 @@ def _as_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
 
 
 def frozen_frames(frames: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
-    """Make the video stutter: replace the fraction `level` of the frames by the frame shown before it.
+    """Make the video stutter: replace the fraction `level` of the frames, each by the frame shown before it.
 
     The first frame is never replaced, so that `level` 1 leaves one still image.
     """

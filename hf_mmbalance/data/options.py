@@ -48,10 +48,10 @@ class MediaOptions:
     noise: str = option("none", "Noise added to the audio: none, white, or babble (other clips of the split).")
     snr_db: float = option(0.0, "Signal-to-noise ratio in dB over the window.")
     train_snr_db: list[float] | None = option(
-        None, "Range [low, high] of the ratio for training clips, drawn again in every epoch."
+        None, "Range [low, high] from which the ratio of train clips is drawn, again in every epoch."
     )
     margin: float = option(0.0, "Seconds kept before and after a window of a clip (a word, an event).")
-    redraw_noise: bool = option(True, "Give training clips new noise in every epoch.")
+    redraw_noise: bool = option(True, "Give train clips new noise in every epoch.")
     shift: float = option(0.0, "Training: move the window by up to this many seconds.")
     crop_jitter: float = option(0.0, "Training: move the frames by up to this fraction of their size.")
     flip: bool = option(False, "Training: mirror half of the clips.")

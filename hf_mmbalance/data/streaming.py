@@ -47,7 +47,7 @@ def load(
 
     Args:
         source: `synthetic`, `grid`, a folder or table of clips, a built folder, or a name on the Hub.
-        split: train, calibration, validation or test, as in the source. Other splits are taken from train only if
+        split: train, calibration, validation or test, as in the source. One that it lacks is taken from train only if
             `calibration_fraction`, `validation_fraction` or `test_fraction` is given.
         streaming: read Parquet as a stream (for built folders and names on the Hub).
         batch_size: clips per batch of the stream.

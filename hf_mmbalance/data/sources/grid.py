@@ -132,7 +132,7 @@ def scan_grid(root: Path, speakers: list[str] | None = None) -> list[GridClip]:
 
 def _alignment_of(root: Path, speaker: str, stem: str, shared: bool) -> Path | None:
     places = [root / speaker / "align", root / "align" / speaker]
-    places += [] if shared else [root / "align"]  # if several speakers say it, whose times are these?
+    places += [] if shared else [root / "align"]  # not if several speakers say it: the times could be anyone's
     return next((place / f"{stem}.align" for place in places if (place / f"{stem}.align").exists()), None)
 
 

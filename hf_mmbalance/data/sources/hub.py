@@ -228,8 +228,7 @@ def canonical_splits(name: str, loaded: Mapping[Any, Any], adapter: Adapter) -> 
     read = [known for known in names.values() if known is not None]
     if not read:
         raise DataError(
-            f"{name} has the splits {', '.join(names)}, but the adapter reads only"
-            f" {', '.join(adapter.splits or ())}; {adapter.remedy}"
+            f"{name}: no split {' or '.join(adapter.splits or ())} (it has {', '.join(names)}); {adapter.remedy}"
         )
     twice = next((known for known in read if read.count(known) > 1), None)
     if twice is not None:

@@ -93,7 +93,7 @@ def find_columns(name: str, features: Any, options: HubOptions, adapter: Adapter
         )
     columns = Columns(
         label=label,
-        audio=chosen(options.audio_column, of_type(Audio), "sound"),
+        audio=chosen(options.audio_column, of_type(Audio), "audio"),
         frames=chosen(options.frames_column, of_type(Image, lists=True), "frames"),
         video=chosen(options.video_column, of_type(Video), "video"),
         group=chosen(options.group_column, of_name(GROUP_NAMES), "group"),
