@@ -103,8 +103,8 @@ class PlannedClip:
         sound: second file with the audio, if the audio is not taken from the source.
         sound_size: bytes of that file when the plan was made.
         window: start and end of the part of the source to use, in seconds.
-        window_if_longer: if True, a source that ends before the window does and has about its length is used completely,
-            as the clip itself.
+        window_if_longer: if True, a source that ends before the window does and has about its length is used
+            completely, as the clip itself.
         sha256: SHA-256 of the source, if it is in a list of checksums.
         sound_sha256: SHA-256 of the audio file, if it is in a list of checksums.
         problem: status and text of a problem known before decoding (e.g. missing), or None.
