@@ -60,7 +60,7 @@ def script() -> DatasetScript:
     tool = DatasetScript("kinetics_sounds", __doc__ or "", plan, CARD, max_lost=0.35)
     add_list_flags(tool.build_flags)
     add = tool.build_flags.add_argument
-    add("--two_way", type=Path, nargs=2, metavar=("TRAIN", "TEST"), help="lists of the two-way split")
+    add("--two_way", type=Path, nargs=2, metavar=("TRAIN", "TEST"), help="two-way split: my_train.txt my_test.txt")
     add("--trimmed", choices=("auto", "yes", "no"), default="auto", help="whether files hold only the clip")
     flags = tool.verb("annotations", "write the publishable list: ids, times, labels, splits", write_list)
     add_list_flags(flags)

@@ -13,7 +13,7 @@ from hf_mmbalance.decision import DecisionTable, decide_table, diagnose, write_r
 
 
 def make_table() -> DecisionTable:
-    """Logits of two models, each for one half of the digits; the lower half has noise that its model memorises."""
+    """Return logits of two models, one per half of each image; the lower has noise that its model memorises."""
     pixels, digits = load_digits(return_X_y=True)
     noise = np.random.default_rng(0).normal(0, 0.5, (len(pixels), 300))
     views = {"top": pixels[:, :32] / 16, "bottom": np.hstack([pixels[:, 32:] / 16, noise])}

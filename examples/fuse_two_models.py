@@ -14,7 +14,7 @@ from hf_mmbalance.cli import main as mmbalance
 
 
 def main(audio: str, vision: str, table: str, out: str = "outputs/fused", *options: str) -> dict:
-    """Fuse, then print the accuracy of each model and the answers for the first clip with and without its sound."""
+    """Fuse, then print the accuracies and the answers for the first clip, with and without its sound."""
     towers = ["--audio_model", audio, "--vision_model", vision]
     status = mmbalance(["fuse", *towers, "--dataset", table, "--out", out, *options])
     if status != 0:
