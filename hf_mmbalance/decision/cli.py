@@ -28,11 +28,11 @@ example:
   mmbalance decide outputs/run_a outputs/run_b                         (one after the other; see also: compare)
   mmbalance decide votes.parquet --group_folds 5 --seed 0 --json -     (pooled out-of-fold predictions)
 """
-DIAGNOSE = """Show which modality a decision layer relies on: with the reasons and the cost.
+DIAGNOSE = """Show which modality a decision layer relies on: why, and what that costs.
 
-Lean: by how much a modality counts for more than its share of what the modalities can do by themselves. Lost: of
-the clips that at least one modality gets right, the fraction that the decision gets wrong. The page written by
---report explains all terms.
+Lean: how much more a modality counts than its share of what the modalities can do by themselves. Lost: of the clips
+that at least one modality gets right, the fraction that the decision gets wrong. The page written by --report
+explains all terms.
 
 example:
   mmbalance diagnose decisions.parquet --report report.html --json diagnosis.json

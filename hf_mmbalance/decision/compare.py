@@ -39,8 +39,8 @@ class Source:
     Args:
         name: name of the run's folder or of the file.
         table: clips to evaluate on.
-        configuration: arguments of the run but the seed; runs that share them are seeds of one configuration. None for
-            a table.
+        configuration: arguments of the run except seeds and places; runs that share them are seeds of one
+            configuration. None for a table.
         seed: seeds of the run and of its data; None for a table.
         fusion: fusion head of the run; None for a table.
         refitted: `(N, C)` fused logits of a decision layer fitted here, on clips other than those it decides.

@@ -362,7 +362,7 @@ def choose(scores: dict[str, RungScore], clips: Clips, candidates: Sequence[str]
 
 
 def _loses_accuracy(scores: dict[str, RungScore], clips: Clips, name: str) -> bool:
-    """Return True if a rung's held-out accuracy is below the best fallback's, on all draws or on the clean ones."""
+    """Return True if a rung loses held-out accuracy to the best fallback (see `choose`), on all or on clean draws."""
     for rows in (np.ones(len(clips.draws), dtype=bool), clips.draws == 0):
         if not rows.any():
             continue

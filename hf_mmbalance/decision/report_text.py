@@ -72,7 +72,7 @@ def _lean(report: Report) -> str:
     name, value = max(leans.items(), key=lambda pair: pair[1])
     low, high = found["mean_lean"][name]["ci"] or (None, None)
     if low is None or low <= 0:
-        return f"On average over classes, the decision has no clear lean (most to {name}, by {value:+.2f})."
+        return f"On average over classes, the decision has no clear lean (the largest is to {name}, {value:+.2f})."
     by_class = found["lean"][name]
     most = max((c for c, lean in enumerate(by_class) if lean is not None), key=lambda c: by_class[c])
     return (

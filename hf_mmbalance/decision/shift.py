@@ -79,7 +79,8 @@ class LogitProfile:
             chance = MOVED_ERRORS * np.sqrt(p.shape[1] / 4) * np.sqrt(1 / len(entropy) + 1 / self.clips)
             if distance > max(MOVED_RATE, 0.5 * chance):
                 found.append(
-                    f"{name} spreads its probability over different classes from the fit (distance {distance:.2f})"
+                    f"{name} spreads its probability over the classes differently from the fit"
+                    f" (distance {distance:.2f})"
                 )
         return found
 

@@ -196,8 +196,8 @@ class HeadState:
 def own_log_probs(logits: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Return each modality's own prediction as log-probabilities `(N, M, C)`; NaN rows stay.
 
-    Over the classes that it knows, this is the softmax of its logits times their share of all classes. Every other
-    class keeps the uniform prior 1 / C, as in the plain sum of a clip that has no other modality.
+    For the classes that it knows, the probability is the softmax of its logits over them, times their share of all
+    classes. Every other class keeps the uniform prior 1 / C, as in the plain sum of a clip without other modalities.
 
     Args:
         logits: `(N, M, C)`, NaN rows where missing.

@@ -30,7 +30,7 @@ class DecisionTable:
     """Unimodal logits of N clips from M modalities over C classes.
 
     Args:
-        ids: N unique names.
+        ids: N unique names, one per row.
         groups: N group names (actor, speaker, source video: what must not be on both sides of a split).
         splits: N split names, ignoring case; common aliases (`val`, `dev`, ...) become train, calibration, validation,
             test.
@@ -393,7 +393,7 @@ def _warn_of_assumptions(columns: dict[str, Any]) -> None:
             stacklevel=4,
         )
     if "split" not in columns:
-        warnings.warn("no 'split' column: all clips are taken as split 'test'.", stacklevel=4)
+        warnings.warn("no 'split' column: all clips count as split 'test'.", stacklevel=4)
     if "clip" not in columns and np.any(np.asarray(columns.get("draw", 0)) != 0):
         warnings.warn(
             "no 'clip' column: every draw counts as a clip of its own, so draws of one clip can be on both sides of a"

@@ -68,7 +68,7 @@ def write_file(path: str | os.PathLike[str], columns: Columns, meta: Metadata) -
     """Write a `.parquet` or `.npz` file, and create its parent folders.
 
     Raises:
-        TableError: if the suffix is different; the message names the file.
+        TableError: if the suffix is neither of these; the message names the file.
     """
     path = Path(path)
     writer = WRITERS.get(path.suffix)

@@ -329,7 +329,7 @@ def additive_subsets(modality_logits: Any, weights: Any = None, bias: Any = None
 
 
 def relative_balance_index(participation: Any, capability_share: Any) -> np.ndarray | float:
-    """Return 1 - mean over classes of half the L1 distance of participation and capability share (1: they are equal).
+    """Return 1 - mean over classes of half the L1 distance between participation and capability share; 1 if equal.
 
     Args:
         participation: `(..., M, C)`.

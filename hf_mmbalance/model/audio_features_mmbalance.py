@@ -57,7 +57,7 @@ def audio_features(extractor: Any, waveforms: list[np.ndarray], options: dict[st
     if isinstance(extractor, WhisperFeatureExtractor):
         defaults = {"return_attention_mask": True}
     elif isinstance(extractor, ClapFeatureExtractor):
-        # Of longer audio it takes random parts, so that the same clip would get a different answer every time.
+        # It would pick random parts of longer audio, so the same clip would get a different answer every time.
         waveforms, defaults = [wave[: extractor.nb_max_samples] for wave in waveforms], {}
     rate = extractor.sampling_rate
     outputs = extractor(waveforms, sampling_rate=rate, return_tensors="pt", **{**defaults, **options})

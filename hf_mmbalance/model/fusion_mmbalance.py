@@ -99,7 +99,7 @@ class FusionHead(nn.Module):
         raise NotImplementedError
 
     def init_weights(self) -> None:
-        """Initialise parameters and buffers outside Linear and LayerNorm, with `transformers.initialization`."""
+        """Initialise parameters and buffers other than Linear and LayerNorm, with `transformers.initialization`."""
 
 
 def is_fusion_class(kind: type) -> bool:
@@ -137,7 +137,7 @@ def masked_log_softmax(modality_logits: torch.Tensor, modality_mask: torch.Tenso
 
 
 def mean_log_prob(log_probs: torch.Tensor, modality_mask: torch.Tensor) -> torch.Tensor:
-    """Return the log of the mean probability over the modalities present, `(B, C)`; zeros for a clip without any."""
+    """Return the log of the mean probability over modalities present: `(B, M, C)` -> `(B, C)`; zeros without any."""
     missing = ~modality_mask.unsqueeze(-1)
     total = torch.logsumexp(log_probs.masked_fill(missing, -torch.inf), dim=1)
     pooled = total - modality_mask.sum(1, keepdim=True).clamp(min=1).log()

@@ -64,7 +64,7 @@ def build_unimodal_head(config: MMBalanceConfig, modality: str, width: int) -> n
     form = fusion_class(config.fusion).required_unimodal_head or config.unimodal_head
     source = (config.source_labels or {}).get(modality)
     if form == "cosine" and (source or config.frame_pooling == "log_probs"):
-        raise ValueError("cosine heads can neither be taken from classifiers nor used with frame_pooling='log_probs'")
+        raise ValueError("cosine heads can neither be reused from classifiers nor used with frame_pooling='log_probs'")
     if source:
         options = {name: source[name] for name in ("classes", "layer_norm_eps", "layers")}
         return SourceHead(width, len(source["labels"]), **options)
@@ -121,7 +121,8 @@ def _check_values(name: str, part: str, values: torch.Tensor, shape: tuple[int, 
         )
     if not torch.isfinite(values).all():
         raise ValueError(
-            f"fusion head {name!r}: {part} is not finite for clips without a modality: use only those in modality_mask"
+            f"fusion head {name!r}: {part} is not finite for clips with a missing modality: use only"
+            " the modalities in modality_mask"
         )
 
 

@@ -269,7 +269,10 @@ def is_batch_of_frames(frames: Any) -> bool:
 
 
 def _white(frames: Any) -> float:
-    """Return white in a clip's float frames, 1 or 255, judged from all: a dark frame is below 1 on either scale."""
+    """Return the value of white in a clip's float frames, 1 or 255.
+
+    All frames decide together: the pixels of a dark frame are below 1 on either scale.
+    """
     arrays = [to_numpy(frame) for frame in frames if isinstance(frame, (list, tuple)) or hasattr(frame, "dtype")]
     return 1.0 if all(values.max() <= 1 for values in arrays if values.size and values.dtype.kind in "bf") else 255.0
 

@@ -31,8 +31,9 @@ except ImportError:
 LFS_HEAD = b"version https://git-lfs"
 SEEK_FROM = 20.0  # seconds; up to here reading from the start is cheaper than a seek, which may fail
 MAX_ERRORS = 50  # consecutive demuxing errors after which the rest of a file is not read
-# Formats that libsndfile, the faster library, decodes to the same samples as FFmpeg. For lossy formats (mp3, Ogg) they
-# keep different numbers of samples at the start, so a file would read differently as an audio column and as a clip.
+# Formats that libsndfile, the faster library, decodes to the same samples as FFmpeg. For lossy formats (mp3, Ogg)
+# the two keep different numbers of samples at the start, so a file would read differently as an audio column and as a
+# clip.
 EXACT_SUBTYPES = ("PCM_", "FLOAT", "DOUBLE")
 # Tags that are not UTF-8 are no reason to reject a clip; PyAV before version 19 needs this option to read them.
 OLD_AV = av is not None and int(av.__version__.split(".")[0]) < 19
@@ -108,7 +109,7 @@ def read_media(
         fps (`float`, *optional*): frames per second to take instead of `num_frames`.
         sampling_rate (`int`, *optional*): rate in Hz to resample to (inside FFmpeg); None keeps the file's own rate.
         start, end (`float`, *optional*): window in seconds from the start of the clip, limited to the clip. Its
-            samples equal those of the complete clip after resampling.
+            audio samples equal those that the complete clip has there after resampling.
         crop (`tuple[float, float, float, float]`, *optional*): left, top, right and bottom edge as fractions of the
             upright frame.
         size (`tuple[int, int]` or `int`, *optional*): (height, width) after the crop, or the length of the shorter
@@ -211,7 +212,7 @@ def _read_soundfile(
             first, last = aligned_span(span, rate, new_rate)
             first, last = min(first, file.frames), file.frames if last is None else min(last, file.frames)
             limits.check_seconds(name, (last - first) / rate)
-            limits.check_bytes(name, (last - first) * file.channels * 4, "decoded sound")
+            limits.check_bytes(name, (last - first) * file.channels * 4, "decoded audio")
             file.seek(first)
             wave = file.read(last - first, dtype="float32", always_2d=True).mean(axis=1)
     except soundfile.SoundFileError as error:
@@ -220,7 +221,7 @@ def _read_soundfile(
         raise MediaError("undecodable", f"{name}: the audio has values that are not finite")
     wave, _ = cut_sound(resample(wave, rate, new_rate), first * new_rate // rate, new_rate, span)
     if len(wave) == 0:
-        raise MediaError("too_short", f"{name}: no sound between {span[0]} s and {span[1]} s")
+        raise MediaError("too_short", f"{name}: no audio between {span[0]} s and {span[1]} s")
     return wave, new_rate
 
 
@@ -374,7 +375,7 @@ def _raise_nothing_read(name: str, want_audio: bool, want_frames: bool, notes: l
     if any(note.startswith("too_short") for note in notes):
         raise MediaError("too_short", f"{name}: {why}")
     if want_audio and want_frames or any("decode" in note for note in notes):
-        raise MediaError("undecodable", f"{name}: neither sound nor frames could be decoded ({why})")
+        raise MediaError("undecodable", f"{name}: neither audio nor frames could be decoded ({why})")
     raise MediaError("no_audio" if want_audio else "no_video", f"{name}: {why}")
 
 

@@ -69,7 +69,7 @@ class SoundReader:
             for part in parts:
                 chunk = part.to_ndarray().reshape(-1, part.layout.nb_channels).mean(axis=1, dtype=np.float32)
                 self.held += chunk.nbytes
-                self.request.limits.check_bytes(self.request.name, self.held, "decoded sound")
+                self.request.limits.check_bytes(self.request.name, self.held, "decoded audio")
                 self.chunks.append((time, chunk))
                 time = None if time is None else time + len(chunk) / self.rate
 
@@ -92,7 +92,7 @@ class SoundReader:
         begin = first * rate // self.rate
         wave, begin = cut_sound(resample(wave, self.rate, rate), begin, rate, self.request.audio_span)
         if len(wave) == 0:
-            notes.append("too_short: the window has no sound")
+            notes.append("too_short: the window has no audio")
             return nothing
         return wave, rate, begin / rate
 

@@ -197,8 +197,8 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         labels (`torch.LongTensor` of shape `(B,)`, *optional*):
             Class indices in `[0, C)`.
         audio_mask (`torch.LongTensor` of shape `(B, S)`, *optional*):
-            1 for audio (samples, for Whisper spectrogram frames), 0 for padding; only for Whisper and for towers that
-            accept an `attention_mask`.
+            1 for audio, 0 for padding. S is the number of samples or, for Whisper, of spectrogram frames. Only for
+            Whisper and for towers that accept an `attention_mask`.
         modality_features (`tuple` of `torch.FloatTensor` of shape `(B, D_m)`, *optional*):
             Features that [`embed`] returned for these clips, in place of inputs; `None` for a modality that no clip
             has.

@@ -61,9 +61,9 @@ class AudioVisualClassificationPipeline(ChunkPipeline):
 
         Args:
             inputs: One clip or many. A clip is a path or http(s) address of a video or audio file, its bytes, or a
-                dict. The dict has `video`, or `audio` (with `sampling_rate`, if it is an array) and `frames` or
-                `images`, either of which can be missing; with `start` and `end` (seconds) to classify only a span.
-                For many clips, pass a list, a generator or a dataset of clips; other columns are ignored.
+                dict. The dict has `video`, or at least one of `audio` (with `sampling_rate`, if it is an array) and
+                `frames` (or `images`); add `start` and `end` (seconds) to classify only a span. For many clips, pass a
+                list, a generator or a dataset of clips; other columns of a dataset are ignored.
             top_k (`int`, *optional*, defaults to 5): Number of most probable classes to return.
             modalities (`str` or `list[str]`, *optional*): Use only these; all others are treated as missing.
             window_seconds (`float`, *optional*): Length of the windows in which a long clip is read. Default: the

@@ -37,7 +37,8 @@ class MMBalanceProcessor(ProcessorMixin):
 
     Args:
         feature_extractor: Feature extractor of the audio tower. Those of AST, CLAP and Whisper return spectrograms of
-            a fixed length. Others pad a batch to its longest clip, and an `audio_mask` marks the padding.
+            a fixed length; others pad a batch to its longest clip. Except for AST and CLAP, an `audio_mask` marks the
+            padding.
         image_processor: Image processor of the vision tower.
         reading (`dict` or [`ReadingSpec`], *optional*):
             How clips are read: rates, frames, crop, spans. Training sets it to its own values, so that a saved model

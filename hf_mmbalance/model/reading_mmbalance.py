@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 MODALITIES = ("audio", "vision")
 DEFAULT_FRAMES = 8  # taken from a file if the spec sets no number
-SHORT_WINDOW = 3.0  # seconds; windows that can be moved keep every frame up to this length
+SHORT_WINDOW = 3.0  # seconds; a window that can be moved keeps every frame if it is no longer than this
 LARGEST_GAIN = 1e6
 
 Span = tuple[float, float]
@@ -346,7 +346,7 @@ def _decode_parts(
             f"a clip with the keys {list(parts)} has no {' or '.join(modalities)}: give 'audio', 'frames' (or"
             " 'images') or 'video'"
         )
-    notes += ["no_audio: the clip has no sound"] if audio is None else []
+    notes += ["no_audio: the clip has no audio"] if audio is None else []
     notes += ["no_video: the clip has no frames"] if frames is None else []
     if frames is not None and times is None:
         if span is not None and not timed:

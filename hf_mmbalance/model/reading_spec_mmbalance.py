@@ -104,7 +104,7 @@ class ReadingSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ReadingSpec":
-        """Build a spec from the result of `to_dict`, which can have been saved as JSON.
+        """Build a spec from the result of `to_dict`, even if that was saved as JSON in between.
 
         Raises:
             ValueError: if this version does not know a field, or a value is invalid.

@@ -17,7 +17,7 @@ CLS_BACKBONES = ("vit", "deit", "dpt", "vivit")
 POOLERLESS_BACKBONES = ("timesformer",)
 # These process the frames of a clip together, `(B, T, 3, H, W)`.
 VIDEO_BACKBONES = ("videomae", "timesformer", "vivit")
-# Its config holds one config for text and one for audio; the tower is built from the latter.
+# CLAP's config holds one config for text and one for audio; the tower is built from the latter.
 CLAP = "clap"
 # Audio towers whose classifiers average over all tokens, including padding.
 UNMASKED_CLASSIFIERS = ("whisper",)
@@ -62,7 +62,7 @@ def tower_of(model: PreTrainedModel, modality: str) -> PreTrainedModel:
 
 
 def tower_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return the config from which [`build_tower`] builds the same tower as one with this config."""
+    """Return the config to save for a tower with this config, from which [`build_tower`] can build it."""
     if config.model_type == "clap_audio_model":  # which AutoConfig does not know
         return ClapConfig(audio_config=config.to_dict())
     if config.model_type == "vit_mae":  # by default it sees a random quarter of each frame
@@ -88,8 +88,8 @@ def _measured_width(config: PreTrainedConfig) -> int:
             tower = build_tower(config).eval()
             features, _ = tower_features(tower, torch.empty(1, *input_shape(config, tower.main_input_name)))
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError) as error:
-        raise ValueError(f"backbone {config.model_type!r} is not supported: no feature can be made of its outputs"
-                         f" ({type(error).__name__}: {str(error).splitlines()[0]})") from error  # fmt: skip
+        raise ValueError(f"backbone {config.model_type!r} is not supported: no feature can be computed from its"
+                         f" outputs ({type(error).__name__}: {str(error).splitlines()[0]})") from error  # fmt: skip
     return features[0].shape[1]
 
 
@@ -195,7 +195,7 @@ def check_frames(frame_mask: torch.Tensor, modality_mask: torch.Tensor, config: 
         return
     if frame_mask.shape[1] != expected:
         raise ValueError(
-            f"pixel_values has {frame_mask.shape[1]} frames per clip, but vision tower {config.model_type!r} takes"
+            f"pixel_values has {frame_mask.shape[1]} frames per clip, but vision tower {config.model_type!r} expects"
             f" {expected}: pass that many, e.g. with the processor saved with the model"
         )
     # Only on the CPU, where this needs no synchronisation.
@@ -204,7 +204,7 @@ def check_frames(frame_mask: torch.Tensor, modality_mask: torch.Tensor, config: 
         if partial:
             raise ValueError(
                 f"clip(s) {partial} of the batch have fewer than the {expected} frames that vision tower"
-                f" {config.model_type!r} takes together: repeat frames, or read clips with frames={expected}"
+                f" {config.model_type!r} processes together: repeat frames, or read clips with frames={expected}"
             )
 
 
@@ -331,8 +331,8 @@ def tower_features(
     Args:
         tower: Backbone.
         values (`torch.FloatTensor` of shape `(B, ...)`): Its main input.
-        audio_mask (`torch.LongTensor` of shape `(B, S)`, *optional*): 1 for sound, 0 for padding; S samples, of
-            Whisper spectrogram frames.
+        audio_mask (`torch.LongTensor` of shape `(B, S)`, *optional*): 1 for audio, 0 for padding. S is the
+            number of samples or, for Whisper, of spectrogram frames.
         layer_shares (`torch.FloatTensor` of shape `(L,)`, *optional*): Weights of the tower's L hidden states, whose
             sum is pooled in place of the last one.
         **kwargs: Further arguments of the tower.
@@ -341,7 +341,7 @@ def tower_features(
         kwargs["output_hidden_states"] = True
     if getattr(tower.config, "enable_fusion", False):  # CLAP: no clip is longer than the input, see audio_features
         kwargs["is_longer"] = torch.zeros(len(values), 1, dtype=torch.bool, device=values.device)
-    if tower.config.model_type == "whisper":  # padded to a fixed length, silence and sound alike
+    if tower.config.model_type == "whisper":  # its input has a fixed length, and it attends to the padding too
         outputs = tower(values, **kwargs)
         token_mask = None if audio_mask is None else audio_mask[:, ::2].bool()  # two frames per token
     else:

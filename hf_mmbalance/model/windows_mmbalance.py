@@ -28,7 +28,7 @@ from .reading_mmbalance import (
 
 logger = logging.getLogger(__name__)
 
-SLACK = 1.1  # a clip up to this factor longer than `longest` is still one input
+SLACK = 1.1  # a clip of up to this many times `longest` is still one input
 MOST_WINDOWS = 100_000
 WINDOW_BYTES = 256 << 20  # size of the frames of a long clip's windows that are in memory at once
 
@@ -100,8 +100,8 @@ def _starts(seconds: float, window: float, stride: float | None, longest: float)
     last = seconds - window
     if last / (stride or window) > MOST_WINDOWS:
         raise ValueError(
-            f"a window every {stride or window:g} s makes more than {MOST_WINDOWS} of a clip of {seconds:g} s: give a"
-            " larger stride_seconds or window_seconds"
+            f"a window every {stride or window:g} s makes more than {MOST_WINDOWS} windows for a clip of {seconds:g}"
+            " s: give a larger stride_seconds or window_seconds"
         )
     return [*np.arange(0.0, last - 1e-6, stride or window).tolist(), last]
 

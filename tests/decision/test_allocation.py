@@ -119,7 +119,7 @@ def test_shift_is_told_and_sameness_is_not() -> None:
     with pytest.warns(UserWarning, match="modality 1 is less confident"):
         allocation.check_shift(unsure)
     leaning = data["logits"] + np.array([0, 0, 0, 6.0])
-    assert any("different classes" in text for text in allocation.check_shift(leaning, warn=False))
+    assert any("differently from the fit" in text for text in allocation.check_shift(leaning, warn=False))
     gone = data["logits"].copy()
     gone[:400, 0] = np.nan
     assert any("missing in 40%" in text for text in allocation.check_shift(gone, warn=False))

@@ -354,7 +354,7 @@ def test_a_head_that_is_not_at_the_top_of_its_file_is_saved_by_name(tmp_path, mo
         ),
         (("=terms)", "=terms.sum(1))"), r"modality_contributions has shape \(3, 4\), expected \(3, 2, 4\)"),
         (("return FusionOutput(logits=terms.sum(1), ", "return dict("), "must return FusionOutput.*, not dict"),
-        (("* modality_mask", "/ modality_mask"), "logits is not finite for clips without a modality"),
+        (("* modality_mask", "/ modality_mask"), "logits is not finite for clips with a missing modality"),
         (("nn.Parameter(torch.full", "(torch.full"), "tensor 'scale' would not be saved .*register_buffer"),
     ],
     ids=["shape", "contributions", "type", "missing", "tensor"],

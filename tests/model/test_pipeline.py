@@ -395,7 +395,7 @@ def test_an_address_is_downloaded(classify, folder, address, monkeypatch):
         (
             {"audio": np.zeros(16_000), "sampling_rate": 16_000},
             {"window_seconds": 0.1, "stride_seconds": 1e-9},
-            "a window every 1e-09 s makes more than 100000 of a clip of 1 s: give a larger",
+            "a window every 1e-09 s makes more than 100000 windows for a clip of 1 s: give a larger",
         ),
         ("", {"modalities": ["smell"]}, r"modalities=\['smell'\]: choose one or more of \['audio', 'vision'\]"),
         ("", {"modalities": []}, "choose one or more"),
@@ -430,7 +430,7 @@ def test_absurd_lengths_are_refused_until_the_limit_is_raised(classify, folder):
     assert classify({"frames": [bomb.getvalue()]}, max_pixels=90_000_000)
     sound, frames = str(folder / "sound.wav"), [np.zeros((8, 8, 3), np.uint8)]
     for clip in (sound, {"audio": sound}, {"video": path, "frames": frames}):
-        with pytest.raises(MediaError, match="bytes of decoded sound are over max_bytes=2000; raise it") as error:
+        with pytest.raises(MediaError, match="bytes of decoded audio are over max_bytes=2000; raise it") as error:
             classify(clip, max_bytes=2000)
         assert error.value.reason == "too_large"
     with pytest.raises(MediaError) as error:

@@ -360,7 +360,7 @@ def test_heads_of_another_form_are_refused(make, message):
         ({"audio": {"angry": "ang"}}, {}, r"audio needs a list for class 'angry', e.g. \['ang'\]"),
         ({"audio": VOICE_MAP}, {"fusion": "sum"}, "fusion='sum' cannot be used if a modality does not know all"),
         ({"vision": FACE_MAP}, {"fusion": "concat"}, "fusion='concat' computes its unimodal logits itself"),
-        ({"vision": FACE_MAP}, {"unimodal_head": "cosine"}, "cosine heads can neither be taken from classifiers"),
+        ({"vision": FACE_MAP}, {"unimodal_head": "cosine"}, "cosine heads can neither be reused from classifiers"),
     ],
     ids=lambda value: str(value)[:30],
 )

@@ -190,7 +190,7 @@ def test_tower_width_where_the_config_does_not_give_it(config):
 
 
 def test_a_backbone_without_features_is_refused():
-    message = "'hgnet_v2' is not supported: no feature can be made of its outputs .KeyError: 'last_hidden_state'"
+    message = "'hgnet_v2' is not supported: no feature can be computed from its outputs .KeyError: 'last_hidden_state'"
     with pytest.raises(ValueError, match=message):
         tower_width(HGNetV2Config())
     with pytest.raises(ValueError, match="'blip_vision_model' is not supported: AutoModel has no class for it"):

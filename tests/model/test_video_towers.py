@@ -103,7 +103,7 @@ def test_missing_modalities_and_features_in_place_of_inputs(pooling):
 
 def test_another_number_of_frames_is_refused():
     model = fused("videomae")
-    with pytest.raises(ValueError, match="pixel_values has 3 frames per clip, but vision tower 'videomae' takes 4"):
+    with pytest.raises(ValueError, match="pixel_values has 3 frames per clip, but vision tower 'videomae' expects 4"):
         model(pixel_values=torch.zeros(2, 3, 3, 16, 16))
     with pytest.raises(ValueError, match="has 1 frames per clip"):
         model(pixel_values=torch.zeros(2, 3, 16, 16))
