@@ -1,4 +1,4 @@
-"""Typicality on GRID probes: fitted under seen kinds of corruption, judged on clean clips, seen and unseen kinds.
+"""Typicality on GRID probes: fitted under seen corruptions, judged on clean clips and under seen and unseen ones.
 
     MMBALANCE_DATA=... python benchmarks/decision_typicality.py [--cache outputs/probes] [--labels digit letter]
 

@@ -132,7 +132,10 @@ def head(modalities: list[str]) -> list[str]:
 
 
 def line(count: int, modalities: list[str], found: list[dict[str, float | str]]) -> list[str]:
-    """Return a row of the table: means over draws; `below best` counts draws that are two standard errors below."""
+    """Return a row of the table: means over draws, with accuracies in percent and differences in points.
+
+    `below best` counts the draws that are more than two standard errors below `best`.
+    """
 
     def mean(name: str) -> float:
         return float(np.mean([entry[name] for entry in found]))

@@ -204,7 +204,10 @@ def vision_features(
 
 
 def as_table(grid: Grid, label: str, parts: list[dict[str, np.ndarray]], classes: int) -> DecisionTable:
-    """Join parts, dicts of rows, split, draw, log-probabilities (audio, vision) and maybe features, to a table."""
+    """Join parts into a decision table.
+
+    Each part has rows, split, draw, audio and vision (log-probabilities), and maybe features.
+    """
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     features = {m: joined[f"{m}_features"] for m in ("audio", "vision") if f"{m}_features" in joined}
     names = [grid.ids[row] for row in joined["rows"]]

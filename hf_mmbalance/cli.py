@@ -15,7 +15,7 @@ EPILOG = """examples:
   mmbalance decide outputs/grid-.../decisions.parquet                  compare every form of the decision layer
   mmbalance diagnose outputs/grid-... --report lean.html               which modality a model relies on, and why
   mmbalance compare outputs/*                                          runs side by side, with intervals
-  mmbalance robustness outputs/grid-...                                its model on corrupted audio and video
+  mmbalance robustness outputs/grid-...                                its model under corrupted audio and frames
   mmbalance push outputs/grid-... user/name                            publish the model with its card
 """
 

@@ -25,7 +25,8 @@ class AGM(BalancingMethod):
 
         r_m = exp(s_m' - s_m),   tau_m = exp(S_m' - S_m)
 
-    A modality that is further ahead than before learns more slowly. Means are over clips that have both modalities.
+    A modality that is further ahead than it has been so far learns more slowly. Means are over clips that have both
+    modalities.
 
     Args:
         alpha: Strength; published: 1.5. 0 is joint training.

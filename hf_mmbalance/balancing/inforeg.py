@@ -16,7 +16,7 @@ from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 class InfoReg(BalancingMethod):
     r"""CE(z, y) + sum_m CE(z_m, y); in the prime window, the tower that is ahead is held near its epoch's start.
 
-    The term beta exp(tanh(s_m - s_m')) (theta - theta_0) is added to its gradient, with s the step's mean of
+    The term beta exp(tanh(s_m - s_m')) (theta - theta_0) is added to that tower's gradient, with s the step's mean of
     softmax(z)[y] over clips that have both modalities, and theta_0 the tower's parameters at the start of the epoch.
     The window is open in the first epoch, and in epoch e if (T_e - T_e-1) / T_e > `window`. T is the mean over the
     last 10 epochs of the trace of the Fisher information of the tower that is ahead: the sum over weight matrices of

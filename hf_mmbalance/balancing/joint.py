@@ -23,7 +23,9 @@ class JointUnimodal(BalancingMethod):
 
 @register_balancing_method("unimodal")
 class Unimodal(BalancingMethod):
-    """Towers trained separately, each with its own loss: sum_m CE(z_m, y); their ensemble is `mean_prob` (UME).
+    """Towers trained separately, each with its own loss: sum_m CE(z_m, y).
+
+    Their ensemble is the fusion head `mean_prob` (UME).
 
     Raises:
         ValueError: from `attach`, if the fusion head has parameters that only the fused loss would train.

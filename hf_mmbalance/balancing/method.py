@@ -297,7 +297,8 @@ class BalancingMethod:
             batch: Batch whose features or tokens the head reads.
             modality_logits: Unimodal logits `(N, M, C)`.
             modality_mask: Mask of the present modalities `(N, M)`.
-            rows: For every modality, the clips `(N,)` of the batch that its logits belong to; by default the batch's.
+            rows: For every modality, the clips `(N,)` of the batch that its logits belong to; by default, all clips
+                in order.
         """
         head = self.model.fusion
         read = batch.features if head.reads_pooled else batch.tokens

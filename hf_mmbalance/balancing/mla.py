@@ -19,9 +19,10 @@ class MLA(BalancingMethod):
 
         k = P r,   P := P - k k^T / (alpha + r^T k),   P := P / |P|_F,   alpha = 0.1^(1 + part of the epoch done)
 
-    P thus covers the modalities of the earlier steps, as in the paper; the published code would use the current
-    modality's, but never does, since it looks for a parameter name that does not occur. An epoch trains each tower on
-    1 / M of the clips: published settings, which train all towers on every batch, need M times as many epochs.
+    P thus covers the modalities of the earlier steps, as in the paper; the published code would use the P of
+    the current modality, but never does, since it looks for a parameter name that does not occur. An epoch trains each
+    tower on 1 / M of the clips: published settings, which train all towers on every batch, need M times as many
+    epochs.
 
     Args:
         project: Whether to project gradients.
@@ -69,7 +70,7 @@ class MLA(BalancingMethod):
 
 
 def extend_projection(projection: torch.Tensor, feature: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Return the projection `(D, D)` with the direction of a feature `(D,)` also removed, scaled to length 1."""
+    """Return the projection `(D, D)` with the direction of a feature `(D,)` also removed, at Frobenius norm 1."""
     gain = projection @ feature
     projection = projection - torch.outer(gain, gain) / (alpha + feature @ gain)
     return projection / projection.norm()

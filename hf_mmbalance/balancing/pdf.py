@@ -14,8 +14,8 @@ from hf_mmbalance.model.outputs_mmbalance import TrainingBatch
 class PDF(BalancingMethod):
     """CE(z, y) + sum_m CE(z_m, y) + sum_m mean_i |t_m - softmax(z_m)[y]|, with a constant target.
 
-    The last term teaches the head's networks to predict the probability of the true class; it does not reach the
-    towers. Modalities that a clip lacks add 0.
+    The last term teaches the head's networks, whose output is t_m, to predict the probability of the true class; it
+    does not reach the towers. Modalities that a clip lacks add 0.
     """
 
     fusion = "pdf"

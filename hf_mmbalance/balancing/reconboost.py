@@ -1,4 +1,4 @@
-"""ReconBoost: each modality learns most from what the others get wrong (Hua et al., ICML 2024, arXiv 2405.09321)."""
+"""ReconBoost: modalities take turns at what the others get wrong (Hua et al., ICML 2024, arXiv 2405.09321)."""
 
 from __future__ import annotations
 

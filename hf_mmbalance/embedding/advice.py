@@ -62,7 +62,7 @@ def point(labels: int, rows: Rows, unimodal: np.ndarray, fused: np.ndarray) -> P
 
 
 def where_to_label(rows: Rows, unimodal: np.ndarray, fused: np.ndarray) -> list[str]:
-    """Describe which classes and kinds of clip are wrong most often, one sentence each, the most promising first.
+    """Describe which classes and kinds of clip are wrong most often, one sentence each, most worth labelling first.
 
     Args:
         rows: labelled clips without corrupted draws.

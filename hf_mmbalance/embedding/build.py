@@ -1,4 +1,4 @@
-"""Build one model and its processor from two models of the Hub; classifiers can keep their own heads."""
+"""Build one model and its processor from two models on the Hub; classifiers can keep their own heads."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def warn_of_lower_rate(clips: ClipSplits, processor: MMBalanceProcessor) -> None
 def fitted_frames(clips: ClipSplits) -> int:
     """Return how many spectrogram frames (10 ms each) hold the longest clips, rounded up to a multiple of 16.
 
-    The lengths come from 200 clips spread over the first split, and from as many of the unlabelled clips.
+    The lengths come from up to 200 clips spread over the first split, and from up to 200 of the unlabelled clips.
     """
     seconds = 0.0
     for part in filter(None, (first_split(clips), clips.unlabelled)):

@@ -239,7 +239,7 @@ def fit_allocation(rows: Rows, logits: np.ndarray, rung: str, options: FuseOptio
 
 
 def stratified_folds(labels: np.ndarray, units: np.ndarray, clips: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Return the fold of every row: groups of several clips stay together, single clips are balanced by class."""
+    """Return the fold of every row: groups stay together; if each group is one clip, folds are balanced by class."""
     single = len(np.unique(units)) == len(np.unique(clips))
     return draw_folds(labels, np.zeros(len(labels)) if single else units, clips, folds, seed)
 

@@ -1,4 +1,7 @@
-"""Linear heads on frozen features, fitted without gradient steps; heads for held-out logits never saw the clip."""
+"""Linear heads on frozen features, fitted without gradient steps.
+
+The held-out logits of a clip come from heads that never saw it.
+"""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def add_space(verbs: Any) -> None:
     parser.add_argument("what", choices=[*METRICS, "demo"], help="a metric for `evaluate`, or the demo of a model")
     parser.add_argument("repo_id", metavar="USER/NAME", help="Space; created if it does not exist")
     parser.add_argument("--model", metavar="ID", help="demo: repository of the model to show")
-    parser.add_argument("--model_revision", help="demo: branch, tag or commit (default: the latest commit on main)")
+    parser.add_argument("--model_revision", help="demo: branch, tag or commit (default: the current commit of main)")
     parser.add_argument("--trust_remote_code", action="store_true", help="demo: let the Space run the code in the"
                         " model's repository; required if hf_mmbalance is not installed there")  # fmt: skip
     parser.add_argument("--examples", nargs="+", type=Path, default=[], metavar="CLIP", help="demo: example clips"

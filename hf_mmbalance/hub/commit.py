@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Loading a pickle can run any code; this package never writes any.
+# Loading a pickle can run any code; this package never writes one.
 PICKLES = ("*.bin", "*.ckpt", "*.joblib", "*.pickle", "*.pkl", "*.pt", "*.pth")
 NEVER = ("*.pyc", "__pycache__/*", "*/__pycache__/*", ".git/*", "*/.git/*", ".cache/*", "*.lock", ".DS_Store")
 WAITS = (0.5, 1.0, 2.0)  # seconds between attempts

@@ -111,7 +111,7 @@ def _numbers(value: Any, field: str = "") -> Iterator[tuple[str, int | float]]:
 
 
 def _estimated_parameters(tower: dict[str, Any]) -> float:
-    """Estimate the parameters: each layer has 4 matrices of hidden x hidden (attention) and 2 of hidden x inner."""
+    """Estimate the parameters: per layer, 4 matrices of hidden x hidden (attention) and 2 of hidden x intermediate."""
     layers, hidden = (tower.get(key) for key in ("num_hidden_layers", "hidden_size"))
     if not isinstance(layers, int) or not isinstance(hidden, int):
         return 0.0

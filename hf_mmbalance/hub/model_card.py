@@ -234,7 +234,7 @@ def _draw(results: Results, table: DecisionTable) -> Figure:
 
 
 def _weights_by_class(results: Results, table: DecisionTable) -> Figure:
-    """Draw, per class, the recall of each modality alone and, if the head has weights, its weight in the decision."""
+    """Draw each modality's own recall above chance by class and, if the head has weights, its mean weight."""
     from matplotlib.figure import Figure
 
     from hf_mmbalance.decision.figures import COLOURS

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hf_mmbalance import AudioVisualClassificationPipeline
 
 BAR_FROM = 20  # number of clips from which a progress bar is shown
-PREDICT = """Classify clips, and show the prediction of each modality by itself.
+PREDICT = """Classify clips, and show each modality's own prediction.
 
 Score and trust are in percent. Share: a modality's part of the decision's weight for the class. Audio score, vision
 score: score of the class from that modality alone. Trust: the probability that a modality by itself is right about

@@ -136,7 +136,7 @@ def _demo_folder(folder: Path, model: str, examples: Sequence[Path], options: di
 
 
 def _synthetic_options(api: HfApi, info: ModelInfo) -> dict[str, Any]:
-    """Return the options of the synthetic data a model was trained on; {} for other data or if it has examples."""
+    """Return the options of the synthetic data a model was trained on; {} for other data, or if it has examples."""
     files = [sibling.rfilename for sibling in info.siblings or []]
     if RESULTS not in files or any(file.startswith("examples/") for file in files):
         return {}
@@ -159,7 +159,8 @@ def _make_examples(folder: Path, options: dict[str, Any], model: str) -> None:
 
 def _invalid_results(model: str) -> str:
     return (
-        f"results.json of {model} was not written by training, so no examples can be made; give some with --examples"
+        f"results.json of {model} does not have the form that training writes, so no examples can be made; give some"
+        " with --examples"
     )
 
 

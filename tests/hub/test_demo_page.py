@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,6 +98,11 @@ def page(monkeypatch):
     app = importlib.import_module("app")
     classifier = Classifier()
     return app.make_page(classifier, []), classifier
+
+
+def test_the_page_and_its_readme_open_with_the_same_words():
+    (intro,) = re.findall(r'INTRO = """(.*?)"""', (DEMO / "app.py").read_text(encoding="utf-8"), re.DOTALL)
+    assert intro in (DEMO / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_page_answers_by_the_switches(page):

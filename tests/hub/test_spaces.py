@@ -97,9 +97,9 @@ def test_the_demo_is_pinned_to_the_model_as_it_stands(hub, run_client, tmp_path)
     double.write_bytes(b"another clip of that name")
     for extra, words in (
         (["--examples", str(clip), str(double)], "two examples are named cat one.mp4"),
-        (["--model", f"{hub.user}/no-json"], "no-json was not written by training"),
+        (["--model", f"{hub.user}/no-json"], "no-json does not have the form that training writes"),
         (["--model", f"{hub.user}/no-run"], "give some with --examples"),
-        (["--model", f"{hub.user}/strange"], "strange was not written by training"),
+        (["--model", f"{hub.user}/strange"], "strange does not have the form that training writes"),
         (["--model", f"{hub.user}/absent"], "Repository Not Found"),
         (["--model_revision", "v9"], "Give a branch, tag or commit that exists"),
         (["--examples", str(tmp_path / "notes.txt")], "is not a video file"),

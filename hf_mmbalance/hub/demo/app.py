@@ -20,8 +20,9 @@ MAX_EXAMPLES = 8
 MAX_SECONDS = 120.0
 INTRO = """# What it hears, what it sees
 
-A model that classifies clips by sound and picture: what each predicts by itself, and its share of the decision. Switch
-one off to see how the answer changes."""
+Upload or record a clip, or pick an example. The page shows an audio-visual model's class probabilities, what sound and
+picture each predict by themselves, and the share of each in the decision. Switch one of them off to see how the answer
+changes."""
 
 
 def load() -> Any:
