@@ -20,6 +20,7 @@ import numpy as np
 from hf_mmbalance.building.recipes.crema_d_votes import crema_d_votes
 from hf_mmbalance.decision.evaluation import DecisionReport, decide_folds
 from hf_mmbalance.decision.table import DecisionTable
+from hf_mmbalance.metrics.measures import bootstrap_ci
 
 
 def main() -> int:
@@ -43,9 +44,14 @@ def main() -> int:
         )
     report = summary(runs) | {"cpu_seconds_per_seed": seconds}
     print(f"{len(table)} clips, {len(set(table.groups))} actors, {arguments.folds} folds, {arguments.seeds} seeds")
-    print(f"{'method':24s} {'accuracy':>9s} {'nll':>8s} {'ece':>7s}")
+    print(f"{'method':24s} {'accuracy':>9s} {'95 % interval':>16s} {'nll':>8s} {'ece':>7s}")
     for name, row in report["rows"].items():
-        print(f"{name:24s} {100 * row['accuracy']:9.2f} {row['nll']:8.4f} {row['ece']:7.4f}")
+        low, high = row["accuracy_ci"]
+        print(f"{name:24s} {100 * row['accuracy']:9.2f} [{100 * low:6.2f}, {100 * high:6.2f}] {row['nll']:8.4f}"
+              f" {row['ece']:7.4f}")  # fmt: skip
+    for name, row in report["differences"].items():
+        low, high = row["accuracy_ci"]
+        print(f"adaptive - {name}: {100 * row['accuracy']:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]")
     print(f"chosen: {report['chosen']}; longest run {max(seconds):.0f} CPU seconds, one thread (full ladder, nested)")
     adaptive, total, face = (report["rows"][name] for name in ("adaptive", "sum", "face"))
     checks = {
@@ -63,13 +69,29 @@ def main() -> int:
 
 
 def summary(runs: list[DecisionReport]) -> dict[str, Any]:
-    """Return the mean of every row over the seeds, and how often each rung was chosen."""
-    rows: dict[str, dict[str, float]] = {}
+    """Return the mean of every row over the seeds, and how often each rung was chosen.
+
+    Intervals are bootstraps over actors of each clip's mean over the seeds.
+    """
+    groups = runs[0].table.groups
+    rows: dict[str, dict[str, Any]] = {}
     for name in runs[0].fusions:
-        found = [run.row(name) for run in runs if name in run.fusions]
+        found = [run.row(name) for run in runs]
         rows[name] = {key: float(np.mean([row[key] for row in found])) for key in ("accuracy", "nll", "ece")}
+        rows[name]["accuracy_ci"] = bootstrap_ci(_hits(runs, name), groups)
+    differences: dict[str, dict[str, Any]] = {}
+    for name in ("sum", "best_single"):
+        pairs = _hits(runs, "adaptive") - _hits(runs, name)
+        differences[name] = {"accuracy": float(pairs.mean()), "accuracy_ci": bootstrap_ci(pairs, groups)}
     chosen = [rung for run in runs for rung in [part.chosen_ for _, part in run.parts]]
-    return {"rows": rows, "chosen": {rung: chosen.count(rung) for rung in sorted(set(chosen))}}
+    counts = {rung: chosen.count(rung) for rung in sorted(set(chosen))}
+    return {"rows": rows, "differences": differences, "chosen": counts}
+
+
+def _hits(runs: list[DecisionReport], name: str) -> np.ndarray:
+    """Return how often a method gets each clip right, as a fraction of the seeds."""
+    assert all(run.table.ids == runs[0].table.ids for run in runs)
+    return np.mean([run.per_clip(name)[0] for run in runs], axis=0)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import yaml
 
 from hf_mmbalance.console import did_you_mean
 from hf_mmbalance.data.clips import SPLITS, DataError, split_name
+from hf_mmbalance.yaml_files import load_yaml
 
 
 FOLDER = Path(__file__).with_name("adapters")
@@ -119,7 +120,7 @@ def read_adapter(path: Path, name: str) -> Adapter:
             the file, the key and the remedy.
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; dataset_adapter must be a YAML file (docs/data.md)") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -127,10 +127,13 @@ def run_embed(arguments: argparse.Namespace) -> int:
     from hf_mmbalance.embedding.build import build_towers
     from hf_mmbalance.embedding.embed import merge
     from hf_mmbalance.embedding.run import embed_clips
+    from hf_mmbalance.embedding.stored import Embeddings
 
     if arguments.merge:
         merge(arguments.merge, arguments.out)
-        console.say(f"{arguments.out} is complete")
+        if console.shows_text(arguments):
+            console.say(f"{arguments.out} is complete")
+        console.write_result(arguments.json, {"rows": len(Embeddings.read(arguments.out))})
         return console.DONE
     if arguments.dataset is None or arguments.audio_model is None or arguments.vision_model is None:
         raise ValueError("give --dataset, --audio_model and --vision_model; or --merge the folders of shards")

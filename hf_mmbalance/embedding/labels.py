@@ -122,10 +122,12 @@ def read_label_map(path: str | os.PathLike[str], modalities: Sequence[str]) -> d
     """
     import yaml
 
+    from hf_mmbalance.yaml_files import load_yaml
+
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        content = json.loads(text) if path.suffix == ".json" else load_yaml(text)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as a label map ({error})") from error
     except yaml.YAMLError as error:

@@ -274,10 +274,13 @@ def with_silence(
 
 
 def ignores_masked_padding(config: PreTrainedConfig) -> bool:
-    """Return True if a tower of raw audio computes the same for a clip with masked padding as without padding.
+    """Return True if a tower computes the same for a clip with masked padding as without padding.
 
-    A norm over time (`feat_extract_norm="group"`, as in Wav2Vec2-base, or a batch norm) is affected by the padding.
+    Whisper does, since its input always has the same length. A norm over time (`feat_extract_norm="group"`, as in
+    Wav2Vec2-base, or a batch norm) is affected by the padding.
     """
+    if config.model_type == "whisper":
+        return True
     if config.model_type not in MASKED_BACKBONES:
         return False
     return config.feat_extract_norm != "group" and not getattr(config, "conv_pos_batch_norm", False)
@@ -341,24 +344,28 @@ def tower_features(
         kwargs["output_hidden_states"] = True
     if getattr(tower.config, "enable_fusion", False):  # CLAP: no clip is longer than the input, see audio_features
         kwargs["is_longer"] = torch.zeros(len(values), 1, dtype=torch.bool, device=values.device)
-    if tower.config.model_type == "whisper":  # its input has a fixed length, and it attends to the padding too
-        outputs = tower(values, **kwargs)
-        token_mask = None if audio_mask is None else audio_mask[:, ::2].bool()  # two frames per token
-    else:
-        mask_suffices = tower.training or ignores_masked_padding(tower.config)
-        if audio_mask is not None and not mask_suffices and not audio_mask.all():
-            return _features_by_length(tower, values, audio_mask, layer_shares, **kwargs), None
-        shorten = None if audio_mask is None else getattr(tower, TOKEN_MASK, None)
-        if shorten is not None:
-            kwargs["attention_mask"] = audio_mask
-        outputs = tower(values, **kwargs)
-        token_mask = None if shorten is None else shorten(outputs["last_hidden_state"].shape[1], audio_mask).bool()
+    mask_suffices = tower.training or ignores_masked_padding(tower.config)
+    if audio_mask is not None and not mask_suffices and not audio_mask.all():
+        return _features_by_length(tower, values, audio_mask, layer_shares, **kwargs), None
+    if audio_mask is not None and hasattr(tower, TOKEN_MASK):
+        kwargs["attention_mask"] = audio_mask
+    outputs = tower(values, **kwargs)
+    token_mask = None if audio_mask is None else _token_mask(tower, outputs, audio_mask)
     pooled = outputs
     if layer_shares is not None:
         hidden = torch.stack(outputs["hidden_states"], dim=-1)
         pooled = ModelOutput(last_hidden_state=hidden @ layer_shares.to(hidden.dtype))
     takes_cls = tower.config.model_type in CLS_BACKBONES + POOLERLESS_BACKBONES
     return (pool_tokens(pooled, takes_cls, token_mask), mean_token(pooled, token_mask)), outputs
+
+
+def _token_mask(tower: Any, outputs: ModelOutput, audio_mask: torch.Tensor) -> torch.Tensor | None:
+    """Return `(B, T)` bool, the tokens of audio, not padding; `None` if the tower uses no mask."""
+    if tower.config.model_type == "whisper":
+        return audio_mask[:, ::2].bool()  # two spectrogram frames per token
+    if not hasattr(tower, TOKEN_MASK):
+        return None
+    return getattr(tower, TOKEN_MASK)(outputs["last_hidden_state"].shape[1], audio_mask).bool()
 
 
 def _features_by_length(

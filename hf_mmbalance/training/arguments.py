@@ -23,6 +23,7 @@ from hf_mmbalance.data.sources import SOURCES, options_class_of, typed_name
 from hf_mmbalance.processes import check_joined, prefer_cpu_where_there_is_no_accelerator
 from hf_mmbalance.training.decision_layer import DecisionArguments
 from hf_mmbalance.training.help import program
+from hf_mmbalance.yaml_files import load_yaml
 
 
 logger = logging.get_logger(__name__)
@@ -379,7 +380,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     packaged = {file.stem: file for file in CONFIGS.glob("*.yaml")}
     file = Path(path) if Path(path).is_file() else packaged.get(str(path), Path(path))
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        settings = load_yaml(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         known = ", ".join(sorted(packaged))
         text = f"--config {path}: {error.strerror}; name a file, or one of the packaged configs: {known}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
 from hf_mmbalance import MMBalanceForAudioVisualClassification, MMBalanceProcessor
+from hf_mmbalance.cli import main
 from hf_mmbalance.data.clips import DataError
 from hf_mmbalance.embedding import embed as embed_module
 from hf_mmbalance.embedding.build import TowerName, warn_of_lower_rate
@@ -225,6 +227,15 @@ def test_shards_of_two_machines_make_the_same_folder(tmp_path):
         merge([tmp_path / "part0"], tmp_path / "merged")
     merge([tmp_path / "part0", tmp_path / "part1"], tmp_path / "merged")  # nothing is there of the first try
     assert files(tmp_path / "merged") == files(tmp_path / "whole")
+    again = [
+        "embed",
+        "--merge",
+        *(str(tmp_path / name) for name in ("part0", "part1")),
+        "--out",
+        str(tmp_path / "cli"),
+    ]
+    assert main([*again, "--json", str(tmp_path / "merged.json")]) == 0
+    assert json.loads((tmp_path / "merged.json").read_text()) == {"rows": 30}
     with pytest.raises(EmbeddingError, match="is not empty"):
         merge([tmp_path / "part0", tmp_path / "part1"], tmp_path / "merged")
     run(tmp_path / "other", random_splits(train=9), shard=(1, 2))
