@@ -61,7 +61,8 @@ class Allocation(ClassifierMixin, BaseEstimator):
         known_groups: True if the groups at deployment are those of the fit (one speaker, one camera): folds are then
             over clips, and the freer rungs are allowed even with few groups.
         balance: weight, in nats, of a penalty that pulls the shares of the weights towards capability shares; above 0,
-            "auto" fits and uses the rung `class` (`global` if there are too few groups).
+            "auto" fits and uses the rung `class` (`global` if there are too few groups, or if a modality does not know
+            every class).
         prior: `(C,)` class prior at deployment, if it is known and differs from that of the fitting clips; it replaces
             their prior in every rung.
         structure: "default" allows only rungs that add no buffer to the model's head; "any" allows all.

@@ -23,9 +23,9 @@ class MMBalanceConfig(PreTrainedConfig):
 
     Args:
         audio_config (`dict` or `PreTrainedConfig`, *optional*, defaults to an AST-base config):
-            Configuration of the audio tower; any audio model that `AutoModel` supports.
+            Configuration of the audio tower, e.g. of AST, Wav2Vec2, HuBERT, Whisper or CLAP.
         vision_config (`dict` or `PreTrainedConfig`, *optional*, defaults to a ViT-base config):
-            Configuration of the vision tower, which is run on every frame.
+            Configuration of the vision tower, which runs on every frame (a video model: on all frames of a clip).
         modalities (`list[str]`, *optional*, defaults to `["audio", "vision"]`):
             Names of the modalities, in the order of every `(B, M, C)` tensor.
         fusion (`str`, *optional*, defaults to `"adaptive"`):
