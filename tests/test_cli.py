@@ -45,6 +45,15 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
     assert "example" in shown and f"\n  mmbalance {verb} " in shown
 
 
+def test_options_that_only_grid_has_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside options of every dataset, `--label` would look like the label of a clip."""
+    with suppress(SystemExit):
+        cli.main(["fuse", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--label X [X ...] GRID only: word to recognise" in shown and "--window X [X ...] GRID only: " in shown
+    assert "--frames X [X ...] Frames per clip." in shown
+
+
 @pytest.mark.parametrize("verb", verbs())
 def test_every_verb_refuses_what_is_not_there_with_one_line(
     verb: str, capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import AutoConfig, AutoModelForAudioClassification, AutoModelForImageClassification
 
 from hf_mmbalance import MMBalanceProcessor
@@ -64,6 +65,14 @@ def test_the_python_of_a_page_runs_in_its_order(page: str, place: Path) -> None:
     for block in blocks:
         exec(re.sub(r'"(MIT/ast|google/vit)[^"]*"', r'"\1"', block), names)  # noqa: S102
     assert list(names["model"].config.modalities) == ["audio", "vision"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+def test_the_sound_of_a_first_example_fits_the_first_run(page: str) -> None:
+    """A longer one than its towers accept starts the example with a warning."""
+    sizes = [int(size) for size in re.findall(r"^wave = .*?(\d{4,})", PAGES[page], flags=re.M)]
+    config = yaml.safe_load((ROOT / "hf_mmbalance/configs/synthetic.yaml").read_text())
+    assert sizes and max(sizes) <= 160 * config["audio_config"]["max_length"]  # spectrogram frames of 10 ms at 16 kHz
 
 
 @pytest.mark.parametrize("page", PAGES)

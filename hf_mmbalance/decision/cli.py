@@ -132,7 +132,9 @@ def print_ladder(report: dict[str, Any]) -> None:
     """Print the table of `decide`."""
     judged = clips_and_draws(report["n_clips"], report["n"])
     fitted = clips_and_draws(report["n_clips_fit"], report["n_fit"])
-    console.say(f"{judged} judged, fitted on {fitted}; {report['groups']} groups, intervals over {report['ci_unit']}s")
+    console.say(
+        f"evaluated on {judged}, fitted on {fitted}; {report['groups']} groups, intervals over {report['ci_unit']}s"
+    )
     width = max(len(row["method"]) for row in report["rows"])
     console.say(f"{'method':{width}s} {'n':>6s} {'accuracy':>9s} {'95 % interval':>17s} {'nll':>8s} {'ece':>7s}")
     for row in report["rows"]:
@@ -199,16 +201,16 @@ def _number(value: float | None, form: str, width: int) -> str:
 def _fit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fit_split", metavar="SPLIT", help="split to fit on (default: calibration)")
     parser.add_argument("--eval_split", metavar="SPLIT", help="split to evaluate on (default: test)")
-    parser.add_argument("--group_folds", type=int, metavar="K", help="cross-fit over K folds of groups instead; the"
-                        " default, with K = 5, if the table lacks a calibration or a test split")  # fmt: skip
+    parser.add_argument("--group_folds", type=int, metavar="K", help="cross-fit over K folds of groups instead of"
+                        " using two splits (default: 5 if the table lacks a calibration or a test split)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     parser.add_argument("--rung", default="auto", metavar="NAME", help="use this rung (default: auto, chosen by"
                         " cross-validation)")  # fmt: skip
-    parser.add_argument("--known_groups", action="store_true", help="the groups at deployment are the same (one"
-                        " speaker, one camera): use folds over clips, and allow all rungs")  # fmt: skip
+    parser.add_argument("--known_groups", action="store_true", help="the layer will be used on the same groups"
+                        " (speakers, cameras): use folds over clips, and allow all rungs")  # fmt: skip
     parser.add_argument("--balance", type=float, default=0.0, metavar="WEIGHT", help="above 0, pull the weights of the"
-                        " rung class towards what each modality can do by itself (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--prior", metavar="P1,P2,...", help="class prior at deployment, if known")
+                        " rung `class` to what each modality can do by itself (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--prior", metavar="P1,P2,...", help="class prior where the layer will be used, if known")
     parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one per line or a JSON list")
     console.add_json_option(parser, "report")
 

@@ -46,7 +46,7 @@ def _lines(state: HeadState, found: dict[str, Any]) -> list[str]:
     if np.any(state["bias"]):
         lines.append(f"class bias {state['bias'].min():+.3g} to {state['bias'].max():+.3g}")
     if state.calibration != "temperature":
-        lines.append(f"own {state.calibration} map per modality before the temperature")
+        lines.append(f"{state.calibration} calibration map per modality, applied before its temperature")
     if found["typicality_slope"] is not None:
         slopes = ", ".join(f"{name} {value:.3g}" for name, value in found["typicality_slope"].items())
         lines.append(f"typicality slope {slopes} (log 1/T per standard deviation of the clean clips)")

@@ -196,7 +196,7 @@ def decide_table(
         )
     report = decide_folds(table, folds=folds or 5, seed=seed, **options)
     if folds is None:
-        report.notes.insert(0, f"no clips of split {' or '.join(absent)}: fitted and judged out of fold")
+        report.notes.insert(0, f"no clips of split {' or '.join(absent)}: fitted and evaluated out of fold")
     return report
 
 
@@ -252,7 +252,7 @@ def decide_folds(table: DecisionTable, *, folds: int = 5, seed: int = 0, **optio
     elif train.any():
         judged = table.take(~train)
         notes.append(
-            f"{int(train.sum())} rows of split 'train' are not judged; the other {len(judged)} are, out of fold"
+            f"{int(train.sum())} rows of split 'train' are not evaluated; the other {len(judged)} are, out of fold"
             f" (splits {', '.join(sorted(set(judged.splits)))})"
         )
     known = bool(options.get("known_groups"))
@@ -325,8 +325,8 @@ def _excluded_by_prior(allocation: Allocation, table: DecisionTable) -> list[str
         return []
     names, clips = ", ".join(table.classes[c] for c in excluded), int(np.isin(table.labels, excluded).sum())
     return [
-        f"the prior given for {names} is 0, but {clips} of the judged clips have that label: almost none of them can"
-        " be decided correctly"
+        f"the prior given for {names} is 0, but {clips} of the evaluated clips have that label:"
+        " almost none of them can be decided correctly"
     ]
 
 

@@ -382,7 +382,7 @@ def _within_one_error(scores: dict[str, RungScore], clips: Clips, candidates: Se
             return name, f"{nll}, the lowest; no simpler rung is within one paired standard error of it"
         if difference.mean() <= error:
             return name, (
-                f"the simplest rung within one paired standard error ({error:.4f}) of the best: {nll},"
-                f" {best} {scores[best].nll.mean():.4f}"
+                f"the simplest rung within one paired standard error ({error:.4f}) of the best ({best}):"
+                f" {nll} against {scores[best].nll.mean():.4f}"
             )
     raise AssertionError("the best candidate is among the candidates")

@@ -10,8 +10,8 @@ from typing import Any
 REASONS = {
     "lost": "no modality gets any of these clips right",
     "rescued": "this modality is never the only one to get a clip right",
-    "index": "no class has judged clips of every modality",
-    "value": "no class has judged clips of every modality",
+    "index": "no class has evaluated clips of every modality",
+    "value": "no class has evaluated clips of every modality",
     "scatter_ratio": "the features do not vary within classes",
     "alignment": "no class has two clips with features",
     "cka": "the features of a modality are constant",

@@ -20,7 +20,8 @@ CAPTIONS = {
     "weights_by_class": "What each modality can do by itself, which weight the decision layer gives it, and the lean."
     " Thin lines are 95 % bootstrap intervals.",
     "trust": "Calibrated probability that a modality by itself is right, for every clip. With good trust, the clips it"
-    " gets right (filled) are to the right of those it gets wrong (dashed).",
+    " gets right (filled) are to the right of those it gets wrong (dashed). Each title has the"
+    " modality's temperature.",
     "participation": "Each point is one modality in one class. On the diagonal, a modality counts for exactly what"
     " it can do; above the diagonal, the decision leans to it.",
     "reliability": "Accuracy against confidence in 15 bins; larger dots hold more clips. On the diagonal, confidence"
@@ -31,7 +32,7 @@ CAPTIONS = {
     " before any weight is fitted.",
     "balance_curve": "Class weights pulled towards capability shares by a growing penalty (shown at each point): what"
     " balance costs or gains in accuracy.",
-    "index": "Relative balance index of every fusion, with 95 % bootstrap intervals. A balanced fusion need not be"
+    "index": "Balance index of every fusion, with 95 % bootstrap intervals. A balanced fusion need not be"
     " accurate: read the index together with the table above.",
 }
 TITLES = {

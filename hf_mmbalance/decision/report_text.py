@@ -10,21 +10,29 @@ from hf_mmbalance.decision.plain import clips_and_draws
 Report = dict[str, Any]
 GLOSSARY = {
     "95 % interval": "where the number would mostly lie for other clips (groups) of the same kind",
+    "adaptive": "the decision layer fitted here, at the rung that cross-validation chose",
+    "alignment": "mean squared distance between features of clips of one class, on the unit sphere",
     "balance index": "1 if every modality counts for exactly what it can do by itself, lower otherwise",
     "bias": "what the decision adds to each class for every clip: a class bias and the prior",
+    "Brier": "squared error of the probabilities, summed over classes; 0 is best",
     "capability": "how often a modality by itself recognises a class, above chance",
     "contribution": "exact Shapley value of a modality: what it adds to the decision, averaged over all orders",
     "ECE": "expected calibration error: by how much confidence and accuracy differ on average; 0 is best",
+    "effective rank": "number of directions that the features use, from 1 to their dimension",
     "effective weight": "how far a modality's log-probability of a class moves the score of that class: weight divided"
     " by temperature, times the diagonal of the modality's own map",
     "lean": "participation minus capability share: what the decision gives a modality beyond what it can do",
+    "linear CKA": "how similar the features of two modalities are, from 0 to 1",
+    "model": "the saved model's own decision layer, applied to the logits of this table",
     "NLL": "negative log-likelihood of the labels in nats: small if decisions are right and confidence is realistic",
     "participation": "a modality's share of the contributions of all modalities",
     "prior": "how frequent the classes are; a sum of log-probabilities counts it once for each modality",
+    "reference": "decisions stored in the table; reference.fused holds those of the run",
     "rung": "one form of the decision layer, from nothing fitted (sum) to a full map per modality (dirichlet)",
     "temperature": "number that divides a modality's logits; above 1, the modality was over-confident",
     "trust": "calibrated probability that a modality by itself is right about a clip",
     "typicality slope": "how much the temperature of a modality rises for a clip that is unlike the training clips",
+    "uniformity": "how evenly features spread over the unit sphere; lower is more even",
 }
 
 
@@ -68,7 +76,7 @@ def _lean(report: Report) -> str:
     found = report["balance"][report["in_use"]["method"]]
     leans = {name: value["value"] for name, value in found["mean_lean"].items() if value["value"] is not None}
     if not leans:
-        return "The lean of the decision is not known: no class has judged clips of every modality."
+        return "The lean of the decision is not known: no class has evaluated clips of every modality."
     name, value = max(leans.items(), key=lambda pair: pair[1])
     low, high = found["mean_lean"][name]["ci"] or (None, None)
     if low is None or low <= 0:

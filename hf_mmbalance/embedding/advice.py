@@ -17,7 +17,7 @@ Point = dict[str, Any]
 
 
 def learning_curve(rows: Rows, options: FuseOptions) -> list[Point]:
-    """Return the accuracy when fitting on a quarter and on half of the labelled clips, judged on the others.
+    """Return the accuracy when fitting on a quarter and on half of the labelled clips, evaluated on the others.
 
     The subsets are nested. They take one clip of each class in turn, so that small subsets cover as many classes as
     possible. The clips of a group stay on one side.
@@ -110,7 +110,7 @@ def _by_class_in_turn(rows: Rows, seed: int) -> list[str]:
 def render_curve(points: Sequence[Point]) -> list[str]:
     """Render the curve as lines of a table."""
     methods = list(points[-1]["accuracy"]) if points else []
-    lines = ["labels  judged on" + "".join(f"{name:>18}" for name in methods)]
+    lines = ["labels  evaluated on" + "".join(f"{name:>18}" for name in methods)]
     for entry in points:
         cells = [
             f"{100 * entry['accuracy'][name]:.1f} [{100 * entry['ci'][name][0]:.0f}, {100 * entry['ci'][name][1]:.0f}]"
@@ -118,5 +118,5 @@ def render_curve(points: Sequence[Point]) -> list[str]:
             else "-"
             for name in methods
         ]
-        lines.append(f"{entry['labels']:>6}  {entry['judged_on']:>9}" + "".join(f"{cell:>18}" for cell in cells))
+        lines.append(f"{entry['labels']:>6}  {entry['judged_on']:>12}" + "".join(f"{cell:>18}" for cell in cells))
     return lines

@@ -45,8 +45,8 @@ def add_embed(verbs: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder for the features")
     parser.add_argument("--draws_of", nargs="+", default=["calibration"], metavar="SPLIT", help="splits that --draws"
                         " applies to (default: calibration)")  # fmt: skip
-    parser.add_argument("--augmented", type=int, default=1, metavar="N", help="draws of each train clip; all but the"
-                        " first are augmented as in training (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--augmented", type=int, default=1, metavar="N", help="versions of each train clip; all but"
+                        " the first are augmented as in training (default: %(default)s)")  # fmt: skip
     parser.add_argument(
         "--shard",
         type=console.shard,

@@ -21,14 +21,17 @@ def add_dataset_options(parser: argparse.ArgumentParser, hidden: tuple[str, ...]
     """Add the options of every kind of dataset except `hidden`; `load_dataset` rejects those of other datasets."""
     group = parser.add_argument_group("dataset", "all dataset options of train.py are accepted, e.g.")
     known: dict[str, dataclasses.Field] = {}
+    owners: dict[str, list[str]] = {}
     for source in SOURCES:
-        known |= {
-            entry.name: entry for entry in dataclasses.fields(options_class_of(source)) if entry.name not in known
-        }
+        for entry in dataclasses.fields(options_class_of(source)):
+            known.setdefault(entry.name, entry)
+            owners.setdefault(entry.name, []).append(source)
     for name, entry in known.items():
         if name in hidden:
             continue
         text = str(entry.metadata.get("help", "")).replace("%", "%%")
+        if owners[name] == ["grid"]:
+            text = f"GRID only: {text[:1].lower()}{text[1:]}"
         shown = text if name in SHOWN else argparse.SUPPRESS
         # The number and type of the values depend on the dataset, so `load_dataset` converts them.
         group.add_argument(

@@ -1,6 +1,6 @@
 """Fuse two models: fit heads and a decision layer on the features of some labelled clips.
 
-No clips are set aside. The decision layer is fitted and judged on logits that come from cross-validation: the heads
+No clips are set aside. The decision layer is fitted and evaluated on logits that come from cross-validation: the heads
 that predict a clip were fitted without its fold.
 """
 
@@ -54,7 +54,7 @@ class FuseOptions:
 
 @dataclass
 class Rows:
-    """Labelled rows (clips and their draws) for fitting and judging.
+    """Labelled rows (clips and their draws) for fitting and evaluation.
 
     Attributes:
         ids, clips, groups: N names.

@@ -91,7 +91,7 @@ def predict(run: Run, clips: ClipDataset, batch_size: int, device: str | None = 
 
 
 def cells_of(kinds: Sequence[str], severities: Sequence[int]) -> list[tuple[str, int]]:
-    """List the cells to judge, the clean one first; a missing modality has only one severity."""
+    """List the cells to evaluate, the clean one first; a missing modality has only one severity."""
     cells = [(CLEAN, 0)]
     for kind in kinds:
         missing = kind.startswith("missing_")
@@ -116,7 +116,7 @@ def judge_cells(
         run: run loaded by `load_run`.
         out: folder for the files of the cells.
         kinds: names of corruptions or of groups of them.
-        severities: severities to judge, 1 to 5.
+        severities: severities to evaluate, 1 to 5.
         seed: seed of the random corruptions.
         device: cpu, cuda, ...; a GPU by default, if there is one.
 

@@ -1,4 +1,4 @@
-"""The command `mmbalance robustness`, which judges a trained model under corrupted audio and frames."""
+"""The command `mmbalance robustness`, which evaluates a trained model under corrupted audio and frames."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from hf_mmbalance import console
 
 
-ROBUSTNESS = """Judge a run's model under corrupted audio and frames.
+ROBUSTNESS = """Evaluate a run's model under corrupted audio and frames.
 
-Each kind of corruption is judged at severities 1 to 5 on the run's own test clips: accuracy, NLL and mean trust of
+Each kind of corruption is applied at severities 1 to 5 to the run's own test clips: accuracy, NLL and mean trust of
 the fusion, of each modality and of their plain sum. Kinds seen in calibration or training are reported separately
 from unseen ones. Repeat the command if it was interrupted: it resumes.
 
@@ -33,8 +33,8 @@ def add_robustness(verbs: Any) -> None:
     parser.add_argument("--kinds", nargs="+", default=["all"], metavar="NAME", help="kinds, or groups of kinds: seen,"
                         " unseen, audio, vision, all (default: all)")  # fmt: skip
     parser.add_argument("--severities", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="N", help="severities to"
-                        " judge, 1 to 5 (default: all)")  # fmt: skip
-    parser.add_argument("--max_clips", type=int, metavar="N", help="judge only N test clips, spread over the split")
+                        " evaluate, 1 to 5 (default: all)")  # fmt: skip
+    parser.add_argument("--max_clips", type=int, metavar="N", help="evaluate only N test clips, spread over the split")
     parser.add_argument("--seed", type=int, default=0, help="seed of the corruptions (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder for cells and figures (default:"
                         " RUN_FOLDER/robustness)")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Load a finished run of training or of `mmbalance fuse`, with its model and the test clips that it was judged on."""
+"""Load a finished run of training or of `mmbalance fuse`, with its model and the test clips of its evaluation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RunOptions:
 
     Attributes:
         read_clips: function that reads the clips again.
-        batch_size: clips per forward pass when the run was judged.
+        batch_size: clips per forward pass when the run was evaluated.
         trained_on: names of the corruptions in the clips that the towers were trained on.
         fitted_on: names of the corruptions in the clips that the decision layer was fitted on.
         test_remedy: how to get test clips, appended to the message that the run has none.
@@ -71,7 +71,7 @@ class Run:
     Attributes:
         folder: output folder of the run.
         options: what its `results.json` says about its clips.
-        clips: test clips to judge.
+        clips: test clips to evaluate.
         log_prior: `(C,)`, see `log_prior_of_run`.
     """
 
@@ -118,7 +118,7 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
 
     Args:
         folder: output folder of a training run or of `mmbalance fuse`.
-        max_clips: judge only this many test clips, spread evenly over the split.
+        max_clips: evaluate only this many test clips, spread evenly over the split.
         trust_remote_code: run the file of a fusion head that was saved with the model.
 
     Raises:
@@ -141,7 +141,7 @@ def load_run(folder: Path, max_clips: int | None = None, trust_remote_code: bool
         raise DataError(f"{dataset} has different classes from the run in {folder}: it was changed since")
     test = splits.splits.get("test")
     if test is None or not len(test):
-        raise DataError(f"{dataset} has no test clips, but corruption is judged on test clips{options.test_remedy}")
+        raise DataError(f"{dataset} has no test clips, but corruption is evaluated on test clips{options.test_remedy}")
     model = MMBalanceForAudioVisualClassification.from_pretrained(folder, trust_remote_code=trust_remote_code)
     processor = MMBalanceProcessor.from_pretrained(folder)
     table = DecisionTable.read(folder / RUN_TABLE)
@@ -197,7 +197,7 @@ def clips_of_run(arguments: dict[str, Any]) -> ClipSplits:
     if arguments.get("embeddings"):
         raise DataError(
             f"the run was trained on the features in {arguments['embeddings']}, which cannot be corrupted: train with"
-            " --dataset and --trainable_layers 0 to judge it"
+            " --dataset and --trainable_layers 0 to evaluate it"
         )
     dataset = arguments["dataset"]
     names = {entry.name: typed_name(entry.name) for entry in fields(options_class(dataset))}

@@ -33,7 +33,7 @@ SCREEN = {
     ],
     "decision layer": [
         ("decision_rung", "RUNG", "auto (default) chooses by cross-validation; or a rung by name"),
-        ("known_groups", "", "deployment has the same speakers or cameras as calibration"),
+        ("known_groups", "", "the model will be used on the same speakers or cameras as in the clips"),
         ("calibration_corruptions", "KIND ..", "corrupt calibration clips: kinds, groups (default seen)"),
     ],
     "run": [

@@ -195,7 +195,7 @@ class MMBalanceTrainer(Trainer):
         config.untrained_modalities = [name for name in self.absent if name in before]
         for name in config.untrained_modalities:
             logger.warning(
-                "no train clip of %s has %s: the model will ignore it, and refuse clips that have nothing else",
+                "no train clip of %s has %s: the model will ignore it, and reject clips that have nothing else",
                 self.clips.name, name,
             )  # fmt: skip
 

@@ -114,6 +114,9 @@ def test_diagnose_writes_a_page_without_network(
     assert "<script" not in text and "a<b" not in text and "a&lt;b" in text
     links = re.findall(r'(?:src|href)="([^"#][^"]*)"|url\((?!#)([^)]*)\)', text)
     assert not links, f"the page must load nothing: {links[:3]}"
+    known = set(re.findall(r"<dt>(.*?)</dt>", text))
+    assert {"adaptive", "Brier", "alignment", "uniformity", "effective rank", "linear CKA"} <= known
+    assert known >= {"model", "reference"}, "rows of the first table are explained"
     assert "$" not in re.sub(r"<svg.*?</svg>", "", text, flags=re.S), "a placeholder was left"
     figures = sorted(path.name for path in (tmp_path / "report_figures").iterdir())
     assert len(figures) == 24 and "weights_by_class.png" in figures and "index.svg" in figures

@@ -276,7 +276,7 @@ def test_a_prior_that_rules_out_clips_to_judge_is_told() -> None:
     table = make_table(n=300, classes=3)
     number = int((table.select("test").labels == 2).sum())
     told = decide_splits(table, rung="temperature", prior=[0.5, 0.5, 0.0]).notes
-    assert any(f"the prior given for class 2 is 0, but {number} of the judged clips" in note for note in told)
+    assert any(f"the prior given for class 2 is 0, but {number} of the evaluated clips" in note for note in told)
     others = decide_splits(table, rung="temperature", prior=[0.5, 0.4, 0.1]).notes
     assert not any("the prior given" in note for note in others)
 
@@ -285,7 +285,7 @@ def test_splits_that_are_not_there_are_told_and_single_folds_refused() -> None:
     table = make_table(n=200, classes=3)
     table.splits = ["validation"] * 200
     found = decide_table(table, rung="temperature")
-    assert found.notes[0] == "no clips of split calibration or test: fitted and judged out of fold"
+    assert found.notes[0] == "no clips of split calibration or test: fitted and evaluated out of fold"
     for folds in (1, 0, -2):
         with pytest.raises(TableError, match="at least 2 folds"):
             decide_table(table, folds=folds)
@@ -296,7 +296,7 @@ def test_rows_of_train_are_never_judged_unsaid() -> None:
     table.splits = ["train" if i % 3 else "test" for i in range(300)]
     judged = decide_table(table, rung="temperature")
     assert set(judged.table.splits) == {"test"} and judged.fit_clips == 100
-    assert any("200 rows of split 'train' are not judged" in note for note in judged.notes)
+    assert any("200 rows of split 'train' are not evaluated" in note for note in judged.notes)
     table.splits = ["train"] * 300
     with pytest.raises(TableError, match="every row has split 'train'"):
         decide_table(table, rung="temperature")
@@ -327,7 +327,7 @@ def test_draws_of_a_clip_are_one_unit(capsys: pytest.CaptureFixture[str]) -> Non
     assert f"of {report['n_clips']} clips ({report['n']} draws) right" in summary(report)[0]
     print_ladder(report)
     judged_on, fitted_on = report["n_clips"], report["n_clips_fit"]
-    told = f"{judged_on} clips ({report['n']} draws) judged, fitted on {fitted_on} clips ({fit} draws)"
+    told = f"evaluated on {judged_on} clips ({report['n']} draws), fitted on {fitted_on} clips ({fit} draws)"
     assert capsys.readouterr().out.startswith(told)
 
 
@@ -352,7 +352,7 @@ def test_where_no_clip_has_a_modality_the_lean_is_said_to_be_undefined_and_why()
     table = make_table(n=120, classes=3)
     table.logits[:, 0] = np.nan
     report = diagnose(decide_splits(table, rung="temperature"), draws=10)
-    why = "no class has judged clips of every modality"
+    why = "no class has evaluated clips of every modality"
     assert {"path": "balance.adaptive.index", "reason": why} in report["undefined"]
     assert summary(report)[2] == f"The lean of the decision is not known: {why}."
 

@@ -98,9 +98,13 @@ def read_table(table: Path, columns: Sequence[str] = ("path",)) -> list[dict[str
 def _table_row(table: Path, number: int, entry: dict[str, Any], options: TableOptions) -> Row:
     where = f"{table}, row {number}"
     path, label = cell(entry, options.path_column), cell(entry, options.label_column)
-    if path is None or (label is None and options.unlabelled == "refuse"):
-        missing = options.path_column if path is None else options.label_column
-        raise DataError(f"{where}: column {missing!r} is empty")
+    if path is None:
+        raise DataError(f"{where}: column {options.path_column!r} is empty")
+    if label is None and options.unlabelled == "refuse":
+        raise DataError(
+            f"{where}: column {options.label_column!r} is empty: label the clip, or remove the row"
+            " (of the commands, only `mmbalance fuse` accepts clips without a label)"
+        )
     window = window_in(entry, options.start_column, options.end_column, where)
     split = cell(entry, options.split_column)
     own = path if window is None else f"{path}@{cell(entry, options.start_column)}"

@@ -228,7 +228,7 @@ def test_bad_tables(tmp_path):
     with pytest.raises(DataError, match="occur twice"):
         load_clips(str(table))
     table.write_text("path,label\na.mp4,x\nb.mp4,\n")
-    with pytest.raises(DataError, match="row 2.*'label' is empty"):
+    with pytest.raises(DataError, match="row 2.*'label' is empty: label the clip, or remove the row .*mmbalance fuse"):
         load_clips(str(table))
     table.write_text("path,label\na.mp4,x\nb.mp4,y\n")
     with pytest.raises(DataError, match=r"a\.mp4: no such file"):
