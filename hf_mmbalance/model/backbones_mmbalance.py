@@ -14,6 +14,8 @@ from transformers import (
     AutoModelForAudioClassification,
     AutoModelForImageClassification,
     AutoModelForVideoClassification,
+    ClapAudioModel,
+    ClapAudioModelWithProjection,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -23,6 +25,8 @@ from .fusion_files_mmbalance import fusion_class, load_fusion_head
 from .heads_mmbalance import check_fusion
 from .source_heads_mmbalance import SourceHead, label_names, source_head_of
 from .towers_mmbalance import (
+    CLAP,
+    CLAP_AUDIO,
     fit_ast_positions,
     frames_per_clip,
     tower_config,
@@ -212,6 +216,10 @@ def _load(backbone: Backbone, modality: str, dtype: torch.dtype, hub: dict, with
 def _pretrained_tower(name: str, dtype: torch.dtype, hub: dict) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(name, **hub)
     options = {"dtype": dtype, "use_safetensors": True, **tower_options(config)}
+    if config.model_type == CLAP_AUDIO:  # for which AutoModel has no class
+        projected = "ClapAudioModelWithProjection" in (config.architectures or [])
+        clap: Any = ClapAudioModelWithProjection if projected else ClapAudioModel
+        return clap.from_pretrained(name, **options, **hub)
     return AutoModel.from_pretrained(name, config=config, **options, **hub)
 
 
@@ -242,7 +250,7 @@ def _pretrained_classifier(name: str, modality: str, hub: dict) -> PreTrainedMod
 def _check_input(model_class: Any, config: PreTrainedConfig, modality: str) -> None:
     main_input = MAIN_INPUTS[modality]
     taken = getattr(model_class, "main_input_name", main_input)  # None: a class defined only on the Hub
-    if modality == "audio" and config.model_type in ("whisper", "clap", "clap_audio_model"):
+    if modality == "audio" and config.model_type in ("whisper", CLAP, CLAP_AUDIO):
         return  # their spectrograms are called input_features
     if taken != main_input:
         raise ValueError(

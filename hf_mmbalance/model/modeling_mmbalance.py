@@ -168,6 +168,14 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         for tower in (self.audio_model, self.vision_model):
             freeze_tower(tower, trainable_layers)
 
+    def train(self, mode: bool = True) -> "MMBalanceForAudioVisualClassification":
+        """Set training mode, except for frozen batch norms, whose running statistics would change."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+                module.training = mode and module.weight.requires_grad
+        return self
+
     def get_input_embeddings(self) -> nn.Module:
         return self.vision_model.get_input_embeddings()
 

@@ -232,7 +232,8 @@ def _verify(classifier: PreTrainedModel, head: SourceHead) -> None:
 def random_input(model: PreTrainedModel, clips: int = 2) -> torch.Tensor:
     """Return input of `model` for a few clips of noise: spectrograms, half a second of raw audio, images or videos."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(clips, *input_shape(model.config, model.main_input_name), generator=generator)
+    # The config of a CLIP or SigLIP classifier has no image size: that of its tower does.
+    return torch.randn(clips, *input_shape(_tower(model).config, model.main_input_name), generator=generator)
 
 
 __all__ = ["SourceHead", "source_head_of"]

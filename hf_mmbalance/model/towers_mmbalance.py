@@ -19,8 +19,13 @@ POOLERLESS_BACKBONES = ("timesformer",)
 VIDEO_BACKBONES = ("videomae", "timesformer", "vivit")
 # CLAP's config holds one config for text and one for audio; the tower is built from the latter.
 CLAP = "clap"
+CLAP_AUDIO = "clap_audio_model"
+CLAP_FIRST_NORM = "audio_encoder.batch_norm."  # built after the layers, but applied to the spectrogram
+VIT_MAE = "vit_mae"
 # Audio towers whose classifiers average over all tokens, including padding.
 UNMASKED_CLASSIFIERS = ("whisper",)
+# Sinusoidal positions, which transformers never trains, by type of tower.
+FIXED_PARAMETERS = {"whisper": "embed_positions.weight", VIT_MAE: "embeddings.position_embeddings"}
 # Name that transformers gives to the method that shortens a mask of raw audio as the model's convolutions do.
 TOKEN_MASK = "_get_feature_vector_attention_mask"
 # Towers of raw audio in which masked padding changes nothing, unless a norm runs over time.
@@ -63,9 +68,9 @@ def tower_of(model: PreTrainedModel, modality: str) -> PreTrainedModel:
 
 def tower_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return the config to save for a tower with this config, from which [`build_tower`] can build it."""
-    if config.model_type == "clap_audio_model":  # which AutoConfig does not know
+    if config.model_type == CLAP_AUDIO:  # for which AutoModel has no class
         return ClapConfig(audio_config=config.to_dict())
-    if config.model_type == "vit_mae":  # by default it sees a random quarter of each frame
+    if config.model_type == VIT_MAE:  # by default it sees a random quarter of each frame
         return type(config).from_dict({**config.to_dict(), "mask_ratio": 0.0})
     return config
 
@@ -86,7 +91,8 @@ def _measured_width(config: PreTrainedConfig) -> int:
     try:
         with torch.device("meta"), torch.no_grad():
             tower = build_tower(config).eval()
-            features, _ = tower_features(tower, torch.empty(1, *input_shape(config, tower.main_input_name)))
+            values = torch.empty(1, *input_shape(config, tower.main_input_name), dtype=tower.dtype)
+            features, _ = tower_features(tower, values)
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError) as error:
         raise ValueError(f"backbone {config.model_type!r} is not supported: no feature can be computed from its"
                          f" outputs ({type(error).__name__}: {str(error).splitlines()[0]})") from error  # fmt: skip
@@ -110,7 +116,7 @@ def spectrogram_shape(config: PreTrainedConfig) -> tuple[int | None, ...] | None
         return (config.max_length, config.num_mel_bins)
     if config.model_type == "whisper":
         return (config.num_mel_bins, 2 * config.max_source_positions)
-    if config.model_type == "clap_audio_model":
+    if config.model_type == CLAP_AUDIO:
         return (4 if config.enable_fusion else 1, None, config.num_mel_bins)
     return None
 
@@ -344,6 +350,9 @@ def tower_features(
         kwargs["output_hidden_states"] = True
     if getattr(tower.config, "enable_fusion", False):  # CLAP: no clip is longer than the input, see audio_features
         kwargs["is_longer"] = torch.zeros(len(values), 1, dtype=torch.bool, device=values.device)
+    if tower.config.model_type == VIT_MAE:  # it sorts patches by this; by default, at random
+        patches: Any = tower.get_input_embeddings().num_patches
+        kwargs["noise"] = torch.arange(patches, device=values.device).expand(len(values), -1)
     mask_suffices = tower.training or ignores_masked_padding(tower.config)
     if audio_mask is not None and not mask_suffices and not audio_mask.all():
         return _features_by_length(tower, values, audio_mask, layer_shares, **kwargs), None
@@ -444,14 +453,16 @@ class FramePooling(nn.Module):
         return self.norm_out(frames + self.dropout(self.contract(hidden)))
 
 
-def freeze_tower(tower: nn.Module, trainable_layers: int | str) -> None:
+def freeze_tower(tower: PreTrainedModel, trainable_layers: int | str) -> None:
     """Set which layers of a tower are trained: all (`"all"`), none (0), or the last k and everything after them.
 
     Raises:
         ValueError: if `trainable_layers` is neither `"all"` nor a number from 0 to the tower's number of layers.
     """
+    fixed = FIXED_PARAMETERS.get(tower.config.model_type)
     if trainable_layers == "all":
-        tower.requires_grad_(True)
+        for name, parameter in tower.named_parameters():
+            parameter.requires_grad_(name != fixed)
         return
     layers = _layers(tower)
     if not isinstance(trainable_layers, int) or not 0 <= trainable_layers <= len(layers):
@@ -459,10 +470,11 @@ def freeze_tower(tower: nn.Module, trainable_layers: int | str) -> None:
     tower.requires_grad_(False)
     if trainable_layers:
         first = next(layers[-trainable_layers].parameters())
-        parameters = list(tower.parameters())  # in the order of the forward pass, as transformers builds its models
-        start = next(index for index, parameter in enumerate(parameters) if parameter is first)
-        for parameter in parameters[start:]:
-            parameter.requires_grad_(True)
+        # In the order of the forward pass, as transformers builds its models, apart from CLAP's first norm.
+        parameters = sorted(tower.named_parameters(), key=lambda entry: not entry[0].startswith(CLAP_FIRST_NORM))
+        start = next(index for index, (_, parameter) in enumerate(parameters) if parameter is first)
+        for name, parameter in parameters[start:]:
+            parameter.requires_grad_(name != fixed)
 
 
 def _layers(tower: nn.Module) -> list[nn.Module]:

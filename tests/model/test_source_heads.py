@@ -27,6 +27,8 @@ from transformers import (
     HubertConfig,
     HubertForSequenceClassification,
     PreTrainedModel,
+    SiglipConfig,
+    SiglipForImageClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTModel,
@@ -308,6 +310,12 @@ def two_tokens() -> PreTrainedModel:
     return Dinov2ForImageClassification(config)
 
 
+def mean_of_patches() -> PreTrainedModel:
+    """Its size is not 224, and the config of the classifier itself has none."""
+    vision = {**SMALL, "image_size": 16, "patch_size": 8}
+    return SiglipForImageClassification(SiglipConfig(vision_config=vision, **labelled(FACES)))
+
+
 def renamed() -> PreTrainedModel:
     model = voice()
     model.config.id2label = dict(enumerate(SOUNDS[:-1]))
@@ -329,6 +337,10 @@ def nonlinear() -> PreTrainedModel:
         ),
         (renamed, "ASTForAudioClassification has 5 outputs, but its config names 4 labels"),
         (two_tokens, "head of Dinov2ForImageClassification does not reproduce its logits from its tower's feature"),
+        (
+            mean_of_patches,
+            "head of SiglipForImageClassification does not reproduce its logits from its tower's feature",
+        ),
         (lambda: ViTModel(ViTConfig(**VIT)), "ViTModel has no classification head: remove its modality"),
         (
             lambda: ViTForImageClassification(ViTConfig(**VIT, num_labels=1)),

@@ -8,10 +8,13 @@ import pytest
 import torch
 from transformers import (
     ASTConfig,
+    AutoModel,
     ClapAudioConfig,
+    ClapAudioModelWithProjection,
     ClapConfig,
     ClapFeatureExtractor,
     ClapModel,
+    MobileViTV2Config,
     PreTrainedModel,
     Siglip2VisionConfig,
     ViTConfig,
@@ -134,6 +137,23 @@ def test_clap_is_its_part_for_audio(fused, tmp_path):
     assert torch.equal(again(**batch).logits, model(**batch).logits)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("projected", [False, True])
+def test_the_audio_model_of_clap_saved_by_itself(projected, tmp_path):
+    """AutoModel has no class for these folders."""
+    source = clap()
+    saved = source.audio_model
+    if projected:
+        saved = ClapAudioModelWithProjection(source.config.audio_config)
+        saved.audio_model.load_state_dict(source.audio_model.state_dict())
+    saved.save_pretrained(tmp_path)
+    spectrogram = torch.randn(2, 1, 101, 16)
+    expected = source.audio_model(spectrogram).pooler_output
+    for backbone in (tmp_path, saved):
+        model = compose(backbone, VIT, id2label=CLASSES).eval()
+        torch.testing.assert_close(model(input_values=spectrogram).modality_features[0], expected)
+
+
 def test_folders_as_on_the_hub_and_the_saved_model_without_the_package(tmp_path):
     """Weights in float16 and extractor from one folder; the saved model then runs in a process without the package."""
     cases = []
@@ -167,6 +187,18 @@ def test_they_are_trained_layer_by_layer(kind):
     assert frozen and any(p.grad is not None for p in model.audio_model.parameters())
 
 
+def test_frozen_batch_norms_do_not_change_in_training():
+    """CLAP's, which is applied to the spectrogram, and those of a vision tower whose last layer is trained."""
+    vision = MobileViTV2Config(image_size=64, width_multiplier=0.25)
+    model = compose(clap(), vision, id2label=CLASSES, trainable_layers=1).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model(input_values=torch.randn(2, 1, 101, 16), pixel_values=torch.randn(2, 1, 3, 64, 64))
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    trained = {name.rpartition(".")[0] for name, value in model.named_parameters() if value.requires_grad}
+    assert "audio_model.audio_encoder.batch_norm" not in trained
+    assert changed and {name.rpartition(".")[0] for name in changed} <= trained
+
+
 @pytest.mark.parametrize(
     ("source", "shape", "message"),
     [
@@ -188,15 +220,47 @@ def test_masks_of_spectrograms():
         compose(clap(), VIT, id2label=CLASSES)(input_values=torch.zeros(1, 1, 101, 16), audio_mask=torch.ones(1, 16))
 
 
+MAE = ViTMAEConfig(**{**SMALL, "image_size": 16, "patch_size": 4})
+
+
 @torch.no_grad()
 def test_a_masked_autoencoder_sees_the_whole_frame():
-    """With its own `mask_ratio` it would answer otherwise every time."""
-    decoder = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
-    vision = ViTMAEConfig(**{**SMALL, "image_size": 16, "patch_size": 4}, **decoder, decoder_intermediate_size=16)
-    assert vision.mask_ratio > 0
-    model = compose(AST, vision, id2label=CLASSES).eval()
+    """By itself it would leave out other patches every time, or shuffle all of them, which changes the rounding."""
+    assert MAE.mask_ratio > 0
+    source = randomised(AutoModel.from_config(MAE))
+    model = compose(AST, source, id2label=CLASSES, dtype=torch.bfloat16).eval()
     inputs = tiny_inputs()
-    torch.testing.assert_close(model(**inputs).logits, model(**inputs).logits)
+    expected, state = model(**inputs), torch.get_rng_state()
+    for _ in range(3):
+        assert torch.equal(expected.logits, model(**inputs).logits)
+    assert torch.equal(state, torch.get_rng_state())
+    model.float()
+    source.config.mask_ratio = 0.0
+    theirs = source.float()(inputs["pixel_values"][:, 0]).last_hidden_state.mean(1)
+    found = model(pixel_values=inputs["pixel_values"][:, 0]).modality_features[1]
+    torch.testing.assert_close(found, theirs, atol=0.02, rtol=0.02)  # weights were rounded to bfloat16
+
+
+@pytest.mark.parametrize(
+    ("audio", "vision", "fixed"),
+    [
+        (whisper, VIT, "audio_model.embed_positions.weight"),
+        (AST, MAE, "vision_model.embeddings.position_embeddings"),
+    ],
+)
+def test_sinusoidal_positions_stay_as_they_are(audio, vision, fixed):
+    model = compose(audio() if audio is whisper else audio, vision, id2label=CLASSES)
+    for layers in (0, 2, "all"):
+        model.freeze_towers(layers)
+        frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+        assert fixed in frozen
+    assert frozen == [fixed]
+
+
+def test_a_width_is_measured_in_the_type_of_the_config():
+    vision = MobileViTV2Config(image_size=64, width_multiplier=0.25, dtype="bfloat16")
+    model = compose(AST, vision, id2label=CLASSES, dtype=torch.bfloat16)
+    assert model.unimodal_heads[1].in_features == 128
 
 
 def test_a_backbone_that_needs_more_than_frames_is_refused():
