@@ -17,7 +17,7 @@ from .fusion_mmbalance import FusionOutput, is_fusion_class
 from .heads_mmbalance import build_fusion, build_unimodal_head
 from .losses_mmbalance import check_labels, clip_cross_entropy, tower_losses
 from .outputs_mmbalance import EmbedOutput, MMBalanceOutput, TrainingBatch
-from .source_heads_mmbalance import SourceHead, class_logits, label_log_probs
+from .source_heads_mmbalance import SourceHead, class_logits, features_for, label_log_probs
 from .towers_mmbalance import (
     UNMASKED_CLASSIFIERS,
     FramePooling,
@@ -378,6 +378,8 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
         else:
             present = present[:, :1]  # one feature for all frames of a clip
         features, outputs = tower_features(self.vision_model, values, **kwargs)
+        if not self.fusion.owns_unimodal_logits:
+            features = features_for(self.unimodal_heads[1], self.vision_model, features)
         frames, tokens = (part.view(batch, present.shape[1], -1) for part in features)
         pooled = self.frame_pooling(frames, present)
         return (pooled, masked_mean(tokens, present)), self._frame_log_probs(frames, present), outputs

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
-from .towers_mmbalance import input_shape, tower_features, tower_of
+from .towers_mmbalance import TowerFeatures, input_shape, tower_features, tower_of
 
 
 logger = logging.get_logger(__name__)
@@ -18,6 +18,8 @@ logger = logging.get_logger(__name__)
 UNKNOWN_MARGIN = 20.0
 #: Name that transformers gives to the parameter that weights an audio tower's hidden states.
 LAYER_WEIGHTS = "layer_weights"
+#: Towers with a pooler that their classifiers do not use.
+TOKEN_CLASSIFIERS = ("siglip_vision_model",)
 #: Largest difference allowed between a classifier's logits and its reused head's, relative to the largest logit.
 TOLERANCE = 1e-4
 
@@ -108,6 +110,12 @@ def label_log_probs(head: nn.Module, features: torch.Tensor) -> torch.Tensor:
 def class_logits(head: nn.Module, log_probs: torch.Tensor) -> torch.Tensor:
     """Return logits of the classes `(B, C)` from the result of [`label_log_probs`], pooled over frames or not."""
     return head.class_logits(log_probs) if isinstance(head, SourceHead) else log_probs
+
+
+def features_for(head: nn.Module, tower: PreTrainedModel, features: TowerFeatures) -> TowerFeatures:
+    """Return what a tower computed as its head reads it: SigLIP's classifiers read the mean token, not the pooler."""
+    reads_tokens = isinstance(head, SourceHead) and tower.config.model_type in TOKEN_CLASSIFIERS
+    return (features[1], features[1]) if reads_tokens else features
 
 
 def source_head_of(classifier: PreTrainedModel) -> SourceHead:
@@ -217,7 +225,8 @@ def _verify(classifier: PreTrainedModel, head: SourceHead) -> None:
     probe = copy.deepcopy(classifier).float().cpu().eval()
     inputs = random_input(probe)
     expected = probe(inputs).logits
-    features = tower_features(_tower(probe), inputs, layer_shares=head.layer_shares)[0][0]
+    tower = _tower(probe)
+    features = features_for(head, tower, tower_features(tower, inputs, layer_shares=head.layer_shares)[0])[0]
     same = features.shape[1] == head.linear.in_features
     if same:
         found = head.linear(head.norm(features))

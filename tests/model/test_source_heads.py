@@ -16,6 +16,8 @@ from transformers import (
     BeitForImageClassification,
     BertConfig,
     BertModel,
+    CLIPConfig,
+    CLIPForImageClassification,
     ConvNextConfig,
     ConvNextForImageClassification,
     DeiTConfig,
@@ -43,7 +45,7 @@ from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
 from hf_mmbalance import MMBalanceForAudioVisualClassification
-from hf_mmbalance.model.source_heads_mmbalance import SourceHead, random_input, source_head_of
+from hf_mmbalance.model.source_heads_mmbalance import SourceHead, features_for, random_input, source_head_of
 from hf_mmbalance.model.towers_mmbalance import tower_features, tower_of
 
 from .test_remote_code import _Case, _check, _clips
@@ -106,6 +108,7 @@ CLASSIFIERS = [
     (ViTForImageClassification, ViTConfig(**VIT, **labelled(FACES))),
     (DeiTForImageClassification, DeiTConfig(**VIT, **labelled(FACES))),
     (BeitForImageClassification, BeitConfig(**VIT, **labelled(FACES))),
+    (SiglipForImageClassification, SiglipConfig(vision_config=dict(VIT), **labelled(FACES))),
     (
         EfficientNetForImageClassification,
         EfficientNetConfig(
@@ -131,8 +134,8 @@ def test_log_probabilities_are_those_of_the_classifier(kind, config):
     with torch.no_grad():
         expected = classifier(inputs).logits.log_softmax(-1)
         tower = tower_of(classifier, "vision" if classifier.main_input_name == "pixel_values" else "audio")
-        features = tower_features(tower, inputs, layer_shares=head.layer_shares)[0][0]
-        found = head.label_log_probs(features)
+        features = features_for(head, tower, tower_features(tower, inputs, layer_shares=head.layer_shares)[0])
+        found = head.label_log_probs(features[0])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert expected.std() > 0.05
 
@@ -295,6 +298,25 @@ def test_from_saved_classifiers(tmp_path):
     assert torch.isfinite(half(**tiny_inputs()).logits).all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", ["mean", "log_probs"])
+def test_a_siglip_classifier_in_a_model(pooling, tmp_path):
+    """Its head reads the mean token; the tower's pooler is not used."""
+    classifier = randomised(SiglipForImageClassification(SiglipConfig(vision_config=dict(VIT), **labelled(FACES))))
+    maps = {"vision": FACE_MAP}
+    model = compose(voice(), classifier, id2label=CLASSES, label_maps=maps, frame_pooling=pooling).eval()
+    pixels = tiny_inputs()["pixel_values"]
+    expected = torch.stack([classifier(clip).logits.log_softmax(-1) for clip in pixels])  # (B, T, C)
+    features = torch.stack([classifier.vision_model(clip).last_hidden_state.mean(1) for clip in pixels])
+    mean = classifier.classifier(features.mean(1)).log_softmax(-1)
+    found = model(pixel_values=pixels).modality_logits[:, 1].log_softmax(-1)
+    theirs = mean if pooling == "mean" else expected.mean(1).log_softmax(-1)
+    torch.testing.assert_close(found, theirs, atol=1e-5, rtol=1e-5)
+    model.save_pretrained(tmp_path)
+    again = MMBalanceForAudioVisualClassification.from_pretrained(tmp_path)
+    assert torch.equal(again(pixel_values=pixels).logits, model(pixel_values=pixels).logits)
+
+
 def test_one_classifier_and_one_new_head():
     model = compose(voice(), ViTConfig(**VIT), id2label=CLASSES, label_maps={"audio": VOICE_MAP})
     assert isinstance(model.unimodal_heads[0], SourceHead) and isinstance(model.unimodal_heads[1], torch.nn.Linear)
@@ -313,7 +335,7 @@ def two_tokens() -> PreTrainedModel:
 def mean_of_patches() -> PreTrainedModel:
     """Its size is not 224, and the config of the classifier itself has none."""
     vision = {**SMALL, "image_size": 16, "patch_size": 8}
-    return SiglipForImageClassification(SiglipConfig(vision_config=vision, **labelled(FACES)))
+    return CLIPForImageClassification(CLIPConfig(vision_config=vision, **labelled(FACES)))
 
 
 def renamed() -> PreTrainedModel:
@@ -339,7 +361,7 @@ def nonlinear() -> PreTrainedModel:
         (two_tokens, "head of Dinov2ForImageClassification does not reproduce its logits from its tower's feature"),
         (
             mean_of_patches,
-            "head of SiglipForImageClassification does not reproduce its logits from its tower's feature",
+            "head of CLIPForImageClassification does not reproduce its logits from its tower's feature",
         ),
         (lambda: ViTModel(ViTConfig(**VIT)), "ViTModel has no classification head: remove its modality"),
         (
