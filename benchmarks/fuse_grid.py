@@ -131,6 +131,12 @@ def head(modalities: list[str]) -> list[str]:
             "estimate off by", "rungs"]  # fmt: skip
 
 
+def _with_interval(values: np.ndarray) -> str:
+    """Return mean and 95 % interval over draws, in points."""
+    low, high = measures.bootstrap_ci(values)
+    return f"{100 * values.mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
 def line(count: int, modalities: list[str], found: list[dict[str, float | str]]) -> list[str]:
     """Return a row of the table: means over draws, with accuracies in percent and differences in points.
 
@@ -147,8 +153,8 @@ def line(count: int, modalities: list[str], found: list[dict[str, float | str]])
     return [
         str(count),
         *(f"{100 * mean(name):.1f}" for name in (*modalities, "sum", "fused")),
-        f"{100 * gain.mean():+.1f}",
-        f"{100 * (mean('fused') - mean('sum')):+.1f}",
+        _with_interval(gain),
+        _with_interval(np.array([float(entry["fused"]) - float(entry["sum"]) for entry in found])),
         f"{int((gain < -2 * noise).sum())} of {len(found)}",
         f"{mean('nll_sum'):.3f}",
         f"{mean('nll_fused'):.3f}",
