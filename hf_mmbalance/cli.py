@@ -22,12 +22,12 @@ EPILOG = """examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a verb and return its exit status (listed in `console`)."""
-    console.hide_bars_in_log_files()
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:  # its options depend on the dataset
         from hf_mmbalance.training.cli import train
 
         return train(argv[1:])
+    console.hide_bars_in_log_files()
     parser = build_parser()
     arguments = parser.parse_args(argv)
     if not hasattr(arguments, "func"):

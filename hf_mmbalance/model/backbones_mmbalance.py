@@ -27,6 +27,7 @@ from .source_heads_mmbalance import SourceHead, label_names, source_head_of
 from .towers_mmbalance import (
     CLAP,
     CLAP_AUDIO,
+    WHISPER,
     fit_ast_positions,
     frames_per_clip,
     tower_config,
@@ -250,7 +251,7 @@ def _pretrained_classifier(name: str, modality: str, hub: dict) -> PreTrainedMod
 def _check_input(model_class: Any, config: PreTrainedConfig, modality: str) -> None:
     main_input = MAIN_INPUTS[modality]
     taken = getattr(model_class, "main_input_name", main_input)  # None: a class defined only on the Hub
-    if modality == "audio" and config.model_type in ("whisper", CLAP, CLAP_AUDIO):
+    if modality == "audio" and config.model_type in (WHISPER, CLAP, CLAP_AUDIO):
         return  # their spectrograms are called input_features
     if taken != main_input:
         raise ValueError(

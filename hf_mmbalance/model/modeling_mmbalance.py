@@ -17,9 +17,8 @@ from .fusion_mmbalance import FusionOutput, is_fusion_class
 from .heads_mmbalance import build_fusion, build_unimodal_head
 from .losses_mmbalance import check_labels, clip_cross_entropy, tower_losses
 from .outputs_mmbalance import EmbedOutput, MMBalanceOutput, TrainingBatch
-from .source_heads_mmbalance import SourceHead, class_logits, features_for, label_log_probs
+from .source_heads_mmbalance import SourceHead, class_logits, features_for, label_log_probs, mask_for
 from .towers_mmbalance import (
-    UNMASKED_CLASSIFIERS,
     FramePooling,
     TowerFeatures,
     build_tower,
@@ -171,9 +170,9 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
     def train(self, mode: bool = True) -> "MMBalanceForAudioVisualClassification":
         """Set training mode, except for frozen batch norms, whose running statistics would change."""
         super().train(mode)
-        for module in self.modules():
+        for module in self.modules() if mode else ():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
-                module.training = mode and module.weight.requires_grad
+                module.training = module.weight.requires_grad
         return self
 
     def get_input_embeddings(self) -> nn.Module:
@@ -347,9 +346,7 @@ class MMBalanceForAudioVisualClassification(MMBalancePreTrainedModel):
             values, audio_mask = with_silence(values, audio_mask, self.audio_model.config)
         head = None if self.fusion.owns_unimodal_logits else self.unimodal_heads[0]
         shares = head.layer_shares if isinstance(head, SourceHead) else None
-        if isinstance(head, SourceHead) and self.audio_model.config.model_type in UNMASKED_CLASSIFIERS:
-            audio_mask = None
-        return tower_features(self.audio_model, values, audio_mask, shares, **kwargs)
+        return tower_features(self.audio_model, values, mask_for(head, self.audio_model, audio_mask), shares, **kwargs)
 
     def _vision_features(
         self,

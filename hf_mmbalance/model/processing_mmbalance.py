@@ -25,7 +25,7 @@ from .inputs_mmbalance import is_batch_of_audio, is_batch_of_frames
 from .media_request_mmbalance import LIMITS, Limits, MediaError
 from .media_sound_mmbalance import resample
 from .reading_mmbalance import Clip, ReadingSpec, read
-from .towers_mmbalance import frames_per_clip
+from .towers_mmbalance import WHISPER, frames_per_clip
 
 
 logger = logging.get_logger(__name__)
@@ -381,7 +381,7 @@ def _config_of_backbone_without_processor(backbone: Any, hub: dict) -> PreTraine
 def _new_feature_extractor(config: PreTrainedConfig) -> Any:
     if config.model_type == "audio-spectrogram-transformer":
         return ASTFeatureExtractor(num_mel_bins=config.num_mel_bins, max_length=config.max_length)
-    if config.model_type == "whisper":  # two spectrogram frames of 10 ms per position
+    if config.model_type == WHISPER:  # two spectrogram frames of 10 ms per position
         return WhisperFeatureExtractor(config.num_mel_bins, chunk_length=config.max_source_positions // 50)
     raise ValueError(f"audio backbone {config.model_type!r} has no feature extractor: save one with its weights")
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
-from .towers_mmbalance import TowerFeatures, input_shape, tower_features, tower_of
+from .towers_mmbalance import WHISPER, TowerFeatures, input_shape, tower_features, tower_of
 
 
 logger = logging.get_logger(__name__)
@@ -18,6 +18,8 @@ logger = logging.get_logger(__name__)
 UNKNOWN_MARGIN = 20.0
 #: Name that transformers gives to the parameter that weights an audio tower's hidden states.
 LAYER_WEIGHTS = "layer_weights"
+#: Audio towers whose classifiers average over all tokens, including padding.
+UNMASKED_CLASSIFIERS = (WHISPER,)
 #: Towers with a pooler that their classifiers do not use.
 TOKEN_CLASSIFIERS = ("siglip_vision_model",)
 #: Largest difference allowed between a classifier's logits and its reused head's, relative to the largest logit.
@@ -110,6 +112,12 @@ def label_log_probs(head: nn.Module, features: torch.Tensor) -> torch.Tensor:
 def class_logits(head: nn.Module, log_probs: torch.Tensor) -> torch.Tensor:
     """Return logits of the classes `(B, C)` from the result of [`label_log_probs`], pooled over frames or not."""
     return head.class_logits(log_probs) if isinstance(head, SourceHead) else log_probs
+
+
+def mask_for(head: nn.Module | None, tower: PreTrainedModel, audio_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Return the mask under which a tower's tokens are averaged for its head: Whisper's classifiers use none."""
+    unmasked = isinstance(head, SourceHead) and tower.config.model_type in UNMASKED_CLASSIFIERS
+    return None if unmasked else audio_mask
 
 
 def features_for(head: nn.Module, tower: PreTrainedModel, features: TowerFeatures) -> TowerFeatures:

@@ -1,6 +1,8 @@
 """Towers: one feature per clip from a backbone, pooled over tokens and frames."""
 
+import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,10 +24,9 @@ CLAP = "clap"
 CLAP_AUDIO = "clap_audio_model"
 CLAP_FIRST_NORM = "audio_encoder.batch_norm."  # built after the layers, but applied to the spectrogram
 VIT_MAE = "vit_mae"
-# Audio towers whose classifiers average over all tokens, including padding.
-UNMASKED_CLASSIFIERS = ("whisper",)
+WHISPER = "whisper"
 # Sinusoidal positions, which transformers never trains, by type of tower.
-FIXED_PARAMETERS = {"whisper": "embed_positions.weight", VIT_MAE: "embeddings.position_embeddings"}
+FIXED_PARAMETERS = {WHISPER: "embed_positions.weight", VIT_MAE: "embeddings.position_embeddings"}
 # Name that transformers gives to the method that shortens a mask of raw audio as the model's convolutions do.
 TOKEN_MASK = "_get_feature_vector_attention_mask"
 # Towers of raw audio in which masked padding changes nothing, unless a norm runs over time.
@@ -44,7 +45,7 @@ def frames_per_clip(config: PreTrainedConfig) -> int | None:
 
 def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
     """Build a backbone with random weights from its config: of Whisper only the encoder, of CLAP the audio model."""
-    if config.model_type == "whisper":
+    if config.model_type == WHISPER:
         from transformers.models.whisper.modeling_whisper import WhisperEncoder  # not exported by transformers
 
         return WhisperEncoder._from_config(config)
@@ -60,7 +61,7 @@ def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
 def tower_of(model: PreTrainedModel, modality: str) -> PreTrainedModel:
     """Return the part of a loaded model that serves as the tower: no classification head, decoder or text model."""
     base: Any = model.base_model
-    if base.config.model_type == "whisper":
+    if base.config.model_type == WHISPER:
         return getattr(base, "encoder", base)
     part = getattr(base, f"{modality}_model", None)  # CLIP, SigLIP and CLAP also have one for text
     return part if isinstance(part, PreTrainedModel) else base
@@ -83,11 +84,15 @@ def tower_width(config: PreTrainedConfig) -> int:
     """
     config = config.audio_config if config.model_type == CLAP else config
     width = getattr(config, "hidden_size", None)
-    return width if isinstance(width, int) else _measured_width(config)
+    if isinstance(width, int):
+        return width
+    return _measured_width(type(config), config.to_json_string())  # type: ignore[arg-type]  # a class is hashable
 
 
-def _measured_width(config: PreTrainedConfig) -> int:
+@lru_cache(maxsize=16)  # a model asks several times, and building a tower takes part of a second
+def _measured_width(config_class: Any, content: str) -> int:
     """Run the tower on torch's meta device, which computes shapes only, and return the width of its features."""
+    config = config_class.from_dict(json.loads(content))
     try:
         with torch.device("meta"), torch.no_grad():
             tower = build_tower(config).eval()
@@ -114,7 +119,7 @@ def spectrogram_shape(config: PreTrainedConfig) -> tuple[int | None, ...] | None
     """Return the shape of one clip's spectrogram, with `None` for an axis of any length; `None` for raw audio."""
     if config.model_type == "audio-spectrogram-transformer":
         return (config.max_length, config.num_mel_bins)
-    if config.model_type == "whisper":
+    if config.model_type == WHISPER:
         return (config.num_mel_bins, 2 * config.max_source_positions)
     if config.model_type == CLAP_AUDIO:
         return (4 if config.enable_fusion else 1, None, config.num_mel_bins)
@@ -285,7 +290,7 @@ def ignores_masked_padding(config: PreTrainedConfig) -> bool:
     Whisper does, since its input always has the same length. A norm over time (`feat_extract_norm="group"`, as in
     Wav2Vec2-base, or a batch norm) is affected by the padding.
     """
-    if config.model_type == "whisper":
+    if config.model_type == WHISPER:
         return True
     if config.model_type not in MASKED_BACKBONES:
         return False
@@ -370,7 +375,7 @@ def tower_features(
 
 def _token_mask(tower: Any, outputs: ModelOutput, audio_mask: torch.Tensor) -> torch.Tensor | None:
     """Return `(B, T)` bool, the tokens of audio, not padding; `None` if the tower uses no mask."""
-    if tower.config.model_type == "whisper":
+    if tower.config.model_type == WHISPER:
         return audio_mask[:, ::2].bool()  # two spectrogram frames per token
     if not hasattr(tower, TOKEN_MASK):
         return None
